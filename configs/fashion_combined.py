@@ -1,0 +1,71 @@
+"""Kaleido on Fashion-MNIST garments placed on a 32x32 canvas: the quickstart.
+
+Command:  python -m kaleido_jax.main --config=configs/fashion_combined.py --workdir=runs/fashion
+Hardware: two CPU cores.
+"""
+
+from kaleido_jax.config import UNet, default_config, to_config_dict
+
+
+def get_config():
+    config = default_config()
+    config.name = "fashion_combined"
+
+    # The paper's combined latents plus the blob, so that the grid can show the ellipse too.
+    config.latents.segments = ("text", "bbox", "blob", "voken")
+    config.latents.num_vokens = 64  # codebook of the fitted residual quantiser
+    config.latents.vokens_per_image = 8
+    config.latents.max_tokens = 84  # the longest z of 22,000 has 80
+
+    # Two orders of magnitude below T5-small; no pretrained T5 of this size exists, so the encoder trains.
+    t5 = config.model.t5
+    t5.vocabulary = "fashion"
+    t5.d_model, t5.d_ff, t5.num_heads, t5.head_dim = 96, 192, 4, 24
+    t5.num_encoder_layers, t5.num_decoder_layers = 1, 3
+    t5.encoder.trainable = True
+
+    # 32 px outside, 16 px inside, as 256 around 64 in the paper.
+    inner = UNet(
+        image_size=16,
+        channels=(32, 64, 96),  # 16, 8, 4 px
+        num_res_blocks=(1, 1, 1),
+        num_attn_layers=(0, 1, 1),
+        emb_channels=128,
+        num_groups=8,
+        text_proj_channels=96,
+        num_text_layers=1,
+    )
+    outer = UNet(
+        image_size=32,
+        channels=(16, 32),  # 32, 16 px
+        num_res_blocks=(1, 1),
+        num_attn_layers=(0, 0),
+        attention_ffn=False,
+        mid_blocks=False,
+        emb_channels=128,
+        num_groups=8,
+        inner=inner,
+    )
+    config.model.denoiser = to_config_dict(outer)
+    config.model.precision = "float32"  # bfloat16 brings nothing on CPU
+
+    config.data.source = "fashion"
+    config.data.caption_tokens = 8
+    config.data.num_train = 20_000
+    config.data.num_test = 2_000
+
+    train = config.train
+    train.batch_size = 32
+    train.num_steps = 2_000
+    train.learning_rate = 2e-3
+    train.lr_schedule = "cosine"
+    train.warmup_steps = 100
+    train.ema_decay = 0.99
+    train.log_every_steps = 50
+    train.checkpoint_every_steps = 500
+
+    config.sample.sampler = "ddim"
+    config.sample.num_steps = 50
+    config.sample.gamma = 2.0
+    config.eval.protocol = "quickstart"
+    return config

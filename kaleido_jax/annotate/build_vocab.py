@@ -1,0 +1,90 @@
+"""Makes the fashion vocabulary: python -m kaleido_jax.annotate.build_vocab --out=FILE.
+
+A sentencepiece unigram model in T5's style whose words are the annotator's, small enough for a tiny prior.
+The shipped one is kaleido_jax/assets/fashion/spiece.model.
+"""
+
+import argparse
+import io
+import logging
+import math
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from kaleido_jax.annotate import fashion
+from kaleido_jax.data.records import write_atomically
+from kaleido_jax.data.sources import open_source
+from kaleido_jax.latents.grammar import serialise
+
+MAX_PIECES = 250  # two blocks of 128 table rows hold them; the trainer finds that fewer are worth having
+NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time
+# Characters a typed caption may hold. "|" and "#" only part segments and vokens.
+_CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
+# Added after the training, which never joins words: one token instead of two before each number but the first
+# of a box, and the segment separator, whose bar is deliberately no piece on its own.
+_JOINTS = (",▁", "▁|")
+
+
+def build(num_examples: int = NUM_EXAMPLES) -> bytes:
+    """The model file's bytes; the same on every call."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=_corpus(num_examples),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=MAX_PIECES,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        normalization_rule_name="nmt_nfkc",
+        split_digits=True,
+        required_chars=_CHARACTERS,
+        character_coverage=1.0,
+        num_threads=1,  # sums in another order would change the scores
+        minloglevel=2,
+    )
+    return _with_joints(model.getvalue())
+
+
+def _corpus(num_examples) -> Iterator[str]:
+    source = open_source("fashion", "train", num_examples=num_examples, seed=0)
+    for index in range(num_examples):
+        example = source[index]
+        yield example.caption
+        z = fashion.annotate(example.image, example.caption)
+        for segment in ("text", "bbox", "blob"):
+            yield serialise(z, (segment,))
+    # Words of the closed sets that no example happened to need must be pieces too.
+    for table in fashion.TABLES:
+        for _, word in table:
+            yield from [word] * (num_examples // 20)
+
+
+def _with_joints(model):
+    from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only this tool uses
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for joint in _JOINTS:
+        # As probable as a very common word, hence always cheaper than its two halves.
+        proto.pieces.add(piece=joint, score=math.log(0.05))
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString(deterministic=True)
+
+
+def main():
+    """Writes the vocabulary to --out."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    out = parser.parse_args().out
+    write_atomically(out, build())
+    logging.info("wrote %s", out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Records -> batches with Grain: shuffled, split over processes, read by threads, resumable to the sample."""
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from kaleido_jax.data.records import Records, decode_image
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.grammar import join_segments
+from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.types import check_segments
+
+_BUFFERED_BATCHES = 4  # read ahead while the device computes
+
+
+def make_loader(
+    records: Records,
+    *,
+    segments: Sequence[str],
+    tokenizer: Tokenizer,
+    batch_size: int,
+    caption_tokens: int,
+    latents_tokens: int,
+    seed: int,
+    shuffle: bool = True,
+    num_epochs: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+    num_threads: int = 4,
+) -> grain.DatasetIterator:
+    """An iterator of batches with get_state() and set_state(); the last incomplete batch is left out.
+
+    A batch of B = batch_size / process_count samples, as numpy arrays (without segments no `decoder_*`):
+
+      encoder_input_tokens   (B, caption_tokens) int32    caption and eos, padded with 0
+      decoder_target_tokens  (B, latents_tokens) int32    z and eos, padded with 0
+      decoder_input_tokens   (B, latents_tokens) int32    the targets shifted right by a 0
+      decoder_loss_weights   (B, latents_tokens) float32  1 where the target is valid
+      image                  (B, H, W, 3) float32         in the model range
+      sample_id              (B,) int64                   index of the record
+
+    Args:
+      records: as of open_records.
+      segments: latents in z; () for the baseline.
+      tokenizer: the records' vocabulary.
+      batch_size: samples of all processes together.
+      caption_tokens: bucket length of c, eos included.
+      latents_tokens: bucket length of z, eos included.
+      seed: of the order, 0..2**32-1; each epoch has its own.
+      shuffle: False keeps the records' order.
+      num_epochs: None never ends.
+      process_index: this process's share of every batch.
+      process_count: all processes' batches together are the same samples whatever their number.
+      start: batches to skip, without reading them.
+      num_threads: that read and decode records.
+
+    Raises:
+      UserError: a sample longer than its bucket (named, before the first batch), or sizes that do not divide.
+    """
+    segments = check_segments(segments)
+    _check_lengths(records, segments, tokenizer, caption_tokens, latents_tokens)
+    if batch_size % process_count:
+        raise user_error(
+            f"train.batch_size = {batch_size}", f"a multiple of {process_count} processes", "change it"
+        )
+
+    def read(index):
+        record = records[int(index)]
+        image = {"image": to_model_range(decode_image(record.image)), "sample_id": np.int64(index)}
+        return _tokens(record, segments, tokenizer, caption_tokens, latents_tokens) | image
+
+    order = grain.MapDataset.range(len(records))
+    if shuffle:
+        order = order.shuffle(seed=seed)
+    # Repeat before the split and the batch, so that neither depends on how the records divide.
+    mine = order.repeat(num_epochs)[process_index::process_count]
+    batches = mine.map(read).batch(batch_size // process_count, drop_remainder=True)[start:]
+    if not len(batches):
+        raise user_error(f"{len(records)} records", f"a full batch of {batch_size}", "lower train.batch_size")
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=_BUFFERED_BATCHES)
+    return iter(batches.to_iter_dataset(options))
+
+
+def to_model_range(image: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
+    """uint8 -> float32 in the range the denoiser sees: (image - 127) / 128, about -1..1."""
+    return (image.astype(np.float32) - 127) / 128
+
+
+def pad_tokens(ids: Sequence[int], length: int, name: str, sample: str, field: str) -> np.ndarray:
+    """Ids padded with 0 to int32 (length,).
+
+    Raises:
+      UserError: there are more; names the sample, what was too long and the config field to change.
+    """
+    if len(ids) > length:
+        raise user_error(
+            f"{name} of sample {sample} has {len(ids)} tokens",
+            f"at most {field} = {length}",
+            f"raise {field} or drop the sample",
+        )
+    padded = np.zeros(length, np.int32)
+    padded[: len(ids)] = ids
+    return padded
+
+
+def _tokens(record, segments, tokenizer, caption_tokens, latents_tokens):
+    caption = [*record.caption_tokens, tokenizer.eos_id]
+    tokens = {
+        "encoder_input_tokens": pad_tokens(
+            caption, caption_tokens, "caption", record.id, "data.caption_tokens"
+        )
+    }
+    if segments:
+        ids = join_segments(record.tokens, segments, tokenizer)
+        target = pad_tokens(ids, latents_tokens, "latents", record.id, "latents.max_tokens")
+        tokens |= {
+            "decoder_target_tokens": target,
+            "decoder_input_tokens": np.concatenate([np.zeros(1, np.int32), target[:-1]]),
+            "decoder_loss_weights": (np.arange(latents_tokens) < len(ids)).astype(np.float32),
+        }
+    return tokens
+
+
+def _check_lengths(records, segments, tokenizer, caption_tokens, latents_tokens):
+    longest = records.manifest.max_tokens
+    joined = longest[" | ".join(segments)] if segments else 0
+    if longest["caption"] <= caption_tokens and joined <= latents_tokens:
+        return
+    for index in range(len(records)):  # some sample is too long: better found now than hours into a run
+        _tokens(records[index], segments, tokenizer, caption_tokens, latents_tokens)

@@ -1,0 +1,293 @@
+"""Records: ArrayRecord shards of images, captions, latents and their tokens, and the manifest beside them.
+
+A file is written under a temporary name and renamed: a reader sees the old one or the new one, never a half.
+"""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import UInt8
+from PIL import Image
+
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.types import Latents, check_segments
+
+VERSION = 1  # of the record and manifest layout
+MANIFEST = "manifest.json"
+_REMAKE = "make the records again with `annotate`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One stored example."""
+
+    id: str
+    image: bytes  # PNG, square RGB
+    caption: str
+    caption_tokens: list[int]  # without eos
+    latents: Latents
+    tokens: dict[str, list[int]]  # segment -> ids without separator and eos
+    provenance: dict[str, str]  # who made the latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One ArrayRecord file as the manifest lists it."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of records holds and how it was made."""
+
+    version: int
+    source: dict  # name, split, num_examples, seed, image_size (px)
+    annotator: str
+    quantiser: str  # fingerprint of the vokens' quantiser
+    vocabulary: str  # fingerprint of the tokenizer
+    num_vokens: int  # voken rows of that tokenizer
+    counts: dict[str, int]  # segment -> records that hold it
+    max_tokens: dict[
+        str, int
+    ]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
+    dropped: int  # examples left out because their caption or latents were too long
+    shards: list[Shard]
+    date: str  # UTC, ISO 8601
+
+    @property
+    def num_records(self) -> int:
+        """Records in all shards."""
+        return sum(shard.records for shard in self.shards)
+
+
+class Records:
+    """Random access to the records of one folder; made by open_records, safe to read from several threads."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        """Opens no file until the first record is asked for."""
+        self.manifest = manifest
+        self._folder = folder
+        self._source = ArrayRecordDataSource(
+            [_Instruction.of(folder, s) for s in manifest.shards if s.records]
+        )
+
+    def __len__(self) -> int:
+        return self.manifest.num_records
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            return unpack(self._source[int(index)])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise user_error(
+                f"record {index} in {self._folder} is damaged", "the shards as annotated", _REMAKE
+            ) from error
+
+
+# ------------------------------------------------------------------------------------------------ writing
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it becomes `path` at the end and is removed after an error.
+
+    The name is unique, so several processes may write the same file at once; the last one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a whole file in one step, making its folder if need be."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_shard(path: Path, records: Iterable[Record]) -> Shard:
+    """Writes one shard; the same records give the same bytes."""
+    count = 0
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(
+            str(temporary), "group_size:1"
+        )  # one a group: random access reads just one
+        try:
+            for record in records:
+                writer.write(pack(record))
+                count += 1
+        finally:
+            writer.close()
+        size, digest = temporary.stat().st_size, _sha256(temporary)
+    return Shard(file=path.name, records=count, bytes=size, sha256=digest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json, unless it says the same already (but for its date)."""
+    path = folder / MANIFEST
+    if path.exists():
+        try:
+            old = read_manifest(folder)
+        except UserError:  # damaged or of another version: it is replaced
+            old = None
+        if old is not None and asdict(old) | {"date": ""} == asdict(manifest) | {"date": ""}:
+            return
+    write_atomically(path, json.dumps(asdict(manifest), indent=2).encode())
+
+
+def pack(record: Record) -> bytes:
+    """One record as msgpack."""
+    plain = {f.name: getattr(record, f.name) for f in fields(record)}
+    return msgpack.packb(plain | {"latents": record.latents.to_json()})
+
+
+def unpack(payload: bytes) -> Record:
+    """The record in a msgpack payload.
+
+    Raises:
+      ValueError, TypeError or KeyError: it is none.
+    """
+    plain = msgpack.unpackb(payload)
+    return Record(**plain | {"latents": Latents.from_json(plain["latents"])})
+
+
+def encode_image(image: UInt8[np.ndarray, "s s 3"]) -> bytes:
+    """PNG bytes, lossless."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "png", compress_level=6)
+    return out.getvalue()
+
+
+def decode_image(png: bytes) -> UInt8[np.ndarray, "s s 3"]:
+    """The image in PNG bytes."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+# ------------------------------------------------------------------------------------------------ reading
+def open_records(
+    folder: Path | str,
+    *,
+    segments: Sequence[str],
+    tokenizer: Tokenizer,
+    image_size: int,
+    verify: str = "full",
+) -> Records:
+    """The records of one split, after checking that they are whole and made for this use.
+
+    Args:
+      folder: holds manifest.json and the shards, e.g. RECORDS/train.
+      segments: segments that every record must hold; () for the baseline.
+      tokenizer: must be the vocabulary of the stored tokens.
+      image_size: px, side of the stored images.
+      verify: "full" compares every shard's sha256, "size" only its length in bytes.
+
+    Raises:
+      UserError: a missing folder or file, a damaged shard (named), or records made for another use.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    _check_use(folder, manifest, check_segments(segments), tokenizer, image_size)
+    for shard in manifest.shards:
+        _check_shard(folder / shard.file, shard, verify)
+    return Records(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of records.
+
+    Raises:
+      UserError: it is missing, damaged or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        splits = ", ".join(sorted(str(p.parent) for p in folder.glob(f"*/{MANIFEST}")))
+        do = f"name one of {splits}" if splits else "correct the folder, or make records with `annotate`"
+        raise user_error(f"no {MANIFEST} in {folder}", "a folder of records", do)
+    try:
+        plain = json.loads(path.read_text())
+        version = plain["version"]
+        manifest = Manifest(**plain | {"shards": [Shard(**s) for s in plain["shards"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise user_error(f"{path} is damaged", "a manifest written by annotate", _REMAKE) from error
+    if version != VERSION:
+        raise user_error(f"{path} of version {version}", f"version {VERSION}", _REMAKE)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    """What ArrayRecordDataSource wants to know of a file, so that it opens none before it is read."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+    @staticmethod
+    def of(folder, shard):
+        return _Instruction(str(folder / shard.file), 0, shard.records, shard.records)
+
+
+def _check_use(folder, manifest, segments, tokenizer, image_size):
+    missing = [s for s in segments if manifest.counts.get(s, 0) < manifest.num_records]
+    have = ", ".join(s for s, count in manifest.counts.items() if count == manifest.num_records) or "none"
+    if missing:
+        raise user_error(
+            f"records in {folder} without {', '.join(missing)} (they hold {have})",
+            f"latents.segments = {tuple(segments)}",
+            "annotate with these segments, or take them out of latents.segments",
+        )
+    if manifest.vocabulary != tokenizer.fingerprint:
+        raise user_error(
+            f"records in {folder} made with vocabulary {manifest.vocabulary} ({manifest.num_vokens} vokens)",
+            f"{tokenizer.fingerprint} ({tokenizer.num_vokens} vokens)",
+            "correct model.t5.vocabulary or latents.num_vokens, or annotate again",
+        )
+    if manifest.source["image_size"] != image_size:
+        raise user_error(
+            f"records in {folder} of {manifest.source['image_size']} px",
+            f"{image_size} px as the outermost denoiser",
+            "annotate at that size, or change the config",
+        )
+
+
+def _check_shard(path, shard, verify):
+    if not path.exists():
+        raise user_error(f"shard {path} is missing", f"{shard.bytes} bytes as in {MANIFEST}", _REMAKE)
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise user_error(f"shard {path} is damaged ({size} bytes)", f"{shard.bytes} bytes", _REMAKE)
+    if verify == "full" and _sha256(path) != shard.sha256:
+        raise user_error(f"shard {path} is damaged", f"the sha256 in {MANIFEST}", f"delete it and {_REMAKE}")
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def longest(lengths: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The largest value of each key."""
+    out: dict[str, int] = {}
+    for entry in lengths:
+        for key, value in entry.items():
+            out[key] = max(value, out.get(key, 0))
+    return out

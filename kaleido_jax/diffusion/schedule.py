@@ -1,0 +1,64 @@
+"""Discrete noise schedules gamma = alpha^2 (MDM, section 4), made in float64 and stored as float32."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+MAX_BETA = 0.999
+
+
+def squared_cosine(num_steps: int) -> np.ndarray:
+    """cos^2 with the betas capped at 0.999 (Nichol & Dhariwal 2021), the schedule of MDM and Kaleido."""
+    s = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    alpha_bar = np.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+    beta = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], MAX_BETA)
+    return np.exp(np.cumsum(np.log1p(-beta)))
+
+
+def cosine(num_steps: int) -> np.ndarray:
+    """logSNR(u) = -2 ln tan(a u + b) from +5 to -5."""
+    b = math.atan(math.exp(-2.5))
+    a = math.atan(math.exp(2.5)) - b
+    log_snr = -2 * np.log(np.tan(a * np.linspace(0, 1, num_steps) + b))
+    return 1 / (1 + np.exp(-log_snr))
+
+
+def linear(num_steps: int) -> np.ndarray:
+    """Beta linear from 1e-4 to 0.02 (Ho et al. 2020)."""
+    return np.cumprod(1 - np.linspace(1e-4, 0.02, num_steps, dtype=np.float64))
+
+
+SCHEDULES = {"squared_cosine": squared_cosine, "cosine": cosine, "linear": linear}
+
+
+def make_gammas(schedule: str, num_steps: int) -> np.ndarray:
+    """gamma[k] for k = 0..N, float32 (N+1,), with gamma[0] = 1 (no noise)."""
+    return np.concatenate([[1.0], SCHEDULES[schedule](num_steps)]).astype(np.float32)
+
+
+def shift(gamma: Float[Array, "..."], scale: int, power: float = 1.0) -> Float[Array, "..."]:
+    """Gamma at a resolution `scale` times the innermost: SNR' = SNR / scale^power.
+
+    gamma / (gamma + (1 - gamma) scale^power) is the same and needs no care at gamma = 1, where SNR is infinite.
+    """
+    if scale == 1:
+        return gamma
+    return gamma / (gamma + (1 - gamma) * scale**power)
+
+
+def step_list(num_steps: int, num_inference_steps: int, start_at_n: bool = False) -> np.ndarray:
+    """Steps t_n > ... > t_0 = 0 of a sampler with n steps, int32 (n+1,).
+
+    MDM's list is round_half_even(j (N+1)/(n+1)), whose first entry is not N (997 of 1000 for n = 250);
+    `start_at_n` spaces them evenly from N instead.
+    """
+    j = np.arange(num_inference_steps, -1, -1)
+    ratio = num_steps / num_inference_steps if start_at_n else (num_steps + 1) / (num_inference_steps + 1)
+    return np.round(j * ratio).astype(np.int32)
+
+
+def log_snr(gamma: Float[Array, "..."]) -> Float[Array, "..."]:
+    """ln(gamma / (1 - gamma)); +inf at gamma = 1."""
+    return jnp.log(gamma) - jnp.log1p(-gamma)

@@ -1,0 +1,143 @@
+"""How good the quickstart's model is: does an independent judge see the caption's class, do the latents parse, is
+the garment where its sampled box says?
+
+The judge is a small classifier trained here on real placed garments; its own accuracy on held-out ones is reported.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jaxtyping import Array, Float
+
+from kaleido_jax.annotate.voken import FOREGROUND_FROM
+from kaleido_jax.config import Config
+from kaleido_jax.data.loader import to_model_range
+from kaleido_jax.data.records import write_atomically
+from kaleido_jax.data.sources import open_source
+from kaleido_jax.latents.geometry import box_iou, mask_to_box
+from kaleido_jax.pipeline import KaleidoPipeline, to_uint8
+from kaleido_jax.randomness import purpose_key
+
+JUDGE_BATCH = 128
+REAL_IMAGES = (10_000, 2_000)  # placed garments that train and test the judge
+
+
+class Judge(nn.Module):
+    """Four convolutions; knows nothing of captions or latents."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b n"]:
+        """Logits."""
+        for width, stride in ((16, 1), (32, 2), (64, 2), (96, 2)):
+            x = nn.relu(nn.GroupNorm(8)(nn.Conv(width, (3, 3), (stride, stride))(x)))
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
+    """(path, report) of eval/quickstart.json, measured unless it belongs to the latest checkpoint and this eval.
+
+    The report's keys: `judge_accuracy_real` on held-out real images, `judge_accuracy_samples` (share of samples seen
+    as their caption's class), `latents_parsed` (share), `box_iou_median` and `box_iou_count` (sampled bbox against
+    the box of the drawn garment, over samples whose latents parse), `no_garment` (drawn images without foreground,
+    counted as IoU 0).
+    """
+    path = workdir / "eval" / "quickstart.json"
+    pipeline = KaleidoPipeline.from_workdir(config, workdir)
+    told = {"step": pipeline.step, "seed": config.seed, "eval": dataclasses.asdict(config.eval)}
+    if path.exists():
+        report = json.loads(path.read_text())
+        if report["of"] == told:
+            return path, report
+    source = open_source(
+        config.data.source, "test", num_examples=1, seed=config.seed, image_size=config.model.denoiser.image_size
+    )
+    judge, real_accuracy = train_judge(config, source.class_names)
+    labels = np.arange(config.eval.num_samples) % len(source.class_names)
+    captions = [source.class_names[label] for label in labels]
+    report = {"of": told, "judge_accuracy_real": real_accuracy}
+    report |= _measure_samples(pipeline, config, judge, captions, labels)
+    write_atomically(path, json.dumps(report, indent=2).encode())
+    return path, report
+
+
+def _measure_samples(pipeline, config, judge, captions, labels):
+    logging.info("drawing %d samples at gamma %g", len(captions), config.eval.gamma)
+    settings = dataclasses.replace(
+        config.sample, sampler="ddim", ddim_eta=0.0, num_steps=config.eval.num_steps, gamma=config.eval.gamma
+    )
+    rows = pipeline.sample_latents(captions, seed=config.seed) if config.latents.segments else None
+    tokens = [row.tokens for row in rows] if rows else None
+    images = to_uint8(pipeline.draw(captions, tokens, seed=config.seed, sample=settings))
+    report = {"judge_accuracy_samples": float(np.mean(judge(images) == labels))}
+    if not rows:
+        return report
+    parsed = [row.latents is not None for row in rows]
+    boxed = [i for i, row in enumerate(rows) if row.latents is not None and row.latents.bbox]
+    overlaps = [_overlap(images[i], rows[i].latents.bbox[0].box) for i in boxed]
+    found = [overlap for overlap in overlaps if overlap is not None]
+    return report | {
+        "latents_parsed": float(np.mean(parsed)),
+        "box_iou_median": float(np.median([overlap or 0.0 for overlap in overlaps])) if overlaps else None,
+        "box_iou_count": len(overlaps),
+        "no_garment": len(overlaps) - len(found),
+    }
+
+
+def _overlap(image, box):
+    mask = image.mean(-1) >= FOREGROUND_FROM
+    return float(box_iou(np.asarray(mask_to_box(mask)), np.asarray(box))) if mask.any() else None
+
+
+# --------------------------------------------------------------------------------------------- the judge
+def train_judge(config: Config, class_names: tuple[str, ...]):
+    """(images uint8 -> labels, accuracy on held-out real images)."""
+    size = config.model.denoiser.image_size
+    data = {
+        split: _real_images(config.data.source, split, number, config.seed, size)
+        for split, number in zip(("train", "test"), REAL_IMAGES, strict=True)
+    }
+    judge, optimizer = Judge(len(class_names)), optax.adam(optax.cosine_decay_schedule(2e-3, config.eval.classifier_steps))
+    params = judge.init(purpose_key(config.seed, "judge"), jnp.zeros((1, size, size, 3)))
+    state = (params, optimizer.init(params))
+
+    @jax.jit
+    def step(state, images, labels):
+        def loss(params):
+            logits = judge.apply(params, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        grads = jax.grad(loss)(state[0])
+        updates, opt_state = optimizer.update(grads, state[1])
+        return optax.apply_updates(state[0], updates), opt_state
+
+    images, labels = data["train"]
+    logging.info("training the judge for %d steps", config.eval.classifier_steps)
+    for i in range(config.eval.classifier_steps):
+        rows = np.asarray(jax.random.randint(purpose_key(config.seed, f"judge{i}"), (JUDGE_BATCH,), 0, len(labels)))
+        state = step(state, to_model_range(images[rows]), labels[rows])
+    predict = jax.jit(lambda x: judge.apply(state[0], x).argmax(-1))
+
+    def classify(images):
+        return np.concatenate([np.asarray(predict(to_model_range(x))) for x in np.array_split(images, _parts(images))])
+
+    test_images, test_labels = data["test"]
+    return classify, float(np.mean(classify(test_images) == test_labels))
+
+
+def _parts(images):
+    return max(1, len(images) // 250)
+
+
+def _real_images(name, split, number, seed, size):
+    source = open_source(name, split, num_examples=number, seed=seed, image_size=size)
+    images = np.stack([source[i].image for i in range(number)])
+    return images, np.asarray([source.label(i) for i in range(number)])

@@ -1,0 +1,191 @@
+"""A sentencepiece vocabulary as T5 uses it: pad 0, eos 1, unk 2, sentinels and vokens after the pieces.
+
+Rows of the token table: pieces | extra ids (sentinels) | padding to a multiple of 128 | one row a voken.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import sentencepiece
+
+from kaleido_jax.errors import user_error
+
+ROW_MULTIPLE = 128  # table rows are padded to this, so that they shard evenly (T5: 32100 -> 32128)
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+SHIPPED = {
+    "t5": ("assets/t5/spiece.model", 100),
+    "fashion": ("assets/fashion/spiece.model", 0),
+}  # file, extra ids
+
+
+class Tokenizer:
+    """Text <-> ids with seqio's method names, plus the rows of the vokens.
+
+    Control strings in the text ("</s>", "<extra_id_0>", "I17") are ordinary text, never control ids.
+    """
+
+    def __init__(self, model_path, extra_ids: int = 100, num_vokens: int = 8192):
+        """Loads a sentencepiece model file.
+
+        Args:
+          model_path: path of the file.
+          extra_ids: number of sentinels counted after the pieces (100 in every T5).
+          num_vokens: entries of the voken codebook, one new row each.
+
+        Raises:
+          UserError: no such file, not a sentencepiece model, or other pad/eos/unk ids than T5's.
+        """
+        model = _read(model_path)
+        self._pieces = _load(model, model_path)
+        self.extra_ids = extra_ids
+        self.num_vokens = num_vokens
+        self.fingerprint = _fingerprint(model, extra_ids, num_vokens)
+        self.base_rows = round_up(self.num_pieces + extra_ids, ROW_MULTIPLE)
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces in the model file (T5: 32000)."""
+        return self._pieces.get_piece_size()
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces plus extra ids (T5: 32100); the vokens are not counted."""
+        return self.num_pieces + self.extra_ids
+
+    @property
+    def rows(self) -> int:
+        """Rows of the prior's token table: base_rows + num_vokens (T5 with 8192 vokens: 40320)."""
+        return self.base_rows + self.num_vokens
+
+    @property
+    def pad_id(self) -> int:
+        """0, which also starts the decoder."""
+        return PAD_ID
+
+    @property
+    def eos_id(self) -> int:
+        """1, the end of every sequence."""
+        return EOS_ID
+
+    @property
+    def unk_id(self) -> int:
+        """2, for characters the vocabulary does not know."""
+        return UNK_ID
+
+    @property
+    def hash_id(self) -> int:
+        """The id of "#", which joins vokens (T5: 4663).
+
+        Raises:
+          UserError: the vocabulary has no such piece.
+        """
+        found = self._pieces.piece_to_id("#")
+        if found == UNK_ID:
+            raise user_error(
+                "a vocabulary without the piece '#'", "one that has it", "use another model file"
+            )
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without eos; unknown characters become unk."""
+        return self._pieces.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids up to the first eos; vokens are shown as "I17", sentinels as "<extra_id_0>".
+
+        Raises:
+          UserError: an id outside the table.
+        """
+        out, run, num_pieces = [], [], self.num_pieces
+        for token in _until_eos(ids):
+            if 0 <= token < num_pieces:
+                run.append(int(token))
+            else:
+                out += [self._pieces.decode(run), self._show(int(token))]
+                run = []
+        return "".join([*out, self._pieces.decode(run)])
+
+    def piece(self, token: int) -> str:
+        """How one id is written inside the vocabulary, "▁" for a space; for people and for grammars."""
+        return self._pieces.id_to_piece(int(token)) if token < self.num_pieces else self._show(int(token))
+
+    def voken_id(self, index: int) -> int:
+        """The id of codebook entry `index`.
+
+        Raises:
+          UserError: index outside 0..num_vokens-1.
+        """
+        if not 0 <= index < self.num_vokens:
+            raise user_error(f"voken {index}", f"0..{self.num_vokens - 1}", "use the matching codebook")
+        return self.base_rows + int(index)
+
+    def voken_index(self, token: int) -> int | None:
+        """The codebook entry of an id, None if the id is no voken."""
+        return int(token) - self.base_rows if self.base_rows <= token < self.rows else None
+
+    def _show(self, token):
+        index = self.voken_index(token)
+        if index is not None:
+            return f"I{index}"
+        if self.num_pieces <= token < self.vocab_size:
+            return f"<extra_id_{self.vocab_size - 1 - token}>"  # T5 counts its sentinels downwards
+        raise user_error(
+            f"token id {token}", f"ids of the {self.rows} rows in use", "use the matching vocabulary"
+        )
+
+
+def load_tokenizer(name_or_path: str, num_vokens: int) -> Tokenizer:
+    """A shipped vocabulary ("t5" with 100 extra ids, "fashion" with none) or a file with 100 extra ids.
+
+    Raises:
+      UserError: the file is missing or is no sentencepiece model.
+    """
+    if name_or_path in SHIPPED:
+        file, extra_ids = SHIPPED[name_or_path]
+        return Tokenizer(resources.files("kaleido_jax").joinpath(file), extra_ids, num_vokens)
+    return Tokenizer(Path(name_or_path), 100, num_vokens)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below value."""
+    return -(-value // multiple) * multiple
+
+
+def _until_eos(ids):
+    for token in ids:
+        if token == EOS_ID:
+            return
+        yield token
+
+
+def _read(path):
+    try:
+        return (Path(path) if isinstance(path, str) else path).read_bytes()
+    except OSError as error:
+        raise user_error(
+            f"vocabulary {path} cannot be read ({error.strerror})",
+            "a sentencepiece model file",
+            "correct the path",
+        ) from error
+
+
+def _load(model, path):
+    pieces = sentencepiece.SentencePieceProcessor()
+    expected, do = "a sentencepiece model", "download the raw file again"
+    try:
+        # Empty bytes mean "no model yet" to the library and would fail only later.
+        loaded = bool(model) and pieces.LoadFromSerializedProto(model) and pieces.get_piece_size() > UNK_ID
+    except RuntimeError as error:
+        raise user_error(f"{path} ({len(model)} bytes) is not a model file", expected, do) from error
+    if not loaded:
+        raise user_error(f"{path} ({len(model)} bytes) is not a model file", expected, do)
+    special = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
+    if special != (PAD_ID, EOS_ID, UNK_ID):
+        raise user_error(f"{path} with pad, eos, unk = {special}", "0, 1, 2 as in T5", "use a T5 vocabulary")
+    return pieces
+
+
+def _fingerprint(model, extra_ids, num_vokens):
+    return hashlib.sha256(model + f"|{extra_ids}|{num_vokens}".encode()).hexdigest()[:16]

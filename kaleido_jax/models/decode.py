@@ -1,0 +1,91 @@
+"""Sampling z from the prior: one while-loop with a preallocated cache, stopped when every row has ended."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from kaleido_jax.models.t5 import EOS, PAD, LayerCache
+
+StepFn = Callable[[Array, Array, LayerCache], tuple[Array, Array, LayerCache]]
+
+
+def warp_logits(
+    logits: Float[Array, "b v"], temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "b v"]:
+    """Temperature, then top-k, then top-p; tokens that are out get -inf (Hugging Face's order).
+
+    `top_p` keeps the smallest head of the distribution whose mass reaches p, at least one token. Off values:
+    temperature 1, top_k 0, top_p 1.
+    """
+    logits = logits.astype(jnp.float32) / temperature
+    if 0 < top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1.0:
+        order = jnp.argsort(logits, axis=-1)  # ascending: the tail whose mass is <= 1 - p is removed
+        mass = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits, order, -1), -1), -1)
+        remove = (mass <= 1.0 - top_p).at[:, -1].set(False)
+        rank = jnp.argsort(order, axis=-1)
+        logits = jnp.where(jnp.take_along_axis(remove, rank, -1), -jnp.inf, logits)
+    return logits
+
+
+def choose(
+    keys: Key[Array, "b"], logits: Float[Array, "b v"], temperature: float, top_k: int, top_p: float
+) -> Int[Array, "b"]:
+    """One token a row, drawn with that row's own key; temperature 0 takes the most likely."""
+    if temperature == 0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    warped = warp_logits(logits, temperature, top_k, top_p)
+    return jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)
+
+
+def sample_tokens(
+    step: StepFn,
+    cache: LayerCache,
+    keys: Key[Array, "b"],
+    *,
+    max_len: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prefix: Int[Array, "b n"] | None = None,
+) -> Int[Array, "b n"]:
+    """Samples token ids (B, max_len), eos included and padded with 0 behind it.
+
+    Args:
+      step: (token (B,), index, cache) -> (state, float32 logits (B, rows), cache).
+      cache: an empty cache for `max_len` positions.
+      keys: one random key a row; row i depends on nothing but its key and its inputs.
+      max_len: number of positions; a row without eos by then ends cut off.
+      temperature: 0 = greedy.
+      top_k: keep this many tokens; 0 = all.
+      top_p: keep this mass; 1 = all.
+      prefix: ids that are forced where they are not 0 (a locked segment).
+    """
+    rows = keys.shape[0]
+    forced = jnp.zeros((rows, max_len), jnp.int32)
+    if prefix is not None:
+        forced = forced.at[:, : prefix.shape[1]].set(prefix[:, :max_len])
+
+    def unfinished(carry):
+        index, _, _, ended, _ = carry
+        return (index < max_len) & ~ended.all()
+
+    def body(carry):
+        index, token, tokens, ended, cache = carry
+        _, logits, cache = step(token, index, cache)
+        drawn = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, temperature, top_k, top_p)
+        drawn = jnp.where(forced[:, index] != PAD, forced[:, index], drawn)
+        drawn = jnp.where(ended, PAD, drawn)
+        return index + 1, drawn, tokens.at[:, index].set(drawn), ended | (drawn == EOS), cache
+
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32), forced * 0, jnp.zeros(rows, bool), cache)
+    return jax.lax.while_loop(unfinished, body, start)[2]
+
+
+def shift_right(tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
+    """Decoder inputs of given targets: a PAD in front, the last one dropped."""
+    return jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1]

@@ -1,0 +1,105 @@
+"""The joint model: frozen T5 encoder, T5 decoder as the prior p(z | c), and the denoiser p(x | c, z)."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kaleido_jax.config import Config, Model, sample_shapes
+from kaleido_jax.models.nested_unet import build_denoiser
+from kaleido_jax.models.point_net import PointNet
+from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder, LayerCache
+from kaleido_jax.models.unet import Condition
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Kaleido(nn.Module):
+    """Parts under the names `encoder`, `prior` and `denoiser`; without latents (the baseline) there is no prior.
+
+    encoder_rows and prior_rows are token table rows: the encoder's stays as T5 has it, the prior's is longer by
+    the vokens.
+    """
+
+    config: Model
+    encoder_rows: int
+    prior_rows: int
+    has_prior: bool = True
+
+    def setup(self):
+        """Builds the parts in the config's compute dtype."""
+        c, dtype = self.config, DTYPES[self.config.precision]
+        self.encoder = Encoder(c.t5, self.encoder_rows, dtype)
+        if self.has_prior:
+            self.prior = Decoder(c.t5, self.prior_rows, dtype)
+        if c.denoiser is not None:
+            self.denoiser = build_denoiser(c.denoiser, c.t5.d_model, dtype)
+        else:
+            self.denoiser = PointNet(c.point_denoiser, c.t5.d_model, dtype)
+
+    # ------------------------------------------------------------------------------------ the three parts
+    def encode(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
+        """H_c and its mask; padding rows are exactly zero. No gradient unless the encoder is trainable."""
+        mask = tokens != PAD
+        states = self.encoder(tokens) * mask[..., None]
+        return (states if self.config.t5.encoder.trainable else jax.lax.stop_gradient(states)), mask
+
+    def read_latents(self, h_c, c_mask, inputs: Int[Array, "b t"]):
+        """Teacher-forced prior: (H_z (B, Lz, d), float32 logits (B, Lz, rows)) for decoder inputs."""
+        return self.prior(inputs, h_c, c_mask)
+
+    def start_decoding(self, h_c, max_len: int) -> LayerCache:
+        """An empty cache for sampling z."""
+        return self.prior.init_cache(h_c, max_len)
+
+    def decode_step(self, token, index, cache, c_mask):
+        """One cached step of the prior: (state, logits, cache)."""
+        return self.prior.step(token, index, cache, c_mask)
+
+    def condition(self, h_c, c_mask, h_z=None, z_mask=None) -> Condition:
+        """[H_c ; H_z] with the joint mask, turned into what the denoiser needs at every step."""
+        if h_z is None:
+            return self.denoiser.condition(h_c, c_mask)
+        text = jnp.concatenate([h_c, h_z * z_mask[..., None]], axis=1)
+        return self.denoiser.condition(text, jnp.concatenate([c_mask, z_mask], axis=1))
+
+    def denoise(self, images, times, condition: Condition, micros=None):
+        """Predictions at every resolution, high to low, float32."""
+        return self.denoiser(images, times, condition, micros)
+
+    def init_all(self, captions, z, images):
+        """Touches every parameter once; only for `init`."""
+        h_c, c_mask = self.encode(captions)
+        latents = ()
+        if self.has_prior:
+            latents = (self.read_latents(h_c, c_mask, z)[0], z == PAD)
+        return self.denoise(images, z[:, 0], self.condition(h_c, c_mask, *latents))
+
+
+def build_model(config: Config, base_rows: int) -> Kaleido:
+    """The model of an experiment whose vocabulary has `base_rows` token rows before the vokens."""
+    rows = base_rows + config.latents.num_vokens
+    return Kaleido(config.model, base_rows, rows, has_prior=bool(config.latents.segments))
+
+
+def init_params(model: Kaleido, key) -> dict[str, Any]:
+    """Fresh float32 parameters, {"encoder": ..., "prior": ..., "denoiser": ...}, with logical axis metadata.
+
+    Inputs are shapes only, so that no forward pass is compiled.
+    """
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    images = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in sample_shapes(model.config)]
+    return model.lazy_init(key, tokens, tokens, images, method="init_all")["params"]
+
+
+def abstract_params(model: Kaleido) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters, without metadata; nothing is computed."""
+    return nn.meta.unbox(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+
+
+def null_tokens(length: int) -> Int[Array, "1 t"]:
+    """The empty caption, a lone eos: what (c, z) is replaced by when dropped, with every z position masked."""
+    return jnp.zeros((1, length), jnp.int32).at[0, 0].set(EOS)

@@ -1,0 +1,42 @@
+"""A small residual MLP denoiser for data that are points (figure 3 of the paper), with UNet's interface."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from kaleido_jax.config import PointNet as PointNetConfig
+from kaleido_jax.models.unet import Condition, EmbeddingMLP, linear, mean_over_tokens
+
+
+class PointNet(nn.Module):
+    """Time and the pooled text enter every layer by addition."""
+
+    config: PointNetConfig
+    text_channels: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Input, residual layers, zero-initialised output."""
+        c = self.config
+        self.cond_emb = linear(self.text_channels, c.emb_channels, self.dtype)
+        self.time = EmbeddingMLP(c.emb_channels, self.dtype)
+        self.layer_in = linear(c.dim, c.width, self.dtype)
+        self.layers = [linear(c.width, c.width, self.dtype) for _ in range(c.num_layers)]
+        self.embs = [linear(c.emb_channels, c.width, self.dtype) for _ in range(c.num_layers)]
+        self.layer_out = linear(c.width, c.dim, self.dtype, zero=True)
+
+    def condition(self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None) -> Condition:
+        """The mean over valid tokens is all that a point needs of z."""
+        return Condition(
+            pooled=self.cond_emb(mean_over_tokens(text, mask).astype(self.dtype)), keys_values=(), mask=mask
+        )
+
+    def __call__(self, images, times, condition: Condition, micros=None):
+        """As UNet's, with points (B, dim) in a list of one."""
+        emb = nn.silu(self.time(times) + condition.pooled)
+        x = self.layer_in(images[0].astype(self.dtype))
+        for layer, project in zip(self.layers, self.embs, strict=True):
+            x = x + layer(nn.silu(x + project(emb)))
+        return [self.layer_out(nn.silu(x)).astype(jnp.float32)]

@@ -1,0 +1,333 @@
+"""T5 v1.1 encoder and decoder (Raffel et al. 2020; Shazeer 2020) with t5x's parameter names.
+
+Layers are scanned, so every layer leaf has a leading layer axis; the relative bias is one table a stack and
+enters the scan as a constant. Parameters and norms are float32, the rest runs in `dtype`.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from kaleido_jax.config import T5
+from kaleido_jax.models.attention import attend, merge_heads, split_heads
+
+PAD, EOS, UNK = 0, 1, 2  # the decoder starts from PAD
+NUM_BUCKETS, MAX_DISTANCE, NORM_EPS = 32, 128, 1e-6
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def relative_buckets(query_length: int, key_length: int, bidirectional: bool) -> np.ndarray:
+    """Bucket of each (query, key) pair, int32 (query_length, key_length) in 0..31.
+
+    Half of the buckets (of each sign when bidirectional) are exact distances, the rest are spaced
+    logarithmically up to 128. float32 arithmetic as in t5x; equal to Hugging Face's for |distance| <= 300.
+    """
+    relative = np.arange(key_length)[None, :] - np.arange(query_length)[:, None]
+    buckets = NUM_BUCKETS // 2 if bidirectional else NUM_BUCKETS
+    offset = np.where(relative > 0, buckets, 0) if bidirectional else 0
+    distance = np.abs(relative) if bidirectional else np.maximum(-relative, 0)
+    exact = buckets // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps)
+    logarithmic = exact + (ratio / math.log(MAX_DISTANCE / exact) * (buckets - exact)).astype(np.int32)
+    return (offset + np.where(distance < exact, distance, np.minimum(logarithmic, buckets - 1))).astype(np.int32)
+
+
+def _normal(std):
+    return nn.initializers.normal(std)
+
+
+_FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def _dense(features, axes, init, dtype):
+    """A projection without bias; nothing in T5 has one."""
+    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=nn.with_logical_partitioning(init, axes))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * scale, statistics in float32; no mean, no bias."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalises the last axis."""
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x.shape[-1:])
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + NORM_EPS)
+        return normed.astype(self.dtype) * jnp.broadcast_to(scale.astype(self.dtype), x.shape)
+
+
+class RelativeBias(nn.Module):
+    """The table added to self-attention logits, shared by all layers of a stack."""
+
+    num_heads: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_length: int, key_length: int) -> Float[Array, "1 h q k"]:
+        """Bias of every pair of positions."""
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        table = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(init, ("heads", "buckets")),
+            (self.num_heads, NUM_BUCKETS),
+        )
+        return table[:, relative_buckets(query_length, key_length, self.bidirectional)][None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention without scaling: T5 folds 1/sqrt(head_dim) into the query's initialisation."""
+
+    config: T5
+    dtype: Any
+
+    def setup(self):
+        """Projections: inner = heads * head_dim, head-major, which may differ from d_model."""
+        c = self.config
+        inner = c.num_heads * c.head_dim
+        self.query = _dense(inner, ("embed", "heads"), _normal((c.d_model * c.head_dim) ** -0.5), self.dtype)
+        self.key = _dense(inner, ("embed", "heads"), _normal(c.d_model**-0.5), self.dtype)
+        self.value = _dense(inner, ("embed", "heads"), _normal(c.d_model**-0.5), self.dtype)
+        self.out = _dense(c.d_model, ("heads", "embed"), _normal(inner**-0.5), self.dtype)
+
+    def keys_values(self, x: Float[Array, "b t d"]) -> tuple[Array, Array]:
+        """Keys and values of x, each (B, heads, T, head_dim)."""
+        heads = self.config.num_heads
+        return split_heads(self.key(x), heads), split_heads(self.value(x), heads)
+
+    def read(self, x: Float[Array, "b q d"], k, v, bias=None, mask=None) -> Float[Array, "b q d"]:
+        """Attends from x to given keys and values."""
+        q = split_heads(self.query(x), self.config.num_heads)
+        return self.out(merge_heads(attend(q, k, v, bias, mask)))
+
+    def __call__(self, x, source, bias=None, mask=None):
+        """Attends from x to source."""
+        return self.read(x, *self.keys_values(source), bias, mask)
+
+
+class GatedMLP(nn.Module):
+    """(gelu(x wi_0) * (x wi_1)) wo, tanh gelu."""
+
+    config: T5
+    dtype: Any
+
+    def setup(self):
+        """Two branches in, one out."""
+        c = self.config
+        self.wi_0 = _dense(c.d_ff, ("embed", "mlp"), _FAN_IN, self.dtype)
+        self.wi_1 = _dense(c.d_ff, ("embed", "mlp"), _FAN_IN, self.dtype)
+        self.wo = _dense(c.d_model, ("mlp", "embed"), _FAN_IN, self.dtype)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Position-wise."""
+        return self.wo(nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each behind its own norm with a plain residual."""
+
+    config: T5
+    dtype: Any
+
+    def setup(self):
+        """Sub-layers under t5x's names."""
+        self.pre_attention_layer_norm = RMSNorm(self.dtype)
+        self.attention = Attention(self.config, self.dtype)
+        self.pre_mlp_layer_norm = RMSNorm(self.dtype)
+        self.mlp = GatedMLP(self.config, self.dtype)
+
+    def __call__(self, x, bias, mask):
+        """x (B, T, d); returns (x, None) for the scan."""
+        h = self.pre_attention_layer_norm(x)
+        x = x + self.attention(h, h, bias, mask)
+        x = x + self.mlp(self.pre_mlp_layer_norm(x))
+        self.sow("intermediates", "state", x)
+        return x, None
+
+
+class LayerCache(struct.PyTreeNode):
+    """Keys and values of the decoder for cached decoding, stacked over layers.
+
+    Self entries are (layers, B, heads, max_len, head_dim) and filled as decoding goes on; cross entries are
+    (layers, B, heads, Lc, head_dim) and computed once.
+    """
+
+    self_k: Array
+    self_v: Array
+    cross_k: Array
+    cross_v: Array
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and MLP, each behind its own norm with a plain residual."""
+
+    config: T5
+    dtype: Any
+
+    def setup(self):
+        """Sub-layers under t5x's names."""
+        self.pre_self_attention_layer_norm = RMSNorm(self.dtype)
+        self.self_attention = Attention(self.config, self.dtype)
+        self.pre_cross_attention_layer_norm = RMSNorm(self.dtype)
+        self.encoder_decoder_attention = Attention(self.config, self.dtype)
+        self.pre_mlp_layer_norm = RMSNorm(self.dtype)
+        self.mlp = GatedMLP(self.config, self.dtype)
+
+    def __call__(self, x, states, bias, self_mask, cross_mask):
+        """Teacher-forced: x (B, T, d) all positions at once; returns (x, None) for the scan."""
+        h = self.pre_self_attention_layer_norm(x)
+        x = x + self.self_attention(h, h, bias, self_mask)
+        h = self.pre_cross_attention_layer_norm(x)
+        x = x + self.encoder_decoder_attention(h, states, None, cross_mask)
+        x = x + self.mlp(self.pre_mlp_layer_norm(x))
+        self.sow("intermediates", "state", x)
+        return x, None
+
+    def cross_keys_values(self, carry, states):
+        """Keys and values of the encoder's states, for the cache."""
+        return carry, self.encoder_decoder_attention.keys_values(states)
+
+    def step(self, x, cache, index, bias, self_mask, cross_mask):
+        """One position: x (B, 1, d) at `index`; returns x and the layer's new self keys and values."""
+        h = self.pre_self_attention_layer_norm(x)
+        k, v = self.self_attention.keys_values(h)
+        self_k = jax.lax.dynamic_update_slice_in_dim(cache.self_k, k, index, axis=2)
+        self_v = jax.lax.dynamic_update_slice_in_dim(cache.self_v, v, index, axis=2)
+        x = x + self.self_attention.read(h, self_k, self_v, bias, self_mask)
+        h = self.pre_cross_attention_layer_norm(x)
+        x = x + self.encoder_decoder_attention.read(h, cache.cross_k, cache.cross_v, None, cross_mask)
+        x = x + self.mlp(self.pre_mlp_layer_norm(x))
+        return x, (self_k, self_v)
+
+
+def _stack(layer, length, remat, methods):
+    """Scans `layer` over its parameters; `methods` maps each method to the scan axes of its arguments."""
+    if remat != "none":
+        layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False, methods=["__call__"])
+    common = {
+        "variable_axes": {"params": 0, "intermediates": 0},
+        "split_rngs": {"params": True},
+        "length": length,
+        "metadata_params": {nn.PARTITION_NAME: "layers"},
+    }
+    return nn.scan(layer, methods={name: {"in_axes": axes, **common} for name, axes in methods.items()})
+
+
+def _embedder(rows, config, dtype):
+    # N(0, 1) as in t5x: there is no sqrt(d) scaling after the lookup.
+    return nn.Embed(
+        rows,
+        config.d_model,
+        dtype=dtype,
+        embedding_init=nn.with_logical_partitioning(_normal(1.0), ("vocab", "embed")),
+    )
+
+
+class Encoder(nn.Module):
+    """The caption's states."""
+
+    config: T5
+    rows: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Table, scanned layers, final norm."""
+        c = self.config
+        self.token_embedder = _embedder(self.rows, c, self.dtype)
+        self.relpos_bias = RelativeBias(c.num_heads, bidirectional=True)
+        self.layers = _stack(
+            EncoderLayer, c.num_encoder_layers, c.remat, {"__call__": (nn.broadcast, nn.broadcast)}
+        )(c, self.dtype)
+        self.encoder_norm = RMSNorm(self.dtype)
+
+    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """States after the final norm; rows at pad tokens mean nothing and must be masked by the caller."""
+        length = tokens.shape[1]
+        mask = (tokens != PAD)[:, None, None, :]
+        x, _ = self.layers(self.token_embedder(tokens), self.relpos_bias(length, length), mask)
+        return self.encoder_norm(x)
+
+
+class Decoder(nn.Module):
+    """The prior's network: states and next-token logits, teacher forced or one position at a time."""
+
+    config: T5
+    rows: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Table, scanned layers, final norm, untied head."""
+        c = self.config
+        self.token_embedder = _embedder(self.rows, c, self.dtype)
+        self.relpos_bias = RelativeBias(c.num_heads, bidirectional=False)
+        every = nn.broadcast
+        self.layers = _stack(
+            DecoderLayer,
+            c.num_decoder_layers,
+            c.remat,
+            {
+                "__call__": (every, every, every, every),
+                "cross_keys_values": (every,),
+                "step": (0, every, every, every, every),
+            },
+        )(c, self.dtype)
+        self.decoder_norm = RMSNorm(self.dtype)
+        # The head runs in float32 whatever the compute dtype, as in t5x.
+        self.logits_dense = _dense(self.rows, ("embed", "vocab"), _FAN_IN, jnp.float32)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        states: Float[Array, "b s d"],
+        states_mask: Bool[Array, "b s"],
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t rows"]]:
+        """Teacher forced: tokens are the targets shifted right behind a PAD.
+
+        Returns the states after the final norm and float32 logits of each position's next token.
+        """
+        length = tokens.shape[1]
+        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        x, _ = self.layers(
+            self.token_embedder(tokens),
+            states,
+            self.relpos_bias(length, length),
+            causal,
+            states_mask[:, None, None, :],
+        )
+        x = self.decoder_norm(x)
+        return x, self.logits_dense(x)
+
+    def init_cache(self, states: Float[Array, "b s d"], max_len: int) -> LayerCache:
+        """An empty cache for `max_len` positions with the cross-attention part filled in."""
+        c = self.config
+        _, (cross_k, cross_v) = self.layers.cross_keys_values(jnp.zeros(()), states)
+        shape = (c.num_decoder_layers, states.shape[0], c.num_heads, max_len, c.head_dim)
+        empty = jnp.zeros(shape, self.dtype)
+        return LayerCache(self_k=empty, self_v=empty, cross_k=cross_k, cross_v=cross_v)
+
+    def step(
+        self,
+        token: Int[Array, "b"],
+        index: Int[Array, ""],
+        cache: LayerCache,
+        states_mask: Bool[Array, "b s"],
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b rows"], LayerCache]:
+        """The state and logits of position `index`, given its input token and the cache of those before."""
+        max_len = cache.self_k.shape[3]
+        bias = jax.lax.dynamic_slice_in_dim(self.relpos_bias(max_len, max_len), index, 1, axis=2)
+        seen = (jnp.arange(max_len) <= index)[None, None, None, :]
+        x, (self_k, self_v) = self.layers.step(
+            self.token_embedder(token[:, None]), cache, index, bias, seen, states_mask[:, None, None, :]
+        )
+        x = self.decoder_norm(x)
+        return x[:, 0], self.logits_dense(x)[:, 0], cache.replace(self_k=self_k, self_v=self_v)

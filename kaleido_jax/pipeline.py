@@ -1,0 +1,229 @@
+"""The public Python API: sample latents z for captions, and draw images from captions and z."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from kaleido_jax.config import Config, Sample, sample_shapes, scales
+from kaleido_jax.diffusion.guidance import classifier_free
+from kaleido_jax.diffusion.samplers import reverse
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.grammar import from_tokens, to_tokens
+from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
+from kaleido_jax.latents.types import Latents, LatentsError
+from kaleido_jax.models.decode import sample_tokens, shift_right
+from kaleido_jax.models.kaleido import build_model, init_params, null_tokens
+from kaleido_jax.models.t5 import EOS, PAD
+from kaleido_jax.randomness import sample_keys
+from kaleido_jax.train import checkpoints
+from kaleido_jax.train.sharding import make_mesh, shardings_of
+from kaleido_jax.train.state import split_frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLatents:
+    """z as sampled: tokens always, the readable form where they parse, the reason where they do not."""
+
+    tokens: tuple[int, ...]  # up to and with eos, no padding
+    latents: Latents | None
+    problem: str = ""
+
+
+class KaleidoPipeline:
+    """Captions -> latents -> images with one set of (EMA) parameters.
+
+    Sample i is a function of (seed, i) and its caption alone: neither the batch nor the devices matter.
+    """
+
+    def __init__(self, config: Config, params: dict, tokenizer: Tokenizer, step: int = 0, chunk: int = 50):
+        """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the batch."""
+        self.config, self.params, self.tokenizer, self.step, self.chunk = config, params, tokenizer, step, chunk
+        self._model = build_model(config, tokenizer.base_rows)
+
+    @staticmethod
+    def from_workdir(config: Config, workdir: Path) -> "KaleidoPipeline":
+        """The EMA parameters of a workdir's latest checkpoint.
+
+        Raises:
+          UserError: no checkpoint there.
+        """
+        tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
+        model = build_model(config, tokenizer.base_rows)
+        boxed = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+        trainable, frozen = split_frozen(boxed, config)
+        if frozen:
+            raise user_error("a frozen encoder", "a trainable one so far", "see docs/ARCHITECTURE.md")
+        shardings = shardings_of(trainable, make_mesh(config))
+        ema, step = checkpoints.restore_ema(workdir, checkpoints.abstract(nn.meta.unbox(trainable), shardings))
+        return KaleidoPipeline(config, ema, tokenizer, step)
+
+    # -------------------------------------------------------------------------------------- latents
+    def sample_latents(
+        self, captions: list[str], *, seed: int, indices: list[int] | None = None, sample: Sample | None = None
+    ) -> list[SampledLatents]:
+        """Draws z ~ p(z | c) for each caption.
+
+        Args:
+          captions: one a sample.
+          seed: with `indices` decides every draw.
+          indices: sample index of each caption; default 0, 1, 2, ...
+          sample: temperature, top_k, top_p; default the config's.
+        """
+        keys = sample_keys(seed, "latents", 0, _indices(indices, captions))
+        draw = functools.partial(self._draw_tokens, settings=_prior_settings(sample or self.config.sample))
+        tokens = self._chunked(draw, self.caption_tokens(captions), keys)
+        return [self._read(row) for row in tokens]
+
+    def _read(self, row):
+        ended = np.flatnonzero(row == EOS)
+        ids = tuple(int(i) for i in (row[: ended[0] + 1] if len(ended) else row))
+        try:
+            z = from_tokens(
+                list(ids),
+                self.config.latents.segments,
+                self.tokenizer,
+                num_vokens=self.config.latents.vokens_per_image,
+            )
+        except LatentsError as error:
+            return SampledLatents(tokens=ids, latents=None, problem=str(error))
+        if not len(ended):
+            return SampledLatents(tokens=ids, latents=None, problem="cut off before eos")
+        return SampledLatents(tokens=ids, latents=z)
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
+    def _draw_tokens(self, params, captions, keys, *, settings):
+        apply = functools.partial(self._model.apply, {"params": params})
+        h_c, c_mask = apply(captions, method="encode")
+        max_len = self.config.latents.max_tokens
+        cache = apply(h_c, max_len, method="start_decoding")
+
+        def step(token, index, cache):
+            return apply(token, index, cache, c_mask, method="decode_step")
+
+        return sample_tokens(step, cache, keys, max_len=max_len, **dict(settings))
+
+    # --------------------------------------------------------------------------------------- images
+    def draw(
+        self,
+        captions: list[str],
+        latents: list[tuple[int, ...]] | None,
+        *,
+        seed: int,
+        indices: list[int] | None = None,
+        sample: Sample | None = None,
+    ) -> np.ndarray:
+        """Draws x ~ p(x | c, z).
+
+        Args:
+          captions: one a sample.
+          latents: tokens of z for each (from `sample_latents` or `latents_tokens`); None for the baseline.
+          seed: with `indices` decides the noise.
+          indices: sample index of each; default 0, 1, 2, ...
+          sample: sampler, steps, gamma, threshold; default the config's.
+
+        Returns:
+          float32 samples at the highest resolution (B, H, W, 3) in the model range, or points (B, dim).
+        """
+        keys = sample_keys(seed, "image", 0, _indices(indices, captions))
+        z = np.zeros((len(captions), self.config.latents.max_tokens), np.int32)
+        for row, tokens in zip(z, latents or (), strict=False):
+            row[: len(tokens)] = tokens
+        draw = functools.partial(self._draw_images, settings=_image_settings(sample or self.config.sample))
+        return self._chunked(draw, self.caption_tokens(captions), z, keys)
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
+    def _draw_images(self, params, captions, z, keys, *, settings):
+        apply = functools.partial(self._model.apply, {"params": params})
+        c, model = self.config, self.config.model
+        h_c, c_mask = apply(captions, method="encode")
+        h_0, mask_0 = apply(null_tokens(captions.shape[1]), method="encode")
+        seen = (h_c, c_mask)
+        unseen = (jnp.broadcast_to(h_0, h_c.shape), jnp.broadcast_to(mask_0, c_mask.shape))
+        if self._model.has_prior:
+            h_z, _ = apply(h_c, c_mask, shift_right(z), method="read_latents")
+            seen += (h_z, z != PAD)
+            unseen += (h_z, jnp.zeros_like(z, bool))
+        condition, unconditional = (apply(*side, method="condition") for side in (seen, unseen))
+
+        def denoise(images, times, condition):
+            return apply(images, times, condition, method="denoise")
+
+        predict = classifier_free(denoise, condition, unconditional, settings.gamma)
+        return reverse(predict, keys, c.diffusion, settings, sample_shapes(model), scales(model))[0]
+
+    # -------------------------------------------------------------------------------------- helpers
+    def caption_tokens(self, captions: list[str]) -> Int[np.ndarray, "b t"]:
+        """Token ids of captions with eos, padded to the config's caption length.
+
+        Raises:
+          UserError: a caption is too long.
+        """
+        limit = self.config.data.caption_tokens
+        out = np.zeros((len(captions), limit), np.int32)
+        for row, caption in zip(out, captions, strict=True):
+            ids = [*self.tokenizer.encode(caption), EOS]
+            if len(ids) > limit:
+                raise user_error(
+                    f"caption '{caption[:40]}...' of {len(ids)} tokens",
+                    f"at most {limit} (config.data.caption_tokens)",
+                    "shorten it",
+                )
+            row[: len(ids)] = ids
+        return out
+
+    def latents_tokens(self, z: Latents) -> tuple[int, ...]:
+        """Tokens of (maybe edited) latents, for `draw`.
+
+        Raises:
+          UserError: not valid, segments missing, or longer than the config's bucket.
+        """
+        ids = to_tokens(z, self.config.latents.segments, self.tokenizer)
+        if len(ids) > self.config.latents.max_tokens:
+            raise user_error(
+                f"latents of {len(ids)} tokens",
+                f"at most {self.config.latents.max_tokens} (config.latents.max_tokens)",
+                "shorten them",
+            )
+        return tuple(ids)
+
+    def _chunked(self, draw, *arrays) -> np.ndarray:
+        """Runs in equal chunks, so that one compiled function serves any number of samples."""
+        total, out = len(arrays[0]), []
+        size = min(self.chunk, total)
+        for start in range(0, total, size):
+            rows = np.minimum(np.arange(start, start + size), total - 1)
+            out.append(np.asarray(draw(self.params, *(a[rows] for a in arrays))))
+        return np.concatenate(out)[:total]
+
+
+def to_uint8(images: np.ndarray) -> UInt8[np.ndarray, "..."]:
+    """From the model range to pixels, 128 x + 127."""
+    return np.clip(np.round(images * 128 + 127), 0, 255).astype(np.uint8)
+
+
+def _indices(indices, captions):
+    return jnp.arange(len(captions)) if indices is None else jnp.asarray(indices, jnp.int32)
+
+
+def _prior_settings(sample: Sample):
+    return (("temperature", sample.temperature), ("top_k", sample.top_k), ("top_p", sample.top_p))
+
+
+def _image_settings(sample: Sample) -> Sample:
+    """Only what the image depends on, so that other changes do not compile anew."""
+    default = Sample()
+    return dataclasses.replace(
+        sample,
+        captions=(),
+        images_per_latents=default.images_per_latents,
+        temperature=default.temperature,
+        top_k=default.top_k,
+        top_p=default.top_p,
+    )

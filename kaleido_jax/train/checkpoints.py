@@ -1,0 +1,75 @@
+"""Orbax behind one module: the state and the data iterator of a run, and nothing else."""
+
+from pathlib import Path
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from kaleido_jax.config import Train
+from kaleido_jax.errors import user_error
+
+
+def open_manager(workdir: Path, config: Train | None = None) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir; with a config they may also be written."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=config.keep_checkpoints if config else None,
+        create=config is not None,
+        read_only=config is None,
+    )
+    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state, iterator) -> None:
+    """Writes checkpoints/<step> in the background."""
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, abstract_state, iterator):
+    """(state, iterator) of the latest checkpoint, sharded as the abstract state says; None where there is none."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract_state),
+            data=grain.checkpoint.CheckpointRestore(iterator),
+        ),
+    )
+    return restored["state"], restored["data"]
+
+
+def restore_ema(workdir: Path, abstract_ema):
+    """(EMA parameters, step) of the latest checkpoint, for sampling.
+
+    Raises:
+      UserError: the workdir holds no checkpoint.
+    """
+    folder = workdir / "checkpoints"
+    step = open_manager(workdir).latest_step() if folder.is_dir() else None
+    if step is None:
+        raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
+    handler = ocp.PyTreeCheckpointer()
+    restored = handler.restore(
+        (folder / str(step) / "state").absolute(),
+        args=ocp.args.PyTreeRestore(
+            item={"ema": abstract_ema},
+            restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
+            partial_restore=True,
+        ),
+    )
+    return restored["ema"], step
+
+
+def abstract(tree, shardings):
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )

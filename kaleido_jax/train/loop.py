@@ -1,0 +1,132 @@
+"""Training, top to bottom: mesh, model, shard, step, restore, loop."""
+
+import math
+import signal
+from pathlib import Path
+
+import jax
+from absl import logging
+from clu import parameter_overview
+
+from kaleido_jax.config import Config, check_devices
+from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.train import checkpoints
+from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
+from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch, replicated
+from kaleido_jax.train.state import State, count, create_state, make_optimizer
+from kaleido_jax.train.step import make_train_step
+
+
+def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State:
+    """Trains to config.train.num_steps, from the latest checkpoint of the workdir if it has one.
+
+    Args:
+      config: the experiment.
+      workdir: receives metrics.jsonl, events and checkpoints.
+      tokenizer: for the sizes of the token tables.
+      batches: a Grain iterator of numpy batches (this process's rows); its state is in the checkpoints.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: sizes that do not fit the devices, before anything compiles.
+      FloatingPointError: a loss is not finite; metrics.jsonl then holds the evidence.
+    """
+    # ---------------------------------------------------------------- mesh and model
+    check_devices(config, jax.device_count())
+    mesh = make_mesh(config)
+    model = build_model(config, tokenizer.base_rows)
+    optimizer = make_optimizer(config.train)
+
+    # ---------------------------------------------------------------- state, born sharded
+    state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh)
+    logging.info("\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    logging.info("%.2fM trainable, %.2fM frozen parameters", count(state.params) / 1e6, count(frozen) / 1e6)
+
+    # ---------------------------------------------------------------- step
+    train_step = jax.jit(
+        make_train_step(model, config, optimizer),
+        in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    # ---------------------------------------------------------------- restore
+    manager = checkpoints.open_manager(workdir, config.train)
+    restored = checkpoints.restore(manager, checkpoints.abstract(state, state_shardings), batches)
+    if restored is not None:
+        state, batches = restored
+        logging.info("resumed from step %d", int(state.step))
+    first, last = int(state.step), config.train.num_steps
+
+    # ---------------------------------------------------------------- loop
+    writer = MetricWriter(workdir, first)
+    progress = Progress(last, first, config.train.batch_size)
+    averages, due, stop = Averages(), None, _StopSignal()
+
+    def report(step):
+        scalars = averages.compute()
+        scalars |= progress.report(step, scalars)
+        writer.write_scalars(step, scalars)
+        writer.flush()
+        _check_finite(step, scalars)
+
+    for step in range(first + 1, last + 1):
+        batch = put_batch(next(batches), mesh)
+        with jax.transfer_guard("disallow"):
+            state, scalars = train_step(state, frozen, batch)
+        if due is not None:  # one step late, so that fetching never leaves the device idle
+            report(due)
+        averages.add(scalars)
+        progress.tick(step)
+        due = step if step % config.train.log_every_steps == 0 or step == last or stop.asked else None
+        if step % config.train.checkpoint_every_steps == 0 or step == last or stop.asked:
+            checkpoints.save(manager, step, state, batches)
+        if stop.asked:
+            break
+    if due is not None:
+        report(due)
+    progress.close()
+    writer.close()
+    manager.wait_until_finished()
+    manager.close()
+    stop.restore()
+    if stop.asked and int(state.step) < last:
+        logging.warning("stopped at step %d as asked; the same command goes on from here", int(state.step))
+        raise KeyboardInterrupt
+    return state
+
+
+def finished(workdir: Path, config: Config) -> bool:
+    """Whether the workdir already holds the last checkpoint of this config."""
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with checkpoints.open_manager(workdir) as manager:
+        return (manager.latest_step() or 0) >= config.train.num_steps
+
+
+def _check_finite(step, scalars):
+    bad = [key for key, value in scalars.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"{', '.join(bad)} not finite in the steps up to {step} (see metrics.jsonl); "
+            "lower config.train.learning_rate or config.train.clip_norm and start from an earlier checkpoint"
+        )
+
+
+class _StopSignal:
+    """SIGTERM and Ctrl-C ask for a checkpoint and a clean end after the step in hand."""
+
+    def __init__(self):
+        self.asked = False
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def restore(self):
+        """Puts the former handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

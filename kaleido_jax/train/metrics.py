@@ -1,0 +1,101 @@
+"""Where numbers go: metrics.jsonl and TensorBoard events with the same keys, and one progress line an interval.
+
+The writer keeps clu.metric_writers' interface (write_scalars, flush, close); clu's own needs TensorFlow.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from absl import logging
+from clu import metrics as clu_metrics
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Appends scalars to WORKDIR/metrics.jsonl and to TensorBoard events."""
+
+    def __init__(self, workdir: Path, resume_step: int = 0):
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():  # lines after the checkpoint we resume from will be written again
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
+            self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """One line and one event a key."""
+        self._file.write(json.dumps({"step": step} | scalars) + "\n")
+        for key, value in scalars.items():
+            self._events.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        """Brings everything to disk."""
+        self._file.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        self._file.close()
+        self._events.close()
+
+
+class Averages:
+    """Means of device scalars over an interval, as clu.metrics.Average; nothing is fetched before `compute`."""
+
+    def __init__(self):
+        self._steps: list[dict] = []
+
+    def add(self, scalars: dict) -> None:
+        """Keeps one step's device scalars."""
+        self._steps.append(scalars)
+
+    def compute(self) -> dict[str, float]:
+        """The means so far; starts anew."""
+        steps, self._steps = self._steps, []
+        means = {}
+        for key in steps[0] if steps else ():
+            average = clu_metrics.Average.empty()
+            for scalars in steps:
+                average = average.merge(clu_metrics.Average.from_model_output(scalars[key]))
+            means[key] = float(average.compute())
+        return means
+
+
+class Progress:
+    """A bar on a terminal, a log line an interval elsewhere: step, loss parts, img/s, ETA."""
+
+    def __init__(self, total_steps: int, first_step: int, batch_size: int, title: str = "train"):
+        self._total, self._batch, self._title = total_steps, batch_size, title
+        self._last = (first_step, time.monotonic())
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=first_step, desc=title, unit="step") if terminal else None
+
+    def tick(self, step: int) -> None:
+        """Moves the bar; cheap, every step."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def report(self, step: int, scalars: dict[str, float]) -> dict[str, float]:
+        """Says how it goes and returns the rates: img_per_sec, eta_sec."""
+        then_step, then = self._last
+        self._last = (step, time.monotonic())
+        per_step = (self._last[1] - then) / max(step - then_step, 1)
+        rates = {"img_per_sec": self._batch / per_step, "eta_sec": (self._total - step) * per_step}
+        parts = " ".join(f"{k} {v:.4f}" for k, v in scalars.items() if k.startswith("loss"))
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{parts} {rates['img_per_sec']:.0f} img/s")
+        else:
+            minutes, seconds = divmod(int(rates["eta_sec"]), 60)
+            speed = f"{rates['img_per_sec']:.1f} img/s, ETA {minutes}:{seconds:02d}"
+            logging.info("%s %d/%d | %s | %s", self._title, step, self._total, parts, speed)
+        return rates
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()

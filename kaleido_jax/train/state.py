@@ -1,0 +1,80 @@
+"""The state of a run, as one pytree, and the optimiser (paper, table B.2)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from kaleido_jax.config import Config, Train
+from kaleido_jax.models.kaleido import Kaleido, init_params
+from kaleido_jax.randomness import purpose_key
+from kaleido_jax.train.sharding import shardings_of
+
+
+# Hundreds of small random draws run once: compiling them without optimisation took a third of the time on CPU.
+_QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class State(struct.PyTreeNode):
+    """What a checkpoint holds; params are the trainable ones only, float32 like ema and opt_state."""
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def learning_rate(config: Train):
+    """Step -> rate: linear warm-up max(1, k) / W as in MDM, then constant or cosine to zero at num_steps."""
+
+    def rate(step):
+        warm = jnp.minimum(jnp.maximum(step, 1) / max(config.warmup_steps, 1), 1.0)
+        if config.lr_schedule == "constant":
+            return config.learning_rate * warm
+        progress = (step - config.warmup_steps) / max(config.num_steps - config.warmup_steps, 1)
+        return config.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+
+    return rate
+
+
+def make_optimizer(config: Train) -> optax.GradientTransformation:
+    """Global clip, then Adam without weight decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adam(learning_rate(config), b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps),
+    )
+
+
+def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:
+    """(trainable, frozen) parts of a model's parameters: a frozen encoder is in no optimiser, EMA or checkpoint."""
+    if config.model.t5.encoder.trainable:
+        return params, {}
+    return {k: v for k, v in params.items() if k != "encoder"}, {"encoder": params["encoder"]}
+
+
+def create_state(config: Config, model: Kaleido, optimizer, mesh) -> tuple[State, dict, Any]:
+    """A fresh (state, frozen parameters, shardings of both), every array born sharded."""
+
+    def init(key):
+        trainable, frozen = split_frozen(init_params(model, key), config)
+        state = State(
+            step=jnp.zeros((), jnp.int32),
+            params=trainable,
+            ema=jax.tree.map(jnp.copy, trainable),
+            opt_state=optimizer.init(trainable),
+        )
+        return state, frozen
+
+    key = purpose_key(config.seed, "init")
+    shardings = shardings_of(jax.eval_shape(init, key), mesh)
+    born = jax.jit(lambda k: nn.meta.unbox(init(k)), out_shardings=shardings, compiler_options=_QUICK_COMPILE)
+    state, frozen = born(key)
+    return state, frozen, shardings
+
+
+def count(tree) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

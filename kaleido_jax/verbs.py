@@ -1,0 +1,181 @@
+"""What each verb does, in the order in which a person would do it by hand."""
+
+import json
+import logging as std_logging
+import sys
+from pathlib import Path
+
+from absl import logging
+
+from kaleido_jax.config import Config, check_devices
+from kaleido_jax.data.loader import make_loader
+from kaleido_jax.data.records import open_records
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
+from kaleido_jax.workdir import open_workdir
+
+
+def start_logging() -> None:
+    """Our progress at INFO on stderr; libraries only from WARNING on."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold(logging.INFO)
+    for name in ("jax", "orbax", "grain", "kaleido_jax"):
+        std_logging.getLogger(name).setLevel(std_logging.WARNING)
+    std_logging.getLogger("kaleido_jax").setLevel(std_logging.INFO)
+    logging.get_absl_logger().addFilter(_not_from_libraries)
+
+
+def _not_from_libraries(record) -> bool:
+    # Orbax and clu log through absl's one logger; their INFO lines would drown ours.
+    return record.levelno >= std_logging.WARNING or "kaleido_jax" in record.pathname
+
+
+def say(line: str) -> None:
+    """A result line on stdout."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# --------------------------------------------------------------------------------------------- the verbs
+def train(config: Config, workdir: Path) -> None:
+    """Records, training, the grid, the measures; each is skipped where it is done already."""
+    if config.recipe == "figure3":
+        from kaleido_jax.evaluate import figure3
+
+        say(figure3.run(config, workdir))
+        return
+    import jax
+
+    from kaleido_jax.train import loop
+
+    check_weights(config)
+    check_devices(config, jax.device_count())
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
+    open_workdir(config, workdir)
+    records = prepare_records(config, workdir, tokenizer)
+    if loop.finished(workdir, config):
+        say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
+    else:
+        loop.train(config, workdir, tokenizer, make_batches(config, records, tokenizer))
+    if config.train.sample_at_end:
+        sample(config, workdir)
+    if config.eval.protocol != "none":
+        evaluate(config, workdir)
+
+
+def sample(config: Config, workdir: Path) -> None:
+    """Writes samples/step_<N>/: the grid, each image, and the JSON of each latents with its recipe."""
+    from kaleido_jax import gallery
+    from kaleido_jax.pipeline import KaleidoPipeline
+
+    pipeline = KaleidoPipeline.from_workdir(config, workdir)
+    say(f"grid: {gallery.write_samples(pipeline, config, workdir)}")
+
+
+def evaluate(config: Config, workdir: Path) -> None:
+    """Prints eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
+    if config.eval.protocol == "none":
+        raise user_error("config.eval.protocol = 'none'", "a protocol such as 'quickstart'", "set it")
+    from kaleido_jax.evaluate import quickstart
+
+    path, report = quickstart.measure(config, workdir)
+    say(f"{path}: {json.dumps(report, indent=2)}")
+
+
+def plan(config: Config, workdir: Path | None = None) -> None:
+    """Parameters of the config, from shapes alone."""
+    del workdir
+    from kaleido_jax.models.kaleido import abstract_params, build_model
+    from kaleido_jax.train.state import count, split_frozen
+
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
+    params = abstract_params(build_model(config, tokenizer.base_rows))
+    trainable, frozen = split_frozen(params, config)
+    for name, part in params.items():
+        state = "trainable" if name in trainable else "frozen"
+        say(f"{name:<10} {count(part):>15,} parameters, {state}")
+    say(f"{'total':<10} {count(trainable):>15,} trainable, {count(frozen):,} frozen")
+
+
+# ------------------------------------------------------------------------------------------------- parts
+def check_weights(config: Config) -> None:
+    """A frozen encoder needs pretrained weights.
+
+    Raises:
+      UserError: there are none at config.model.t5.checkpoint; says what to fetch and where to put it.
+    """
+    t5 = config.model.t5
+    if t5.encoder.trainable:
+        return
+    where = t5.checkpoint
+    if not where or not Path(where).exists():
+        raise user_error(
+            f"config.model.t5.checkpoint = {where!r} is not on this machine",
+            "the weights of the frozen T5 encoder (flan-t5-xl, T5 v1.1 XL shapes)",
+            "fetch gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000 or the Hugging Face files of "
+            "google/flan-t5-xl, put them there, or set config.model.t5.checkpoint to where they are",
+        )
+
+
+def prepare_records(config: Config, workdir: Path, tokenizer: Tokenizer):
+    """The training records: made once from a shipped source, or found at config.data.records.
+
+    Raises:
+      UserError: records are missing, damaged, or made for other latents or another vocabulary.
+    """
+    folder = records_folder(config, workdir)
+    size = config.model.denoiser.image_size
+    if config.data.source == "fashion":
+        from kaleido_jax.annotate.runner import make_records
+
+        for split, number in (("train", config.data.num_train), ("test", config.data.num_test)):
+            make_records(
+                folder,
+                source=config.data.source,
+                split=split,
+                num_examples=number,
+                seed=config.seed,
+                image_size=size,
+                tokenizer=tokenizer,
+                vokens_per_image=config.latents.vokens_per_image,
+                codebook=config.latents.num_vokens,
+                caption_tokens=config.data.caption_tokens,
+                latents_tokens=config.latents.max_tokens,
+                shard_size=config.annotate.shard_size,
+            )
+    elif not (folder / "train").is_dir():
+        raise user_error(
+            f"no records in {folder / 'train'}",
+            f"ArrayRecord shards of {config.name} with the latents {', '.join(config.latents.segments) or 'none'}",
+            config.data.fetch or "make them, or set config.data.records to where they are",
+        )
+    return open_records(
+        folder / "train",
+        segments=config.latents.segments,
+        tokenizer=tokenizer,
+        image_size=size,
+        verify=config.data.verify,
+    )
+
+
+def records_folder(config: Config, workdir: Path) -> Path:
+    """Where the records of an experiment are."""
+    return Path(config.data.records) if config.data.records else workdir / "records"
+
+
+def make_batches(config: Config, records, tokenizer: Tokenizer):
+    """This process's share of the training batches, as an iterator that can be checkpointed."""
+    import jax
+
+    return make_loader(
+        records,
+        segments=config.latents.segments,
+        tokenizer=tokenizer,
+        batch_size=config.train.batch_size,
+        caption_tokens=config.data.caption_tokens,
+        latents_tokens=config.latents.max_tokens,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

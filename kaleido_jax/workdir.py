@@ -1,0 +1,53 @@
+"""The workdir of an experiment: whose it is, and the names inside it."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+from kaleido_jax.config import Config, identity, to_json
+from kaleido_jax.data.records import write_atomically
+from kaleido_jax.errors import user_error
+
+CONFIG = "config.json"
+
+
+def open_workdir(config: Config, workdir: Path) -> Path:
+    """Makes the workdir, or checks that it belongs to this config; then stores the config as config.json.
+
+    Fields that do not change the work (sample, eval, mesh, intervals) may differ from run to run.
+
+    Raises:
+      UserError: it belongs to another config (the first difference is named), or config.json is damaged.
+    """
+    path = workdir / CONFIG
+    if path.exists():
+        _check_same(config, path)
+    elif workdir.exists() and not workdir.is_dir():
+        raise user_error(f"--workdir={workdir} is a file", "a folder", "name another")
+    write_atomically(path, to_json(config).encode())
+    return workdir
+
+
+def _check_same(config, path):
+    try:
+        stored = identity(json.loads(path.read_text()))
+    except ValueError as error:
+        raise user_error(
+            f"{path} is damaged", "a config written by this program", "use another --workdir"
+        ) from error
+    mine = identity(dataclasses.asdict(config))
+    different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
+    if different:
+        key = different[0]
+        more = f" and {len(different) - 1} more fields differ" if len(different) > 1 else ""
+        raise user_error(
+            f"workdir {path.parent} belongs to another config: {key} = {stored.get(key)!r} there{more}",
+            f"{mine.get(key)!r}",
+            "use another --workdir or the config it was made with",
+        )
+
+
+def nearest(word: str, known) -> str:
+    """The known word most like a misspelt one, or ""."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), "")

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# From a clean clone to a trained small model and a grid of its images, on a CPU. Arguments go on to the program, e.g.
+#   bash launch/quickstart.sh --workdir=/tmp/fashion --config.train.num_steps=100
+# A second call resumes, or only reports when all is done.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+echo "==> training on fashion images with combined latents; results go to runs/fashion unless --workdir says otherwise"
+exec python -m kaleido_jax.main --config=configs/fashion_combined.py --workdir=runs/fashion "$@"

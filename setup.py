@@ -1,0 +1,85 @@
+"""Package kaleido_jax: the ranges it can live with. The tested versions are in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kaleido_jax" / "__init__.py").read_text()).group(1)
+
+# Upper ends stand where the next release is known or likely to break us. Lower ends without a reason beside
+# them stand at or a little below the tested release. Nothing in CORE brings TensorFlow.
+CORE = [
+    "absl-py>=2.3",  # flags and logging
+    "array-record>=0.8.1",  # what grain asks for
+    "clu>=0.0.12,<0.1",  # its parts that import TensorFlow are left alone; which these are, is its own affair
+    "etils[epath]>=1.9.1",  # what tensorflow-datasets asks for
+    "flax>=0.12.8,<0.13",  # linen; parameter trees were checked with 0.12
+    "grain>=0.2.18,<0.3",  # MapDataset and its iterator state, an interface that still moves
+    "importlib_resources>=6",  # tensorflow-datasets imports it and does not declare it
+    "jax>=0.10,<0.13",  # jax.set_mesh, jax.shard_map; Python 3.11 ends at 0.10.2, 3.12 and 3.13 get 0.12
+    "jaxtyping>=0.3.2",  # shapes in signatures
+    "matplotlib>=3.9",  # figures; 3.9.2 is the first for Python 3.13
+    "ml-collections>=1.0",  # config flags
+    "msgpack>=1.1",  # the payload of records
+    "numpy>=2.1,<3",  # jax wants 2; 2.1 is the first for Python 3.13
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<1",  # the v0 manager; v1 renames its functions
+    "pillow>=11",  # the first for Python 3.13
+    "protobuf>=6.33,<7",  # generated code in the seqio and cluster extras stops at 6
+    "safetensors>=0.5",
+    "scipy>=1.14.1",  # jax wants 1.14; this is the first for Python 3.13
+    "sentencepiece>=0.2.2,<0.2.3",  # 0.2.3 breaks `import seqio` under protobuf 6
+    "tensorboardX>=2.6.2",  # event files without TensorFlow
+    "tensorflow-datasets>=4.9.9",  # reads prepared ArrayRecord data sets without TensorFlow
+    "tensorstore>=0.1.84",  # what Orbax asks for
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "gpu": ["jax[cuda12]>=0.10,<0.13"],  # jax's own extra keeps plugin and jax equal
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    # To prepare a tfds data set, and for clu's own metric writers, which do not declare that they need both.
+    # 2.20 is the first TensorFlow for Python 3.13.
+    "tfds": ["tensorflow>=2.20,<3", "tensorboard>=2.20,<3"],
+    "seqio": ["seqio>=0.0.20", "tensorflow>=2.20,<3", "tensorflow-text>=2.20,<3"],
+    "annotate": [
+        "onnxruntime>=1.22",  # detector and mask models
+        "openai>=2,<4",  # captions from any server that speaks this protocol
+        "ray[data]>=2.50,<3",  # the job on a cluster; one machine does without
+        "transformers>=5,<6",  # captions from a local model; interfaces move between majors
+    ],
+    "eval": ["onnxruntime>=1.22"],  # feature networks
+    "studio": ["gradio>=6.31,<7"],  # gr.HTML with a script of its own
+    "cluster": ["submitit>=1.5", "xmanager>=0.8.5"],
+    "dev": [
+        "beartype>=0.20",  # checks shapes at run time in tests
+        "hypothesis>=6.100",
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "ruff>=0.17,<0.18",  # each series formats a little differently
+    ],
+}
+
+setup(
+    name="kaleido_jax",
+    version=VERSION,
+    description="Kaleido diffusion in JAX and Flax: train, sample, edit and measure.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["kaleido_jax", "kaleido_jax.*"]),
+    package_data={"kaleido_jax": ["assets/**"]},
+    python_requires=">=3.11,<3.14",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["kaleido_jax = kaleido_jax.main:run"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

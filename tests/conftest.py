@@ -1,0 +1,47 @@
+"""What every test stands on: one CPU device, a compilation cache, strict shapes; set before jax comes in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kaleido_jax.main import set_cpu_flag
+
+REPO = Path(__file__).parent.parent
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# As variables, so that the processes which tests start share the cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+set_cpu_flag()
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("kaleido_jax.diffusion", "beartype.beartype")
+flags.FLAGS.mark_as_parsed()  # grain reads flags where no main has parsed them
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)  # a first call compiles
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def eight_devices():
+    """A function that runs Python source in a new process with 8 virtual devices and returns its stdout."""
+
+    def run(source: str, timeout: float = 300) -> str:
+        xla_flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            cwd=REPO,
+            env=os.environ | {"XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run

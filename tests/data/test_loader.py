@@ -1,0 +1,138 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags
+
+from kaleido_jax.annotate.runner import make_records
+from kaleido_jax.data.loader import make_loader
+from kaleido_jax.data.records import decode_image, open_records
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.grammar import from_tokens
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.types import SEGMENTS, select
+
+SIZES = {"batch_size": 8, "caption_tokens": 8, "latents_tokens": 96, "seed": 5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags
+        flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("fashion", 64)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("records")
+    sizes = {"num_examples": 44, "image_size": 32, "codebook": 8, "shard_size": 20, "fit_examples": 50}
+    make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
+    return open_records(folder / "train", segments=SEGMENTS, tokenizer=tokenizer, image_size=32)
+
+
+@pytest.fixture
+def loader(records, tokenizer):
+    def make(segments=("text", "bbox", "voken"), **changes):
+        return make_loader(records, segments=segments, tokenizer=tokenizer, **SIZES | changes)
+
+    return make
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+
+
+def test_batch_holds_what_the_records_hold(loader, records, tokenizer):
+    segments = ("text", "bbox", "voken")
+    batch = next(loader())
+    shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    assert shapes == {
+        "encoder_input_tokens": ((8, 8), "int32"),
+        "decoder_input_tokens": ((8, 96), "int32"),
+        "decoder_target_tokens": ((8, 96), "int32"),
+        "decoder_loss_weights": ((8, 96), "float32"),
+        "image": ((8, 32, 32, 3), "float32"),
+        "sample_id": ((8,), "int64"),
+    }
+    for row, index in enumerate(batch["sample_id"]):
+        record, target = records[index], batch["decoder_target_tokens"][row]
+        assert tokenizer.decode(batch["encoder_input_tokens"][row]) == record.caption
+        assert from_tokens(target, segments, tokenizer, 8) == select(record.latents, segments)
+        np.testing.assert_array_equal(batch["decoder_loss_weights"][row], target != 0)
+        np.testing.assert_array_equal(batch["decoder_input_tokens"][row], [0, *target[:-1]])
+        np.testing.assert_array_equal(batch["image"][row] * 128 + 127, decode_image(record.image))
+
+
+def test_baseline_has_no_decoder_tokens(loader):
+    assert set(next(loader(segments=()))) == {"encoder_input_tokens", "image", "sample_id"}
+
+
+def test_each_epoch_shows_every_record_once_in_a_new_order(loader):
+    epochs = np.concatenate([b["sample_id"] for b in take(loader(batch_size=4), 22)]).reshape(2, 44)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(44))
+    assert (epochs[0] != epochs[1]).any() and (epochs[0] != np.arange(44)).any()
+
+
+def test_resume_from_state_gives_the_same_batches(loader):
+    straight = loader()
+    take(straight, 4)
+    state = json.loads(json.dumps(straight.get_state()))  # a checkpoint stores it as JSON
+    expected = take(straight, 8)  # runs into the second epoch
+    resumed = loader()
+    resumed.set_state(state)
+    assert_same(take(resumed, 8), expected)
+    assert_same(take(loader(start=4), 8), expected)
+    assert_same(take(loader(start=4, num_threads=1), 8), expected)
+
+
+def test_processes_split_the_same_batches(loader):
+    alone = take(loader(), 6)
+    shares = [take(loader(process_index=i, process_count=2), 6) for i in range(2)]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        together = np.concatenate([part["sample_id"] for part in parts])
+        assert sorted(together) == sorted(batch["sample_id"])
+
+
+def test_one_unshuffled_epoch_ends(loader):
+    seen = [batch["sample_id"] for batch in loader(shuffle=False, num_epochs=1)]
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(40))  # the incomplete batch is left out
+
+
+def test_overlong_samples_are_named_before_the_first_batch(loader):
+    with pytest.raises(
+        UserError, match=r"latents of sample fashion/train/\d+ has \d+ tokens.*latents.max_tokens = 40"
+    ):
+        loader(latents_tokens=40)
+    with pytest.raises(UserError, match=r"caption of sample fashion/train/000000 .*data.caption_tokens = 3"):
+        loader(caption_tokens=3)
+    next(loader(segments=("voken",), latents_tokens=16))  # exactly long enough
+
+
+def test_batches_that_do_not_divide_are_refused(loader):
+    with pytest.raises(UserError, match="a multiple of 3 processes"):
+        loader(process_count=3)
+    with pytest.raises(UserError, match="a full batch of 64"):
+        loader(batch_size=64, num_epochs=1)
+
+
+def test_damage_met_while_training_is_a_user_error(records, tokenizer, tmp_path):
+    folder = shutil.copytree(records._folder, tmp_path / "train")
+    for path in folder.glob("*.array_record"):
+        path.write_bytes(bytes(path.stat().st_size))
+    damaged = open_records(folder, segments=SEGMENTS, tokenizer=tokenizer, image_size=32, verify="size")
+    with pytest.raises(UserError, match="is damaged"):
+        next(make_loader(damaged, segments=SEGMENTS, tokenizer=tokenizer, **SIZES))

@@ -1,0 +1,138 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from kaleido_jax.annotate import fashion
+from kaleido_jax.annotate.runner import make_records
+from kaleido_jax.data.records import decode_image, open_records, write_shard
+from kaleido_jax.data.sources import open_source
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.grammar import segment_tokens
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.types import select
+
+SETTINGS = {"source": "fashion", "split": "train", "num_examples": 40, "seed": 0, "image_size": 32}
+SMALL = {"codebook": 8, "shard_size": 16, "fit_examples": 50}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("fashion", 64)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("records")
+    make_records(folder, tokenizer=tokenizer, segments=("text", "bbox", "voken"), **SETTINGS, **SMALL)
+    return folder
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made / "train", tmp_path / "train")
+
+
+@pytest.fixture
+def opening(tokenizer):
+    return {"segments": ("text", "bbox", "voken"), "tokenizer": tokenizer, "image_size": 32}
+
+
+def test_records_hold_what_the_source_and_the_annotator_gave(made, opening, tokenizer):
+    records = open_records(made / "train", **opening)
+    source = open_source("fashion", "train", num_examples=40, seed=0)
+    assert len(records) == 40
+    for index in (0, 15, 16, 39):
+        record, example = records[index], source[index]
+        assert (record.id, record.caption) == (example.id, example.caption)
+        np.testing.assert_array_equal(decode_image(record.image), example.image)
+        z = fashion.annotate(example.image, example.caption)
+        assert select(record.latents, ("text", "bbox")) == select(z, ("text", "bbox"))
+        for segment in ("text", "bbox", "voken"):
+            assert record.tokens[segment] == segment_tokens(record.latents, segment, tokenizer)
+    with pytest.raises(IndexError):
+        records[40]
+
+
+def test_manifest_tells_how_the_records_were_made(made, opening, tokenizer):
+    manifest = open_records(made / "train", **opening).manifest
+    assert manifest.source == {"name": "fashion"} | {k: v for k, v in SETTINGS.items() if k != "source"}
+    assert manifest.counts == {"text": 40, "bbox": 40, "voken": 40}
+    assert [s.records for s in manifest.shards] == [16, 16, 8]
+    assert manifest.vocabulary == tokenizer.fingerprint and manifest.num_vokens == 64
+    assert manifest.max_tokens["voken"] == 16  # 8 vokens, 7 joints, eos
+    assert manifest.max_tokens["text | voken"] == manifest.max_tokens["text"] + 16
+
+
+def test_damaged_shard_is_named(copy, opening):
+    path = sorted(copy.glob("*.array_record"))[1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=f"{path.name} is damaged") as error:
+        open_records(copy, **opening)
+    assert "\n" not in str(error.value)
+    open_records(copy, verify="size", **opening)  # a quick look does not find it
+    path.write_bytes(bytes(content[:-10]))
+    with pytest.raises(UserError, match=f"{path.name} is damaged"):
+        open_records(copy, verify="size", **opening)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path.name} is missing"):
+        open_records(copy, verify="size", **opening)
+
+
+def test_damage_found_while_reading_is_a_user_error(copy, opening):
+    path = sorted(copy.glob("*.array_record"))[0]
+    path.write_bytes(bytes(path.stat().st_size))
+    records = open_records(copy, verify="size", **opening)
+    with pytest.raises(UserError, match="record 3 in .* is damaged"):
+        records[3]
+
+
+def test_missing_segments_are_named(made, opening):
+    with pytest.raises(UserError, match=r"without blob \(they hold text, bbox, voken\)"):
+        open_records(made / "train", **opening | {"segments": ("text", "blob")})
+
+
+def test_another_vocabulary_is_refused(made, opening):
+    with pytest.raises(UserError, match="made with vocabulary"):
+        open_records(made / "train", **opening | {"tokenizer": load_tokenizer("t5", 64)})
+    with pytest.raises(UserError, match="latents.num_vokens"):
+        open_records(made / "train", **opening | {"tokenizer": load_tokenizer("fashion", 128)})
+
+
+def test_another_image_size_is_refused(made, opening):
+    with pytest.raises(UserError, match="of 32 px; expected 64 px"):
+        open_records(made / "train", **opening | {"image_size": 64})
+
+
+def test_missing_or_damaged_manifest_is_told(made, copy, opening):
+    with pytest.raises(UserError, match="name one of .*train"):
+        open_records(made, **opening)
+    with pytest.raises(UserError, match="no manifest.json"):
+        open_records(made / "absent", **opening)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for content, told in (("{", "is damaged"), (json.dumps(manifest | {"version": 0}), "of version 0")):
+        (copy / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match=told):
+            open_records(copy, **opening)
+
+
+def test_failed_write_leaves_the_old_shard(made, opening, tmp_path):
+    records = open_records(made / "train", **opening)
+    path = tmp_path / "shard.array_record"
+    first = write_shard(path, [records[0], records[1]])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="stop"):
+        write_shard(path, _then_fail(records[2]))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert dataclasses.replace(first, file="x") == dataclasses.replace(
+        first, file="x", records=2, bytes=len(before)
+    )
+
+
+def _then_fail(record):
+    yield record
+    raise ValueError("stop")
