@@ -124,7 +124,7 @@ def fit_quantiser(
             f"{distinct} distinct images", f"at least {codebook}, one a code", "use more examples"
         )
     mean = features.mean(axis=0)
-    components = _principal(features - mean, min(dims, codebook))
+    components = _principal(features - mean, min(dims, codebook, features.shape[1]))
     residual = (features - mean) @ components.T
     rng = np.random.default_rng(seed)
     codebooks = []
