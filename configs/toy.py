@@ -29,9 +29,11 @@ def get_config():
     config.data.caption_tokens = 4
     config.data.num_train = 20_000  # points
 
+    config.diffusion.p_uncond = 0.2  # guidance needs a good unconditional model
+
     train = config.train
     train.batch_size = 512
-    train.num_steps = 2_500
+    train.num_steps = 2_000
     train.learning_rate = 2e-3
     train.lr_schedule = "cosine"
     train.warmup_steps = 100

@@ -5,5 +5,5 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-echo "==> training on fashion images with combined latents; results go to runs/fashion unless --workdir says otherwise"
+echo "==> python -m kaleido_jax.main --config=configs/fashion_combined.py --workdir=runs/fashion $*"
 exec python -m kaleido_jax.main --config=configs/fashion_combined.py --workdir=runs/fashion "$@"

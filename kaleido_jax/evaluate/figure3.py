@@ -32,8 +32,8 @@ GAMMAS = (1.0, 2.0, 4.0, 8.0)
 CLASSES = ("a", "b")
 # Each class has one mode beside the other class and one far from it: guidance, which moves away from the other
 # class, has a side to prefer. Centres in the model range; the first mode of a class is the near one.
-MODES = np.asarray([[[-0.15, 0.25], [-0.70, -0.35]], [[0.15, -0.25], [0.70, 0.35]]], np.float32)
-SHARES = (0.5, 0.5)  # true share of each mode in its class
+MODES = np.asarray([[[-0.10, 0.10], [-0.60, 0.60]], [[0.10, -0.10], [0.60, -0.60]]], np.float32)
+SHARES = (0.4, 0.6)  # true share of each mode in its class
 SPREAD = 0.06  # standard deviation of a mode
 
 

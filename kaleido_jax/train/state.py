@@ -42,9 +42,12 @@ def learning_rate(config: Train):
 
 def make_optimizer(config: Train) -> optax.GradientTransformation:
     """Global clip, then Adam without weight decay."""
+    rate = learning_rate(config)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adam(learning_rate(config), b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps),
+        optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps),
+        # Without the barrier XLA works the schedule out anew inside the update of every single leaf.
+        optax.scale_by_schedule(lambda step: jax.lax.optimization_barrier(jnp.float32(-rate(step)))),
     )
 
 

@@ -1,0 +1,76 @@
+"""The smallest configs that still have every part, shared by all tests that train."""
+
+import numpy as np
+
+from kaleido_jax.config import UNet, to_config_dict, validate
+
+FASHION = "configs/fashion_combined.py"
+
+
+def tiny_config_dict():
+    """The quickstart's config with every size cut down."""
+    from configs.fashion_combined import get_config
+
+    config = get_config()
+    t5 = config.model.t5
+    t5.d_model, t5.d_ff, t5.num_heads, t5.head_dim = 16, 32, 2, 8
+    t5.num_encoder_layers, t5.num_decoder_layers = 1, 1
+    inner = UNet(
+        image_size=8,
+        channels=(8, 32),
+        num_res_blocks=(1, 1),
+        num_attn_layers=(0, 1),
+        emb_channels=16,
+        num_groups=4,
+        text_proj_channels=16,
+        num_text_layers=1,
+    )
+    outer = UNet(
+        image_size=16,
+        channels=(4, 8),
+        num_res_blocks=(1, 1),
+        num_attn_layers=(0, 0),
+        attention_ffn=False,
+        mid_blocks=False,
+        emb_channels=16,
+        num_groups=4,
+        inner=inner,
+    )
+    config.model.denoiser = to_config_dict(outer)
+    config.data.num_train, config.data.num_test = 128, 16
+    config.train.batch_size, config.train.num_steps, config.train.warmup_steps = 8, 4, 1
+    config.train.log_every_steps, config.train.checkpoint_every_steps = 2, 2
+    config.sample.num_steps = config.eval.num_steps = 2
+    config.sample.captions = ("bag", "coat")
+    config.sample.images_per_latents = 2
+    config.eval.num_samples, config.eval.classifier_steps = 4, 2
+    return config
+
+
+def tiny_config(**changes):
+    """Validated; changes are dotted keys with "__" for the dot, e.g. train__num_steps=2."""
+    config = tiny_config_dict()
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        group = config
+        for part in path:
+            group = group[part]
+        group[last] = value
+    return validate(config)
+
+
+def tiny_batch(config, rows=8, seed=0):
+    """Random numbers in a batch's form."""
+    rng = np.random.default_rng(seed)
+    size, length = config.model.denoiser.image_size, config.latents.max_tokens
+    target = rng.integers(3, 300, (rows, length)).astype(np.int32)
+    weights = (np.arange(length) < rng.integers(5, length, (rows, 1))).astype(np.float32)
+    target = np.where(weights > 0, target, 0)
+    return {
+        "image": rng.uniform(-1, 1, (rows, size, size, 3)).astype(np.float32),
+        "encoder_input_tokens": rng.integers(3, 100, (rows, config.data.caption_tokens)).astype(np.int32),
+        "decoder_target_tokens": target,
+        "decoder_input_tokens": np.pad(target, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_loss_weights": weights,
+        "sample_id": np.arange(rows),
+    }
