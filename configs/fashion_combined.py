@@ -21,23 +21,23 @@ def get_config():
     t5 = config.model.t5
     t5.vocabulary = "fashion"
     t5.d_model, t5.d_ff, t5.num_heads, t5.head_dim = 96, 192, 4, 24
-    t5.num_encoder_layers, t5.num_decoder_layers = 1, 3
+    t5.num_encoder_layers, t5.num_decoder_layers = 1, 2
     t5.encoder.trainable = True
 
     # 32 px outside, 16 px inside, as 256 around 64 in the paper.
     inner = UNet(
         image_size=16,
-        channels=(32, 64, 96),  # 16, 8, 4 px
-        num_res_blocks=(1, 1, 1),
-        num_attn_layers=(0, 1, 1),
+        channels=(32, 64),  # 16, 8 px
+        num_res_blocks=(1, 1),
+        num_attn_layers=(0, 1),
         emb_channels=128,
         num_groups=8,
-        text_proj_channels=96,
+        text_proj_channels=64,
         num_text_layers=1,
     )
     outer = UNet(
         image_size=32,
-        channels=(16, 32),  # 32, 16 px
+        channels=(8, 16),  # 32, 16 px
         num_res_blocks=(1, 1),
         num_attn_layers=(0, 0),
         attention_ffn=False,
@@ -56,7 +56,7 @@ def get_config():
 
     train = config.train
     train.batch_size = 32
-    train.num_steps = 2_000
+    train.num_steps = 1_500
     train.learning_rate = 2e-3
     train.lr_schedule = "cosine"
     train.warmup_steps = 100
@@ -67,5 +67,8 @@ def get_config():
     config.sample.sampler = "ddim"
     config.sample.num_steps = 50
     config.sample.gamma = 2.0
+    config.sample.top_p = 0.95
     config.eval.protocol = "quickstart"
+    config.eval.num_samples = 300
+    config.eval.num_steps = 25
     return config

@@ -107,9 +107,7 @@ def _write_row(folder, index, caption, row, images, recipe):
 
 
 def _recipe(config, step):
-    return json.loads(
-        json.dumps({"step": step, "seed": config.seed, "sample": dataclasses.asdict(config.sample)})
-    )
+    return json.loads(json.dumps({"step": step, "seed": config.seed, "sample": dataclasses.asdict(config.sample)}))
 
 
 def _captions(config):
@@ -118,5 +116,5 @@ def _captions(config):
     if config.data.source in SOURCES:
         return list(SOURCES[config.data.source].class_names)
     raise user_error(
-        "no captions to sample", "config.sample.captions", 'set it, e.g. --config.sample.captions="(\'a dog\',)"'
+        "no captions to sample", "config.sample.captions", "set it, e.g. --config.sample.captions=\"('a dog',)\""
     )

@@ -33,9 +33,7 @@ def _check_same(config, path):
     try:
         stored = identity(json.loads(path.read_text()))
     except ValueError as error:
-        raise user_error(
-            f"{path} is damaged", "a config written by this program", "use another --workdir"
-        ) from error
+        raise user_error(f"{path} is damaged", "a config written by this program", "use another --workdir") from error
     mine = identity(dataclasses.asdict(config))
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
     if different:

@@ -34,9 +34,7 @@ ROWS = ((430, "upper"), (570.001, "middle"), (np.inf, "lower"))  # y of the box'
 TABLES = (SIZES, TONES, SHAPES, FILLS, SURFACES, COLUMNS, ROWS)
 
 
-def annotate(
-    image: UInt8[np.ndarray, "s s 3"], caption: str, quantiser: ResidualQuantiser | None = None
-) -> Latents:
+def annotate(image: UInt8[np.ndarray, "s s 3"], caption: str, quantiser: ResidualQuantiser | None = None) -> Latents:
     """All segments of z for one garment on black; no vokens without a quantiser.
 
     Raises:

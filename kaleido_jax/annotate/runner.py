@@ -134,13 +134,9 @@ def make_records(
     """
     out_dir = Path(out_dir)
     if source not in ANNOTATORS:
-        raise user_error(
-            f"no annotator for {source!r}", f"one of {', '.join(ANNOTATORS)}", "correct the source"
-        )
+        raise user_error(f"no annotator for {source!r}", f"one of {', '.join(ANNOTATORS)}", "correct the source")
     if codebook > tokenizer.num_vokens:
-        raise user_error(
-            f"a codebook of {codebook}", f"at most {tokenizer.num_vokens} voken rows", "lower it"
-        )
+        raise user_error(f"a codebook of {codebook}", f"at most {tokenizer.num_vokens} voken rows", "lower it")
     config = {
         "name": source,
         "split": split,

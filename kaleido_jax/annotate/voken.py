@@ -90,9 +90,7 @@ def load_quantiser(path: Path) -> tuple[ResidualQuantiser, dict]:
     """
     path = Path(path)
     if not path.exists():
-        raise user_error(
-            f"no quantiser at {path}", "quantiser.safetensors beside the records", "run annotate"
-        )
+        raise user_error(f"no quantiser at {path}", "quantiser.safetensors beside the records", "run annotate")
     try:
         with safe_open(path, framework="numpy") as file:
             told = json.loads(file.metadata()["quantiser"])
@@ -120,9 +118,7 @@ def fit_quantiser(
     """
     distinct = len(np.unique(features, axis=0))
     if distinct < codebook:
-        raise user_error(
-            f"{distinct} distinct images", f"at least {codebook}, one a code", "use more examples"
-        )
+        raise user_error(f"{distinct} distinct images", f"at least {codebook}, one a code", "use more examples")
     mean = features.mean(axis=0)
     components = _principal(features - mean, min(dims, codebook, features.shape[1]))
     residual = (features - mean) @ components.T
@@ -186,9 +182,7 @@ def quality(quantiser: ResidualQuantiser, features: Float[np.ndarray, "n f"]) ->
     perplexity (1..codebook_size) of each level.
     """
     codes = quantiser.encode(features)
-    errors = [
-        np.mean((quantiser.decode(codes[:, : level + 1]) - features) ** 2) for level in range(codes.shape[1])
-    ]
+    errors = [np.mean((quantiser.decode(codes[:, : level + 1]) - features) ** 2) for level in range(codes.shape[1])]
     counts = np.stack([np.bincount(column, minlength=quantiser.codebook_size) for column in codes.T])
     share = counts / len(features)
     entropy = -np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1)
@@ -201,9 +195,7 @@ def quality(quantiser: ResidualQuantiser, features: Float[np.ndarray, "n f"]) ->
 
 
 def _damaged(path):
-    return user_error(
-        f"{path} is damaged", "a quantiser written by annotate", "delete it and run annotate again"
-    )
+    return user_error(f"{path} is damaged", "a quantiser written by annotate", "delete it and run annotate again")
 
 
 def _principal(centred, dims):

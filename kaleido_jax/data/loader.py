@@ -63,9 +63,7 @@ def make_loader(
     segments = check_segments(segments)
     _check_lengths(records, segments, tokenizer, caption_tokens, latents_tokens)
     if batch_size % process_count:
-        raise user_error(
-            f"train.batch_size = {batch_size}", f"a multiple of {process_count} processes", "change it"
-        )
+        raise user_error(f"train.batch_size = {batch_size}", f"a multiple of {process_count} processes", "change it")
 
     def read(index):
         record = records[int(index)]
@@ -108,11 +106,7 @@ def pad_tokens(ids: Sequence[int], length: int, name: str, sample: str, field: s
 
 def _tokens(record, segments, tokenizer, caption_tokens, latents_tokens):
     caption = [*record.caption_tokens, tokenizer.eos_id]
-    tokens = {
-        "encoder_input_tokens": pad_tokens(
-            caption, caption_tokens, "caption", record.id, "data.caption_tokens"
-        )
-    }
+    tokens = {"encoder_input_tokens": pad_tokens(caption, caption_tokens, "caption", record.id, "data.caption_tokens")}
     if segments:
         ids = join_segments(record.tokens, segments, tokenizer)
         target = pad_tokens(ids, latents_tokens, "latents", record.id, "latents.max_tokens")

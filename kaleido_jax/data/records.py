@@ -63,9 +63,7 @@ class Manifest:
     vocabulary: str  # fingerprint of the tokenizer
     num_vokens: int  # voken rows of that tokenizer
     counts: dict[str, int]  # segment -> records that hold it
-    max_tokens: dict[
-        str, int
-    ]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
+    max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
     dropped: int  # examples left out because their caption or latents were too long
     shards: list[Shard]
     date: str  # UTC, ISO 8601
@@ -83,9 +81,7 @@ class Records:
         """Opens no file until the first record is asked for."""
         self.manifest = manifest
         self._folder = folder
-        self._source = ArrayRecordDataSource(
-            [_Instruction.of(folder, s) for s in manifest.shards if s.records]
-        )
+        self._source = ArrayRecordDataSource([_Instruction.of(folder, s) for s in manifest.shards if s.records])
 
     def __len__(self) -> int:
         return self.manifest.num_records
@@ -127,9 +123,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Shard:
     """Writes one shard; the same records give the same bytes."""
     count = 0
     with replacing(path) as temporary:
-        writer = ArrayRecordWriter(
-            str(temporary), "group_size:1"
-        )  # one a group: random access reads just one
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one a group: random access reads just one
         try:
             for record in records:
                 writer.write(pack(record))

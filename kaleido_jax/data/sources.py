@@ -104,9 +104,7 @@ def open_source(name: str, split: str, *, num_examples: int, seed: int, image_si
     if split not in SPLITS:
         raise user_error(f"split {split!r}", f"one of {', '.join(SPLITS)}", "correct the name")
     if num_examples < 1 or image_size < 8:
-        raise user_error(
-            f"{num_examples} examples of {image_size} px", "at least 1 of 8 px", "raise the number"
-        )
+        raise user_error(f"{num_examples} examples of {image_size} px", "at least 1 of 8 px", "raise the number")
     return SOURCES[name](split, num_examples=num_examples, seed=seed, image_size=image_size)
 
 

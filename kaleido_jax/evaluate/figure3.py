@@ -74,7 +74,8 @@ def run(config: Config, workdir: Path) -> str:
         pipeline = _train(c, points, classes, name)
         clouds[name] = {gamma: _sample(pipeline, gamma) for gamma in GAMMAS}
     shares = {
-        name: {f"{gamma:g}": mode_shares(*cloud) for gamma, cloud in by_gamma.items()} for name, by_gamma in clouds.items()
+        name: {f"{gamma:g}": mode_shares(*cloud) for gamma, cloud in by_gamma.items()}
+        for name, by_gamma in clouds.items()
     }
     report = {"of": told, "classes": CLASSES, "true_share": SHARES, "share_of_each_mode": shares}
     with replacing(path.with_suffix(".png")) as temporary:
@@ -100,9 +101,7 @@ def _train(config, points, classes, name):
     state, frozen, (shardings, _) = create_state(config, model, optimizer, mesh)
     pipeline = functools.partial(KaleidoPipeline, config, tokenizer=tokenizer, chunk=config.eval.num_samples)
     data = _tokenised(config, tokenizer, pipeline(params={}), points, classes)
-    train_step = jax.jit(
-        make_train_step(model, config, optimizer), donate_argnums=0, out_shardings=(shardings, None)
-    )
+    train_step = jax.jit(make_train_step(model, config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
     progress = Progress(config.train.num_steps, 0, config.train.batch_size, name)
     averages, rng = Averages(), np.random.default_rng((config.seed, 4))
     for step in range(1, config.train.num_steps + 1):
@@ -124,7 +123,10 @@ def _tokenised(config, tokenizer, pipeline, points, classes):
         quantiser = fit_quantiser(points, num_tokens=1, codebook=config.latents.num_vokens, seed=config.seed)
         codes = quantiser.encode(points)[:, 0]
         table = np.asarray(
-            [to_tokens(Latents(voken=(k,)), config.latents.segments, tokenizer) for k in range(config.latents.num_vokens)],
+            [
+                to_tokens(Latents(voken=(k,)), config.latents.segments, tokenizer)
+                for k in range(config.latents.num_vokens)
+            ],
             np.int32,
         )
         target = table[codes]

@@ -105,7 +105,10 @@ def train_judge(config: Config, class_names: tuple[str, ...]):
         split: _real_images(config.data.source, split, number, config.seed, size)
         for split, number in zip(("train", "test"), REAL_IMAGES, strict=True)
     }
-    judge, optimizer = Judge(len(class_names)), optax.adam(optax.cosine_decay_schedule(2e-3, config.eval.classifier_steps))
+    judge, optimizer = (
+        Judge(len(class_names)),
+        optax.adam(optax.cosine_decay_schedule(2e-3, config.eval.classifier_steps)),
+    )
     params = judge.init(purpose_key(config.seed, "judge"), jnp.zeros((1, size, size, 3)))
     state = (params, optimizer.init(params))
 

@@ -81,9 +81,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str]:
     return lines
 
 
-def chip_rows(
-    voken: Sequence[int], font: ImageFont.FreeTypeFont, width_px: int
-) -> list[list[tuple[float, int]]]:
+def chip_rows(voken: Sequence[int], font: ImageFont.FreeTypeFont, width_px: int) -> list[list[tuple[float, int]]]:
     """Rows of (x offset in px, voken), so that every chip fits into width_px."""
     rows, x = [[]], 0.0
     for index in voken:

@@ -56,9 +56,7 @@ def mask_to_ellipse(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "5"]:
     xy = np.mean(dx * dy)
     middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
     theta = np.degrees(0.5 * np.arctan2(2 * xy, xx - yy)) % HALF_TURN
-    return np.array(
-        [x.mean(), y.mean(), 2 * np.sqrt(middle + spread), 2 * np.sqrt(max(middle - spread, 0.0)), theta]
-    )
+    return np.array([x.mean(), y.mean(), 2 * np.sqrt(middle + spread), 2 * np.sqrt(max(middle - spread, 0.0)), theta])
 
 
 def ellipse_to_blob(ellipse) -> tuple[int, int, int, int, int]:

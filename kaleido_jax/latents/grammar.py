@@ -66,9 +66,7 @@ def _read_objects(kind, field, count):
         # Splitting at the numbers leaves phrase, numbers, phrase, numbers, ..., rest.
         *pairs, rest = _NUMBERS.split(part)
         if rest.strip():
-            raise latents_error(
-                f"{field} list ends in {rest.strip()[:60]!r}", "a closing ')'", "add or drop it"
-            )
+            raise latents_error(f"{field} list ends in {rest.strip()[:60]!r}", "a closing ')'", "add or drop it")
         phrases, numbers = pairs[::2], pairs[1::2]
         return tuple(
             kind(phrase=" ".join(phrase.split()), **{field: _read_numbers(values, field, count)})
@@ -127,9 +125,7 @@ def segment_tokens(z: Latents, segment: str, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def join_segments(
-    tokens: Mapping[str, Sequence[int]], segments: Sequence[str], tokenizer: Tokenizer
-) -> list[int]:
+def join_segments(tokens: Mapping[str, Sequence[int]], segments: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """The segments' ids joined by those of "|", then eos; equal to tokenising the joined string.
 
     Raises:
@@ -139,9 +135,7 @@ def join_segments(
     joined = []
     for position, segment in enumerate(check_segments(segments)):
         if segment not in tokens:
-            raise latents_error(
-                f"tokens of {', '.join(tokens) or 'nothing'}", f"{segment} too", "add the segment"
-            )
+            raise latents_error(f"tokens of {', '.join(tokens) or 'nothing'}", f"{segment} too", "add the segment")
         joined += (separator if position else []) + list(tokens[segment])
     return [*joined, tokenizer.eos_id]
 
@@ -236,9 +230,7 @@ def _segment_from_tokens(segment, ids, tokenizer):
         return _vokens_from_tokens(ids, tokenizer)
     foreign = [i for i in ids if not tokenizer.unk_id < i < tokenizer.num_pieces]
     if foreign:
-        raise latents_error(
-            f"token {foreign[0]} in {segment}", "pieces of the vocabulary only", "sample again"
-        )
+        raise latents_error(f"token {foreign[0]} in {segment}", "pieces of the vocabulary only", "sample again")
     return _READ[segment](tokenizer.decode(ids))
 
 
@@ -254,8 +246,7 @@ def _fit_objects(items, field, kind, tokenizer):
     if items is None:
         return None
     return tuple(
-        kind(phrase=_fit_words(i.phrase, clean_phrase, tokenizer), **{field: getattr(i, field)})
-        for i in items
+        kind(phrase=_fit_words(i.phrase, clean_phrase, tokenizer), **{field: getattr(i, field)}) for i in items
     )
 
 

@@ -83,9 +83,7 @@ class Tokenizer:
         """
         found = self._pieces.piece_to_id("#")
         if found == UNK_ID:
-            raise user_error(
-                "a vocabulary without the piece '#'", "one that has it", "use another model file"
-            )
+            raise user_error("a vocabulary without the piece '#'", "one that has it", "use another model file")
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -131,9 +129,7 @@ class Tokenizer:
             return f"I{index}"
         if self.num_pieces <= token < self.vocab_size:
             return f"<extra_id_{self.vocab_size - 1 - token}>"  # T5 counts its sentinels downwards
-        raise user_error(
-            f"token id {token}", f"ids of the {self.rows} rows in use", "use the matching vocabulary"
-        )
+        raise user_error(f"token id {token}", f"ids of the {self.rows} rows in use", "use the matching vocabulary")
 
 
 def load_tokenizer(name_or_path: str, num_vokens: int) -> Tokenizer:

@@ -234,7 +234,5 @@ def _read_objects(value, segment, field, kind):
     for item in items:
         _check_keys(item, tuple(f.name for f in dataclasses.fields(kind)), f"an entry of {segment}")
         if len(item) != 2:
-            raise latents_error(
-                f"an entry of {segment} with {len(item)} keys", f"phrase and {field}", "add the other"
-            )
+            raise latents_error(f"an entry of {segment} with {len(item)} keys", f"phrase and {field}", "add the other")
     return tuple(kind(phrase=item["phrase"], **{field: _as_tuple(item[field], field)}) for item in items)

@@ -30,9 +30,7 @@ class NestedUNet(nn.Module):
     def setup(self):
         """The outer net has no text path and no middle of its own; the innermost net's serve all."""
         c = self.config
-        self.outer = UNet(
-            c, self.text_channels, self.text_width, self.dtype, has_text_path=False, has_mid=False
-        )
+        self.outer = UNet(c, self.text_channels, self.text_width, self.dtype, has_text_path=False, has_mid=False)
         self.inner = build_denoiser(c.inner, self.text_channels, self.dtype)
         self.in_adapter = conv(c.channels[-1], c.inner.channels[0], self.dtype, zero=True)
         self.out_adapter = conv(c.inner.channels[0], c.channels[-1], self.dtype, zero=True)
@@ -73,9 +71,7 @@ class NestedUNet(nn.Module):
         own = ((k[:rows], v[:rows]) for k, v in keys_values)
         x, skips = self.outer.down(x, temb, own, first.mask)
         handed_in = jnp.pad(self.in_adapter(x), ((0, all_rows - rows), (0, 0), (0, 0), (0, 0)))
-        predictions, inner_features = self.inner.run(
-            images[1:], times, condition, micros, handed_in, keys_values
-        )
+        predictions, inner_features = self.inner.run(images[1:], times, condition, micros, handed_in, keys_values)
         x = x + self.out_adapter(inner_features[:rows])
         x = self.outer.up(x, skips, temb, own, first.mask)
         return [self.outer.head(x), *predictions], x

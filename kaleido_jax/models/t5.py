@@ -245,9 +245,9 @@ class Encoder(nn.Module):
         c = self.config
         self.token_embedder = _embedder(self.rows, c, self.dtype)
         self.relpos_bias = RelativeBias(c.num_heads, bidirectional=True)
-        self.layers = _stack(
-            EncoderLayer, c.num_encoder_layers, c.remat, {"__call__": (nn.broadcast, nn.broadcast)}
-        )(c, self.dtype)
+        self.layers = _stack(EncoderLayer, c.num_encoder_layers, c.remat, {"__call__": (nn.broadcast, nn.broadcast)})(
+            c, self.dtype
+        )
         self.encoder_norm = RMSNorm(self.dtype)
 
     def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:

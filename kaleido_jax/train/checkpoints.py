@@ -5,7 +5,6 @@ from pathlib import Path
 import grain
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from kaleido_jax.config import Train
 from kaleido_jax.errors import user_error
@@ -25,9 +24,7 @@ def save(manager: ocp.CheckpointManager, step: int, state, iterator) -> None:
     """Writes checkpoints/<step> in the background."""
     manager.save(
         step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)
-        ),
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)),
     )
 
 

@@ -42,7 +42,9 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
 
     # ---------------------------------------------------------------- state, born sharded
     state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh)
-    logging.info("\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    (workdir / "parameters.txt").write_text(
+        parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    )
     logging.info("%.2fM trainable, %.2fM frozen parameters", count(state.params) / 1e6, count(frozen) / 1e6)
 
     # ---------------------------------------------------------------- step

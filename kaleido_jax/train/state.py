@@ -13,7 +13,6 @@ from kaleido_jax.models.kaleido import Kaleido, init_params
 from kaleido_jax.randomness import purpose_key
 from kaleido_jax.train.sharding import shardings_of
 
-
 # Hundreds of small random draws run once: compiling them without optimisation took a third of the time on CPU.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

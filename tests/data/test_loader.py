@@ -113,9 +113,7 @@ def test_one_unshuffled_epoch_ends(loader):
 
 
 def test_overlong_samples_are_named_before_the_first_batch(loader):
-    with pytest.raises(
-        UserError, match=r"latents of sample fashion/train/\d+ has \d+ tokens.*latents.max_tokens = 40"
-    ):
+    with pytest.raises(UserError, match=r"latents of sample fashion/train/\d+ has \d+ tokens.*latents.max_tokens = 40"):
         loader(latents_tokens=40)
     with pytest.raises(UserError, match=r"caption of sample fashion/train/000000 .*data.caption_tokens = 3"):
         loader(caption_tokens=3)

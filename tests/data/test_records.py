@@ -128,9 +128,7 @@ def test_failed_write_leaves_the_old_shard(made, opening, tmp_path):
     with pytest.raises(ValueError, match="stop"):
         write_shard(path, _then_fail(records[2]))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    assert dataclasses.replace(first, file="x") == dataclasses.replace(
-        first, file="x", records=2, bytes=len(before)
-    )
+    assert dataclasses.replace(first, file="x") == dataclasses.replace(first, file="x", records=2, bytes=len(before))
 
 
 def _then_fail(record):

@@ -116,5 +116,6 @@ def test_a_sample_depends_on_its_own_key_only():
         np.testing.assert_array_equal(many[3], single[0])
     assert not np.allclose(all_of_them[0][0, :2, :2], all_of_them[1][0])  # resolutions are independent
     assert not np.allclose(
-        jax.random.normal(sample_keys(7, "a", 0, jnp.arange(1))[0]), jax.random.normal(sample_keys(7, "b", 0, jnp.arange(1))[0])
+        jax.random.normal(sample_keys(7, "a", 0, jnp.arange(1))[0]),
+        jax.random.normal(sample_keys(7, "b", 0, jnp.arange(1))[0]),
     )

@@ -138,8 +138,7 @@ def test_serialised_form_is_the_papers():
         voken=(17, 403),
     )
     assert grammar.serialise(z, SEGMENTS) == (
-        "a small black boot | boot (1, 33, 995, 995) lap (1, 630, 785, 998) | "
-        "boot (500, 514, 410, 90, 12) | I17#I403"
+        "a small black boot | boot (1, 33, 995, 995) lap (1, 630, 785, 998) | boot (500, 514, 410, 90, 12) | I17#I403"
     )
     ids = grammar.segment_tokens(z, "voken", TOKENIZERS["t5"])
     assert ids == [32128 + 17, 4663, 32128 + 403]
@@ -150,10 +149,7 @@ def test_text_that_looks_like_vokens_stays_text():
     z = Latents(text="I17#I403", voken=(17,))
     ids = grammar.segment_tokens(z, "text", tokenizer)
     assert max(ids) < tokenizer.num_pieces
-    assert (
-        grammar.from_tokens(grammar.to_tokens(z, ("text", "voken"), tokenizer), ("text", "voken"), tokenizer)
-        == z
-    )
+    assert grammar.from_tokens(grammar.to_tokens(z, ("text", "voken"), tokenizer), ("text", "voken"), tokenizer) == z
 
 
 @pytest.mark.parametrize(

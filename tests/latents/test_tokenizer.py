@@ -53,9 +53,7 @@ def test_fashion_vocabulary_is_small_and_knows_plain_english():
 
 
 def test_fingerprint_tells_vocabularies_apart(t5):
-    assert (
-        t5.fingerprint == load_tokenizer("t5", 8192).fingerprint == pickle.loads(pickle.dumps(t5)).fingerprint
-    )
+    assert t5.fingerprint == load_tokenizer("t5", 8192).fingerprint == pickle.loads(pickle.dumps(t5)).fingerprint
     others = {load_tokenizer("t5", 64).fingerprint, load_tokenizer("fashion", 64).fingerprint}
     assert len({t5.fingerprint, *others}) == 3
 

@@ -526,9 +526,7 @@ def test_sampling_trajectories_equal(name, dtype, monkeypatch):
     for i, (t, s) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
         predictions = predict(images, jnp.full(info["batch"], t - 1))
         draws = recorded_noise(given, i, images)
-        images = samplers.reverse_step(
-            images, predictions, draws, gammas[t], gammas[s], diffusion, sample, scales
-        )
+        images = samplers.reverse_step(images, predictions, draws, gammas[t], gammas[s], diffusion, sample, scales)
         for r in range(len(scales)):
             # Guidance multiplies the reference's own float32 error: 5.6e-5 at weight 7, seen from float64.
             close(nchw(predictions[r]), given[f"step{i}.v_guided.{r}"], 2 * TRAJECTORY, f"v of step {i}")

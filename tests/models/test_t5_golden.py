@@ -253,9 +253,7 @@ def test_warpers_keep_the_same_tokens(logits):
     for case in warper_cases():
         if case["logits"] != logits:
             continue
-        warped = decode.warp_logits(
-            jnp.asarray(given[logits]), case["temperature"], case["top_k"], case["top_p"]
-        )
+        warped = decode.warp_logits(jnp.asarray(given[logits]), case["temperature"], case["top_k"], case["top_p"])
         ours, reference = np.asarray(jax.nn.softmax(warped, -1)), given[f"{case['key']}.probs"]
         if logits.startswith("ties"):  # which one of a tied group is kept is not defined
             ours, reference = np.sort(ours), np.sort(reference)

@@ -32,7 +32,9 @@ def _random_params(net, images):
 def nest():
     net = build_denoiser(NEST, 16)
     params = _random_params(net, IMAGES)
-    apply = jax.jit(lambda p, images, times, text, mask: net.apply({"params": p}, images, times, text, mask, method=_run))
+    apply = jax.jit(
+        lambda p, images, times, text, mask: net.apply({"params": p}, images, times, text, mask, method=_run)
+    )
     return params, apply
 
 
