@@ -1,6 +1,6 @@
-"""How good the quickstart's model is: does an independent judge see the caption's class, do the latents parse, is
-the garment where its sampled box says?
+"""How good the quickstart's model is, as three numbers.
 
+Does an independent judge see the caption's class, do the latents parse, is the garment where its sampled box says?
 The judge is a small classifier trained here on real placed garments; its own accuracy on held-out ones is reported.
 """
 

@@ -131,7 +131,8 @@ out = {}
 for name, mesh in {"one": None, "eight": dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)}.items():
     config = tiny_config(**(mesh or {}))
     optimizer = make_optimizer(config.train)
-    m = make_mesh(config) if mesh else jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    one = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    m = make_mesh(config) if mesh else one
     model = build_model(config, 256)
     state, frozen, (shardings, _) = create_state(config, model, optimizer, m)
     step = jax.jit(make_train_step(model, config, optimizer), out_shardings=(shardings, None))
