@@ -170,6 +170,7 @@ class Eval:
     gamma: float = 2.0
     num_steps: int = 50  # DDIM steps
     classifier_steps: int = 600  # training steps of the judge
+    real_images: tuple[int, int] = (10_000, 2_000)  # real images that train and test the judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,7 @@ CHOICES = {
 # A workdir belongs to these parts of its config; the others may change between runs of the same work.
 IDENTITY_FREE = ("sample", "eval", "mesh", "name")
 IDENTITY_FREE_FIELDS = {
-    "train": ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "sample_at_end"),
+    "train": ("num_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "sample_at_end"),
     "data": ("verify", "fetch", "records"),
 }
 

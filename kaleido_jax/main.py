@@ -110,63 +110,62 @@ def load_config(spec: str, overrides: list[str]):
     Raises:
       UserError: no such file, an error inside it, an unknown key or a value of the wrong type.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     path = spec.split(":")[0]
     if not Path(path).is_file():
         folder = Path(path).parent if Path(path).parent.is_dir() else Path("configs")
         have = ", ".join(sorted(str(p) for p in folder.glob("*.py"))) or "none there"
         raise user_error(f"no config file {path}", f"a file such as {have}", "correct --config")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    plain = _read_flags(
+        [f"--config={spec}"],
+        lambda text: user_error(f"{spec}: {text}", "a config file whose get_config() runs", "correct it"),
+    )
     for override in overrides:
-        _check_override(override)
-    try:
-        values(["main", f"--config={spec}", *overrides])
-        return values.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
-        raise _flag_error(spec, overrides, error) from error
+        _check_override(override, plain)
+    return _read_flags(
+        [f"--config={spec}", *overrides],
+        lambda text: user_error(f"{' '.join(overrides)}: {text}", "values of the fields' types", "correct them"),
+    )
 
 
-def _check_override(override):
-    if "=" not in override:
-        raise user_error(f"{override} without a value", "--config.KEY=VALUE", "write the value behind '='")
-
-
-def _flag_error(spec, overrides, error):
-    """Says which override is wrong; ml_collections' own messages span lines and do not name it."""
-    from kaleido_jax.config import default_config, unknown_key
-
-    for override in overrides:
-        key, _, value = override.removeprefix("--config.").partition("=")
-        group = default_config()
-        path = []
-        for part in key.split("."):
-            if not hasattr(group, "keys"):
-                break
-            if part not in group:
-                return unknown_key(".".join(path), part, group.keys())
-            path, group = [*path, part], group[part]
-        if isinstance(error, TypeError | ValueError) or "config." + key in str(error):
-            kind = type(group).__name__
-            if _refuses(spec, override):
-                return user_error(f"--config.{key}={value}", f"{kind}", "correct the value")
-    text = " ".join(str(error).split()) or type(error).__name__
-    return user_error(f"{spec}: {text}", "a config file with get_config()", "correct it")
-
-
-def _refuses(spec, override) -> bool:
+def _read_flags(arguments, to_error):
     from absl import flags
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
-        values(["main", f"--config={spec}", override])
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError):
-        return True
-    return False
+        values(["main", *arguments])
+        return values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
+        raise to_error(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _check_override(override, config):
+    """Says what is wrong with one --config.KEY=VALUE; ml_collections' own messages do not name the nearest key."""
+    from kaleido_jax.config import unknown_key
+
+    key, equals, value = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise user_error(f"{override} without a value", "--config.KEY=VALUE", "write the value behind '='")
+    path, group = [], config
+    for part in key.split("."):
+        if not hasattr(group, "keys"):
+            raise user_error(f"{override}", f"no field below config.{'.'.join(path)}", "correct the key")
+        if part not in group:
+            raise unknown_key(".".join(path), part, group.keys())
+        path, group = [*path, part], group[part]
+    if isinstance(group, bool | int | float) and not _parses(value, type(group)):
+        raise user_error(f"--config.{key}={value}", type(group).__name__, "correct the value")
+
+
+def _parses(value, kind):
+    if kind is bool:
+        return value.lower() in ("true", "false", "1", "0")
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
 
 
 def set_cpu_flag() -> None:

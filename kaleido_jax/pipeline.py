@@ -21,6 +21,7 @@ from kaleido_jax.latents.types import Latents, LatentsError
 from kaleido_jax.models.decode import sample_tokens, shift_right
 from kaleido_jax.models.kaleido import build_model, init_params, null_tokens
 from kaleido_jax.models.t5 import EOS, PAD
+from kaleido_jax.progress import progress
 from kaleido_jax.randomness import sample_keys
 from kaleido_jax.train import checkpoints
 from kaleido_jax.train.sharding import make_mesh, shardings_of
@@ -78,7 +79,7 @@ class KaleidoPipeline:
         """
         keys = sample_keys(seed, "latents", 0, _indices(indices, captions))
         draw = functools.partial(self._draw_tokens, settings=_prior_settings(sample or self.config.sample))
-        tokens = self._chunked(draw, self.caption_tokens(captions), keys)
+        tokens = self._chunked("latents", draw, self.caption_tokens(captions), keys)
         return [self._read(row) for row in tokens]
 
     def _read(self, row):
@@ -136,7 +137,7 @@ class KaleidoPipeline:
         for row, tokens in zip(z, latents or (), strict=False):
             row[: len(tokens)] = tokens
         draw = functools.partial(self._draw_images, settings=_image_settings(sample or self.config.sample))
-        return self._chunked(draw, self.caption_tokens(captions), z, keys)
+        return self._chunked("images", draw, self.caption_tokens(captions), z, keys)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
     def _draw_images(self, params, captions, z, keys, *, settings):
@@ -193,13 +194,15 @@ class KaleidoPipeline:
             )
         return tuple(ids)
 
-    def _chunked(self, draw, *arrays) -> np.ndarray:
+    def _chunked(self, title, draw, *arrays) -> np.ndarray:
         """Runs in equal chunks, so that one compiled function serves any number of samples."""
         total, out = len(arrays[0]), []
         size = min(self.chunk, total)
-        for start in range(0, total, size):
-            rows = np.minimum(np.arange(start, start + size), total - 1)
-            out.append(np.asarray(draw(self.params, *(a[rows] for a in arrays))))
+        with progress(title, total, "sample") as advance:
+            for start in range(0, total, size):
+                rows = np.minimum(np.arange(start, start + size), total - 1)
+                out.append(np.asarray(draw(self.params, *(a[rows] for a in arrays))))
+                advance(min(size, total - start))
         return np.concatenate(out)[:total]
 
 

@@ -43,13 +43,19 @@ def tiny_config_dict():
     config.sample.num_steps = config.eval.num_steps = 2
     config.sample.captions = ("bag", "coat")
     config.sample.images_per_latents = 2
+    config.train.lr_schedule = "constant"
+    config.eval.protocol = "none"
     config.eval.num_samples, config.eval.classifier_steps = 4, 2
+    config.eval.real_images = (64, 16)
     return config
 
 
 def tiny_config(**changes):
     """Validated; changes are dotted keys with "__" for the dot, e.g. train__num_steps=2."""
-    config = tiny_config_dict()
+    return _changed(tiny_config_dict(), changes)
+
+
+def _changed(config, changes):
     for key, value in changes.items():
         *path, last = key.split("__")
         group = config
@@ -74,3 +80,21 @@ def tiny_batch(config, rows=8, seed=0):
         "decoder_loss_weights": weights,
         "sample_id": np.arange(rows),
     }
+
+
+def single_net_config(**changes):
+    """One net of one level instead of a nest: compiles in a fraction of the time."""
+    config = tiny_config_dict()
+    config.model.denoiser = to_config_dict(
+        UNet(
+            image_size=8,
+            channels=(32,),
+            num_res_blocks=(1,),
+            num_attn_layers=(1,),
+            attention_ffn=False,
+            mid_blocks=False,
+            emb_channels=16,
+            num_groups=4,
+        )
+    )
+    return _changed(config, changes)

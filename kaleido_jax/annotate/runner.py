@@ -8,15 +8,10 @@ import hashlib
 import itertools
 import json
 import logging
-import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from tqdm import tqdm
 
 from kaleido_jax.annotate import fashion
 from kaleido_jax.annotate.voken import ResidualQuantiser, fit_or_load
@@ -36,10 +31,10 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.latents.grammar import SEPARATOR, segment_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import SEGMENTS, check_segments, select
+from kaleido_jax.progress import progress as progress_of
 
 QUANTISER = "quantiser.safetensors"
 ANNOTATORS = {"fashion": (fashion.annotate, fashion.VERSION)}  # source -> its inference model and version
-_LOG_EVERY_SEC = 10
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +157,7 @@ def make_records(
     mine = range(process_index, job.num_shards, process_count)
     waiting = [shard for shard in mine if _finished(job, shard) is None]
     total = sum(len(job.indices(shard)) for shard in waiting)
-    with _progress(f"annotate {source}/{split}", total, progress) as advance:
+    with progress_of(f"annotate {source}/{split}", total, "img", progress) as advance:
         for shard in waiting:
             _make_shard(job, shard, advance)
     return _finish(job)
@@ -176,7 +171,7 @@ def _make_shard(job, shard, advance):
         for index in job.indices(shard):
             record = _make_record(job, index)
             lengths.append(_lengths(record, job.segments, separator))
-            advance()
+            advance(1)
             if _fits(lengths[-1], job):
                 yield record
             else:
@@ -264,31 +259,3 @@ def _finish(job):
     )
     write_manifest(job.folder, manifest)
     return manifest
-
-
-# ----------------------------------------------------------------------------------------------- progress
-@contextmanager
-def _progress(name, total, wanted):
-    if not (wanted and total):
-        yield lambda: None
-    elif sys.stderr.isatty():
-        with tqdm(desc=name, unit="img", total=total) as bar:
-            yield bar.update
-    else:
-        yield _log_lines(name, total)
-
-
-def _log_lines(name, total):
-    start = last = time.monotonic()
-    count = 0
-
-    def advance():
-        nonlocal last, count
-        count += 1
-        now = time.monotonic()
-        if now - last < _LOG_EVERY_SEC and count < total:
-            return
-        last, rate = now, count / max(now - start, 1e-9)
-        log.info("%s: %d of %d, %.0f img/s, %.0f s left", name, count, total, rate, (total - count) / rate)
-
-    return advance

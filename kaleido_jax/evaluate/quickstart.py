@@ -23,10 +23,10 @@ from kaleido_jax.data.records import write_atomically
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.latents.geometry import box_iou, mask_to_box
 from kaleido_jax.pipeline import KaleidoPipeline, to_uint8
+from kaleido_jax.progress import progress
 from kaleido_jax.randomness import purpose_key
 
 JUDGE_BATCH = 128
-REAL_IMAGES = (10_000, 2_000)  # placed garments that train and test the judge
 
 
 class Judge(nn.Module):
@@ -103,7 +103,7 @@ def train_judge(config: Config, class_names: tuple[str, ...]):
     size = config.model.denoiser.image_size
     data = {
         split: _real_images(config.data.source, split, number, config.seed, size)
-        for split, number in zip(("train", "test"), REAL_IMAGES, strict=True)
+        for split, number in zip(("train", "test"), config.eval.real_images, strict=True)
     }
     judge, optimizer = (
         Judge(len(class_names)),
@@ -123,10 +123,12 @@ def train_judge(config: Config, class_names: tuple[str, ...]):
         return optax.apply_updates(state[0], updates), opt_state
 
     images, labels = data["train"]
-    logging.info("training the judge for %d steps", config.eval.classifier_steps)
-    for i in range(config.eval.classifier_steps):
-        rows = np.asarray(jax.random.randint(purpose_key(config.seed, f"judge{i}"), (JUDGE_BATCH,), 0, len(labels)))
-        state = step(state, to_model_range(images[rows]), labels[rows])
+    with progress("judge", config.eval.classifier_steps, "step") as advance:
+        for i in range(config.eval.classifier_steps):
+            key = jax.random.fold_in(purpose_key(config.seed, "judge batch"), i)
+            rows = np.asarray(jax.random.randint(key, (JUDGE_BATCH,), 0, len(labels)))
+            state = step(state, to_model_range(images[rows]), labels[rows])
+            advance(1)
     predict = jax.jit(lambda x: judge.apply(state[0], x).argmax(-1))
 
     def classify(images):

@@ -13,6 +13,8 @@ from clu import metrics as clu_metrics
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from kaleido_jax.progress import clock
+
 
 class MetricWriter:
     """Appends scalars to WORKDIR/metrics.jsonl and to TensorBoard events."""
@@ -90,8 +92,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"{parts} {rates['img_per_sec']:.0f} img/s")
         else:
-            minutes, seconds = divmod(int(rates["eta_sec"]), 60)
-            speed = f"{rates['img_per_sec']:.1f} img/s, ETA {minutes}:{seconds:02d}"
+            speed = f"{rates['img_per_sec']:.1f} img/s, ETA {clock(rates['eta_sec'])}"
             logging.info("%s %d/%d | %s | %s", self._title, step, self._total, parts, speed)
         return rates
 

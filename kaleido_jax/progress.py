@@ -1,0 +1,51 @@
+"""How far a long job is: a bar on a terminal, elsewhere a log line at least every ten seconds, with rate and ETA."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from absl import logging
+from tqdm import tqdm
+
+LOG_EVERY_SEC = 10
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be called with the number of units just done.
+
+    Args:
+      title: what is being done.
+      total: units in all.
+      unit: what is counted, e.g. "img".
+      wanted: False says nothing.
+    """
+    if not (wanted and total):
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        with tqdm(desc=title, total=total, unit=unit) as bar:
+            yield bar.update
+    else:
+        yield _log_lines(title, total, unit)
+
+
+def _log_lines(title, total, unit):
+    start = last = time.monotonic()
+    count = 0
+
+    def advance(done):
+        nonlocal last, count
+        count += done
+        now = time.monotonic()
+        if now - last < LOG_EVERY_SEC and count < total:
+            return
+        last, rate = now, count / max(now - start, 1e-9)
+        logging.info("%s: %d of %d, %.1f %s/s, ETA %s", title, count, total, rate, unit, clock((total - count) / rate))
+
+    return advance
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, e.g. "7:05"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,48 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax import main
+from kaleido_jax.config import validate
+from kaleido_jax.evaluate import figure3
+
+
+def _config(**train):
+    config = validate(main.load_config("configs/toy.py", []))
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, num_steps=3, log_every_steps=2, batch_size=16, **train),
+        data=dataclasses.replace(config.data, num_train=400),
+        sample=dataclasses.replace(config.sample, num_steps=4),
+        eval=dataclasses.replace(config.eval, num_samples=40),
+    )
+
+
+def test_points_have_the_true_shares_and_spread():
+    points, classes = figure3.draw_points(20_000, seed=0)
+    np.testing.assert_allclose(figure3.mode_shares(points, classes), [figure3.SHARES] * 2, atol=0.01)
+    near = points[(classes == 0) & (np.linalg.norm(points - figure3.MODES[0, 0], axis=1) < 0.3)]
+    np.testing.assert_allclose(near.mean(0), figure3.MODES[0, 0], atol=0.01)
+    np.testing.assert_allclose(near.std(0), figure3.SPREAD, rtol=0.05)
+
+
+def test_mode_shares_count_each_class_by_its_own_modes():
+    points = np.repeat(figure3.MODES[[0, 0, 0, 1], [0, 0, 1, 1]], 5, axis=0)
+    classes = np.repeat([0, 0, 0, 1], 5)
+    assert figure3.mode_shares(points, classes) == [[2 / 3, 1 / 3], [0.0, 1.0]]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_figure_and_numbers_and_is_not_redone(tmp_path, monkeypatch):
+    first = figure3.run(_config(), tmp_path)
+    report = json.loads((tmp_path / "eval" / "figure3.json").read_text())
+    assert set(report["share_of_each_mode"]) == {"standard", "latent_augmented"}
+    for by_gamma in report["share_of_each_mode"].values():
+        assert list(by_gamma) == ["1", "2", "4", "8"]
+        np.testing.assert_allclose(np.sum(list(by_gamma.values()), axis=-1), 1)
+    assert Image.open(tmp_path / "eval" / "figure3.png").size[0] > 1000
+    monkeypatch.setattr(figure3, "_train", lambda *_: pytest.fail("trained again"))
+    assert figure3.run(_config(), tmp_path) == first

@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from kaleido_jax.annotate.fashion import annotate
+from kaleido_jax.data.sources import open_source
+from kaleido_jax.evaluate import quickstart
+from tests.tiny import tiny_config
+
+
+def test_a_real_image_overlaps_its_own_annotated_box_fully():
+    source = open_source("fashion", "test", num_examples=20, seed=0, image_size=32)
+    for example in (source[i] for i in range(20)):
+        box = annotate(example.image, example.caption).bbox[0].box
+        assert quickstart._overlap(example.image, box) == 1.0
+    x1, y1, x2, y2 = box
+    assert quickstart._overlap(example.image, (x1, y1, x2, y1 + (y2 - y1) // 2)) == pytest.approx(0.5, abs=0.03)
+    assert quickstart._overlap(0 * example.image, box) is None
+
+
+@pytest.mark.slow
+def test_the_judge_learns_real_garments():
+    config = tiny_config(eval__real_images=(1500, 200), eval__classifier_steps=80)
+    source = open_source("fashion", "test", num_examples=30, seed=9, image_size=16)
+    judge, accuracy = quickstart.train_judge(config, source.class_names)
+    assert accuracy > 0.4  # ten classes
+    images = np.stack([source[i].image for i in range(30)])
+    assert judge(images).shape == (30,)

@@ -1,0 +1,165 @@
+"""The whole road at the smallest size: records, training, checkpoint, latents, images, measures."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from kaleido_jax import verbs
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.pipeline import KaleidoPipeline, to_uint8
+from kaleido_jax.train import loop
+from kaleido_jax.workdir import open_workdir
+from tests.tiny import tiny_config
+
+CONFIG = tiny_config(eval__protocol="quickstart")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "fashion"
+    verbs.train(CONFIG, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(workdir):
+    return KaleidoPipeline.from_workdir(CONFIG, workdir)
+
+
+def _stored(folder, step=4):
+    return ocp.PyTreeCheckpointer().restore((folder / "checkpoints" / str(step) / "state").absolute())
+
+
+def test_a_run_leaves_everything(workdir):
+    samples = workdir / "samples" / "step_00000004"
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert {"loss", "loss_dm", "loss_ar", "loss_dm_r0", "grad_norm_prior", "grad_norm_denoiser", "img_per_sec"} <= set(
+        lines[0]
+    )
+    assert any(workdir.glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text())["name"] == CONFIG.name
+    width, height = Image.open(samples / "grid.png").size
+    assert width > 2 * 192 and height > 2 * 192
+    told = json.loads((samples / "00-bag.json").read_text())
+    assert told["caption"] == "bag" and len(told["images"]) == 2 and told["recipe"]["seed"] == CONFIG.seed
+    assert told["latents"] is not None or told["problem"]
+    assert Image.open(samples / told["images"][0]).size == (16, 16)
+    report = json.loads((workdir / "eval" / "quickstart.json").read_text())
+    assert {"judge_accuracy_real", "judge_accuracy_samples", "latents_parsed", "box_iou_median"} <= set(report)
+
+
+def test_run_again_redoes_nothing(workdir, capsys):
+    files = [p for p in workdir.rglob("*") if p.is_file() and p.name != "config.json"]
+    before = {p: p.stat().st_mtime_ns for p in files}
+    verbs.train(CONFIG, workdir)
+    assert "training is finished" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in files}
+
+
+def test_resume_is_bit_identical(workdir, tmp_path):
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    shutil.copytree(workdir / "records", folder / "records")
+    for steps in (2, 4):
+        config = tiny_config(train__num_steps=steps, train__sample_at_end=False)
+        verbs.train(config, folder)
+    unbroken, resumed = _stored(workdir), _stored(folder)
+    assert jax.tree.structure(unbroken) == jax.tree.structure(resumed)
+    for a, b in zip(jax.tree.leaves(unbroken), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_holds_the_state_and_the_place_in_the_data(workdir):
+    assert set(_stored(workdir)) == {"step", "params", "ema", "opt_state"}
+    assert {p.name for p in (workdir / "checkpoints" / "4").iterdir() if p.is_dir()} == {"state", "data"}
+
+
+def test_a_sample_does_not_depend_on_its_batch(pipeline):
+    captions = ["bag", "coat", "dress"]
+    rows = pipeline.sample_latents(captions, seed=5)
+    alone = pipeline.sample_latents(["dress"], seed=5, indices=[2])
+    assert alone[0].tokens == rows[2].tokens
+    images = pipeline.draw(captions, [r.tokens for r in rows], seed=5)
+    one = pipeline.draw(["dress"], [rows[2].tokens], seed=5, indices=[2])
+    np.testing.assert_allclose(one[0], images[2], atol=1e-5)
+    other_seed = pipeline.draw(["dress"], [rows[2].tokens], seed=6, indices=[2])
+    assert np.abs(other_seed - one).max() > 1e-2
+
+
+def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline):
+    def z(x):
+        return Latents.from_json(
+            {
+                "text": "a small bright bag at the lower left, square, full and plain",
+                "bbox": [{"phrase": "bag", "box": [x, 100, x + 300, 400]}],
+                "blob": [{"phrase": "bag", "blob": [x + 150, 250, 150, 140, 10]}],
+                "voken": [1, 2, 3, 4, 5, 6, 7, 8],
+            }
+        )
+
+    tokens = [pipeline.latents_tokens(z(x)) for x in (0, 600)]
+    images = pipeline.draw(["bag", "bag"], tokens, seed=0, indices=[0, 0])
+    assert images.shape == (2, 16, 16, 3) and to_uint8(images).dtype == np.uint8
+    assert not np.array_equal(images[0], images[1])
+    with pytest.raises(UserError, match="expected at most"):
+        pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a bag " * 40 + "end"}))
+    with pytest.raises(UserError, match="caption"):
+        pipeline.caption_tokens(["a bag " * 40])
+
+
+def test_a_workdir_of_another_config_is_refused(workdir):
+    with pytest.raises(UserError, match=r"belongs to another config: train.learning_rate"):
+        verbs.train(tiny_config(train__learning_rate=0.5), workdir)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
+def test_a_damaged_record_file_is_named(workdir, tmp_path, harm):
+    shutil.copytree(workdir / "records", tmp_path / "records")
+    shard = next((tmp_path / "records" / "train").glob("*.array_record"))
+    content = bytearray(shard.read_bytes())
+    if harm == "cut":
+        shard.write_bytes(content[:-100])
+    elif harm == "flip":
+        content[len(content) // 2] ^= 0xFF
+        shard.write_bytes(content)
+    else:
+        shard.unlink()
+    config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
+    with pytest.raises(UserError, match=shard.name):
+        verbs.prepare_records(config, tmp_path, load_tokenizer("fashion", 64))
+
+
+def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
+    shutil.copytree(workdir / "records", tmp_path / "records")
+    path = tmp_path / "records" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["counts"]["voken"]
+    path.write_text(json.dumps(manifest))
+    config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
+    with pytest.raises(UserError, match="without voken"):
+        verbs.prepare_records(config, tmp_path, load_tokenizer("fashion", 64))
+
+
+def test_nothing_to_sample_from_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        verbs.sample(CONFIG, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_evidence_written(workdir, tmp_path):
+    config = tiny_config(train__learning_rate=1e30, train__clip_norm=1e30, train__num_steps=4)
+    shutil.copytree(workdir / "records", tmp_path / "records")
+    tokenizer = load_tokenizer("fashion", 64)
+    open_workdir(config, tmp_path)
+    batches = verbs.make_batches(config, verbs.prepare_records(config, tmp_path, tokenizer), tokenizer)
+    with pytest.raises(FloatingPointError, match="lower config.train.learning_rate"):
+        loop.train(config, tmp_path, tokenizer, batches)
+    assert "NaN" in (tmp_path / "metrics.jsonl").read_text() or "Infinity" in (tmp_path / "metrics.jsonl").read_text()
