@@ -31,12 +31,24 @@ def model():
 def params(model):
     shapes = jax.eval_shape(lambda: nn.meta.unbox(init_params(model, jax.random.key(0))))
     rng = np.random.default_rng(2)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.1, jnp.float32), shapes)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3, jnp.float32), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def loss_and_grads(params, model, config, batch, step=0):
-    return jax.value_and_grad(joint_loss, has_aux=True)(params, model, config, batch, step)
+def losses(params, model, config, batch):
+    return joint_loss(params, model, config, batch, 0)[1]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def gradients(params, model, config, batch):
+    """Of L_DM and L_AR apart, by one linearisation."""
+    _, pull = jax.vjp(lambda p: _both_losses(p, model, config, batch), params)
+    return pull((1.0, 0.0))[0], pull((0.0, 1.0))[0]
+
+
+def _both_losses(params, model, config, batch):
+    metrics = joint_loss(params, model, config, batch, 0)[1]
+    return metrics["loss_dm"], metrics["loss_ar"]
 
 
 def _norm(tree):
@@ -44,38 +56,34 @@ def _norm(tree):
 
 
 def test_loss_is_dm_plus_eta_ar(model, params):
-    config = _change(CONFIG, "train", eta=0.25)
-    (loss, parts), _ = loss_and_grads(params, model, config, BATCH)
-    np.testing.assert_allclose(loss, parts["loss_dm"] + 0.25 * parts["loss_ar"], rtol=1e-6)
+    parts = losses(params, model, _change(CONFIG, "train", eta=0.25), BATCH)
+    np.testing.assert_allclose(parts["loss"], parts["loss_dm"] + 0.25 * parts["loss_ar"], rtol=1e-6)
     np.testing.assert_allclose(parts["loss_dm"], parts["loss_dm_r0"], rtol=1e-6)
 
 
 def test_both_losses_reach_the_prior_and_only_the_ar_loss_its_head(model, params):
-    _, dm_only = loss_and_grads(params, model, _change(CONFIG, "train", eta=0.0), BATCH)
-    assert _norm(dm_only["prior"]["layers"]) > 0
-    assert _norm(dm_only["prior"]["logits_dense"]) == 0
-    _, both = loss_and_grads(params, model, CONFIG, BATCH)
-    assert _norm(both["prior"]["logits_dense"]) > 0
+    of_dm, of_ar = gradients(params, model, CONFIG, BATCH)
+    assert _norm(of_dm["prior"]["layers"]) > 0 and _norm(of_ar["prior"]["layers"]) > 0
+    assert _norm(of_dm["prior"]["logits_dense"]) == 0 and _norm(of_ar["prior"]["logits_dense"]) > 0
+    assert _norm(of_dm["denoiser"]) > 0 and _norm(of_ar["denoiser"]) == 0
 
 
 def test_dropping_replaces_caption_and_latents_for_the_denoiser_only(model, params):
     dropped = _change(CONFIG, "diffusion", p_uncond=1.0)
-    other = BATCH | {"encoder_input_tokens": BATCH["encoder_input_tokens"][::-1]}
-    other |= {k: BATCH[k][::-1] for k in ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")}
-    (_, here), _ = loss_and_grads(params, model, dropped, BATCH)
-    (_, there), _ = loss_and_grads(params, model, dropped, other)
+    other = BATCH | {k: v[::-1] for k, v in BATCH.items() if k != "image"}
+    here, there = losses(params, model, dropped, BATCH), losses(params, model, dropped, other)
     np.testing.assert_allclose(here["loss_dm"], there["loss_dm"], rtol=1e-6)
-    (_, kept), _ = loss_and_grads(params, model, _change(CONFIG, "diffusion", p_uncond=0.0), BATCH)
+    kept = losses(params, model, _change(CONFIG, "diffusion", p_uncond=0.0), BATCH)
     np.testing.assert_allclose(here["loss_ar"], kept["loss_ar"], rtol=1e-6)
-    assert abs(float(here["loss_dm"] - kept["loss_dm"])) > 1e-4
+    assert abs(float(here["loss_dm"] - kept["loss_dm"])) > 1e-5
 
 
 def test_frozen_encoder_gets_no_gradient_and_is_in_no_state(params):
     t5 = dataclasses.replace(CONFIG.model.t5, encoder=dataclasses.replace(CONFIG.model.t5.encoder, trainable=False))
     config = _change(CONFIG, "model", t5=t5)
     frozen_model = build_model(config, ROWS)
-    _, grads = loss_and_grads(params, frozen_model, config, BATCH)
-    assert _norm(grads["encoder"]) == 0 and _norm(grads["prior"]) > 0
+    for grads in gradients(params, frozen_model, config, BATCH):
+        assert _norm(grads["encoder"]) == 0 and _norm(grads["prior"]) > 0
     trainable, frozen = split_frozen(params, config)
     assert set(frozen) == {"encoder"} and set(trainable) == {"prior", "denoiser"}
 
@@ -143,7 +151,7 @@ for name, mesh in {"one": None, "eight": dict(mesh__data=2, mesh__fsdp=2, mesh__
     if mesh:
         kernel = state.params["prior"]["layers"]["mlp"]["wi_0"]["kernel"]
         assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor"), kernel.sharding
-        assert state.opt_state[1][0].mu["prior"]["layers"]["mlp"]["wi_0"]["kernel"].sharding == kernel.sharding
+        assert state.opt_state[1].mu["prior"]["layers"]["mlp"]["wi_0"]["kernel"].sharding == kernel.sharding
 np.testing.assert_allclose(out["one"], out["eight"], rtol=2e-5)
 print("equal")
 """
