@@ -11,8 +11,15 @@ VERBS = {
     "train": "train (and sample a grid at the end); goes on by itself if the workdir holds a checkpoint",
     "sample": "captions -> latents, images and one grid, from the workdir's latest checkpoint",
     "evaluate": "measure the workdir's latest checkpoint by config.eval.protocol",
+    "convert": "a T5 checkpoint into another format: --input=PATH --output=DIR --format=FORMAT, no config",
     "plan": "no training: parameters of a config, counted from shapes alone",
 }
+CONVERT = {
+    "--input": "a T5 checkpoint",
+    "--output": "the folder to write",
+    "--format": "the format to write",
+}
+FORMATS = ("t5x", "huggingface", "kaleido")
 HELP = """usage: python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.KEY=VALUE ...] --workdir=DIR
 
 verbs (none = train):
@@ -22,6 +29,9 @@ flags:
   --config=FILE          a file of configs/, e.g. configs/fashion_combined.py
   --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64
   --workdir=DIR          folder of the run: config.json, metrics.jsonl, checkpoints/, samples/, eval/
+  --input=PATH           convert: a t5x folder or file, or safetensors (file, folder or index); the format is recognised
+  --output=DIR           convert: a new folder
+  --format=FORMAT        convert: t5x, huggingface or kaleido
   --help                 this text
 
 Every field with its unit or reason: kaleido_jax/config.py"""
@@ -56,12 +66,12 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(HELP.format(verbs="\n".join(f"  {v:<10} {t}" for v, t in VERBS.items())) + "\n")
         return
     verb, flags = split_verb(argv)
-    config, workdir = parse_flags(verb, flags)
+    arguments = parse_convert(flags) if verb == "convert" else parse_flags(verb, flags)
     set_cpu_flag()
     from kaleido_jax import verbs  # imports jax, so only after the flags are known to be right
 
     verbs.start_logging()
-    getattr(verbs, verb)(config, workdir)
+    getattr(verbs, verb)(*arguments)
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:
@@ -102,6 +112,24 @@ def parse_flags(verb: str, flags: list[str]):
         raise user_error("no --workdir", "--workdir=DIR", "name the folder of the run")
     config = load_config(named[-1].removeprefix("--config="), [f for f in flags if f.startswith("--config.")])
     return validate(config), Path(workdir[-1]) if workdir else None
+
+
+def parse_convert(flags: list[str]) -> tuple[Path, Path, str]:
+    """(input, output, format) of the verb convert.
+
+    Raises:
+      UserError: a flag that is missing, unknown or has an impossible value.
+    """
+    given = dict(flag.partition("=")[::2] for flag in flags)
+    if unknown := sorted(given.keys() - CONVERT):
+        raise user_error(f"unknown flag {unknown[0]}", f"{', '.join(f'{flag}=' for flag in CONVERT)}", "see --help")
+    for flag, what in CONVERT.items():
+        if not given.get(flag):
+            raise user_error(f"no {flag}", f"{flag}=VALUE", f"name {what}")
+    source, output, form = (given[flag] for flag in CONVERT)
+    if form not in FORMATS:
+        raise user_error(f"--format={form}", f"one of {', '.join(FORMATS)}", "choose one")
+    return Path(source), Path(output), form
 
 
 def load_config(spec: str, overrides: list[str]):

@@ -25,7 +25,7 @@ from kaleido_jax.progress import progress
 from kaleido_jax.randomness import sample_keys
 from kaleido_jax.train import checkpoints
 from kaleido_jax.train.sharding import make_mesh, shardings_of
-from kaleido_jax.train.state import split_frozen
+from kaleido_jax.train.state import load_pretrained, split_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +50,22 @@ class KaleidoPipeline:
 
     @staticmethod
     def from_workdir(config: Config, workdir: Path) -> "KaleidoPipeline":
-        """The EMA parameters of a workdir's latest checkpoint.
+        """The EMA parameters of a workdir's latest checkpoint, and a frozen encoder from the T5 checkpoint.
 
         Raises:
-          UserError: no checkpoint there.
+          UserError: no checkpoint there, or no T5 weights for a frozen encoder.
         """
         tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
         model = build_model(config, tokenizer.base_rows)
         boxed = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
         trainable, frozen = split_frozen(boxed, config)
-        if frozen:
-            raise user_error("a frozen encoder", "a trainable one so far", "see docs/ARCHITECTURE.md")
-        shardings = shardings_of(trainable, make_mesh(config))
-        ema, step = checkpoints.restore_ema(workdir, checkpoints.abstract(nn.meta.unbox(trainable), shardings))
-        return KaleidoPipeline(config, ema, tokenizer, step)
+        if frozen and config.model.t5.checkpoint is None:
+            raise user_error("a frozen encoder without weights", "config.model.t5.checkpoint", "set it to where T5 is")
+        mesh = make_mesh(config)
+        shapes = nn.meta.unbox(trainable)
+        ema, step = checkpoints.restore_ema(workdir, checkpoints.abstract(shapes, shardings_of(trainable, mesh)))
+        loaded = load_pretrained(config, nn.meta.unbox(frozen), shardings_of(frozen, mesh))
+        return KaleidoPipeline(config, ema | loaded, tokenizer, step)
 
     # -------------------------------------------------------------------------------------- latents
     def sample_latents(

@@ -98,21 +98,29 @@ def plan(config: Config, workdir: Path | None = None) -> None:
     say(f"{'total':<10} {count(trainable):>15,} trainable, {count(frozen):,} frozen")
 
 
+def convert(source: Path, output: Path, form: str) -> None:
+    """Writes a T5 checkpoint as a new folder in another format; sizes are read from the tensors."""
+    from kaleido_jax.interop import checkpoint
+
+    read = checkpoint.convert(source, output, form)
+    say(f"{output}: {len(read.names)} tensors of {read.path} as {form}")
+
+
 # ------------------------------------------------------------------------------------------------- parts
 def check_weights(config: Config) -> None:
-    """A frozen encoder needs pretrained weights.
+    """The T5 weights that a config starts from are there; a frozen encoder needs some.
 
     Raises:
       UserError: there are none at config.model.t5.checkpoint; says what to fetch and where to put it.
     """
     t5 = config.model.t5
-    if t5.encoder.trainable:
-        return
     where = t5.checkpoint
+    if t5.encoder.trainable and where is None:
+        return
     if not where or not Path(where).exists():
         raise user_error(
             f"config.model.t5.checkpoint = {where!r} is not on this machine",
-            "the weights of the frozen T5 encoder (flan-t5-xl, T5 v1.1 XL shapes)",
+            "the weights of T5 (for the paper's models flan-t5-xl, T5 v1.1 XL shapes)",
             "fetch gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000 or the Hugging Face files of "
             "google/flan-t5-xl, put them there, or set config.model.t5.checkpoint to where they are",
         )

@@ -41,7 +41,9 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     optimizer = make_optimizer(config.train)
 
     # ---------------------------------------------------------------- state, born sharded
-    state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh)
+    manager = checkpoints.open_manager(workdir, config.train)
+    fresh = manager.latest_step() is None
+    state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh, pretrained=fresh)
     (workdir / "parameters.txt").write_text(
         parameter_overview.get_parameter_overview(state.params, include_stats=False)
     )
@@ -56,7 +58,6 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     )
 
     # ---------------------------------------------------------------- restore
-    manager = checkpoints.open_manager(workdir, config.train)
     restored = checkpoints.restore(manager, checkpoints.abstract(state, state_shardings), batches)
     if restored is not None:
         state, batches = restored

@@ -9,6 +9,8 @@ import optax
 from flax import struct
 
 from kaleido_jax.config import Config, Train
+from kaleido_jax.interop.checkpoint import STACKS, load_t5
+from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import Kaleido, init_params
 from kaleido_jax.randomness import purpose_key
 from kaleido_jax.train.sharding import shardings_of
@@ -57,11 +59,18 @@ def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:
     return {k: v for k, v in params.items() if k != "encoder"}, {"encoder": params["encoder"]}
 
 
-def create_state(config: Config, model: Kaleido, optimizer, mesh) -> tuple[State, dict, Any]:
-    """A fresh (state, frozen parameters, shardings of both), every array born sharded."""
+def create_state(config: Config, model: Kaleido, optimizer, mesh, pretrained: bool = True) -> tuple[State, dict, Any]:
+    """A fresh (state, frozen parameters, shardings of both), every array born sharded.
 
-    def init(key):
-        trainable, frozen = split_frozen(init_params(model, key), config)
+    The T5 parts come from config.model.t5.checkpoint where it is set; without `pretrained` only the frozen ones
+    do, for a state that is going to be restored.
+
+    Raises:
+      UserError: the T5 checkpoint is missing, damaged or of another size; nothing has been compiled by then.
+    """
+
+    def init(key, loaded):
+        trainable, frozen = split_frozen(init_params(model, key) | loaded, config)
         state = State(
             step=jnp.zeros((), jnp.int32),
             params=trainable,
@@ -71,10 +80,48 @@ def create_state(config: Config, model: Kaleido, optimizer, mesh) -> tuple[State
         return state, frozen
 
     key = purpose_key(config.seed, "init")
-    shardings = shardings_of(jax.eval_shape(init, key), mesh)
-    born = jax.jit(lambda k: nn.meta.unbox(init(k)), out_shardings=shardings, compiler_options=_QUICK_COMPILE)
-    state, frozen = born(key)
+    boxed = jax.eval_shape(init, key, {})
+    shardings = shardings_of(boxed, mesh)
+    wanted = boxed[0].params | boxed[1] if pretrained else boxed[1]
+    loaded = load_pretrained(config, nn.meta.unbox(wanted), shardings[0].params | shardings[1])
+    # Draws that `loaded` replaces are never made; donating it keeps its arrays from being there twice.
+    born = jax.jit(
+        lambda *args: nn.meta.unbox(init(*args)),
+        out_shardings=shardings,
+        donate_argnums=1,
+        compiler_options=_QUICK_COMPILE,
+    )
+    state, frozen = born(key, loaded)
     return state, frozen, shardings
+
+
+def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
+    """The encoder and prior of config.model.t5.checkpoint, as far as `shapes` has them; {} where none is set.
+
+    A frozen encoder computed with in bfloat16 is stored so, but for its norm scales and relative bias: they are
+    tiny and read in float32.
+
+    Raises:
+      UserError: the checkpoint is missing, damaged or of another size.
+    """
+    t5, parts = config.model.t5, [part for part in STACKS if part in shapes]
+    if t5.checkpoint is None or not parts:
+        return {}
+
+    def target(path, shape, sharding):
+        frozen = path[0].key == "encoder" and not t5.encoder.trainable
+        half = frozen and config.model.precision == "bfloat16" and path[-1].key not in ("scale", "rel_embedding")
+        return jax.ShapeDtypeStruct(shape.shape, jnp.bfloat16 if half else jnp.float32, sharding=sharding)
+
+    wanted, places = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
+    tokenizer = load_tokenizer(t5.vocabulary, config.latents.num_vokens)
+    return load_t5(
+        t5.checkpoint,
+        jax.tree_util.tree_map_with_path(target, wanted, places),
+        num_pieces=tokenizer.num_pieces,
+        base_rows=tokenizer.base_rows,
+        seed=config.seed,
+    )
 
 
 def count(tree) -> int:
