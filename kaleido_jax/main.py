@@ -46,12 +46,15 @@ FLAG_VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 
 
 def run() -> None:
-    """Entry point: exits with 0, 2 (bad input, one line) or 130 (stopped by the user)."""
+    """Entry point: exits with 0, 2 (bad input), 3 (a loss is not finite), each with one line, or 130 (stopped)."""
     try:
         main(sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"kaleido_jax: error: {error}\n")
         sys.exit(2)
+    except FloatingPointError as error:
+        sys.stderr.write(f"kaleido_jax: error: {error}\n")
+        sys.exit(3)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -12,7 +12,7 @@ from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import open_records
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
-from kaleido_jax.workdir import open_workdir
+from kaleido_jax.workdir import check_workdir, open_workdir
 
 
 def start_logging() -> None:
@@ -69,6 +69,7 @@ def sample(config: Config, workdir: Path) -> None:
     from kaleido_jax import gallery
     from kaleido_jax.pipeline import KaleidoPipeline
 
+    check_workdir(config, workdir)
     pipeline = KaleidoPipeline.from_workdir(config, workdir)
     say(f"grid: {gallery.write_samples(pipeline, config, workdir)}")
 
@@ -79,6 +80,7 @@ def evaluate(config: Config, workdir: Path) -> None:
         raise user_error("config.eval.protocol = 'none'", "a protocol such as 'quickstart'", "set it")
     from kaleido_jax.evaluate import quickstart
 
+    check_workdir(config, workdir)
     path, report = quickstart.measure(config, workdir)
     say(f"{path}: {json.dumps(report, indent=2)}")
 

@@ -21,15 +21,22 @@ def open_workdir(config: Config, workdir: Path) -> Path:
       UserError: it belongs to another config (the first difference is named), or config.json is damaged.
     """
     path = workdir / CONFIG
-    if path.exists():
-        _check_same(config, path)
-    elif workdir.exists() and not workdir.is_dir():
+    check_workdir(config, workdir)
+    if workdir.exists() and not workdir.is_dir():
         raise user_error(f"--workdir={workdir} is a file", "a folder", "name another")
     write_atomically(path, to_json(config).encode())
     return workdir
 
 
-def _check_same(config, path):
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Checks that a workdir, if there is one, belongs to this config; makes and writes nothing.
+
+    Raises:
+      UserError: it belongs to another config (the first difference is named), or config.json is damaged.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        return
     try:
         stored = identity(json.loads(path.read_text()))
     except ValueError as error:

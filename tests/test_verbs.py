@@ -118,6 +118,9 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
 def test_a_workdir_of_another_config_is_refused(workdir):
     with pytest.raises(UserError, match=r"belongs to another config: train.learning_rate"):
         verbs.train(tiny_config(train__learning_rate=0.5), workdir)
+    for verb in (verbs.sample, verbs.evaluate):
+        with pytest.raises(UserError, match="belongs to another config: model.t5.d_ff"):
+            verb(tiny_config(model__t5__d_ff=64, eval__protocol="quickstart"), workdir)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])

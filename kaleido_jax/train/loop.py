@@ -67,7 +67,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     # ---------------------------------------------------------------- loop
     writer = MetricWriter(workdir, first)
     progress = Progress(last, first, config.train.batch_size)
-    averages, due, stop = Averages(), None, _StopSignal()
+    averages, due = Averages(), None
 
     def report(step):
         scalars = averages.compute()
@@ -76,26 +76,26 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
         writer.flush()
         _check_finite(step, scalars)
 
-    for step in range(first + 1, last + 1):
-        batch = put_batch(next(batches), mesh)
-        with jax.transfer_guard("disallow"):
-            state, scalars = train_step(state, frozen, batch)
-        if due is not None:  # one step late, so that fetching never leaves the device idle
+    with _StopSignal() as stop:
+        for step in range(first + 1, last + 1):
+            batch = put_batch(next(batches), mesh)
+            with jax.transfer_guard("disallow"):
+                state, scalars = train_step(state, frozen, batch)
+            if due is not None:  # one step late, so that fetching never leaves the device idle
+                report(due)
+            averages.add(scalars)
+            progress.tick(step)
+            due = step if step % config.train.log_every_steps == 0 or step == last or stop.asked else None
+            if step % config.train.checkpoint_every_steps == 0 or step == last or stop.asked:
+                checkpoints.save(manager, step, state, batches)
+            if stop.asked:
+                break
+        if due is not None:
             report(due)
-        averages.add(scalars)
-        progress.tick(step)
-        due = step if step % config.train.log_every_steps == 0 or step == last or stop.asked else None
-        if step % config.train.checkpoint_every_steps == 0 or step == last or stop.asked:
-            checkpoints.save(manager, step, state, batches)
-        if stop.asked:
-            break
-    if due is not None:
-        report(due)
-    progress.close()
-    writer.close()
-    manager.wait_until_finished()
-    manager.close()
-    stop.restore()
+        progress.close()
+        writer.close()
+        manager.wait_until_finished()
+        manager.close()
     if stop.asked and int(state.step) < last:
         logging.warning("stopped at step %d as asked; the same command goes on from here", int(state.step))
         raise KeyboardInterrupt
@@ -122,14 +122,15 @@ def _check_finite(step, scalars):
 class _StopSignal:
     """SIGTERM and Ctrl-C ask for a checkpoint and a clean end after the step in hand."""
 
-    def __init__(self):
-        self.asked = False
+    asked = False
+
+    def __enter__(self):
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
     def _ask(self, *_):
         self.asked = True
 
-    def restore(self):
-        """Puts the former handlers back."""
+    def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
