@@ -53,6 +53,7 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
     path = workdir / "eval" / "quickstart.json"
     pipeline = KaleidoPipeline.from_workdir(config, workdir)
     told = {"step": pipeline.step, "seed": config.seed, "eval": dataclasses.asdict(config.eval)}
+    told = json.loads(json.dumps(told))  # tuples as they come back from the file
     if path.exists():
         report = json.loads(path.read_text())
         if report["of"] == told:
