@@ -29,7 +29,6 @@ def get_config():
     config.data.caption_tokens = 4
     config.data.num_train = 20_000  # points
 
-    config.diffusion.loss_space = "v"  # eps would hardly count the noisy steps, where the mode is decided
     config.diffusion.p_uncond = 0.2  # guidance needs a good unconditional model
 
     train = config.train
