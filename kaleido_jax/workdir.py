@@ -15,7 +15,8 @@ CONFIG = "config.json"
 def open_workdir(config: Config, workdir: Path) -> Path:
     """Makes the workdir, or checks that it belongs to this config; then stores the config as config.json.
 
-    Fields that do not change the work (sample, eval, mesh, intervals) may differ from run to run.
+    Fields that do not change the work (sample, eval, mesh, intervals) may differ from run to run, and so may
+    train.num_steps, to go on longer; a cosine rate then follows the new length from there.
 
     Raises:
       UserError: it belongs to another config (the first difference is named), or config.json is damaged.
