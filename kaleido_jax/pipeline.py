@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from kaleido_jax.config import Config, Sample, sample_shapes, scales
-from kaleido_jax.diffusion.guidance import classifier_free
+from kaleido_jax.diffusion.guidance import classifier_free, no_guidance
 from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.grammar import from_tokens, to_tokens
@@ -138,11 +138,14 @@ class KaleidoPipeline:
         z = np.zeros((len(captions), self.config.latents.max_tokens), np.int32)
         for row, tokens in zip(z, latents or (), strict=False):
             row[: len(tokens)] = tokens
-        draw = functools.partial(self._draw_images, settings=_image_settings(sample or self.config.sample))
+        sample = sample or self.config.sample
+        # As an array, so that one compiled function serves every gamma; without guidance there is none.
+        gamma = None if sample.gamma == 1 else jnp.float32(sample.gamma)
+        draw = functools.partial(self._draw_images, gamma=gamma, settings=_image_settings(sample))
         return self._chunked("images", draw, self.caption_tokens(captions), z, keys)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
-    def _draw_images(self, params, captions, z, keys, *, settings):
+    def _draw_images(self, params, captions, z, keys, *, gamma, settings):
         apply = functools.partial(self._model.apply, {"params": params})
         c, model = self.config, self.config.model
         h_c, c_mask = apply(captions, method="encode")
@@ -158,7 +161,10 @@ class KaleidoPipeline:
         def denoise(images, times, condition):
             return apply(images, times, condition, method="denoise")
 
-        predict = classifier_free(denoise, condition, unconditional, settings.gamma)
+        if gamma is None:
+            predict = no_guidance(denoise, condition)
+        else:
+            predict = classifier_free(denoise, condition, unconditional, gamma)
         return reverse(predict, keys, c.diffusion, settings, sample_shapes(model), scales(model))[0]
 
     # -------------------------------------------------------------------------------------- helpers
@@ -228,6 +234,7 @@ def _image_settings(sample: Sample) -> Sample:
         sample,
         captions=(),
         images_per_latents=default.images_per_latents,
+        gamma=default.gamma,
         temperature=default.temperature,
         top_k=default.top_k,
         top_p=default.top_p,

@@ -19,7 +19,7 @@ from kaleido_jax.data.records import write_atomically
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.latents.grammar import serialise
 
-MAX_PIECES = 250  # two blocks of 128 table rows hold them; the trainer finds that fewer are worth having
+MAX_PIECES = 380  # three blocks of 128 table rows hold them and the joints
 NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time
 # Characters a typed caption may hold. "|" and "#" only part segments and vokens.
 _CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
@@ -42,7 +42,7 @@ def build(num_examples: int = NUM_EXAMPLES) -> bytes:
         unk_id=2,
         bos_id=-1,
         normalization_rule_name="nmt_nfkc",
-        split_digits=True,
+        split_digits=False,  # 32 px make few different coordinates: one token each, so a box is five, not eighteen
         required_chars=_CHARACTERS,
         character_coverage=1.0,
         num_threads=1,  # sums in another order would change the scores

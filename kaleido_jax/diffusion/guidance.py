@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 Denoise = Callable[..., list]  # (images, times (B,), condition) -> predictions, each a list over resolutions
 
@@ -13,13 +14,13 @@ def no_guidance(denoise: Denoise, condition):
     return lambda images, times: denoise(images, times, condition)
 
 
-def classifier_free(denoise: Denoise, condition, unconditional, gamma: float):
+def classifier_free(denoise: Denoise, condition, unconditional, gamma: float | Float[Array, ""]):
     """v = v_u + gamma (v_c - v_u) at every resolution (Ho & Salimans 2022; Kaleido, Eq. 4).
 
-    Both run in one doubled batch, unconditional rows first. gamma = 1 is the conditional prediction and skips
-    the doubling.
+    Both run in one doubled batch, unconditional rows first. gamma = 1 is the conditional prediction; given as a
+    number, it skips the doubling.
     """
-    if gamma == 1:
+    if not isinstance(gamma, jax.Array) and gamma == 1:
         return no_guidance(denoise, condition)
     both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional, condition)
 
