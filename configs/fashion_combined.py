@@ -15,7 +15,7 @@ def get_config():
     config.latents.segments = ("text", "bbox", "blob", "voken")
     config.latents.num_vokens = 64  # codebook of the fitted residual quantiser
     config.latents.vokens_per_image = 8
-    config.latents.max_tokens = 72  # as long as the longest z of 22,000
+    config.latents.max_tokens = 64  # holds the longest z of 22,000
 
     # Two orders of magnitude below T5-small; no pretrained T5 of this size exists, so the encoder trains.
     t5 = config.model.t5
@@ -59,16 +59,17 @@ def get_config():
     config.data.num_test = 2_000
 
     train = config.train
-    train.batch_size = 8  # many small steps: of 16,000 images batches of 8 learned far more than of 32
-    train.num_steps = 4_200
+    train.batch_size = 16  # batches of 32 make too few steps in the time, batches of 8 keep two cores less busy
+    train.num_steps = 2_700
     train.learning_rate = 2e-3
     train.lr_schedule = "cosine"
     train.warmup_steps = 100
     train.ema_decay = 0.99
-    train.log_every_steps = 100
-    train.checkpoint_every_steps = 1_000
+    train.log_every_steps = 50
+    train.checkpoint_every_steps = 500
 
-    config.sample.sampler = "ddim"
+    # Ancestral as in the paper: its fresh noise also mends what a briefly trained net got wrong on the way (the judge
+    # saw the class of 44 % of images against 36 % with DDIM, both 50 steps).
     config.sample.num_steps = 50
     config.sample.gamma = 2.0
     config.sample.top_p = 0.95

@@ -168,7 +168,7 @@ class Eval:
     protocol: str = "none"  # "none" or "quickstart" (classifier, parse rate and box IoU on the fashion source)
     num_samples: int = 500
     gamma: float = 2.0
-    num_steps: int = 50  # DDIM steps
+    num_steps: int = 50  # reverse steps, with the sampler of `sample`
     classifier_steps: int = 600  # training steps of the judge
     real_images: tuple[int, int] = (10_000, 2_000)  # real images that train and test the judge
 

@@ -17,15 +17,19 @@ import sentencepiece
 from kaleido_jax.annotate import fashion
 from kaleido_jax.data.records import write_atomically
 from kaleido_jax.data.sources import open_source
+from kaleido_jax.latents.geometry import MAX_COORDINATE
 from kaleido_jax.latents.grammar import serialise
 
-MAX_PIECES = 380  # three blocks of 128 table rows hold them and the joints
+MAX_PIECES = 250  # two blocks of 128 table rows hold them; the trainer finds that fewer are worth having
 NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time
 # Characters a typed caption may hold. "|" and "#" only part segments and vokens.
 _CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
 # Added after the training, which never joins words: one token instead of two before each number but the first
 # of a box, and the segment separator, whose bar is deliberately no piece on its own.
 _JOINTS = (",▁", "▁|")
+# So are the coordinates: one token each instead of three. A box is then 10 tokens instead of 18, and the place that
+# a token names does not have to be put together from digits.
+_NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1))
 
 
 def build(num_examples: int = NUM_EXAMPLES) -> bytes:
@@ -42,13 +46,13 @@ def build(num_examples: int = NUM_EXAMPLES) -> bytes:
         unk_id=2,
         bos_id=-1,
         normalization_rule_name="nmt_nfkc",
-        split_digits=False,  # 32 px make few different coordinates: one token each, so a box is five, not eighteen
+        split_digits=True,
         required_chars=_CHARACTERS,
         character_coverage=1.0,
         num_threads=1,  # sums in another order would change the scores
         minloglevel=2,
     )
-    return _with_joints(model.getvalue())
+    return _with_added(model.getvalue())
 
 
 def _corpus(num_examples) -> Iterator[str]:
@@ -65,13 +69,13 @@ def _corpus(num_examples) -> Iterator[str]:
             yield from [word] * (num_examples // 20)
 
 
-def _with_joints(model):
+def _with_added(model):
     from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only this tool uses
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    for joint in _JOINTS:
-        # As probable as a very common word, hence always cheaper than its two halves.
-        proto.pieces.add(piece=joint, score=math.log(0.05))
+    for piece in _JOINTS + _NUMBERS:
+        # As probable as a very common word, hence always cheaper than its parts.
+        proto.pieces.add(piece=piece, score=math.log(0.05))
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString(deterministic=True)
 

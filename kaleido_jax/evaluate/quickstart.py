@@ -52,7 +52,8 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
     """
     path = workdir / "eval" / "quickstart.json"
     pipeline = KaleidoPipeline.from_workdir(config, workdir)
-    told = {"step": pipeline.step, "seed": config.seed, "eval": dataclasses.asdict(config.eval)}
+    told = {"step": pipeline.step, "seed": config.seed, "sampler": config.sample.sampler}
+    told |= {"eval": dataclasses.asdict(config.eval)}
     told = json.loads(json.dumps(told))  # tuples as they come back from the file
     if path.exists():
         report = json.loads(path.read_text())
@@ -72,9 +73,7 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
 
 def _measure_samples(pipeline, config, judge, captions, labels):
     logging.info("drawing %d samples at gamma %g", len(captions), config.eval.gamma)
-    settings = dataclasses.replace(
-        config.sample, sampler="ddim", ddim_eta=0.0, num_steps=config.eval.num_steps, gamma=config.eval.gamma
-    )
+    settings = dataclasses.replace(config.sample, num_steps=config.eval.num_steps, gamma=config.eval.gamma)
     rows = pipeline.sample_latents(captions, seed=config.seed) if config.latents.segments else None
     tokens = [row.tokens for row in rows] if rows else None
     images = to_uint8(pipeline.draw(captions, tokens, seed=config.seed, sample=settings))

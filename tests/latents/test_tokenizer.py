@@ -45,12 +45,13 @@ def test_control_strings_in_text_stay_text(t5):
 
 def test_fashion_vocabulary_is_small_and_knows_plain_english():
     fashion = load_tokenizer("fashion", 64)
-    assert fashion.base_rows == 384 and fashion.rows == 448
+    assert fashion.base_rows == 1152 and fashion.rows == 1216
     assert fashion.unk_id not in fashion.encode(string.ascii_letters + string.digits)
     sentence = "a small bright ankle boot at the lower left, wide, full and plain"
     assert fashion.decode(fashion.encode(sentence)) == sentence
-    assert len(fashion.encode(sentence)) == len(sentence.split()) + 3  # a token a word, one a comma, one a first space
-    assert len(fashion.encode("sneaker (0, 375, 562, 625)")) == 5  # every coordinate is a token of its own
+    assert len(fashion.encode(sentence)) == len(sentence.split()) + 2  # a token a word, and one a comma
+    box = [fashion.piece(i) for i in fashion.encode("sneaker (0, 375, 1000, 625)")]
+    assert box == ["▁sneaker", "▁(", "0", ",▁", "375", ",▁", "1000", ",▁", "625", ")"]  # a coordinate is a token
 
 
 def test_fingerprint_tells_vocabularies_apart(t5):
