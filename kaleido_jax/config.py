@@ -90,6 +90,7 @@ class Diffusion:
     loss_space: str = "eps"  # space in which the squared error is taken
     shift_power: float = 1.0  # SNR of a resolution s times the innermost is divided by s**shift_power
     loss_weights: tuple[float, ...] = ()  # per resolution, high to low; () = 1 for each
+    vdm_weights: bool = False  # weigh samples by VDM's SNR[k-1] / SNR[k] - 1 instead of alike
     p_uncond: float = 0.1  # share of samples whose (c, z) are dropped together, for guidance
 
 
@@ -129,6 +130,7 @@ class Train:
 
     batch_size: int = 512  # samples per step over all devices
     num_steps: int = 400_000
+    mixed_ratio: tuple[int, ...] = ()  # (2, 1): the outer net sees two thirds of a batch, the inner all of it; () = off
     eta: float = 1.0  # weight of the AR loss
     learning_rate: float = 1e-4  # the same for denoiser and prior
     lr_schedule: str = "constant"  # after warm-up: "constant" or "cosine" (to zero at num_steps)
@@ -387,6 +389,19 @@ def _check_combination(config):
             f"config.diffusion.loss_weights has {len(config.diffusion.loss_weights)} entries",
             f"{heads}, one a resolution of config.model.denoiser",
             "give one weight for each, high to low",
+        )
+    _check_mixed_ratio(config.train, heads)
+
+
+def _check_mixed_ratio(train, heads):
+    ratio = train.mixed_ratio
+    if not ratio:
+        return
+    if len(ratio) != heads or min(ratio) < 0 or ratio[0] * train.batch_size < sum(ratio):
+        raise user_error(
+            f"config.train.mixed_ratio = {ratio}",
+            f"{heads} numbers from 0, one a resolution, whose first leaves a row of config.train.batch_size",
+            "give one for each, high to low",
         )
 
 
