@@ -90,6 +90,7 @@ class Diffusion:
     loss_space: str = "eps"  # space in which the squared error is taken
     shift_power: float = 1.0  # SNR of a resolution s times the innermost is divided by s**shift_power
     loss_weights: tuple[float, ...] = ()  # per resolution, high to low; () = 1 for each
+    vdm_weights: bool = False  # weigh samples by VDM's SNR[k-1] / SNR[k] - 1 instead of alike
     p_uncond: float = 0.1  # share of samples whose (c, z) are dropped together, for guidance
 
 
@@ -129,6 +130,7 @@ class Train:
 
     batch_size: int = 512  # samples per step over all devices
     num_steps: int = 400_000
+    mixed_ratio: tuple[int, ...] = ()  # (2, 1): the outer net sees two thirds of a batch, the inner all of it; () = off
     eta: float = 1.0  # weight of the AR loss
     learning_rate: float = 1e-4  # the same for denoiser and prior
     lr_schedule: str = "constant"  # after warm-up: "constant" or "cosine" (to zero at num_steps)
@@ -150,9 +152,19 @@ class Sample:
 
     captions: tuple[str, ...] = ()  # rows of the grid; empty = the class names of the source
     images_per_latents: int = 4  # images with different noise from the same latents
-    sampler: str = "ddpm"  # "ddpm" (ancestral) or "ddim"
+    sampler: str = "ddpm"  # "ddpm" (ancestral), "ddim", "dpmpp_2m" or "heun" (two network runs a step)
     num_steps: int = 250  # reverse steps
     gamma: float = 4.0  # guidance weight; 1 = off
+    guidance: str = "cfg"  # "cfg", "cads" (cfg under a noisy condition), "apg" (projected) or "autoguidance"
+    guidance_interval: tuple[float, ...] = ()  # sigma/alpha (low, high], innermost, where gamma acts; () = everywhere
+    cads_tau: tuple[float, float] = (0.6, 0.9)  # share of N: clean condition up to the first, noise from the second
+    cads_noise: float = 0.25  # in standard deviations of the condition
+    cads_mix: float = 1.0  # share of the noisy condition that is rescaled to the old mean and deviation; 0 = none
+    apg_eta: float = 0.0  # what is kept of the update parallel to the prediction; 1 = all
+    apg_threshold: float = 0.0  # largest L2 norm of an x0 update at the innermost resolution; 0 = no limit
+    apg_momentum: float = -0.5  # of the update over steps; negative ones repel from the last
+    autoguidance_step: int = 0  # checkpoint whose EMA is the worse model; keep it by train.keep_checkpoints
+    autoguidance_workdir: str | None = None  # where that checkpoint is; None = the workdir itself
     ddim_eta: float = 0.0  # noise of DDIM; 1 equals ancestral
     threshold: str = "clip"  # of predicted x0: "none", "clip", "dynamic" or "dynamic_capped"
     start_at_n: bool = False  # start the step list at N instead of MDM's first step (997 of 250)
@@ -210,7 +222,8 @@ CHOICES = {
     "data.source": ("fashion", "records"),
     "data.verify": ("full", "size"),
     "train.lr_schedule": ("constant", "cosine"),
-    "sample.sampler": ("ddpm", "ddim"),
+    "sample.sampler": ("ddpm", "ddim", "dpmpp_2m", "heun"),
+    "sample.guidance": ("cfg", "cads", "apg", "autoguidance"),
     "sample.threshold": ("none", "clip", "dynamic", "dynamic_capped"),
     "eval.protocol": ("none", "quickstart"),
 }
@@ -341,13 +354,25 @@ AT_LEAST = {
     "train.clip_norm": 0,
     "sample.images_per_latents": 1,
     "sample.num_steps": 1,
+    "sample.cads_noise": 0,
+    "sample.apg_threshold": 0,
+    "sample.autoguidance_step": 0,
     "sample.temperature": 0,
     "sample.top_k": 0,
     "eval.num_samples": 1,
     "eval.num_steps": 1,
     "eval.classifier_steps": 1,
 }
-SHARE = ("diffusion.p_uncond", "train.adam_b1", "train.adam_b2", "train.ema_decay", "sample.ddim_eta", "sample.top_p")
+SHARE = (
+    "diffusion.p_uncond",
+    "train.adam_b1",
+    "train.adam_b2",
+    "train.ema_decay",
+    "sample.ddim_eta",
+    "sample.cads_mix",
+    "sample.apg_eta",
+    "sample.top_p",
+)
 
 
 def _check_ranges(config):
@@ -387,6 +412,40 @@ def _check_combination(config):
             f"config.diffusion.loss_weights has {len(config.diffusion.loss_weights)} entries",
             f"{heads}, one a resolution of config.model.denoiser",
             "give one weight for each, high to low",
+        )
+    _check_mixed_ratio(config.train, heads)
+    _check_guidance(config.sample)
+
+
+def _check_mixed_ratio(train, heads):
+    ratio = train.mixed_ratio
+    if not ratio:
+        return
+    if len(ratio) != heads or min(ratio) < 0 or ratio[0] * train.batch_size < sum(ratio):
+        raise user_error(
+            f"config.train.mixed_ratio = {ratio}",
+            f"{heads} numbers from 0, one a resolution, whose first leaves a row of config.train.batch_size",
+            "give one for each, high to low",
+        )
+
+
+def _check_guidance(sample):
+    interval, (low, high) = sample.guidance_interval, sample.cads_tau
+    if len(interval) not in (0, 2) or (interval and not 0 <= interval[0] < interval[1]):
+        raise user_error(
+            f"config.sample.guidance_interval = {interval}", "() or (low, high) with 0 <= low < high", "correct it"
+        )
+    if not 0 <= low <= high <= 1:
+        raise user_error(f"config.sample.cads_tau = {(low, high)}", "two shares from 0 to 1 in order", "correct it")
+    if not -1 < sample.apg_momentum < 1:
+        raise user_error(
+            f"config.sample.apg_momentum = {sample.apg_momentum}", "a number between -1 and 1", "correct it"
+        )
+    if sample.guidance == "autoguidance" and not sample.autoguidance_step:
+        raise user_error(
+            "config.sample.guidance = 'autoguidance' without a checkpoint",
+            "config.sample.autoguidance_step",
+            "set it to the step of an early checkpoint",
         )
 
 

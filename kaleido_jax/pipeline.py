@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from kaleido_jax.config import Config, Sample, sample_shapes, scales
-from kaleido_jax.diffusion.guidance import classifier_free, no_guidance
+from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
 from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.grammar import from_tokens, to_tokens
@@ -43,17 +43,31 @@ class KaleidoPipeline:
     Sample i is a function of (seed, i) and its caption alone: neither the batch nor the devices matter.
     """
 
-    def __init__(self, config: Config, params: dict, tokenizer: Tokenizer, step: int = 0, chunk: int = 50):
-        """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the batch."""
+    def __init__(
+        self,
+        config: Config,
+        params: dict,
+        tokenizer: Tokenizer,
+        step: int = 0,
+        chunk: int = 50,
+        bad_params: dict | None = None,
+    ):
+        """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the batch.
+
+        `bad_params` is the same of a worse model, for autoguidance.
+        """
         self.config, self.params, self.tokenizer, self.step, self.chunk = config, params, tokenizer, step, chunk
+        self.bad_params = bad_params
         self._model = build_model(config, tokenizer.base_rows)
 
     @staticmethod
     def from_workdir(config: Config, workdir: Path) -> "KaleidoPipeline":
         """The EMA parameters of a workdir's latest checkpoint, and a frozen encoder from the T5 checkpoint.
 
+        With config.sample.guidance = "autoguidance" also those of `autoguidance_step`.
+
         Raises:
-          UserError: no checkpoint there, or no T5 weights for a frozen encoder.
+          UserError: no such checkpoint there, or no T5 weights for a frozen encoder.
         """
         tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
         model = build_model(config, tokenizer.base_rows)
@@ -63,9 +77,14 @@ class KaleidoPipeline:
             raise user_error("a frozen encoder without weights", "config.model.t5.checkpoint", "set it to where T5 is")
         mesh = make_mesh(config)
         shapes = nn.meta.unbox(trainable)
-        ema, step = checkpoints.restore_ema(workdir, checkpoints.abstract(shapes, shardings_of(trainable, mesh)))
+        wanted = checkpoints.abstract(shapes, shardings_of(trainable, mesh))
+        ema, step = checkpoints.restore_ema(workdir, wanted)
+        bad = None
+        if config.sample.guidance == "autoguidance":
+            folder = Path(config.sample.autoguidance_workdir or workdir)
+            bad, _ = checkpoints.restore_ema(folder, wanted, config.sample.autoguidance_step)
         loaded = load_pretrained(config, nn.meta.unbox(frozen), shardings_of(frozen, mesh))
-        return KaleidoPipeline(config, ema | loaded, tokenizer, step)
+        return KaleidoPipeline(config, ema | loaded, tokenizer, step, bad_params=bad and bad | loaded)
 
     # -------------------------------------------------------------------------------------- latents
     def sample_latents(
@@ -129,10 +148,13 @@ class KaleidoPipeline:
           latents: tokens of z for each (from `sample_latents` or `latents_tokens`); None for the baseline.
           seed: with `indices` decides the noise.
           indices: sample index of each; default 0, 1, 2, ...
-          sample: sampler, steps, gamma, threshold; default the config's.
+          sample: sampler, steps, guidance, gamma, threshold; default the config's.
 
         Returns:
           float32 samples at the highest resolution (B, H, W, 3) in the model range, or points (B, dim).
+
+        Raises:
+          UserError: autoguidance without the parameters of a worse model.
         """
         keys = sample_keys(seed, "image", 0, _indices(indices, captions))
         z = np.zeros((len(captions), self.config.latents.max_tokens), np.int32)
@@ -141,13 +163,39 @@ class KaleidoPipeline:
         sample = sample or self.config.sample
         # As an array, so that one compiled function serves every gamma; without guidance there is none.
         gamma = None if sample.gamma == 1 else jnp.float32(sample.gamma)
-        draw = functools.partial(self._draw_images, gamma=gamma, settings=_image_settings(sample))
+        bad = None
+        if sample.guidance == "autoguidance" and gamma is not None:
+            if self.bad_params is None:
+                raise user_error("autoguidance", "`bad_params` of a worse model", "load it by config.sample.guidance")
+            bad = self.bad_params
+        draw = functools.partial(self._draw_images, bad_params=bad, gamma=gamma, settings=_image_settings(sample))
         return self._chunked("images", draw, self.caption_tokens(captions), z, keys)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
-    def _draw_images(self, params, captions, z, keys, *, gamma, settings):
-        apply = functools.partial(self._model.apply, {"params": params})
+    def _draw_images(self, params, captions, z, keys, *, bad_params, gamma, settings):
         c, model = self.config, self.config.model
+        read, denoise = self._denoiser(params)
+        seen, unseen = self._states(params, captions, z)
+        bad = None
+        if bad_params is not None:
+            read_bad, denoise_bad = self._denoiser(bad_params)
+            bad = no_guidance(denoise_bad, read_bad(*self._states(bad_params, captions, z)[0]))
+        rule = guided_rule(settings, c.diffusion, scales(model), gamma, denoise, read(*unseen), bad)
+        if settings.guidance == "cads":
+            predict = condition_annealed(rule, read, seen, keys, c.diffusion, settings)
+        else:
+            predict = rule(read(*seen))
+        memory = start_memory(settings, len(captions), sample_shapes(model))
+        return reverse(predict, keys, c.diffusion, settings, sample_shapes(model), scales(model), memory)[0]
+
+    def _denoiser(self, params):
+        """(states and masks -> condition, (images, times, condition) -> predictions)."""
+        apply = functools.partial(self._model.apply, {"params": params})
+        return functools.partial(apply, method="condition"), functools.partial(apply, method="denoise")
+
+    def _states(self, params, captions, z):
+        """(states, mask, ...) of caption and latents, and what stands for them without a condition."""
+        apply = functools.partial(self._model.apply, {"params": params})
         h_c, c_mask = apply(captions, method="encode")
         h_0, mask_0 = apply(null_tokens(captions.shape[1]), method="encode")
         seen = (h_c, c_mask)
@@ -156,16 +204,7 @@ class KaleidoPipeline:
             h_z, _ = apply(h_c, c_mask, shift_right(z), method="read_latents")
             seen += (h_z, z != PAD)
             unseen += (h_z, jnp.zeros_like(z, bool))
-        condition, unconditional = (apply(*side, method="condition") for side in (seen, unseen))
-
-        def denoise(images, times, condition):
-            return apply(images, times, condition, method="denoise")
-
-        if gamma is None:
-            predict = no_guidance(denoise, condition)
-        else:
-            predict = classifier_free(denoise, condition, unconditional, gamma)
-        return reverse(predict, keys, c.diffusion, settings, sample_shapes(model), scales(model))[0]
+        return seen, unseen
 
     # -------------------------------------------------------------------------------------- helpers
     def caption_tokens(self, captions: list[str]) -> Int[np.ndarray, "b t"]:
@@ -235,6 +274,8 @@ def _image_settings(sample: Sample) -> Sample:
         captions=(),
         images_per_latents=default.images_per_latents,
         gamma=default.gamma,
+        autoguidance_step=default.autoguidance_step,
+        autoguidance_workdir=default.autoguidance_workdir,
         temperature=default.temperature,
         top_k=default.top_k,
         top_p=default.top_p,

@@ -32,6 +32,8 @@ def open_workdir(config: Config, workdir: Path) -> Path:
 def check_workdir(config: Config, workdir: Path) -> None:
     """Checks that a workdir, if there is one, belongs to this config; makes and writes nothing.
 
+    A field that is younger than the workdir has its default there, which is how the work was done before.
+
     Raises:
       UserError: it belongs to another config (the first difference is named), or config.json is damaged.
     """
@@ -42,7 +44,8 @@ def check_workdir(config: Config, workdir: Path) -> None:
         stored = identity(json.loads(path.read_text()))
     except ValueError as error:
         raise user_error(f"{path} is damaged", "a config written by this program", "use another --workdir") from error
-    mine = identity(dataclasses.asdict(config))
+    mine, defaults = (identity(dataclasses.asdict(c)) for c in (config, Config()))
+    stored = {key: defaults[key] for key in mine if key in defaults} | stored
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
     if different:
         key = different[0]

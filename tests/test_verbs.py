@@ -83,6 +83,16 @@ def test_a_checkpoint_holds_the_state_and_the_place_in_the_data(workdir):
     assert {p.name for p in (workdir / "checkpoints" / "4").iterdir() if p.is_dir()} == {"state", "data"}
 
 
+def test_autoguidance_takes_the_ema_of_an_earlier_checkpoint(workdir, pipeline):
+    settings = {"sample__guidance": "autoguidance", "sample__autoguidance_workdir": str(workdir)}
+    early = KaleidoPipeline.from_workdir(tiny_config(sample__autoguidance_step=2, **settings), workdir)
+    stored = _stored(workdir, 2)["ema"]
+    jax.tree.map(np.testing.assert_array_equal, early.bad_params, stored)
+    jax.tree.map(np.testing.assert_array_equal, early.params, pipeline.params)
+    with pytest.raises(UserError, match=r"no checkpoint 3 in .*; expected one of the steps 2, 4"):
+        KaleidoPipeline.from_workdir(tiny_config(sample__autoguidance_step=3, **settings), workdir)
+
+
 def test_a_sample_does_not_depend_on_its_batch(pipeline):
     captions = ["bag", "coat", "dress"]
     rows = pipeline.sample_latents(captions, seed=5)

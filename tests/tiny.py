@@ -82,6 +82,20 @@ def tiny_batch(config, rows=8, seed=0):
     }
 
 
+def small_nest():
+    """Two nets of one and two levels, 8 and 4 px."""
+    common = {"attention_ffn": False, "mid_blocks": False, "emb_channels": 16, "num_groups": 4}
+    inner = UNet(image_size=4, channels=(32,), num_res_blocks=(1,), num_attn_layers=(1,), **common)
+    return UNet(image_size=8, channels=(8, 8), num_res_blocks=(1, 1), num_attn_layers=(0, 0), inner=inner, **common)
+
+
+def small_nest_config(**changes):
+    """`tiny_config` with `small_nest`: compiles faster where any nest will do."""
+    config = tiny_config_dict()
+    config.model.denoiser = to_config_dict(small_nest())
+    return _changed(config, changes)
+
+
 def single_net_config(**changes):
     """One net of one level instead of a nest: compiles in a fraction of the time."""
     config = tiny_config_dict()

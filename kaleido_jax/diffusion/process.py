@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from kaleido_jax.config import Diffusion
-from kaleido_jax.diffusion.schedule import make_gammas, shift
+from kaleido_jax.diffusion.schedule import make_gammas, shift, vdm_weights
 
 DYNAMIC_THRESHOLDS = {"dynamic": (0.995, 100.0), "dynamic_capped": (0.95, 1.5)}  # (quantile, cap)
 
@@ -95,15 +95,37 @@ def noised(
     return [add_noise(x, e, g) for x, e, g in zip(clean, eps, gammas, strict=True)], gammas
 
 
-def diffusion_loss(config: Diffusion, predictions, x_t, clean, eps, gammas):
+def mixed_rows(ratio: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """Rows of each resolution, high to low, in a mixed batch (MDM): "2:1" sees two thirds in high resolution.
+
+    The ratio's cumulative sums over its total are the shares, so the innermost always has every row.
+    """
+    return tuple(batch * sum(ratio[: r + 1]) // sum(ratio) for r in range(len(ratio)))
+
+
+def loss_weight(config: Diffusion, times: Int[Array, "b"]) -> Float[Array, "b"] | None:
+    """The weight of each sample in L_DM at network times 0..N-1; None where all count the same."""
+    if not config.vdm_weights:
+        return None
+    table = vdm_weights(make_gammas(config.schedule, config.num_steps))
+    return jnp.asarray(table, jnp.float32)[times + 1]
+
+
+def diffusion_loss(config: Diffusion, predictions, x_t, clean, eps, gammas, weight: Float[Array, "b"] | None = None):
     """L_DM: squared error in `loss_space`, mean over a sample, weighted sum over resolutions, mean over the batch.
 
-    Returns (loss, list with each resolution's unweighted loss), float32 scalars.
+    A resolution may have fewer rows than the innermost (mixed batches); its mean is over the rows it has. `weight`
+    makes the mean over the batch sum(loss * weight) / sum(weight); see `loss_weight`.
+
+    Returns (loss, list of each resolution's loss before `loss_weights`), float32 scalars.
     """
     losses = []
     for prediction, noisy, x, e, gamma in zip(predictions, x_t, clean, eps, gammas, strict=True):
         predicted = convert(prediction, noisy, gamma, config.prediction, config.loss_space)
         target = from_x0_eps(x, e, gamma, config.loss_space)
-        losses.append(jnp.mean((predicted - target) ** 2))
+        squared = (predicted - target) ** 2
+        if weight is not None:
+            squared = squared * expand(weight[: len(x)] / weight.mean(), squared)
+        losses.append(jnp.mean(squared))
     weights = config.loss_weights or (1.0,) * len(losses)
     return sum(w * loss for w, loss in zip(weights, losses, strict=True)), losses

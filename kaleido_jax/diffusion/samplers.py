@@ -1,14 +1,20 @@
-"""Reverse samplers: one lax.scan over the step list, every resolution at once (MDM, section 6)."""
+"""Reverse samplers: one lax.scan over network evaluations, every resolution at once (MDM, section 6).
+
+A sampler is its rows (where the network looks), what it carries beside x, and `move`, which acts on one resolution.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from kaleido_jax.config import Diffusion, Sample
+from kaleido_jax.diffusion.guidance import with_memory
 from kaleido_jax.diffusion.process import per_sample_normal, threshold, to_x0_eps
-from kaleido_jax.diffusion.schedule import make_gammas, shift, step_list
+from kaleido_jax.diffusion.schedule import log_snr, make_gammas, shift, step_list
 
 
 def ancestral_step(x0, x_t, gamma_t, gamma_s, noise):
@@ -28,22 +34,99 @@ def ddim_step(x0, x_t, gamma_t, gamma_s, noise, ddim_eta: float):
     return x0 * jnp.sqrt(gamma_s) + eps * direction + jnp.sqrt(variance) * noise
 
 
-def reverse_step(images, predictions, draws, gamma_t, gamma_s, diffusion: Diffusion, sample: Sample, scales):
-    """One step t -> s at every resolution; lists over resolutions, high to low.
+def multistep_x0(x0, x0_before, gamma_before, gamma_t, gamma_s):
+    """D of DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x0 extrapolated in lambda = ln(alpha / sigma).
 
-    `draws` is standard noise like `images`. gamma_t and gamma_s (scalars) are the innermost resolution's; those
-    of the others are shifted by their scale.
+    D = x0 + h / (2 h_before) (x0 - x0_before). Plain x0 on the first step, marked by gamma_before = 1, and on the
+    last, where gamma_s = 1 makes h infinite.
+    """
+    before, t, s = (log_snr(gamma) / 2 for gamma in (gamma_before, gamma_t, gamma_s))
+    between = (gamma_before < 1) & (gamma_s < 1)
+    weight = jnp.where(between, (s - t) / (2 * jnp.where(between, t - before, 1)), 0)
+    return x0 + weight * (x0 - x0_before)
+
+
+# ------------------------------------------- moves: (x, x0, carried, gammas (at, t, s), noise, sample) -> (x, carried)
+def _move_ddpm(x, x0, carried, gammas, noise, sample):
+    _, t, s = gammas
+    return ancestral_step(x0, x, t, s, noise), carried
+
+
+def _move_ddim(x, x0, carried, gammas, noise, sample):
+    _, t, s = gammas
+    return ddim_step(x0, x, t, s, noise, sample.ddim_eta), carried
+
+
+def _move_dpmpp_2m(x, x0, carried, gammas, noise, sample):
+    """The exponential integrator with x0 held fixed is DDIM without noise, so only x0 differs from it."""
+    _, t, s = gammas
+    extrapolated = multistep_x0(x0, *carried, t, s)
+    return ddim_step(extrapolated, x, t, s, noise, 0.0), (x0, t)
+
+
+def _move_heun(x, x0, carried, gammas, noise, sample):
+    """Heun on dy/d sigma = (y - x0) / sigma with y = x / alpha, sigma = sqrt((1 - gamma) / gamma) (Karras et al. 2022).
+
+    A look at t is Algorithm 1's Euler step to s and carries its start and slope; a look at s takes the step again
+    with the mean slope. The look at s = 0 is left out, which makes the last step Euler. A step list with
+    `start_at_n` is not for it: under the squared cosine the first step then leaps from sigma = 2e4 to a few tens.
+    """
+    at, t, s = gammas
+    start, slope = carried
+    y, sigma = x / jnp.sqrt(at), _sigma(at)
+    here = (y - x0) / sigma
+    again = at != t
+    start, mean = jnp.where(again, start, y), jnp.where(again, (slope + here) / 2, here)
+    return (start + (_sigma(s) - _sigma(t)) * mean) * jnp.sqrt(s), (start, here)
+
+
+def _sigma(gamma):
+    return jnp.sqrt((1 - gamma) / gamma)
+
+
+# ------------------------------------------------------------------- rows: steps -> (at, t, s), one a network run
+def _once_a_step(steps: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m 3"]:
+    return np.stack([steps[:-1], steps[:-1], steps[1:]], axis=1)
+
+
+def _at_both_ends(steps: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m 3"]:
+    once = _once_a_step(steps)
+    return np.stack([once, once[:, [2, 1, 2]]], axis=1).reshape(-1, 3)[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """One entry of the table below."""
+
+    move: Callable  # one resolution's (x, carried) after a network run
+    carry: Callable = lambda x: ()  # what is carried beside x at the start
+    rows: Callable = _once_a_step
+    is_noisy: Callable = lambda sample: False  # whether `move` reads the noise
+
+
+SAMPLERS = {
+    "ddpm": Sampler(move=_move_ddpm, is_noisy=lambda sample: True),
+    "ddim": Sampler(move=_move_ddim, is_noisy=lambda sample: sample.ddim_eta > 0),
+    "dpmpp_2m": Sampler(move=_move_dpmpp_2m, carry=lambda x: (jnp.zeros_like(x), jnp.ones((), x.dtype))),
+    "heun": Sampler(move=_move_heun, rows=_at_both_ends, carry=lambda x: (jnp.zeros_like(x), jnp.zeros_like(x))),
+}
+
+
+def reverse_step(images, carried, predictions, draws, gammas, diffusion: Diffusion, sample: Sample, scales):
+    """What one network run does at every resolution; lists over resolutions, high to low.
+
+    `carried` is the sampler's own. `draws` is standard noise like `images`. gammas (at, t, s), scalars, are the
+    innermost resolution's where the network looked, and at both ends of the step; others are shifted by their scale.
+
+    Returns (images, carried).
     """
     moved = []
-    for x_t, prediction, z, scale in zip(images, predictions, draws, scales, strict=True):
-        g_t, g_s = (shift(gamma, scale, diffusion.shift_power) for gamma in (gamma_t, gamma_s))
-        x0, _ = to_x0_eps(prediction, x_t, jnp.full(x_t.shape[:1], g_t), diffusion.prediction)
+    for x, kept, prediction, z, scale in zip(images, carried, predictions, draws, scales, strict=True):
+        shifted = tuple(shift(gamma, scale, diffusion.shift_power) for gamma in gammas)
+        x0, _ = to_x0_eps(prediction, x, jnp.full(x.shape[:1], shifted[0]), diffusion.prediction)
         x0 = threshold(x0, sample.threshold)
-        if sample.sampler == "ddpm":
-            moved.append(ancestral_step(x0, x_t, g_t, g_s, z))
-        else:
-            moved.append(ddim_step(x0, x_t, g_t, g_s, z, sample.ddim_eta))
-    return moved
+        moved.append(SAMPLERS[sample.sampler].move(x, x0, kept, shifted, z, sample))
+    return [x for x, _ in moved], [kept for _, kept in moved]
 
 
 def reverse(
@@ -53,6 +136,7 @@ def reverse(
     sample: Sample,
     shapes: tuple[tuple[int, ...], ...],
     scales: tuple[int, ...],
+    memory=None,
 ) -> list[Float[Array, "b ..."]]:
     """Draws samples from pure noise.
 
@@ -64,22 +148,30 @@ def reverse(
       sample: sampler, number of steps, threshold, ddim_eta.
       shapes: of one sample at each resolution.
       scales: of each resolution relative to the innermost.
+      memory: of a `predict` that has one, (images, times, memory) -> (predictions, memory), at the start.
 
     Returns:
       The last x of every resolution, clipped to [-1, 1] where the threshold is not "none".
     """
+    sampler = SAMPLERS[sample.sampler]
     gammas = jnp.asarray(make_gammas(diffusion.schedule, diffusion.num_steps), float)
-    steps = jnp.asarray(step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n))
+    rows = jnp.asarray(sampler.rows(step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n)))
     batch = keys.shape[0]
+    if memory is None:
+        predict, memory = with_memory(predict), ()
 
     def noise(purpose):
         return per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), list(shapes))
 
-    def move(images, pair):
-        t, s = pair
-        predictions = predict(images, jnp.full((batch,), t - 1, jnp.int32))
-        draws = noise(t)  # steps are 1..N and the start uses N + 1, so no draw is used twice
-        return reverse_step(images, predictions, draws, gammas[t], gammas[s], diffusion, sample, scales), None
+    def run(state, row):
+        images, carried, memory = state
+        at = row[0]
+        predictions, memory = predict(images, jnp.full((batch,), at - 1, jnp.int32), memory)
+        # Steps are 1..N and the start uses N + 1, so no draw is used twice.
+        draws = noise(at) if sampler.is_noisy(sample) else [0.0] * len(shapes)
+        images, carried = reverse_step(images, carried, predictions, draws, gammas[row], diffusion, sample, scales)
+        return (images, carried, memory), None
 
-    images, _ = jax.lax.scan(move, noise(diffusion.num_steps + 1), (steps[:-1], steps[1:]))
+    start = noise(diffusion.num_steps + 1)
+    (images, _, _), _ = jax.lax.scan(run, (start, [sampler.carry(x) for x in start], memory), rows)
     return images if sample.threshold == "none" else [jnp.clip(x, -1, 1) for x in images]

@@ -59,6 +59,18 @@ def step_list(num_steps: int, num_inference_steps: int, start_at_n: bool = False
     return np.round(j * ratio).astype(np.int32)
 
 
+def vdm_weights(gammas: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """SNR[k-1] / SNR[k] - 1, the weight of an eps loss at step k in VDM's discrete bound (Kingma et al. 2021).
+
+    In float64 from the unshifted table gamma[0..N], as MDM has it; the first two entries, infinite by the formula,
+    are copies of the third.
+    """
+    gammas = gammas.astype(np.float64)
+    odds = gammas[1:] / (1 - gammas[1:])
+    inner = odds[:-1] / odds[1:] - 1
+    return np.concatenate([inner[:1], inner[:1], inner])
+
+
 def log_snr(gamma: Float[Array, "..."]) -> Float[Array, "..."]:
     """ln(gamma / (1 - gamma)); +inf at gamma = 1."""
     return jnp.log(gamma) - jnp.log1p(-gamma)

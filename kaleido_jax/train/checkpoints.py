@@ -43,16 +43,20 @@ def restore(manager: ocp.CheckpointManager, abstract_state, iterator):
     return restored["state"], restored["data"]
 
 
-def restore_ema(workdir: Path, abstract_ema):
-    """(EMA parameters, step) of the latest checkpoint, for sampling.
+def restore_ema(workdir: Path, abstract_ema, step: int | None = None):
+    """(EMA parameters, step) of a checkpoint, by default the latest, for sampling.
 
     Raises:
-      UserError: the workdir holds no checkpoint.
+      UserError: the workdir holds no checkpoint, or not that of `step`.
     """
     folder = workdir / "checkpoints"
-    step = open_manager(workdir).latest_step() if folder.is_dir() else None
-    if step is None:
+    steps = sorted(open_manager(workdir).all_steps()) if folder.is_dir() else []
+    if not steps:
         raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
+    if step is not None and step not in steps:
+        kept = ", ".join(str(s) for s in steps)
+        raise user_error(f"no checkpoint {step} in {workdir}", f"one of the steps {kept}", "name one that was kept")
+    step = steps[-1] if step is None else step
     handler = ocp.PyTreeCheckpointer()
     restored = handler.restore(
         (folder / str(step) / "state").absolute(),

@@ -6,7 +6,14 @@ import optax
 from jaxtyping import Array, Float
 
 from kaleido_jax.config import Config, sample_shapes, scales
-from kaleido_jax.diffusion.process import diffusion_loss, noised, per_sample_normal, pyramid
+from kaleido_jax.diffusion.process import (
+    diffusion_loss,
+    loss_weight,
+    mixed_rows,
+    noised,
+    per_sample_normal,
+    pyramid,
+)
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.randomness import sample_keys
 from kaleido_jax.train.state import State, learning_rate
@@ -49,8 +56,12 @@ def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) 
     clean = pyramid(batch["image"], scales(config.model))
     eps = per_sample_normal(keys("noise"), list(sample_shapes(config.model)))
     x_t, gammas = noised(config.diffusion, clean, eps, times, scales(config.model))
+    if config.train.mixed_ratio:  # the outer nets see the first rows only
+        rows = mixed_rows(config.train.mixed_ratio, len(times))
+        clean, eps, x_t, gammas = ([x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, gammas))
     predictions = apply("denoise", x_t, times, condition)
-    loss_dm, each = diffusion_loss(config.diffusion, predictions, x_t, clean, eps, gammas)
+    weight = loss_weight(config.diffusion, times)
+    loss_dm, each = diffusion_loss(config.diffusion, predictions, x_t, clean, eps, gammas, weight)
 
     metrics |= {"loss_dm": loss_dm} | {f"loss_dm_r{r}": loss for r, loss in enumerate(each)}
     loss = loss_dm + config.train.eta * loss_ar

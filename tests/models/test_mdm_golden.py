@@ -3,6 +3,7 @@
 KALEIDO_MDM_GOLDEN names another folder of such files; every file in it is picked up by its `kind`.
 """
 
+import dataclasses
 import json
 import os
 from functools import cache
@@ -341,6 +342,14 @@ def test_schedules_equal(name):
 
 
 @pytest.mark.parametrize("name", names_of("schedules"))
+def test_vdm_weights_equal(name):
+    for key, reference in tensors(name).items():
+        if key.endswith(".vdm_loss_weights"):
+            ours = schedule.vdm_weights(tensors(name)[key.replace("vdm_loss_weights", "gammas")])
+            np.testing.assert_allclose(ours, reference, rtol=5e-5, err_msg=key)  # theirs, a ratio - 1, is float32
+
+
+@pytest.mark.parametrize("name", names_of("schedules"))
 def test_step_lists_equal(name):
     for key, reference in tensors(name).items():
         if key.startswith("timesteps.infer"):
@@ -380,8 +389,8 @@ def test_reverse_steps_equal(name, eta):
         sample = cfg.Sample(threshold=kind, **sampler)
         for row in range(2):
             x_t, pred, z = (jnp.asarray(given[k][row : row + 1]) for k in ("x_t", "in.pred", "in.noise"))
-            gammas = (jnp.asarray(given[key][row]) for key in ("in.gamma", "in.gamma_last"))
-            (x_s,) = samplers.reverse_step([x_t], [pred], [z], *gammas, diffusion, sample, (1,))
+            t, s = (jnp.asarray(given[key][row]) for key in ("in.gamma", "in.gamma_last"))
+            (x_s,), _ = samplers.reverse_step([x_t], [()], [pred], [z], (t, t, s), diffusion, sample, (1,))
             relative(x_s, given[f"step.{key}.eta_{eta}.x_last"][row : row + 1], f"{key} row {row}")
 
 
@@ -411,12 +420,10 @@ def loss_weights(pipeline, levels):
     return tuple(float(w) for w in text.split(":")) if text else ()
 
 
-def mixed_rows(pipeline, batch):
-    """Rows of the highest resolution in a mixed batch "a:b"."""
-    if not pipeline.get("mixed_ratio"):
-        return batch
-    a, b = (int(part) for part in pipeline["mixed_ratio"].split(":"))
-    return batch * a // (a + b)
+def mixed_ratio(pipeline, levels):
+    """As `train.mixed_ratio`: "2:1" is (2, 1); all rows everywhere where it is off."""
+    text = pipeline.get("mixed_ratio")
+    return tuple(int(part) for part in text.split(":")) if text else (1,) + (0,) * (levels - 1)
 
 
 def noised_case(name, case, info, scales, dtype):
@@ -432,19 +439,9 @@ def noised_case(name, case, info, scales, dtype):
     for r, (noisy, gamma) in enumerate(zip(x_t, gammas, strict=True)):
         relative(gamma, given[f"{case}.gamma.{r}"], f"gamma {r}")
         relative(nchw(noisy), given[f"{case}.x_t.{r}"], f"x_t {r}")
-    rows = mixed_rows(info["pipeline"], len(times))
-    clean[0], eps[0], x_t[0], gammas[0] = (x[0][:rows] for x in (clean, eps, x_t, gammas))
+    rows = process.mixed_rows(mixed_ratio(info["pipeline"], len(scales)), len(times))
+    clean, eps, x_t, gammas = ([x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, gammas))
     return diffusion, clean, eps, x_t, gammas, (times, text, mask, micros)
-
-
-def loss_per_sample(diffusion, *lists):
-    """`diffusion_loss` of each row alone."""
-    rows = range(lists[0][0].shape[0])
-    return jnp.stack([process.diffusion_loss(diffusion, *_row(lists, i))[0] for i in rows])
-
-
-def _row(lists, i):
-    return [[x[i : i + 1] for x in levels] for levels in lists]
 
 
 @pytest.mark.parametrize(("name", "case"), cases_of("losses"))
@@ -455,14 +452,15 @@ def test_losses_and_gradients_equal(name, case, dtype, monkeypatch):
     model, params, config = network(info["weights_from"], dtype)
     scales = cfg.scales(cfg.Model(denoiser=config))
     diffusion, clean, eps, x_t, gammas, rest = noised_case(name, case, info, scales, dtype)
+    weight = None
+    if info["pipeline"]["use_vdm_loss_weights"]:  # the file's own, as ours differ by its float32 rounding
+        weight = jnp.asarray(tensors(name)[f"{case}.vdm_weights"], dtype)
+        ours = process.loss_weight(dataclasses.replace(diffusion, vdm_weights=True), rest[0])
+        np.testing.assert_allclose(ours, weight, rtol=5e-5)
 
     def loss_of(params):
         predictions = denoise(model, params, x_t, *rest)
-        lists = predictions, x_t, clean, eps, gammas
-        if info["pipeline"]["use_vdm_loss_weights"]:
-            w = jnp.asarray(tensors(name)[f"{case}.vdm_weights"], dtype)
-            return (loss_per_sample(diffusion, *lists) * w).sum() / w.sum()
-        return process.diffusion_loss(diffusion, *lists)[0]
+        return process.diffusion_loss(diffusion, predictions, x_t, clean, eps, gammas, weight)[0]
 
     norms = info.get("grad_l2_per_parameter")
     loss, grads = jax.jit(jax.value_and_grad(loss_of))(params) if norms else (jax.jit(loss_of)(params), None)
@@ -526,7 +524,9 @@ def test_sampling_trajectories_equal(name, dtype, monkeypatch):
     for i, (t, s) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
         predictions = predict(images, jnp.full(info["batch"], t - 1))
         draws = recorded_noise(given, i, images)
-        images = samplers.reverse_step(images, predictions, draws, gammas[t], gammas[s], diffusion, sample, scales)
+        ends = gammas[t], gammas[t], gammas[s]
+        none = [()] * len(scales)
+        images, _ = samplers.reverse_step(images, none, predictions, draws, ends, diffusion, sample, scales)
         for r in range(len(scales)):
             # Guidance multiplies the reference's own float32 error: 5.6e-5 at weight 7, seen from float64.
             close(nchw(predictions[r]), given[f"step{i}.v_guided.{r}"], 2 * TRAJECTORY, f"v of step {i}")

@@ -11,7 +11,7 @@ from kaleido_jax.models.kaleido import build_model, init_params
 from kaleido_jax.train.sharding import make_mesh
 from kaleido_jax.train.state import create_state, learning_rate, make_optimizer, split_frozen
 from kaleido_jax.train.step import joint_loss, make_train_step, token_loss
-from tests.tiny import single_net_config, tiny_batch
+from tests.tiny import single_net_config, small_nest_config, tiny_batch
 
 CONFIG = single_net_config()
 BATCH = {k: jnp.asarray(v) for k, v in tiny_batch(CONFIG).items() if k != "sample_id"}
@@ -29,6 +29,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
+    return _random(model)
+
+
+def _random(model):
     shapes = jax.eval_shape(lambda: nn.meta.unbox(init_params(model, jax.random.key(0))))
     rng = np.random.default_rng(2)
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3, jnp.float32), shapes)
@@ -130,7 +134,7 @@ def test_warm_up_and_cosine():
 
 DEVICES = """
 import jax, numpy as np, jax.numpy as jnp
-from tests.tiny import single_net_config, tiny_batch
+from tests.tiny import single_net_config, small_nest_config, tiny_batch
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch
 from kaleido_jax.train.state import create_state, make_optimizer
@@ -160,3 +164,19 @@ print("equal")
 @pytest.mark.slow
 def test_eight_devices_give_the_same_step_as_one(eight_devices):
     assert "equal" in eight_devices(DEVICES)
+
+
+def test_a_mixed_batch_has_the_outer_loss_of_its_first_rows_alone():
+    config = small_nest_config(train__mixed_ratio=(1, 1), train__eta=0.0)
+    off = _change(config, "train", mixed_ratio=())
+    model = build_model(config, ROWS)
+    params = _random(model)
+    batch = {k: jnp.asarray(v) for k, v in tiny_batch(config).items() if k != "sample_id"}
+    first = {k: v[:4] for k, v in batch.items()}
+    mixed, alone = losses(params, model, config, batch), losses(params, model, off, first)
+    np.testing.assert_allclose(mixed["loss_dm_r0"], alone["loss_dm_r0"], rtol=1e-5)
+    np.testing.assert_allclose(mixed["loss"], mixed["loss_dm_r0"] + mixed["loss_dm_r1"], rtol=1e-6)
+    # with a shut adapter the inner net does not know the outer one, and sees the whole batch either way
+    params["denoiser"]["in_adapter"] = jax.tree.map(jnp.zeros_like, params["denoiser"]["in_adapter"])
+    inner = [losses(params, model, c, batch)["loss_dm_r1"] for c in (config, off)]
+    np.testing.assert_allclose(*inner, rtol=1e-5)
