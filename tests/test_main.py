@@ -56,6 +56,15 @@ def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
     assert done.stderr == "kaleido_jax: error: config.train.batch_size = 0; expected at least 1; raise it\n"
 
 
+def test_fields_without_a_value_can_be_set_by_a_flag():
+    fields = ("init.inner", "data.records", "model.t5.checkpoint")
+    config = validate(
+        main.load_config("configs/fashion_combined.py", [f"--config.{field}=somewhere" for field in fields])
+    )
+    assert [lookup(config, field) for field in fields] == ["somewhere"] * 3
+    assert lookup(validate(main.load_config("configs/fashion_combined.py", [])), "data.records") is None
+
+
 def test_batch_that_does_not_divide_over_the_devices_is_refused(eight_devices):
     out = eight_devices(
         "from kaleido_jax import main\nfrom kaleido_jax.errors import UserError\n"

@@ -44,18 +44,14 @@ def restore(manager: ocp.CheckpointManager, abstract_state, iterator):
 
 
 def restore_ema(workdir: Path, abstract_ema):
-    """(EMA parameters, step) of the latest checkpoint, for sampling.
+    """(EMA parameters, step) of the latest checkpoint, for sampling; parts that the tree lacks are not read.
 
     Raises:
       UserError: the workdir holds no checkpoint.
     """
-    folder = workdir / "checkpoints"
-    step = open_manager(workdir).latest_step() if folder.is_dir() else None
-    if step is None:
-        raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
-    handler = ocp.PyTreeCheckpointer()
-    restored = handler.restore(
-        (folder / str(step) / "state").absolute(),
+    folder, step = _latest_state(workdir)
+    restored = ocp.PyTreeCheckpointer().restore(
+        folder,
         args=ocp.args.PyTreeRestore(
             item={"ema": abstract_ema},
             restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
@@ -63,6 +59,24 @@ def restore_ema(workdir: Path, abstract_ema):
         ),
     )
     return restored["ema"], step
+
+
+def ema_shapes(workdir: Path) -> dict:
+    """The EMA parameters of the latest checkpoint as jax.ShapeDtypeStruct; reads no array.
+
+    Raises:
+      UserError: the workdir holds no checkpoint.
+    """
+    tree = ocp.PyTreeCheckpointer().metadata(_latest_state(workdir)[0]).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree["ema"])
+
+
+def _latest_state(workdir):
+    folder = workdir / "checkpoints"
+    step = open_manager(workdir).latest_step() if folder.is_dir() else None
+    if step is None:
+        raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
+    return (folder / str(step) / "state").absolute(), step
 
 
 def abstract(tree, shardings):
