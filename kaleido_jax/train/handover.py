@@ -45,7 +45,7 @@ def load_inner(config: Config, wanted: dict) -> dict:
 
 
 def _from_run(config, path, wanted):
-    """From a workdir's EMA; a prior or encoder that it trained carries over (spec of the paper, row 30)."""
+    """From a workdir's EMA; a prior or encoder that it trained carries over, as from the paper's 64 px stage."""
     _check_settings(config, path)
     have = checkpoints.ema_shapes(path)
     parts = {part: wanted[part] for part in CARRIED if part in have and part in wanted}
