@@ -81,6 +81,13 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Init:
+    """What a fresh run starts from, besides config.model.t5.checkpoint; a resumed run does not read it."""
+
+    inner: str | None = None  # weights of denoiser.inner: a run's workdir, MDM's .pth, or safetensors
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diffusion:
     """The noise process (MDM)."""
 
@@ -202,6 +209,7 @@ class Config:
     seed: int = 0
     recipe: str = "train"  # "train" or "figure3" (the two-dimensional toy)
     model: Model = field(default_factory=Model)
+    init: Init = field(default_factory=Init)
     diffusion: Diffusion = field(default_factory=Diffusion)
     latents: Latents = field(default_factory=Latents)
     data: Data = field(default_factory=Data)
@@ -229,7 +237,7 @@ CHOICES = {
 }
 
 # A workdir belongs to these parts of its config; the others may change between runs of the same work.
-IDENTITY_FREE = ("sample", "eval", "mesh", "name")
+IDENTITY_FREE = ("sample", "eval", "mesh", "name", "init")
 IDENTITY_FREE_FIELDS = {
     "train": ("num_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "sample_at_end"),
     "data": ("verify", "fetch", "records"),
@@ -245,12 +253,15 @@ def default_config():
 def to_config_dict(value):
     """A schema dataclass as ConfigDict (nested, tuples kept)."""
     from ml_collections import ConfigDict
+    from ml_collections.config_dict import placeholder
 
-    return ConfigDict({f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    def plain(field):
+        item = getattr(value, field.name)
+        if item is None and field.type == str | None:
+            return placeholder(str)  # a bare None could not be set by a flag
+        return to_config_dict(item) if dataclasses.is_dataclass(item) else item
 
-
-def _plain(value):
-    return to_config_dict(value) if dataclasses.is_dataclass(value) else value
+    return ConfigDict({f.name: plain(f) for f in dataclasses.fields(value)})
 
 
 def validate(config: Mapping) -> Config:
@@ -400,6 +411,10 @@ def _check_combination(config):
         )
     if config.recipe == "figure3" and model.point_denoiser is None:
         raise user_error("config.recipe = 'figure3' without points", "config.model.point_denoiser", "set it")
+    if config.init.inner is not None and (model.denoiser is None or model.denoiser.inner is None):
+        raise user_error(
+            "config.init.inner without an inner net", "a nested config.model.denoiser", "set config.init.inner to None"
+        )
     _check_segments(config.latents)
     nets = nested(model.denoiser) if model.denoiser else ()
     for depth, net in enumerate(nets):

@@ -11,15 +11,15 @@ VERBS = {
     "train": "train (and sample a grid at the end); goes on by itself if the workdir holds a checkpoint",
     "sample": "captions -> latents, images and one grid, from the workdir's latest checkpoint",
     "evaluate": "measure the workdir's latest checkpoint by config.eval.protocol",
-    "convert": "a T5 checkpoint into another format: --input=PATH --output=DIR --format=FORMAT, no config",
+    "convert": "T5 or MDM weights into another format: --input=PATH --output=DIR --format=FORMAT, no config",
     "plan": "no training: parameters of a config, counted from shapes alone",
 }
 CONVERT = {
-    "--input": "a T5 checkpoint",
+    "--input": "a T5 checkpoint or a denoiser's weights",
     "--output": "the folder to write",
     "--format": "the format to write",
 }
-FORMATS = ("t5x", "huggingface", "kaleido")
+FORMATS = ("t5x", "huggingface", "kaleido", "mdm")
 HELP = """usage: python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.KEY=VALUE ...] --workdir=DIR
 
 verbs (none = train):
@@ -29,9 +29,10 @@ flags:
   --config=FILE          a file of configs/, e.g. configs/fashion_combined.py
   --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64
   --workdir=DIR          folder of the run: config.json, metrics.jsonl, checkpoints/, samples/, eval/
-  --input=PATH           convert: a t5x folder or file, or safetensors (file, folder or index); the format is recognised
+  --input=PATH           convert: T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir
+                         (its denoiser, EMA); the kind is recognised, and nothing in a .pth is run
   --output=DIR           convert: a new folder
-  --format=FORMAT        convert: t5x, huggingface or kaleido
+  --format=FORMAT        convert: t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)
   --help                 this text
 
 Every field with its unit or reason: kaleido_jax/config.py"""

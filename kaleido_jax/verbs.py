@@ -51,7 +51,7 @@ def train(config: Config, workdir: Path) -> None:
 
     from kaleido_jax.train import loop
 
-    check_weights(config)
+    check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
     tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
     open_workdir(config, workdir)
@@ -103,20 +103,38 @@ def plan(config: Config, workdir: Path | None = None) -> None:
 
 
 def convert(source: Path, output: Path, form: str) -> None:
-    """Writes a T5 checkpoint as a new folder in another format; sizes are read from the tensors."""
-    from kaleido_jax.interop import checkpoint
+    """Writes a T5 checkpoint or a denoiser as a new folder in another format; sizes are read from the tensors."""
+    from kaleido_jax.interop import checkpoint, mdm_files
 
+    trained = (source / "checkpoints").is_dir()
+    if form == "mdm" or (form == "kaleido" and (trained or mdm_files.holds_denoiser(source))):
+        if trained:
+            from kaleido_jax.train.handover import trained_denoiser as open_denoiser
+        else:
+            open_denoiser = mdm_files.open_denoiser
+        weights = open_denoiser(source)
+        say(f"{output}: {mdm_files.convert(weights, output, form)}, from {weights.path} as {form}")
+        return
     read = checkpoint.convert(source, output, form)
     say(f"{output}: {len(read.names)} tensors of {read.path} as {form}")
 
 
 # ------------------------------------------------------------------------------------------------- parts
-def check_weights(config: Config) -> None:
-    """The T5 weights that a config starts from are there; a frozen encoder needs some.
+def check_weights(config: Config, fresh: bool = True) -> None:
+    """The weights that a config starts from are there; a frozen encoder needs some of T5.
 
     Raises:
-      UserError: there are none at config.model.t5.checkpoint; says what to fetch and where to put it.
+      UserError: there are none at config.model.t5.checkpoint, or for a fresh run at config.init.inner; says what to
+        fetch and where to put it.
     """
+    inner = config.init.inner
+    if fresh and inner is not None and not Path(inner).exists():
+        raise user_error(
+            f"config.init.inner = {inner!r} is not on this machine",
+            "a trained net of the low resolution: a run's workdir, or MDM's weights",
+            "train that net first, or fetch https://docs-assets.developer.apple.com/ml-research/models/mdm/"
+            "flickr64/vis_model.pth (or flickr256), and set config.init.inner to where it is",
+        )
     t5 = config.model.t5
     where = t5.checkpoint
     if t5.encoder.trainable and where is None:

@@ -1,13 +1,16 @@
+import dataclasses
+import functools
+import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from kaleido_jax import main
-from kaleido_jax.config import lookup, nested, validate
+from kaleido_jax import main, verbs
+from kaleido_jax.config import Init, lookup, nested, validate
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.models.kaleido import abstract_params, build_model
+from kaleido_jax.models.kaleido import Kaleido, abstract_params
 from kaleido_jax.train.state import count, split_frozen
 
 FASHION = "--config=configs/fashion_combined.py"
@@ -54,6 +57,15 @@ def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == "False\n"
     assert done.stderr == "kaleido_jax: error: config.train.batch_size = 0; expected at least 1; raise it\n"
+
+
+def test_fields_without_a_value_can_be_set_by_a_flag():
+    fields = ("init.inner", "data.records", "model.t5.checkpoint")
+    config = validate(
+        main.load_config("configs/fashion_combined.py", [f"--config.{field}=somewhere" for field in fields])
+    )
+    assert [lookup(config, field) for field in fields] == ["somewhere"] * 3
+    assert lookup(validate(main.load_config("configs/fashion_combined.py", [])), "data.records") is None
 
 
 def test_batch_that_does_not_divide_over_the_devices_is_refused(eight_devices):
@@ -103,16 +115,88 @@ def test_imagenet_combined_is_the_papers():
     )
     assert (inner.emb_channels, inner.text_proj_channels, inner.num_text_layers) == (1024, 1024, 2)
 
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
-    params = abstract_params(build_model(config, tokenizer.base_rows))
+    params = shapes_of(config)
     trainable, frozen = split_frozen(params, config)
     assert count(params["denoiser"]) == 449_833_286  # the published count of this net
     assert count(params["prior"]) == 1_725_582_336  # 1.73B with 40320 rows in table and head
     assert set(trainable) == {"prior", "denoiser"} and count(frozen) == 1_223_527_424
 
 
-def test_every_config_builds():
-    import pathlib
+def load(spec):
+    return validate(main.load_config(f"configs/{spec}", []))
 
-    for path in sorted(pathlib.Path("configs").glob("*.py")):
-        validate(main.load_config(str(path), []))
+
+@functools.cache
+def shapes(model, num_vokens, has_prior):
+    """Shapes of all parameters; many configs have the same nets."""
+    return abstract_params(Kaleido(model, 32128, 32128 + num_vokens, has_prior))
+
+
+def shapes_of(config):
+    return shapes(config.model, config.latents.num_vokens, bool(config.latents.segments))
+
+
+RELEASED = {64: (713, 461_359_107), 256: (889, 476_613_958), 1024: (1063, 480_970_057)}  # tensors, parameters
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_mdms_configs_are_the_released_nets(size):
+    config = load(f"mdm_{size}.py")
+    denoiser = shapes_of(config)["denoiser"]
+    assert (len(jax.tree.leaves(denoiser)), count(denoiser)) == RELEASED[size]
+    nets = nested(config.model.denoiser)
+    assert [net.image_size for net in nets] == [px for px in (1024, 256, 64) if px <= size]
+    assert [net.normalise_input for net in nets] == {64: [False], 256: [False] * 2, 1024: [False, True, False]}[size]
+    assert config.diffusion.shift_power == (2.0 if size == 1024 else 1.0)
+    assert config.latents.segments == () and not nets[-1].masked_cross_attention
+
+
+TEXT_TO_IMAGE = {  # segments and the longest z, in tokens
+    "text": (("text",), 160),
+    "bbox": (("bbox",), 192),
+    "blob": (("blob",), 192),
+    "voken": (("voken",), 64),
+    "combined": (("text", "bbox", "voken"), 416),
+}
+
+
+@pytest.mark.parametrize("latents", TEXT_TO_IMAGE)
+def test_the_text_to_image_models_differ_in_their_latents_alone(latents):
+    config, base = load(f"cc12m_{latents}.py"), load("imagenet_combined.py")
+    assert (config.latents.segments, config.latents.max_tokens) == TEXT_TO_IMAGE[latents]
+    assert (config.model, config.diffusion, config.train) == (base.model, base.diffusion, base.train)
+    assert config.init.inner == f"runs/cc12m_64_{latents}" and config.sample.gamma == 7
+    small = load(f"cc12m_64.py:{latents}")
+    assert small.model.denoiser == base.model.denoiser.inner and small.latents == config.latents
+    assert small.init.inner is None and "64 px" in small.data.fetch
+
+
+def test_the_baseline_is_the_same_without_latents():
+    config, combined = load("imagenet_mdm.py"), load("imagenet_combined.py")
+    assert config.latents.segments == ()
+    for group in ("model", "diffusion", "train", "sample"):
+        assert getattr(config, group) == getattr(combined, group)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in pathlib.Path("configs").glob("*.py")))
+def test_every_config_builds(name):
+    config = load(name)
+    parts = {"encoder", "prior", "denoiser"} if config.latents.segments else {"encoder", "denoiser"}
+    assert set(shapes_of(config)) == parts
+
+
+@pytest.mark.parametrize("name", ["mdm_256", "cc12m_text", "imagenet_mdm"])
+def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatch):
+    def told(config):
+        with pytest.raises(UserError) as error:
+            verbs.train(config, tmp_path / "w")
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    config = load(f"{name}.py")
+    if config.init.inner:
+        assert "flickr64/vis_model.pth" in told(config)
+    config = dataclasses.replace(config, init=Init())
+    assert "gs://t5-data" in told(config)
+    monkeypatch.setattr(verbs, "check_weights", lambda *args, **kwargs: None)
+    assert told(config).endswith(config.data.fetch) and "set config.data.records" in config.data.fetch

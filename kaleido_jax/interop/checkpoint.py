@@ -137,7 +137,7 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_rows: int,
             value = fit_rows(source.read(HEAD).T, leaf.shape[1], base_rows, seed=seed, purpose="t5_head").T
         else:
             value = _stack(source, names, leaf) if leaf_path[0] == "layers" else source.read(names[0])
-        return _place(value, leaf)
+        return place(value, leaf)
 
     loaded = {
         part: unflatten_dict({p: fill(part, p, leaf) for p, leaf in flatten_dict(tree).items()})
@@ -187,7 +187,8 @@ def _stack(source, names, leaf):
     return stacked
 
 
-def _place(value, leaf):
+def place(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of the leaf's dtype and sharding (None = the first device)."""
     value = np.ascontiguousarray(value, leaf.dtype)
     sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: value[index])
@@ -227,7 +228,7 @@ def convert(path: Path, output: Path, form: str) -> Source:
     source = open_t5(path)
     plan = _whole(source)
     _check_source(source, plan)
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         if form == "kaleido":
             write_kaleido(source, folder, plan)
         else:
@@ -258,8 +259,12 @@ def _whole(source):
 
 
 @contextmanager
-def _new_folder(path):
-    """A folder under a temporary name that gets its own when all went well."""
+def new_folder(path: Path):
+    """A folder under a temporary name that gets its own when all went well.
+
+    Raises:
+      UserError: it exists and is not empty.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise user_error(f"--output={path} exists", "a new folder", "name another or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)

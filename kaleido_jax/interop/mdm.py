@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
 
 from kaleido_jax.config import UNet, nested
 from kaleido_jax.errors import user_error
+from kaleido_jax.interop.t5_names import some
 from kaleido_jax.models.nested_unet import build_denoiser
 
 INDEXED = re.compile(r"(lm_head|down_blocks|mid_blocks|up_blocks|resnets|attn)_(\d+)")
@@ -60,18 +62,18 @@ def to_mdm(params: dict, config: UNet) -> dict[str, np.ndarray]:
       UserError: the parameters are not those of `config`.
     """
     flat = flatten_dict(params)
-    state = {mdm_name(path): _to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
-    _check(state, _named(abstract_params(config, _text_channels(flat))))
+    state = {mdm_name(path): to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
+    check(_shapes(state), shapes_of(abstract_params(config, _text_channels(flat))))
     return state
 
 
 def convert(state: Mapping[str, np.ndarray], abstract: dict) -> dict:
     """`from_mdm` for any tree of our modules, given as shapes (a single block, for example)."""
-    expected = _named(abstract)
     state = {name: value for name, value in state.items() if not UNUSED.search(name)}
-    _check(state, expected)
-    leaves = {path: _from_torch(np.asarray(state[name]), shape) for name, (path, shape) in expected.items()}
-    return unflatten_dict(leaves)
+    check(_shapes(state), shapes_of(abstract))
+    return unflatten_dict(
+        {path: from_torch(np.asarray(state[name]), shape) for name, (path, shape) in named(abstract).items()}
+    )
 
 
 def mdm_name(path: tuple[str, ...]) -> str:
@@ -85,19 +87,28 @@ def mdm_name(path: tuple[str, ...]) -> str:
 def abstract_params(config: UNet, text_channels: int) -> dict:
     """Shapes of a denoiser's parameters, without making any."""
     model = build_denoiser(config, text_channels)
-    images = [jnp.zeros((1, net.image_size, net.image_size, 3)) for net in nested(config)]
+    images = [jax.ShapeDtypeStruct((1, net.image_size, net.image_size, 3), jnp.float32) for net in nested(config)]
 
-    def once(model):
+    def once(model, images):
         condition = model.condition(jnp.zeros((1, 1, text_channels)), jnp.ones((1, 1), bool))
         return model(images, jnp.zeros(1, jnp.int32), condition)
 
-    variables = jax.eval_shape(lambda key: model.init(key, method=once), jax.random.key(0))
+    variables = jax.eval_shape(lambda *args: model.init(*args, method=once), jax.random.key(0), images)
     return nn.meta.unbox(variables["params"])
 
 
-def _named(abstract):
-    """Name -> (path, our shape)."""
+def named(abstract: dict) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """ml-mdm's name -> (path, our shape) of every leaf of a tree."""
     return {mdm_name(path): (path, leaf.shape) for path, leaf in flatten_dict(abstract).items()}
+
+
+def shapes_of(abstract: dict) -> dict[str, tuple[int, ...]]:
+    """ml-mdm's name -> its shape there, of every leaf of a tree of ours."""
+    return {name: torch_shape(path, shape) for name, (path, shape) in named(abstract).items()}
+
+
+def _shapes(state):
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _text_channels(flat):
@@ -105,31 +116,26 @@ def _text_channels(flat):
     return widths.get("lm_proj", widths.get("cond_emb", 1))
 
 
-def _check(state, expected):
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+def check(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str = "weights") -> None:
+    """Compares names and shapes of tensors.
+
+    Raises:
+      UserError: names that are missing or unknown, or another shape; starts with `what`.
+    """
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
         lists = {"missing": missing, "unknown": unknown}
-        found = [f"{len(names)} {kind} names ({_some(names)})" for kind, names in lists.items() if names]
+        told = [f"{len(names)} {kind} names ({some(names)})" for kind, names in lists.items() if names]
         raise user_error(
-            f"weights with {' and '.join(found)}",
-            f"the {len(expected)} tensors of this net",
-            "take the config that the weights were made with",
+            f"{what} with {' and '.join(told)}", f"the {len(expected)} tensors of this net", "take weights of this net"
         )
-    for name, (path, shape) in expected.items():
-        wanted = _torch_shape(path, shape)
-        if tuple(state[name].shape) != wanted:
-            raise user_error(
-                f"{name} has shape {tuple(state[name].shape)}",
-                f"{wanted}",
-                "take the config that the weights were made with",
-            )
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise user_error(f"{what}: {name} has shape {tuple(found[name])}", f"{shape}", "take weights of this net")
 
 
-def _some(names, most=3):
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _torch_shape(path, shape):
+def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape in ml-mdm of a leaf of ours: OIHW convolutions, [out, in] matrices."""
     if len(shape) == 4:
         return (shape[3], shape[2], shape[0], shape[1])
     if len(shape) == 2:
@@ -137,15 +143,17 @@ def _torch_shape(path, shape):
     return tuple(shape)
 
 
-def _from_torch(array, shape):
+def from_torch(array: np.ndarray, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """A tensor of ml-mdm in our layout, float32; `shape` is ours."""
     array = array.transpose(2, 3, 1, 0) if len(shape) == 4 else array
     array = array.reshape(array.shape[:2]).T if len(shape) == 2 else array
     return np.ascontiguousarray(array, np.float32)
 
 
-def _to_torch(path, array):
+def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    """Inverse of `from_torch` for the leaf at a path."""
     transposed = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    return np.ascontiguousarray(transposed.reshape(_torch_shape(path, array.shape)))
+    return np.ascontiguousarray(transposed.reshape(torch_shape(path, array.shape)))
 
 
 # ------------------------------------------------------------------------------------------- configs

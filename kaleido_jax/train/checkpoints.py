@@ -44,11 +44,34 @@ def restore(manager: ocp.CheckpointManager, abstract_state, iterator):
 
 
 def restore_ema(workdir: Path, abstract_ema, step: int | None = None):
-    """(EMA parameters, step) of a checkpoint, by default the latest, for sampling.
+    """(EMA parameters, step) of a checkpoint, by default the latest; parts that the tree lacks are not read.
 
     Raises:
       UserError: the workdir holds no checkpoint, or not that of `step`.
     """
+    folder, step = _state_folder(workdir, step)
+    restored = ocp.PyTreeCheckpointer().restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+            item={"ema": abstract_ema},
+            restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
+            partial_restore=True,
+        ),
+    )
+    return restored["ema"], step
+
+
+def ema_shapes(workdir: Path) -> dict:
+    """The EMA parameters of the latest checkpoint as jax.ShapeDtypeStruct; reads no array.
+
+    Raises:
+      UserError: the workdir holds no checkpoint.
+    """
+    tree = ocp.PyTreeCheckpointer().metadata(_state_folder(workdir)[0]).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree["ema"])
+
+
+def _state_folder(workdir, step=None):
     folder = workdir / "checkpoints"
     steps = sorted(open_manager(workdir).all_steps()) if folder.is_dir() else []
     if not steps:
@@ -57,16 +80,7 @@ def restore_ema(workdir: Path, abstract_ema, step: int | None = None):
         kept = ", ".join(str(s) for s in steps)
         raise user_error(f"no checkpoint {step} in {workdir}", f"one of the steps {kept}", "name one that was kept")
     step = steps[-1] if step is None else step
-    handler = ocp.PyTreeCheckpointer()
-    restored = handler.restore(
-        (folder / str(step) / "state").absolute(),
-        args=ocp.args.PyTreeRestore(
-            item={"ema": abstract_ema},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
-            partial_restore=True,
-        ),
-    )
-    return restored["ema"], step
+    return (folder / str(step) / "state").absolute(), step
 
 
 def abstract(tree, shardings):

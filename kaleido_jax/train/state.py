@@ -13,6 +13,8 @@ from kaleido_jax.interop.checkpoint import STACKS, load_t5
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import Kaleido, init_params
 from kaleido_jax.randomness import purpose_key
+from kaleido_jax.train.checkpoints import abstract
+from kaleido_jax.train.handover import load_inner
 from kaleido_jax.train.sharding import shardings_of
 
 # Hundreds of small random draws run once: compiling them without optimisation took a third of the time on CPU.
@@ -62,15 +64,16 @@ def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:
 def create_state(config: Config, model: Kaleido, optimizer, mesh, pretrained: bool = True) -> tuple[State, dict, Any]:
     """A fresh (state, frozen parameters, shardings of both), every array born sharded.
 
-    The T5 parts come from config.model.t5.checkpoint where it is set; without `pretrained` only the frozen ones
-    do, for a state that is going to be restored.
+    The T5 parts come from config.model.t5.checkpoint where it is set, and the inner net (with the prior that was
+    trained beside it) from config.init.inner; without `pretrained` only the frozen parts are read, for a state
+    that is going to be restored.
 
     Raises:
-      UserError: the T5 checkpoint is missing, damaged or of another size; nothing has been compiled by then.
+      UserError: weights are missing, damaged or of another size; nothing has been compiled by then.
     """
 
     def init(key, loaded):
-        trainable, frozen = split_frozen(init_params(model, key) | loaded, config)
+        trainable, frozen = split_frozen(_replaced(init_params(model, key), loaded), config)
         state = State(
             step=jnp.zeros((), jnp.int32),
             params=trainable,
@@ -82,8 +85,13 @@ def create_state(config: Config, model: Kaleido, optimizer, mesh, pretrained: bo
     key = purpose_key(config.seed, "init")
     boxed = jax.eval_shape(init, key, {})
     shardings = shardings_of(boxed, mesh)
-    wanted = boxed[0].params | boxed[1] if pretrained else boxed[1]
-    loaded = load_pretrained(config, nn.meta.unbox(wanted), shardings[0].params | shardings[1])
+    wanted, loaded = boxed[1], {}
+    if pretrained:
+        wanted = boxed[0].params | boxed[1]
+        if config.init.inner is not None:
+            loaded = load_inner(config, abstract(nn.meta.unbox(boxed[0].params), shardings[0].params))
+    missing = {part: tree for part, tree in wanted.items() if part not in loaded}
+    loaded |= load_pretrained(config, nn.meta.unbox(missing), shardings[0].params | shardings[1])
     # Draws that `loaded` replaces are never made; donating it keeps its arrays from being there twice.
     born = jax.jit(
         lambda *args: nn.meta.unbox(init(*args)),
@@ -93,6 +101,13 @@ def create_state(config: Config, model: Kaleido, optimizer, mesh, pretrained: bo
     )
     state, frozen = born(key, loaded)
     return state, frozen, shardings
+
+
+def _replaced(params, loaded):
+    """`params` with the subtrees of `loaded` in their places."""
+    if not isinstance(loaded, dict):
+        return loaded
+    return params | {key: _replaced(params[key], value) for key, value in loaded.items()}
 
 
 def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:

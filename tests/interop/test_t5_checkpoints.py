@@ -436,7 +436,7 @@ def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
     for wrong, told in (
         (flags[:2], "no --format"),
         ([*flags, "--config=x.py"], "unknown flag --config"),
-        ([*flags, "--format=pickle"], "--format=pickle; expected one of t5x, huggingface, kaleido"),
+        ([*flags, "--format=pickle"], "--format=pickle; expected one of t5x, huggingface, kaleido, mdm"),
     ):
         with pytest.raises(UserError, match=told):
             main.parse_convert(wrong)

@@ -1,0 +1,236 @@
+"""What a pickle of torch describes, without running it.
+
+A pickle is a program, and pickle.Unpickler runs it. Here its opcodes are read one by one (pickletools.genops, which
+only parses): plain values are kept, the names that torch gives its tensors are known, and all else becomes OPAQUE.
+Nothing that the file names is imported, called or given a state.
+"""
+
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)  # of `read_program`
+STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name of something to import, which is not done."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers in the entry data/<key>."""
+
+    dtype: Any
+    key: str
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of a storage; offset and strides count numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+OPAQUE = object()  # whatever the file would have made by running something
+_MARK = object()
+_TENSOR, _PARAMETER = (Name("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter"))
+_ORDERED_DICT = Name("collections", "OrderedDict")
+_CONSTANTS = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": lambda: OPAQUE}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LITERALS = {
+    op.name
+    for op in pickletools.opcodes
+    if op.arg
+    and not op.stack_before
+    and len(op.stack_after) == 1
+    and op.name not in ("GLOBAL", "PERSID", "GET", "BINGET", "LONG_BINGET", "EXT1", "EXT2", "EXT4")
+}
+
+
+def read_program(program: bytes) -> Any:
+    """The value that a pickle describes, with OPAQUE, Name and Tensor in the place of objects.
+
+    Raises:
+      ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError: it is damaged.
+    """
+    machine = _Machine()
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name == "STOP":
+            return machine.stack.pop()
+        machine.step(opcode.name, argument)
+    raise ValueError("no end")
+
+
+class _Machine:
+    """A pickle's stack and memo. Each opcode moves values; none calls what the file names."""
+
+    def __init__(self):
+        self.stack, self.memo = [], {}
+
+    def step(self, op, argument):
+        if op in _LITERALS:
+            self.stack.append(argument)
+        elif op in _CONSTANTS or op in _EMPTY:
+            self.stack.append((_CONSTANTS | _EMPTY)[op]())
+        elif op in _TUPLES:
+            self.stack[-_TUPLES[op] :] = [tuple(self._last(_TUPLES[op]))]
+        elif op in ("BINGET", "LONG_BINGET", "GET"):
+            self.stack.append(self.memo[argument])
+        elif op in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            self.memo[len(self.memo) if op == "MEMOIZE" else argument] = self.stack[-1]
+        elif op not in ("PROTO", "FRAME"):
+            getattr(self, f"_{op.lower()}")(argument)
+
+    def _last(self, number):
+        if len(self.stack) < number:
+            raise IndexError("a value is missing")
+        return self.stack[-number:]
+
+    def _since_mark(self):
+        for index in reversed(range(len(self.stack))):
+            if self.stack[index] is _MARK:
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
+                return items
+        raise IndexError("a mark is missing")
+
+    # ---- values
+    def _mark(self, _):
+        self.stack.append(_MARK)
+
+    def _pop(self, _):
+        self.stack.pop()
+
+    def _pop_mark(self, _):
+        self._since_mark()
+
+    def _dup(self, _):
+        self.stack.append(self.stack[-1])
+
+    def _tuple(self, _):
+        self.stack.append(tuple(self._since_mark()))
+
+    def _list(self, _):
+        self.stack.append(self._since_mark())
+
+    def _dict(self, _):
+        items = self._since_mark()
+        self.stack.append({})
+        self._fill(items)
+
+    def _append(self, _):
+        self._extend([self.stack.pop()])
+
+    def _appends(self, _):
+        self._extend(self._since_mark())
+
+    def _extend(self, items):
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def _setitem(self, _):
+        items = self._last(2)
+        del self.stack[-2:]
+        self._fill(items)
+
+    def _setitems(self, _):
+        self._fill(self._since_mark())
+
+    def _fill(self, items):
+        if isinstance(self.stack[-1], dict):
+            pairs = zip(items[::2], items[1::2], strict=True)
+            # Only plain keys: hashing a deep tuple can overflow C's stack.
+            self.stack[-1].update({k: v for k, v in pairs if isinstance(k, str | int)})
+
+    # ---- what would import, call or give a state
+    def _global(self, argument):
+        self.stack.append(Name(*argument.split(" ", 1)))
+
+    def _stack_global(self, _):
+        module, name = self._last(2)
+        self.stack[-2:] = [Name(module, name) if isinstance(module, str) and isinstance(name, str) else OPAQUE]
+
+    def _reduce(self, _):
+        called, arguments = self._last(2)
+        self.stack[-2:] = [_made(called, arguments)]
+
+    def _build(self, _):
+        self._last(2)
+        self.stack.pop()
+
+    def _additems(self, _):
+        self._since_mark()
+
+    def _binpersid(self, _):
+        self.stack[-1] = _storage(self.stack[-1])
+
+    def _newobj(self, _):
+        self._last(2)
+        self.stack[-2:] = [OPAQUE]
+
+    def _newobj_ex(self, _):
+        self._last(3)
+        self.stack[-3:] = [OPAQUE]
+
+    def _opaque_of_items(self, _):
+        self._since_mark()
+        self.stack.append(OPAQUE)
+
+    _obj = _inst = _frozenset = _opaque_of_items
+
+    def _opaque(self, _):
+        self.stack.append(OPAQUE)
+
+    _persid = _ext1 = _ext2 = _ext4 = _next_buffer = _opaque
+
+    def _readonly_buffer(self, _):
+        pass
+
+
+def _made(called, arguments):
+    """What a call would have made, for the three names that are ours to know."""
+    if called == _TENSOR:
+        storage, offset, shape, strides = arguments[:4]
+        numbers = (offset, *shape, *strides)
+        whole = all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+        if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > 8 or not whole:
+            raise ValueError("a tensor that is none")
+        return Tensor(storage, offset, tuple(shape), tuple(strides))
+    if called == _PARAMETER:
+        return arguments[0]
+    if called == _ORDERED_DICT:
+        items = arguments[0] if arguments else []
+        return {k: v for k, v in items if isinstance(k, str | int)}
+    return OPAQUE
+
+
+def _storage(identity):
+    """("storage", type, key, device, count) as torch writes it."""
+    kind, stored, key = identity[:3]
+    known = isinstance(stored, Name) and stored.module == "torch" and stored.name in STORAGES
+    if kind != "storage" or not known or not isinstance(key, str):
+        raise ValueError(f"a storage of type {stored.name[:40]!r}" if isinstance(stored, Name) else "a strange storage")
+    return Storage(STORAGES[stored.name], key)
