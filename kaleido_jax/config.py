@@ -159,6 +159,7 @@ class Sample:
     temperature: float = 1.0  # of the prior; 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
+    grammar: bool = False  # mask tokens so that every z parses; off, the parse rate says what the prior has learned
 
 
 @dataclass(frozen=True, kw_only=True)
