@@ -130,6 +130,7 @@ class Train:
     batch_size: int = 512  # samples per step over all devices
     num_steps: int = 400_000
     eta: float = 1.0  # weight of the AR loss
+    scheduled_sampling: float = 0.0  # share of tokens the AR loss reads as sampled, not as given; 0 = off
     learning_rate: float = 1e-4  # the same for denoiser and prior
     lr_schedule: str = "constant"  # after warm-up: "constant" or "cosine" (to zero at num_steps)
     warmup_steps: int = 10_000
@@ -348,7 +349,15 @@ AT_LEAST = {
     "eval.num_steps": 1,
     "eval.classifier_steps": 1,
 }
-SHARE = ("diffusion.p_uncond", "train.adam_b1", "train.adam_b2", "train.ema_decay", "sample.ddim_eta", "sample.top_p")
+SHARE = (
+    "diffusion.p_uncond",
+    "train.scheduled_sampling",
+    "train.adam_b1",
+    "train.adam_b2",
+    "train.ema_decay",
+    "sample.ddim_eta",
+    "sample.top_p",
+)
 
 
 def _check_ranges(config):
