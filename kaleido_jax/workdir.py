@@ -43,6 +43,9 @@ def check_workdir(config: Config, workdir: Path) -> None:
     except ValueError as error:
         raise user_error(f"{path} is damaged", "a config written by this program", "use another --workdir") from error
     mine = identity(dataclasses.asdict(config))
+    # A field that came into the schema after the workdir was made has a default that means "as before".
+    defaults = identity(dataclasses.asdict(Config()))
+    stored = {key: defaults[key] for key in mine.keys() & defaults.keys()} | stored
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
     if different:
         key = different[0]
