@@ -112,6 +112,7 @@ class Data:
     num_train: int = 20_000  # training records made from a shipped source
     num_test: int = 2_000  # held-out records made from a shipped source
     caption_tokens: int = 128  # bucket length of c in tokens, eos included
+    class_captions: tuple[str, ...] = ()  # every caption there is, where few: a frozen encoder then runs once on each
     verify: str = "full"  # record shards are checked by "full" (sha256) or "size" when opened
     fetch: str = ""  # what to say when the records are missing: where to get the data
 
@@ -385,6 +386,12 @@ def _check_combination(config):
         )
     if config.recipe == "figure3" and model.point_denoiser is None:
         raise user_error("config.recipe = 'figure3' without points", "config.model.point_denoiser", "set it")
+    if config.data.class_captions and model.t5.encoder.trainable:
+        raise user_error(
+            "config.data.class_captions with a trainable encoder",
+            "config.model.t5.encoder.trainable = False",
+            "freeze the encoder or leave the captions empty",
+        )
     _check_segments(config.latents)
     nets = nested(model.denoiser) if model.denoiser else ()
     for depth, net in enumerate(nets):

@@ -9,7 +9,9 @@ from kaleido_jax.config import Config, sample_shapes, scales
 from kaleido_jax.diffusion.process import diffusion_loss, noised, per_sample_normal, pyramid
 from kaleido_jax.models.decode import shift_right
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
+from kaleido_jax.models.t5 import PAD
 from kaleido_jax.randomness import sample_keys
+from kaleido_jax.train.captions import ROW, TABLE
 from kaleido_jax.train.state import State, learning_rate
 
 
@@ -48,8 +50,12 @@ def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) 
 
     # the condition: H_c, H_z and what replaces them where (c, z) is dropped
     captions = batch["encoder_input_tokens"]
-    h_c, c_mask = apply("encode", captions)
-    h_null, null_mask = apply("encode", null_tokens(captions.shape[1]))
+    null = null_tokens(captions.shape[1])
+    if TABLE in params:
+        states = params[TABLE]["states"]
+        (h_c, c_mask), (h_null, null_mask) = (states[batch[ROW]], captions != PAD), (states[-1:], null != PAD)
+    else:
+        (h_c, c_mask), (h_null, null_mask) = apply("encode", captions), apply("encode", null)
     dropped = jax.vmap(jax.random.bernoulli, (0, None))(keys("drop"), config.diffusion.p_uncond)
     seen = jnp.where(dropped[:, None, None], h_null, h_c), jnp.where(dropped[:, None], null_mask, c_mask)
     loss_ar = 0.0
