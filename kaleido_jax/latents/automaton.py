@@ -202,7 +202,8 @@ def _lift(numbers, classes):
 def _with_costs(constraint, voken, vokens_per_image):
     """Fills in how many tokens each node needs at most until eos, by relaxing along every token.
 
-    It starts each node where it is worst: numbers to compare with leave one choice, a number inside is at its highest.
+    Each node is taken where it is worst: the numbers to compare with leave one choice, and the number inside is at its
+    highest, so that no digit may be added.
     """
     numbers, size = constraint.numbers, len(constraint.following)
     worst_a = np.where(_reaches(numbers, numbers.upto > 0), 1, MAX_COORDINATE - 1).astype(np.int32)
@@ -213,6 +214,8 @@ def _with_costs(constraint, voken, vokens_per_image):
         node=nodes, value=np.where(numbers.inside, value, 0), a=worst_a, b=worst_b, count=np.zeros(size, np.int32)
     )
     reached = read(numbers, constraint.classes, constraint.digits, place)
+    # A number inside is at its highest only here, so what it admits of later numbers in the same token does not count.
+    unsure = numbers.inside[:, None] & (constraint.classes == DIGIT).any(1)[None]
     leads = np.zeros((size, size), bool)
     leads[np.repeat(nodes, constraint.following.shape[1]), constraint.following.ravel()] = True
     leads[DONE] = False
@@ -223,7 +226,7 @@ def _with_costs(constraint, voken, vokens_per_image):
         cost[voken.enter] = 2 * vokens_per_image  # as many vokens, "#" between them, eos
     for _ in range(8 * size):
         by_table = np.where(leads, cost[None, :], FAR).min(1)
-        by_reading = cost_of(numbers, reached, cost).min(1, initial=FAR)
+        by_reading = np.where(unsure, FAR, cost_of(numbers, reached, cost)).min(1)
         relaxed = np.minimum(cost, 1 + np.minimum(by_table, by_reading))
         if (relaxed == cost).all():
             break
