@@ -50,12 +50,13 @@ def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) 
 
     # the condition: H_c, H_z and what replaces them where (c, z) is dropped
     captions = batch["encoder_input_tokens"]
-    null = null_tokens(captions.shape[1])
     if TABLE in params:
         states = params[TABLE]["states"]
-        (h_c, c_mask), (h_null, null_mask) = (states[batch[ROW]], captions != PAD), (states[-1:], null != PAD)
+        h_c, c_mask = states[batch[ROW]], captions != PAD
+        h_null, null_mask = states[-1:], null_tokens(captions.shape[1]) != PAD
     else:
-        (h_c, c_mask), (h_null, null_mask) = apply("encode", captions), apply("encode", null)
+        h_c, c_mask = apply("encode", captions)
+        h_null, null_mask = apply("encode", null_tokens(captions.shape[1]))
     dropped = jax.vmap(jax.random.bernoulli, (0, None))(keys("drop"), config.diffusion.p_uncond)
     seen = jnp.where(dropped[:, None, None], h_null, h_c), jnp.where(dropped[:, None], null_mask, c_mask)
     loss_ar = 0.0
