@@ -120,6 +120,7 @@ class Data:
     num_train: int = 20_000  # training records made from a shipped source
     num_test: int = 2_000  # held-out records made from a shipped source
     caption_tokens: int = 128  # bucket length of c in tokens, eos included
+    class_captions: tuple[str, ...] = ()  # every caption there is, where few: a frozen encoder then runs once on each
     verify: str = "full"  # record shards are checked by "full" (sha256) or "size" when opened
     fetch: str = ""  # what to say when the records are missing: where to get the data
 
@@ -139,6 +140,7 @@ class Train:
     num_steps: int = 400_000
     mixed_ratio: tuple[int, ...] = ()  # (2, 1): the outer net sees two thirds of a batch, the inner all of it; () = off
     eta: float = 1.0  # weight of the AR loss
+    scheduled_sampling: float = 0.0  # share of tokens the AR loss reads as sampled, not as given; 0 = off
     learning_rate: float = 1e-4  # the same for denoiser and prior
     lr_schedule: str = "constant"  # after warm-up: "constant" or "cosine" (to zero at num_steps)
     warmup_steps: int = 10_000
@@ -178,6 +180,7 @@ class Sample:
     temperature: float = 1.0  # of the prior; 0 = greedy
     top_k: int = 0  # 0 = off
     top_p: float = 1.0  # 1 = off
+    grammar: bool = False  # mask tokens so that every z parses; off, the parse rate says what the prior has learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +379,7 @@ AT_LEAST = {
 }
 SHARE = (
     "diffusion.p_uncond",
+    "train.scheduled_sampling",
     "train.adam_b1",
     "train.adam_b2",
     "train.ema_decay",
@@ -414,6 +418,12 @@ def _check_combination(config):
     if config.init.inner is not None and (model.denoiser is None or model.denoiser.inner is None):
         raise user_error(
             "config.init.inner without an inner net", "a nested config.model.denoiser", "set config.init.inner to None"
+        )
+    if config.data.class_captions and model.t5.encoder.trainable:
+        raise user_error(
+            "config.data.class_captions with a trainable encoder",
+            "config.model.t5.encoder.trainable = False",
+            "freeze the encoder or leave the captions empty",
         )
     _check_segments(config.latents)
     nets = nested(model.denoiser) if model.denoiser else ()

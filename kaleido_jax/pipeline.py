@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from kaleido_jax.config import Config, Sample, sample_shapes, scales
 from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
 from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.grammar import from_tokens, to_tokens
+from kaleido_jax.latents.automaton import compile_grammar
+from kaleido_jax.latents.grammar import from_tokens, prefix_tokens, to_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.types import Latents, LatentsError
 from kaleido_jax.models.decode import sample_tokens, shift_right
@@ -88,7 +90,13 @@ class KaleidoPipeline:
 
     # -------------------------------------------------------------------------------------- latents
     def sample_latents(
-        self, captions: list[str], *, seed: int, indices: list[int] | None = None, sample: Sample | None = None
+        self,
+        captions: list[str],
+        *,
+        seed: int,
+        indices: list[int] | None = None,
+        sample: Sample | list[Sample] | None = None,
+        prefix: list[Latents | Sequence[int] | None] | None = None,
     ) -> list[SampledLatents]:
         """Draws z ~ p(z | c) for each caption.
 
@@ -96,12 +104,70 @@ class KaleidoPipeline:
           captions: one a sample.
           seed: with `indices` decides every draw.
           indices: sample index of each caption; default 0, 1, 2, ...
-          sample: temperature, top_k, top_p; default the config's.
+          sample: temperature, top_k, top_p, grammar; default the config's. A list has one for each caption, of the
+            same `grammar`; one compiled function then serves all values.
+          prefix: what each z must begin with: latents of its first segments, or tokens; None locks nothing.
+
+        Raises:
+          UserError: a prefix is not one of such latents, or too long.
         """
+        sample = sample or self.config.sample
+        per_row, settings = ({}, _prior_settings(sample)) if isinstance(sample, Sample) else (_per_row(sample), ())
+        grammar = sample.grammar if isinstance(sample, Sample) else _one_grammar(sample)
+        if prefix is not None:
+            per_row["prefix"] = self._locked(prefix, len(captions), grammar)
         keys = sample_keys(seed, "latents", 0, _indices(indices, captions))
-        draw = functools.partial(self._draw_tokens, settings=_prior_settings(sample or self.config.sample))
-        tokens = self._chunked("latents", draw, self.caption_tokens(captions), keys)
+        draw = functools.partial(
+            self._draw_tokens, constraint=self._constraint[1] if grammar else None, settings=settings
+        )
+        tokens = self._chunked("latents", draw, self.caption_tokens(captions), keys, per_row)
         return [self._read(row) for row in tokens]
+
+    @functools.cached_property
+    def _constraint(self):
+        """The grammar's tables on the host, for checks, and on the device, for the loop."""
+        latents = self.config.latents
+        host = compile_grammar(self.tokenizer, latents.segments, latents.vokens_per_image)
+        if int(host.tokens_to_end(host.start(1))[0]) > latents.max_tokens:
+            raise user_error(
+                f"config.latents.max_tokens = {latents.max_tokens}",
+                f"at least {int(host.tokens_to_end(host.start(1))[0])} for {', '.join(latents.segments)}",
+                "raise it, or set config.sample.grammar = False",
+            )
+        return host, jax.tree.map(jnp.asarray, host)
+
+    def _locked(self, prefix, rows, grammar):
+        limit, out = self.config.latents.max_tokens, np.zeros((rows, self.config.latents.max_tokens), np.int32)
+        for i, (row, given) in enumerate(zip(out, prefix, strict=True)):
+            ids = given or ()
+            if isinstance(given, Latents):
+                ids = prefix_tokens(given, self.config.latents.segments, self.tokenizer)
+            if len(ids) > limit or not all(0 < token < self.tokenizer.rows for token in ids):
+                raise user_error(
+                    f"prefix {i} of {len(ids)} tokens",
+                    f"at most {limit} (config.latents.max_tokens), each from 1 to {self.tokenizer.rows - 1}",
+                    "shorten or correct it",
+                )
+            if grammar:
+                self._check_prefix(i, ids, limit)
+            row[: len(ids)] = ids
+        return out
+
+    def _check_prefix(self, i, ids, limit):
+        place, wrong = self._constraint[0].follow(ids)
+        if wrong is not None:
+            raise user_error(
+                f"prefix {i} with {self.tokenizer.piece(ids[wrong])!r} as token {wrong}",
+                "what the grammar may go on with",
+                "correct it, or set config.sample.grammar = False",
+            )
+        needed = len(ids) + int(self._constraint[0].tokens_to_end(place)[0])
+        if needed > limit:
+            raise user_error(
+                f"prefix {i}, which needs {needed} tokens to the end",
+                f"at most {limit} (config.latents.max_tokens)",
+                "shorten it",
+            )
 
     def _read(self, row):
         ended = np.flatnonzero(row == EOS)
@@ -120,7 +186,7 @@ class KaleidoPipeline:
         return SampledLatents(tokens=ids, latents=z)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
-    def _draw_tokens(self, params, captions, keys, *, settings):
+    def _draw_tokens(self, params, captions, keys, per_row, *, constraint, settings):
         apply = functools.partial(self._model.apply, {"params": params})
         h_c, c_mask = apply(captions, method="encode")
         max_len = self.config.latents.max_tokens
@@ -129,7 +195,7 @@ class KaleidoPipeline:
         def step(token, index, cache):
             return apply(token, index, cache, c_mask, method="decode_step")
 
-        return sample_tokens(step, cache, keys, max_len=max_len, **dict(settings))
+        return sample_tokens(step, cache, keys, max_len=max_len, constraint=constraint, **dict(settings), **per_row)
 
     # --------------------------------------------------------------------------------------- images
     def draw(
@@ -248,7 +314,7 @@ class KaleidoPipeline:
         with progress(title, total, "sample") as advance:
             for start in range(0, total, size):
                 rows = np.minimum(np.arange(start, start + size), total - 1)
-                out.append(np.asarray(draw(self.params, *(a[rows] for a in arrays))))
+                out.append(np.asarray(draw(self.params, *jax.tree.map(lambda a, rows=rows: a[rows], arrays))))
                 advance(min(size, total - start))
         return np.concatenate(out)[:total]
 
@@ -266,6 +332,18 @@ def _prior_settings(sample: Sample):
     return (("temperature", sample.temperature), ("top_k", sample.top_k), ("top_p", sample.top_p))
 
 
+def _per_row(samples):
+    fields = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
+    return {name: np.asarray([getattr(s, name) for s in samples], dtype) for name, dtype in fields.items()}
+
+
+def _one_grammar(samples):
+    found = {sample.grammar for sample in samples}
+    if len(found) != 1:
+        raise user_error("samples with and without grammar", "the same for all of a call", "make two calls")
+    return found.pop()
+
+
 def _image_settings(sample: Sample) -> Sample:
     """Only what the image depends on, so that other changes do not compile anew."""
     default = Sample()
@@ -279,4 +357,5 @@ def _image_settings(sample: Sample) -> Sample:
         temperature=default.temperature,
         top_k=default.top_k,
         top_p=default.top_p,
+        grammar=default.grammar,
     )

@@ -21,6 +21,7 @@ from kaleido_jax.config import Config
 from kaleido_jax.data.loader import to_model_range
 from kaleido_jax.data.records import write_atomically
 from kaleido_jax.data.sources import open_source
+from kaleido_jax.evaluate.latents import latents_report
 from kaleido_jax.latents.geometry import box_iou, mask_to_box
 from kaleido_jax.pipeline import KaleidoPipeline, to_uint8
 from kaleido_jax.progress import progress
@@ -46,14 +47,16 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
     """(path, report) of eval/quickstart.json, measured unless it belongs to the latest checkpoint and this eval.
 
     The report's keys: `judge_accuracy_real` on held-out real images, `judge_accuracy_samples` (share of samples seen
-    as their caption's class), `latents_parsed` (share), `box_iou_median` and `box_iou_count` (sampled bbox against
-    the box of the drawn garment, over samples whose latents parse), `no_garment` (drawn images without foreground,
-    counted as IoU 0).
+    as their caption's class), those of `latents_report` (`latents_parsed`, ...), `box_iou_median` and `box_iou_count`
+    (sampled bbox against the box of the drawn garment, over samples whose latents parse), `no_garment` (drawn images
+    without foreground, counted as IoU 0).
     """
     path = workdir / "eval" / "quickstart.json"
     pipeline = KaleidoPipeline.from_workdir(config, workdir)
     told = {"step": pipeline.step, "seed": config.seed, "sampler": config.sample.sampler}
     told |= {"eval": dataclasses.asdict(config.eval)}
+    if config.sample.grammar:
+        told["grammar"] = True  # then `latents_parsed` is 1 by construction
     told = json.loads(json.dumps(told))  # tuples as they come back from the file
     if path.exists():
         report = json.loads(path.read_text())
@@ -80,12 +83,11 @@ def _measure_samples(pipeline, config, judge, captions, labels):
     report = {"judge_accuracy_samples": float(np.mean(judge(images) == labels))}
     if not rows:
         return report
-    parsed = [row.latents is not None for row in rows]
     boxed = [i for i, row in enumerate(rows) if row.latents is not None and row.latents.bbox]
     overlaps = [_overlap(images[i], rows[i].latents.bbox[0].box) for i in boxed]
     found = [overlap for overlap in overlaps if overlap is not None]
     return report | {
-        "latents_parsed": float(np.mean(parsed)),
+        **latents_report(rows),
         "box_iou_median": float(np.median([overlap or 0.0 for overlap in overlaps])) if overlaps else None,
         "box_iou_count": len(overlaps),
         "no_garment": len(overlaps) - len(found),

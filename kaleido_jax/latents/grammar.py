@@ -16,6 +16,7 @@ from kaleido_jax.latents.types import (
     clean_phrase,
     clean_text,
     latents_error,
+    segments_of,
     select,
     validate,
 )
@@ -147,6 +148,24 @@ def to_tokens(z: Latents, segments: Sequence[str], tokenizer: Tokenizer) -> list
       LatentsError: as segment_tokens.
     """
     return join_segments({s: segment_tokens(z, s, tokenizer) for s in segments}, segments, tokenizer)
+
+
+def prefix_tokens(z: Latents, segments: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Ids that lock z, the first of the segments, at the start of a sequence: up to the next segment, or with eos.
+
+    Raises:
+      LatentsError: z does not hold the first segments, or cannot be written.
+    """
+    have = segments_of(z)
+    if have != tuple(segments[: len(have)]):
+        raise latents_error(
+            f"a prefix of {', '.join(have)}", f"the first of {', '.join(segments)}", "add those before or drop some"
+        )
+    if have == tuple(segments):
+        return to_tokens(z, segments, tokenizer)
+    return join_segments({s: segment_tokens(z, s, tokenizer) for s in have}, have, tokenizer)[:-1] + (
+        tokenizer.encode(SEPARATOR) if have else []
+    )
 
 
 def from_tokens(

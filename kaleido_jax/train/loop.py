@@ -12,6 +12,7 @@ from kaleido_jax.config import Config, check_devices
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.train import checkpoints
+from kaleido_jax.train.captions import class_captions, encode_once
 from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
 from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch, replicated
 from kaleido_jax.train.state import State, count, create_state, make_optimizer
@@ -49,6 +50,10 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     )
     logging.info("%.2fM trainable, %.2fM frozen parameters", count(state.params) / 1e6, count(frozen) / 1e6)
 
+    captions = class_captions(config, tokenizer)
+    if captions:
+        frozen, frozen_shardings = encode_once(captions, model, frozen, mesh)
+
     # ---------------------------------------------------------------- step
     train_step = jax.jit(
         make_train_step(model, config, optimizer),
@@ -78,7 +83,8 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
 
     with _StopSignal() as stop:
         for step in range(first + 1, last + 1):
-            batch = put_batch(next(batches), mesh)
+            batch = next(batches)
+            batch = put_batch(captions.add_rows(batch) if captions else batch, mesh)
             with jax.transfer_guard("disallow"):
                 state, scalars = train_step(state, frozen, batch)
             if due is not None:  # one step late, so that fetching never leaves the device idle

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kaleido_jax.config import Config, sample_shapes, scales
 from kaleido_jax.diffusion.process import (
@@ -14,8 +14,11 @@ from kaleido_jax.diffusion.process import (
     per_sample_normal,
     pyramid,
 )
+from kaleido_jax.models.decode import shift_right
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
+from kaleido_jax.models.t5 import PAD
 from kaleido_jax.randomness import sample_keys
+from kaleido_jax.train.captions import ROW, TABLE
 from kaleido_jax.train.state import State, learning_rate
 
 
@@ -23,6 +26,22 @@ def token_loss(logits: Float[Array, "b t v"], targets, weights) -> Float[Array, 
     """L_AR: negative log-likelihood, mean over the valid target tokens of the batch."""
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return (nll * weights).sum() / jnp.maximum(weights.sum(), 1)
+
+
+def mixed_inputs(keys, logits: Float[Array, "b t v"], batch: dict, share: float) -> Int[Array, "b t"]:
+    """Decoder inputs in which a share of the tokens before each position are drawn from the logits of a first pass.
+
+    Parallel scheduled sampling with one pass (Duckworth et al. 2019; Mihaylova & Martins 2019): the draws are made
+    teacher-forced and no gradient goes through them. Positions of weight 0 stay as they are.
+    """
+
+    def mix(key, logits, targets, weights):
+        token_key, mix_key = jax.random.split(key)
+        drawn = jax.random.categorical(token_key, jax.lax.stop_gradient(logits))
+        swap = jax.random.bernoulli(mix_key, share, targets.shape) & (weights > 0)
+        return jnp.where(swap, drawn.astype(targets.dtype), targets)
+
+    return shift_right(jax.vmap(mix)(keys, logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"]))
 
 
 def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) -> tuple[Array, dict]:
@@ -38,14 +57,23 @@ def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) 
 
     # the condition: H_c, H_z and what replaces them where (c, z) is dropped
     captions = batch["encoder_input_tokens"]
-    h_c, c_mask = apply("encode", captions)
-    h_null, null_mask = apply("encode", null_tokens(captions.shape[1]))
+    if TABLE in params:
+        states = params[TABLE]["states"]
+        h_c, c_mask = states[batch[ROW]], captions != PAD
+        h_null, null_mask = states[-1:], null_tokens(captions.shape[1]) != PAD
+    else:
+        h_c, c_mask = apply("encode", captions)
+        h_null, null_mask = apply("encode", null_tokens(captions.shape[1]))
     dropped = jax.vmap(jax.random.bernoulli, (0, None))(keys("drop"), config.diffusion.p_uncond)
     seen = jnp.where(dropped[:, None, None], h_null, h_c), jnp.where(dropped[:, None], null_mask, c_mask)
     loss_ar = 0.0
     if model.has_prior:
         h_z, logits = apply("read_latents", h_c, c_mask, batch["decoder_input_tokens"])
         weights = batch["decoder_loss_weights"]
+        if config.train.scheduled_sampling:
+            # H_z stays that of the given z, of which the image is; only the AR loss sees the prior's own tokens.
+            inputs = mixed_inputs(keys("scheduled_sampling"), logits, batch, config.train.scheduled_sampling)
+            _, logits = apply("read_latents", h_c, c_mask, inputs)
         loss_ar = token_loss(logits, batch["decoder_target_tokens"], weights)
         metrics["loss_ar"] = loss_ar
         seen += (h_z, (weights > 0) & ~dropped[:, None])

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model, init_params
 from kaleido_jax.train.sharding import make_mesh
 from kaleido_jax.train.state import create_state, learning_rate, make_optimizer, split_frozen
-from kaleido_jax.train.step import joint_loss, make_train_step, token_loss
+from kaleido_jax.train.step import joint_loss, make_train_step, mixed_inputs, token_loss
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
 
 CONFIG = single_net_config()
@@ -110,6 +111,30 @@ def test_token_loss_is_the_mean_over_valid_tokens_and_log_v_when_uniform():
     np.testing.assert_allclose(token_loss(sure, targets, weights), 0, atol=1e-6)
 
 
+def test_mixed_inputs_swap_their_share_of_the_valid_tokens_for_what_the_logits_say():
+    targets, weights = BATCH["decoder_target_tokens"], BATCH["decoder_loss_weights"]
+    keys = jax.random.split(jax.random.key(0), len(targets))
+    sure = 50.0 * jax.nn.one_hot(jnp.full(targets.shape, 2), ROWS + CONFIG.latents.num_vokens)
+    given = decode.shift_right(targets)
+    np.testing.assert_array_equal(mixed_inputs(keys, sure, BATCH, 0.0), given)
+    np.testing.assert_array_equal(
+        mixed_inputs(keys, sure, BATCH, 1.0), decode.shift_right(jnp.where(weights > 0, 2, targets))
+    )
+    mixed = mixed_inputs(keys, sure, BATCH, 0.3)
+    swapped = ((mixed != given).sum() / weights[:, :-1].sum()).item()
+    assert 0.2 < swapped < 0.4
+    np.testing.assert_array_equal(
+        mixed[:3], mixed_inputs(keys[:3], sure[:3], {k: v[:3] for k, v in BATCH.items()}, 0.3)
+    )
+
+
+def test_scheduled_sampling_changes_the_ar_loss_alone(model, params):
+    plain = losses(params, model, CONFIG, BATCH)
+    mixed = losses(params, model, _change(CONFIG, "train", scheduled_sampling=0.5), BATCH)
+    np.testing.assert_allclose(mixed["loss_dm"], plain["loss_dm"], rtol=1e-6)
+    assert abs(float(mixed["loss_ar"] - plain["loss_ar"])) > 1e-4 and np.isfinite(mixed["loss_ar"])
+
+
 def test_a_few_steps_lower_the_loss_on_one_batch(model):
     config = _change(CONFIG, "train", learning_rate=3e-3, num_steps=30, warmup_steps=1)
     optimizer = make_optimizer(config.train)
@@ -135,6 +160,7 @@ def test_warm_up_and_cosine():
 DEVICES = """
 import jax, numpy as np, jax.numpy as jnp
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
+from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch
 from kaleido_jax.train.state import create_state, make_optimizer
