@@ -9,4 +9,4 @@ ruff check .
 echo "==> ruff format --check"
 ruff format --check .
 echo "==> pytest"
-exec python -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -73,7 +73,7 @@ def test_prefixes_that_cannot_be_are_refused(pipeline):
     with pytest.raises(UserError, match="as token 0"):
         draw(pipeline.tokenizer.encode("|"))
     with pytest.raises(UserError, match="which needs"):
-        draw(Latents(text="a bag " * 20 + "end"))
+        draw(Latents(text="a bag " * 28 + "end"))
     with pytest.raises(UserError, match="each from 1 to"):
         draw([0], CONFIG.sample)
     with pytest.raises(UserError, match="with and without grammar"):
