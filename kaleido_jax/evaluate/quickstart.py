@@ -28,6 +28,7 @@ from kaleido_jax.progress import progress
 from kaleido_jax.randomness import purpose_key
 
 JUDGE_BATCH = 128
+NOT_MEASURED = ("captions", "images_per_latents", "num_steps", "gamma")  # of `sample`; `eval` has the last two
 
 
 class Judge(nn.Module):
@@ -53,11 +54,7 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
     """
     path = workdir / "eval" / "quickstart.json"
     pipeline = KaleidoPipeline.from_workdir(config, workdir)
-    told = {"step": pipeline.step, "seed": config.seed, "sampler": config.sample.sampler}
-    told |= {"eval": dataclasses.asdict(config.eval)}
-    if config.sample.grammar:
-        told["grammar"] = True  # then `latents_parsed` is 1 by construction
-    told = json.loads(json.dumps(told))  # tuples as they come back from the file
+    told = measured_with(config, pipeline.step)
     if path.exists():
         report = json.loads(path.read_text())
         if report["of"] == told:
@@ -72,6 +69,13 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
     report |= _measure_samples(pipeline, config, judge, captions, labels)
     write_atomically(path, json.dumps(report, indent=2).encode())
     return path, report
+
+
+def measured_with(config: Config, step: int) -> dict:
+    """All that the numbers depend on, as it comes back from JSON; stored in the report under `of`."""
+    sample = {k: v for k, v in dataclasses.asdict(config.sample).items() if k not in NOT_MEASURED}
+    told = {"step": step, "seed": config.seed, "eval": dataclasses.asdict(config.eval), "sample": sample}
+    return json.loads(json.dumps(told))
 
 
 def _measure_samples(pipeline, config, judge, captions, labels):
