@@ -111,21 +111,25 @@ def loss_weight(config: Diffusion, times: Int[Array, "b"]) -> Float[Array, "b"] 
     return jnp.asarray(table, jnp.float32)[times + 1]
 
 
-def diffusion_loss(config: Diffusion, predictions, x_t, clean, eps, gammas, weight: Float[Array, "b"] | None = None):
+def diffusion_loss(
+    config: Diffusion, predictions, x_t, clean, eps, gammas, weight: Float[Array, "b"] | None = None, mixed_ratio=()
+):
     """L_DM: squared error in `loss_space`, mean over a sample, weighted sum over resolutions, mean over the batch.
 
-    A resolution may have fewer rows than the innermost (mixed batches); its mean is over the rows it has. `weight`
-    makes the mean over the batch sum(loss * weight) / sum(weight); see `loss_weight`.
+    A resolution may have fewer rows than the innermost (mixed batches): the sum over them is divided by its share of
+    the batch in `mixed_ratio` as MDM does, not by the rows, which are rounded down; without the ratio by the rows.
+    `weight` makes the mean over the batch sum(loss * weight) / sum(weight); see `loss_weight`.
 
     Returns (loss, list of each resolution's loss before `loss_weights`), float32 scalars.
     """
     losses = []
-    for prediction, noisy, x, e, gamma in zip(predictions, x_t, clean, eps, gammas, strict=True):
+    for r, (prediction, noisy, x, e, gamma) in enumerate(zip(predictions, x_t, clean, eps, gammas, strict=True)):
         predicted = convert(prediction, noisy, gamma, config.prediction, config.loss_space)
         target = from_x0_eps(x, e, gamma, config.loss_space)
         squared = (predicted - target) ** 2
         if weight is not None:
             squared = squared * expand(weight[: len(x)] / weight.mean(), squared)
-        losses.append(jnp.mean(squared))
+        rounded = len(x) * sum(mixed_ratio) / (len(clean[-1]) * sum(mixed_ratio[: r + 1])) if mixed_ratio else 1
+        losses.append(jnp.mean(squared) * rounded)
     weights = config.loss_weights or (1.0,) * len(losses)
     return sum(w * loss for w, loss in zip(weights, losses, strict=True)), losses

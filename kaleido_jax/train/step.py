@@ -89,7 +89,9 @@ def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) 
         clean, eps, x_t, gammas = ([x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, gammas))
     predictions = apply("denoise", x_t, times, condition)
     weight = loss_weight(config.diffusion, times)
-    loss_dm, each = diffusion_loss(config.diffusion, predictions, x_t, clean, eps, gammas, weight)
+    loss_dm, each = diffusion_loss(
+        config.diffusion, predictions, x_t, clean, eps, gammas, weight, config.train.mixed_ratio
+    )
 
     metrics |= {"loss_dm": loss_dm} | {f"loss_dm_r{r}": loss for r, loss in enumerate(each)}
     loss = loss_dm + config.train.eta * loss_ar

@@ -45,6 +45,17 @@ def test_a_mixed_batch_is_the_sum_of_the_means_over_the_rows_each_resolution_has
     np.testing.assert_allclose(loss, (2 * scaled + 3 * low).mean(), rtol=1e-5)
 
 
+def test_a_batch_that_the_ratio_does_not_divide_still_counts_by_its_share():
+    lists = case(Diffusion())
+    high, low = by_hand(Diffusion(), lists)
+    batch, rows = 5, mixed_rows((2, 1), 5)
+    assert rows == (3, 5)
+    cut = [[x[:n] for x, n in zip(xs, rows, strict=True)] for xs in lists]
+    loss, _ = diffusion_loss(Diffusion(), *cut, mixed_ratio=(2, 1))
+    scaled = np.where(np.arange(batch) < 3, high[:batch] / (2 / 3), 0)
+    np.testing.assert_allclose(loss, (scaled + low[:batch]).mean(), rtol=1e-5)
+
+
 def test_mixed_rows_are_cumulative_shares():
     assert mixed_rows((2, 1), 3) == (2, 3) and mixed_rows((2, 1), 512) == (341, 512)
     assert mixed_rows((4, 2, 1), 14) == (8, 12, 14) and mixed_rows((1, 0), 5) == (5, 5)

@@ -460,7 +460,8 @@ def test_losses_and_gradients_equal(name, case, dtype, monkeypatch):
 
     def loss_of(params):
         predictions = denoise(model, params, x_t, *rest)
-        return process.diffusion_loss(diffusion, predictions, x_t, clean, eps, gammas, weight)[0]
+        ratio = mixed_ratio(info["pipeline"], len(scales))
+        return process.diffusion_loss(diffusion, predictions, x_t, clean, eps, gammas, weight, ratio)[0]
 
     norms = info.get("grad_l2_per_parameter")
     loss, grads = jax.jit(jax.value_and_grad(loss_of))(params) if norms else (jax.jit(loss_of)(params), None)
