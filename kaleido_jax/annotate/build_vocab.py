@@ -20,7 +20,7 @@ from kaleido_jax.data.sources import open_source
 from kaleido_jax.latents.geometry import MAX_COORDINATE
 from kaleido_jax.latents.grammar import serialise
 
-MAX_PIECES = 250  # two blocks of 128 table rows hold them; the trainer finds that fewer are worth having
+MAX_PIECES = 250  # without the numbers below; the trainer finds that fewer are worth having
 NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time
 # Characters a typed caption may hold. "|" and "#" only part segments and vokens.
 _CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"

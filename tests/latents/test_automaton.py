@@ -146,9 +146,10 @@ def test_random_logits_always_parse_in_the_vocabulary_of_t5():
 def test_boxes_are_reached_and_the_shortest_budget_suffices():
     segments = ("bbox", "voken")
     machine = constraint("fashion", segments)
-    rows = draw(machine, numeric_bias("fashion", 6.0), 3, max_len=48, rows=32)
+    # Of a thousand pieces that are numbers, a stronger bias would leave no room for "(" behind a phrase.
+    rows = draw(machine, numeric_bias("fashion", 4.0), 3, max_len=48, rows=32)
     boxes = [grammar.from_tokens(row, segments, TOKENIZERS["fashion"]).bbox for row in np.asarray(rows)]
-    assert np.mean([len(found) > 0 for found in boxes]) > 0.25
+    assert np.mean([len(found) > 0 for found in boxes]) > 0.5
     shortest = int(machine.tokens_to_end(machine.start(1))[0])
     assert shortest == 2 * VOKENS + 1
     check_valid(draw(machine, numeric_bias("fashion", 6.0), 4, max_len=shortest, rows=8), segments, "fashion")
