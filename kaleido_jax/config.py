@@ -126,10 +126,49 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnnotateText:
+    """Who writes the text segment."""
+
+    kind: str = "labels"  # "labels" (a description or caption that the data has), "openai" or "transformers"
+    model: str | None = None  # folder of weights of a local model
+    instruction: str = "caption"  # what the model is told of the image: its "caption" or its class "label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateBbox:
+    """Who finds the boxes."""
+
+    kind: str = "labels"  # "labels" (boxes that the data has), "openai", "transformers" or "onnx" (YOLOX)
+    model: str | None = None  # folder or file of weights of a local model
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateBlob:
+    """Who finds the masks that become ellipses."""
+
+    kind: str = "labels"  # "labels" (masks that the data has), "sam" or "onnx", the last two within each box
+    model: str | None = None  # folder or file of weights of a local model
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateVoken:
+    """Who writes the visual tokens."""
+
+    kind: str = "quantiser"  # "quantiser" (ours, fitted on the data) or "seed" (the paper's)
+    model: str | None = None  # seed: folder of weights
+    feature: str = "pixels"  # what the quantiser sees: "pixels", "autoencoder", "onnx" or "transformers"
+    feature_model: str | None = None  # folder or file of weights of that feature
+
+
+@dataclass(frozen=True, kw_only=True)
 class Annotate:
-    """How a shipped source gets its latents."""
+    """How images get their latents, and how that work is spread."""
 
     shard_size: int = 2048  # records in one shard
+    text: AnnotateText = field(default_factory=AnnotateText)
+    bbox: AnnotateBbox = field(default_factory=AnnotateBbox)
+    blob: AnnotateBlob = field(default_factory=AnnotateBlob)
+    voken: AnnotateVoken = field(default_factory=AnnotateVoken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +271,12 @@ CHOICES = {
     "diffusion.loss_space": ("v", "eps", "x0"),
     "data.source": ("fashion", "records"),
     "data.verify": ("full", "size"),
+    "annotate.text.kind": ("labels", "openai", "transformers"),
+    "annotate.text.instruction": ("caption", "label"),
+    "annotate.bbox.kind": ("labels", "openai", "transformers", "onnx"),
+    "annotate.blob.kind": ("labels", "sam", "onnx"),
+    "annotate.voken.kind": ("quantiser", "seed"),
+    "annotate.voken.feature": ("pixels", "autoencoder", "onnx", "transformers"),
     "train.lr_schedule": ("constant", "cosine"),
     "sample.sampler": ("ddpm", "ddim", "dpmpp_2m", "heun"),
     "sample.guidance": ("cfg", "cads", "apg", "autoguidance"),

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from kaleido_jax.errors import user_error
@@ -21,12 +21,23 @@ _DARKEST_CLOTH = 48  # black cloth is lifted to this, so that thresholding parts
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledObject:
+    """One object that people marked in an image; lengths in px of that image, y down."""
+
+    phrase: str
+    box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2)
+    mask: Bool[np.ndarray, "h w"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image with its caption."""
+    """One image with its caption, and what people said about it."""
 
     id: str  # unique within the source, e.g. "fashion/train/000017"
-    image: UInt8[np.ndarray, "s s 3"]
+    image: UInt8[np.ndarray, "h w 3"]  # of any shape as a source gives it; square once it is cropped
     caption: str
+    description: str | None = None  # a long text that the data has, for the text segment
+    objects: tuple[LabelledObject, ...] = ()
 
 
 class Source(Protocol):
