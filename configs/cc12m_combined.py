@@ -21,6 +21,7 @@ def get_config():
     config.latents.max_tokens = 416  # tokens with eos; text alone needs 160, boxes or blobs 192, vokens 64
 
     config.data.caption_tokens = 128
+    config.data.class_captions = ()
     config.data.fetch = (
         "get CC12M (github.com/google-research-datasets/conceptual-12m), annotate it at 256 px, and set "
         "config.data.records to the folder that holds train/"

@@ -7,6 +7,7 @@ Needs:    records of ImageNet with the three latents (config.data.records) and t
 """
 
 from kaleido_jax.config import UNet, default_config, to_config_dict
+from kaleido_jax.data.imagenet import class_captions
 
 
 def get_config():
@@ -60,6 +61,7 @@ def get_config():
 
     config.data.source = "records"
     config.data.caption_tokens = 128
+    config.data.class_captions = class_captions()  # the frozen encoder runs once on each, then its memory is free
     config.data.verify = "size"  # sha256 over 100 GB takes minutes
     config.data.fetch = (
         "get ImageNet-1k (image-net.org), annotate it, and set config.data.records to the folder that holds train/"

@@ -166,6 +166,7 @@ def test_the_text_to_image_models_differ_in_their_latents_alone(latents):
     assert (config.latents.segments, config.latents.max_tokens) == TEXT_TO_IMAGE[latents]
     assert (config.model, config.diffusion, config.train) == (base.model, base.diffusion, base.train)
     assert config.init.inner == f"runs/cc12m_64_{latents}" and config.sample.gamma == 7
+    assert len(base.data.class_captions) == 999 and config.data.class_captions == ()
     small = load(f"cc12m_64.py:{latents}")
     assert small.model.denoiser == base.model.denoiser.inner and small.latents == config.latents
     assert small.init.inner is None and "64 px" in small.data.fetch
