@@ -6,7 +6,8 @@ It knows nothing of how the source drew the image, so it annotates generated ima
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from kaleido_jax.annotate.voken import FOREGROUND_FROM, ResidualQuantiser, appearance_features
+from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.quantiser import ResidualQuantiser
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents import geometry
 from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase

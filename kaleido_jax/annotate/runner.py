@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kaleido_jax.annotate import fashion
-from kaleido_jax.annotate.voken import ResidualQuantiser, fit_or_load
+from kaleido_jax.annotate.quantiser import ResidualQuantiser
+from kaleido_jax.annotate.voken import fit_or_load
 from kaleido_jax.data.records import (
     VERSION,
     Manifest,
