@@ -146,6 +146,7 @@ class AnnotateBbox:
 
     kind: str = "labels"  # "labels" (boxes that the data has), "openai", "transformers" or "onnx" (YOLOX)
     model: str | None = None  # folder or file of weights of a local model
+    threshold: float = 0.3  # onnx: least score of a box, objectness times class, 0..1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +163,10 @@ class AnnotateVoken:
 
     kind: str = "quantiser"  # "quantiser" (ours, fitted on the data) or "seed" (the paper's)
     model: str | None = None  # seed: folder of weights
-    feature: str = "pixels"  # what the quantiser sees: "pixels", "autoencoder", "onnx" or "transformers"
-    feature_model: str | None = None  # folder or file of weights of that feature
+    quantiser: str = "residual"  # "residual" (a k-means codebook a token) or "fsq" (finite scalars, for few images)
+    fit_examples: int = 4096  # training images on which it is fitted; all, where there are fewer
+    feature: str = "pixels"  # what it sees: "appearance" (garments), "pixels", "autoencoder", "onnx", "transformers"
+    feature_model: str | None = None  # folder or file of weights of the last three
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +299,8 @@ CHOICES = {
     "annotate.bbox.kind": ("labels", "openai", "transformers", "onnx"),
     "annotate.blob.kind": ("labels", "sam", "onnx"),
     "annotate.voken.kind": ("quantiser", "seed"),
-    "annotate.voken.feature": ("pixels", "autoencoder", "onnx", "transformers"),
+    "annotate.voken.quantiser": ("residual", "fsq"),
+    "annotate.voken.feature": ("appearance", "pixels", "autoencoder", "onnx", "transformers"),
     "train.lr_schedule": ("constant", "cosine"),
     "sample.sampler": ("ddpm", "ddim", "dpmpp_2m", "heun"),
     "sample.guidance": ("cfg", "cads", "apg", "autoguidance"),
@@ -439,6 +443,7 @@ AT_LEAST = {
     "annotate.num_workers": 0,
     "annotate.worker_cpus": 0,
     "annotate.report_samples": 0,
+    "annotate.voken.fit_examples": 1,
     "train.batch_size": 1,
     "train.num_steps": 1,
     "train.log_every_steps": 1,
@@ -460,6 +465,7 @@ AT_LEAST = {
     "eval.classifier_steps": 1,
 }
 SHARE = (
+    "annotate.bbox.threshold",
     "diffusion.p_uncond",
     "train.scheduled_sampling",
     "train.adam_b1",

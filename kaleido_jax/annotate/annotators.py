@@ -12,7 +12,8 @@ from typing import Any
 from kaleido_jax.annotate.annotator import Annotator
 from kaleido_jax.annotate.fashion import FashionAnnotator
 from kaleido_jax.annotate.labels import LabelledBlobs, LabelledBoxes, LabelledText
-from kaleido_jax.annotate.voken import fit_or_load, load_quantiser
+from kaleido_jax.annotate.quantiser import load_quantiser
+from kaleido_jax.annotate.voken import fit_or_load, open_voken
 from kaleido_jax.config import Annotate
 from kaleido_jax.data.preprocess import square_crop
 from kaleido_jax.data.sources import Example, Source
@@ -157,9 +158,31 @@ def _labelled_blobs(settings, source):
     return LabelledBlobs(settings.config.max_objects)
 
 
-def _vokens(settings, source):
-    from kaleido_jax.annotate.voken import open_voken
+def _captioner(settings, source):
+    from kaleido_jax.annotate.captioner import open_captioner
 
+    return open_captioner(settings.config)
+
+
+def _grounder(settings, source):
+    from kaleido_jax.annotate.grounding import open_grounder
+
+    return open_grounder(settings.config)
+
+
+def _detector(settings, source):
+    from kaleido_jax.annotate.detector import open_detector
+
+    return open_detector(settings.config)
+
+
+def _segmenter(settings, source):
+    from kaleido_jax.annotate.segmenter import open_segmenter
+
+    return open_segmenter(settings.config)
+
+
+def _vokens(settings, source):
     return open_voken(
         settings.config,
         path=settings.quantiser,
@@ -174,8 +197,15 @@ def _vokens(settings, source):
 Opener = Callable[[AnnotatorSettings, Source], Annotator]
 OPENERS: dict[tuple[str, str], Opener] = {
     ("text", LABELS): _labelled_text,
+    ("text", "openai"): _captioner,
+    ("text", "transformers"): _captioner,
     ("bbox", LABELS): _labelled_boxes,
+    ("bbox", "openai"): _grounder,
+    ("bbox", "transformers"): _grounder,
+    ("bbox", "onnx"): _detector,
     ("blob", LABELS): _labelled_blobs,
+    ("blob", "sam"): _segmenter,
+    ("blob", "onnx"): _segmenter,
     ("voken", "quantiser"): _vokens,
     ("voken", "seed"): _vokens,
 }

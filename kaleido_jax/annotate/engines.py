@@ -264,7 +264,5 @@ def open_engine(
 ) -> InProcess | LocalPool | RayCluster:
     """The engine that a config names: "local" (0 workers: this process) or "ray"."""
     if engine == "ray":
-        return RayCluster(
-            job, address=ray_address, num_workers=num_workers, num_cpus=worker_cpus, num_gpus=worker_gpus
-        )
+        return RayCluster(job, address=ray_address, num_workers=num_workers, num_cpus=worker_cpus, num_gpus=worker_gpus)
     return LocalPool(job, num_workers) if num_workers else InProcess(job)

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from kaleido_jax.annotate.annotator import Failure
-from kaleido_jax.annotate.voken import FOREGROUND_FROM, ResidualQuantiser, appearance_features
+from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.quantiser import ResidualQuantiser
 from kaleido_jax.data.sources import Example
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents import geometry

@@ -146,9 +146,7 @@ def annotate_data(config: Config, workdir: Path, tokenizer: Tokenizer, progress:
     return run_job(job, config.annotate, progress=progress)
 
 
-def _make_job(
-    folder, *, shards, source, settings, quantiser, segments, image_size, tokenizer, vokens, limits
-) -> Job:
+def _make_job(folder, *, shards, source, settings, quantiser, segments, image_size, tokenizer, vokens, limits) -> Job:
     segments = check_segments(segments)
     if vokens[1] > tokenizer.num_vokens:
         raise user_error(f"a codebook of {vokens[1]}", f"at most {tokenizer.num_vokens} voken rows", "lower it")
@@ -195,9 +193,7 @@ def _date_of(job: Job) -> str:
 
 
 # --------------------------------------------------------------------------------------------- the running
-def run_job(
-    job: Job, settings: Annotate, *, share: tuple[int, int] = (0, 1), progress: bool = True
-) -> Manifest | None:
+def run_job(job: Job, settings: Annotate, *, share: tuple[int, int] = (0, 1), progress: bool = True) -> Manifest | None:
     """Makes the shards that are not finished, and the manifest when all are.
 
     Args:

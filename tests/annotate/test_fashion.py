@@ -4,14 +4,10 @@ import numpy as np
 import pytest
 
 from kaleido_jax.annotate import build_vocab, fashion
+from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.quantiser import fit_quantiser, load_quantiser, save_quantiser
+from kaleido_jax.annotate.quantiser_quality import quality
 from kaleido_jax.annotate.runner import QUANTISER, make_records
-from kaleido_jax.annotate.voken import (
-    FOREGROUND_FROM,
-    appearance_features,
-    fit_quantiser,
-    load_quantiser,
-    quality,
-)
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
@@ -112,7 +108,7 @@ def test_each_level_of_the_quantiser_brings_the_image_nearer(quantiser, features
 
 def test_quantiser_file_gives_the_same_codes_and_tells_damage(quantiser, features, tmp_path):
     path = tmp_path / QUANTISER
-    quantiser.save(path, {"seed": 1})
+    save_quantiser(quantiser, path, {"seed": 1})
     loaded, fitted_for = load_quantiser(path)
     assert fitted_for == {"seed": 1} and loaded.fingerprint == quantiser.fingerprint
     np.testing.assert_array_equal(loaded.encode(features), quantiser.encode(features))
