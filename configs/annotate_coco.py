@@ -1,6 +1,7 @@
 """COCO's photos with the latents that people have drawn and written already: no model is needed.
 
-Command:  python -m kaleido_jax.main annotate --config=configs/annotate_coco.py --config.data.root=DIR --workdir=runs/coco
+Command:  python -m kaleido_jax.main annotate --config=configs/annotate_coco.py --config.data.root=DIR \\
+              --workdir=runs/coco
 Data:     COCO 2017 (cocodataset.org): DIR/annotations/*.json and DIR/val2017/*.jpg, or one DIR/annotations.json with
           its photos in DIR/images. For COCO's own layout add --config.data.split=val2017 (or train2017).
 Hardware: any CPU; docs/annotate.md has rates. --config.annotate.num_workers=N uses N processes.

@@ -5,7 +5,7 @@ An opener imports what it needs itself, so that a job on labels loads no model's
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def fit_vokens(settings: AnnotatorSettings, segments: Sequence[str], source: Sou
 
 
 class Cropped:
-    """A source as its images are annotated: the square crop; a bad image is replaced by the next good one."""
+    """The images of a source as they are annotated, without their objects; a bad one is replaced by the next."""
 
     def __init__(self, source: Source, image_size: int):
         """`image_size` px."""
@@ -102,7 +102,8 @@ class Cropped:
     def __getitem__(self, index: int) -> Example:
         for step in range(len(self)):
             try:
-                return square_crop(self._source[(index + step) % len(self)], self._image_size)
+                example = self._source[(index + step) % len(self)]
+                return square_crop(replace(example, objects=()), self._image_size)
             except UserError:  # counted when its shard is made
                 continue
         raise user_error(f"none of {len(self)} images can be read", "at least one", "correct config.data.root")

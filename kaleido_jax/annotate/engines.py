@@ -187,7 +187,8 @@ class RayCluster:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 told = " ".join(str(error).split())
-                raise user_error(f"no Ray cluster at {address!r} ({told})", "its address", "set annotate.ray_address")
+                found = f"no Ray cluster at {address!r} ({told})"
+                raise user_error(found, "its address", "set annotate.ray_address") from error
         worker = ray.remote(RayWorker).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=RETRIES, max_task_retries=RETRIES, max_concurrency=2
         )
