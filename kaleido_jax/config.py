@@ -132,12 +132,33 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnnotateEndpoint:
+    """An OpenAI-compatible server with a vision-language model; who asks names it by kind = "openai"."""
+
+    base_url: str | None = None  # e.g. "http://localhost:8000/v1"
+    model: str | None = None  # as the server calls it
+    api_key_variable: str | None = None  # environment variable that holds the key; None = the server wants none
+    concurrency: int = 32  # requests under way at once, of each process
+    timeout_s: float = 120.0  # for one request, from connecting to the answer's last byte
+    retries: int = 5  # further tries after a failure or an unusable answer
+    requests_per_minute: float = 0.0  # of each process; 0 = no limit
+    price_in: float = 0.0  # per million tokens read, images included; for the cost in the log
+    price_out: float = 0.0  # per million tokens written
+    max_answer_bytes: int = 1_000_000  # of a whole response; what is longer is not read to its end
+    image_format: str = "jpeg"  # "jpeg" (quality 95) or "png" (lossless, about four times the bytes)
+    limit_field: str = "max_tokens"  # how the server calls the limit of an answer, or "max_completion_tokens"
+    sampling: bool = True  # send temperature and seed; some hosted models refuse requests that have them
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotateText:
     """Who writes the text segment."""
 
     kind: str = "labels"  # "labels" (a description or caption that the data has), "openai" or "transformers"
-    model: str | None = None  # folder of weights of a local model
+    model: str | None = None  # folder of weights of a local model; openai: another model than the endpoint's
     instruction: str = "caption"  # what the model is told of the image: its "caption" or its class "label"
+    image_size: int = 448  # px, side of the picture that the model is shown
+    batch_size: int = 8  # images of one pass of a local model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +166,12 @@ class AnnotateBbox:
     """Who finds the boxes."""
 
     kind: str = "labels"  # "labels" (boxes that the data has), "openai", "transformers" or "onnx" (YOLOX)
-    model: str | None = None  # folder or file of weights of a local model
+    model: str | None = None  # folder or file of weights of a local model; openai: another than the endpoint's
+    instruction: str = "json"  # "json" (Qwen2.5-VL and newer) or "caption" (a grounded caption, Qwen-VL)
+    coordinates: str = "thousandths"  # in which a model answers: "thousandths" or "pixels" (Qwen2.5-VL)
+    image_size: int = 448  # px, side of the picture that a vision-language model is shown; pixels: a multiple of 28
+    batch_size: int = 8  # images of one pass of a local model
+    max_boxes: int = 10  # of an image: the first that a model names; of labelled ones, also ellipses, the largest
     threshold: float = 0.3  # onnx: least score of a box, objectness times class, 0..1
 
 
@@ -178,7 +204,6 @@ class Annotate:
     segments: tuple[str, ...] = SEGMENTS  # the latents to make
     required: tuple[str, ...] = ()  # an image without one of these is left out; () = all of segments
     image_size: int = 0  # px of the records; 0 = that of the outermost denoiser
-    max_objects: int = 10  # labelled boxes and ellipses that are kept of an image, the largest
     limit: int = 0  # images of the source to annotate, from the first; 0 = all
     date: str = ""  # in every latent's provenance; "" = the day on which the job is first started, UTC
     engine: str = "local"  # or "ray"
@@ -187,6 +212,7 @@ class Annotate:
     worker_cpus: float = 1.0  # that Ray keeps for a worker
     worker_gpus: tuple[tuple[str, float], ...] = ()  # GPUs that an annotator asks of Ray, e.g. (("text", 1.0),)
     report_samples: int = 100  # images shown in report.html
+    endpoint: AnnotateEndpoint = field(default_factory=AnnotateEndpoint)
     text: AnnotateText = field(default_factory=AnnotateText)
     bbox: AnnotateBbox = field(default_factory=AnnotateBbox)
     blob: AnnotateBlob = field(default_factory=AnnotateBlob)
@@ -294,9 +320,13 @@ CHOICES = {
     "data.source": ("fashion", "records", "coco", "gbc", "table", "folder"),
     "annotate.engine": ("local", "ray"),
     "data.verify": ("full", "size"),
+    "annotate.endpoint.image_format": ("jpeg", "png"),
+    "annotate.endpoint.limit_field": ("max_tokens", "max_completion_tokens"),
     "annotate.text.kind": ("labels", "openai", "transformers"),
     "annotate.text.instruction": ("caption", "label"),
     "annotate.bbox.kind": ("labels", "openai", "transformers", "onnx"),
+    "annotate.bbox.instruction": ("json", "caption"),
+    "annotate.bbox.coordinates": ("thousandths", "pixels"),
     "annotate.blob.kind": ("labels", "sam", "onnx"),
     "annotate.voken.kind": ("quantiser", "seed"),
     "annotate.voken.quantiser": ("residual", "fsq"),
@@ -438,12 +468,22 @@ AT_LEAST = {
     "annotate.shard_size": 1,
     "annotate.batch_size": 1,
     "annotate.image_size": 0,
-    "annotate.max_objects": 1,
     "annotate.limit": 0,
     "annotate.num_workers": 0,
     "annotate.worker_cpus": 0,
     "annotate.report_samples": 0,
     "annotate.voken.fit_examples": 1,
+    "annotate.endpoint.concurrency": 1,
+    "annotate.endpoint.retries": 0,
+    "annotate.endpoint.requests_per_minute": 0,
+    "annotate.endpoint.price_in": 0,
+    "annotate.endpoint.price_out": 0,
+    "annotate.endpoint.max_answer_bytes": 1024,
+    "annotate.text.image_size": 28,
+    "annotate.text.batch_size": 1,
+    "annotate.bbox.image_size": 28,
+    "annotate.bbox.batch_size": 1,
+    "annotate.bbox.max_boxes": 1,
     "train.batch_size": 1,
     "train.num_steps": 1,
     "train.log_every_steps": 1,
@@ -529,6 +569,7 @@ def _check_combination(config):
         )
     _check_mixed_ratio(config.train, heads)
     _check_guidance(config.sample)
+    _check_vision_models(config.annotate)
 
 
 def _check_mixed_ratio(train, heads):
@@ -560,6 +601,39 @@ def _check_guidance(sample):
             "config.sample.guidance = 'autoguidance' without a checkpoint",
             "config.sample.autoguidance_step",
             "set it to the step of an early checkpoint",
+        )
+
+
+def _check_vision_models(annotate):
+    url = annotate.endpoint.base_url
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise user_error(
+            f"config.annotate.endpoint.base_url = {url!r}", "http://... or https://...", "write it with its scheme"
+        )
+    if annotate.endpoint.timeout_s <= 0:
+        raise user_error(
+            f"config.annotate.endpoint.timeout_s = {annotate.endpoint.timeout_s}", "more than 0 seconds", "raise it"
+        )
+    for segment in ("text", "bbox"):
+        group = getattr(annotate, segment)
+        if group.kind == "openai" and not (url and (group.model or annotate.endpoint.model)):
+            raise user_error(
+                f"config.annotate.{segment}.kind = 'openai' without a server",
+                "config.annotate.endpoint.base_url and config.annotate.endpoint.model",
+                "set both",
+            )
+        if group.kind == "transformers" and not group.model:
+            raise user_error(
+                f"config.annotate.{segment}.kind = 'transformers' without weights",
+                f"config.annotate.{segment}.model",
+                "set it to the model's folder",
+            )
+    bbox = annotate.bbox
+    if bbox.kind in ("openai", "transformers") and bbox.coordinates == "pixels" and bbox.image_size % 28:
+        raise user_error(
+            f"config.annotate.bbox.image_size = {bbox.image_size} with coordinates in pixels",
+            "a multiple of 28, which Qwen2.5-VL does not resize before it measures",
+            f"use {max(28, round(bbox.image_size / 28) * 28)}",
         )
 
 

@@ -37,7 +37,7 @@ class AnnotatorSettings:
         """What of it decides the latents, as JSON; no paths."""
         groups = {s: dataclasses.asdict(getattr(self.config, s)) for s in segments}
         kept = {s: {k: v for k, v in group.items() if not _changes_nothing(k)} for s, group in groups.items()}
-        return kept | {"max_objects": self.config.max_objects, "vokens": (self.vokens_per_image, self.codebook)}
+        return kept | {"max_boxes": self.config.bbox.max_boxes, "vokens": (self.vokens_per_image, self.codebook)}
 
 
 def open_annotators(settings: AnnotatorSettings, segments: Sequence[str], source: Source) -> list[Annotator]:
@@ -152,11 +152,11 @@ def _labelled_text(settings, source):
 
 
 def _labelled_boxes(settings, source):
-    return LabelledBoxes(settings.config.max_objects)
+    return LabelledBoxes(settings.config.bbox.max_boxes)
 
 
 def _labelled_blobs(settings, source):
-    return LabelledBlobs(settings.config.max_objects)
+    return LabelledBlobs(settings.config.bbox.max_boxes)
 
 
 def _captioner(settings, source):
