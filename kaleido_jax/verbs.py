@@ -9,7 +9,7 @@ from absl import logging
 
 from kaleido_jax.config import Config, check_devices, records_size
 from kaleido_jax.data.loader import make_loader
-from kaleido_jax.data.records import MANIFEST, find_records, open_records
+from kaleido_jax.data.records import MANIFEST, find_records, open_records, read_manifest
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.workdir import check_workdir, open_workdir
@@ -74,7 +74,7 @@ def annotate(config: Config, workdir: Path) -> None:
     Raises:
       UserError: no data, annotators that cannot work, or no image of which all that is required was made.
     """
-    from kaleido_jax.annotate.report import write_report
+    from kaleido_jax.annotate.report import summary, write_report
     from kaleido_jax.annotate.runner import annotate_data
 
     if config.data.source == "records":
@@ -87,7 +87,8 @@ def annotate(config: Config, workdir: Path) -> None:
         annotate_data(config, workdir, tokenizer)
         folders = [workdir]
     for folder in folders:
-        say(write_report(folder, num_samples=config.annotate.report_samples, seed=config.seed))
+        say("\n".join(summary(read_manifest(folder))))
+        say(f"report: {write_report(folder, num_samples=config.annotate.report_samples, seed=config.seed)}")
 
 
 def sample(config: Config, workdir: Path) -> None:
