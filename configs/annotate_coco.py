@@ -22,9 +22,11 @@ def get_config():
     config.data.licenses = ()  # e.g. (4, 5, 7): CC BY, CC BY-SA and no known restriction, which may be shown anywhere
     config.annotate.image_size = 256
 
-    # text: the longest caption; bbox and blob: the ten largest objects; voken: a quantiser fitted on these photos.
+    # text: the longest caption; bbox and blob: the ten largest objects; voken: finite scalars fitted on these photos,
+    # since a few hundred are too few for codebooks.
+    config.annotate.voken.quantiser = "fsq"
     config.latents.segments = ("text", "bbox", "blob", "voken")
-    config.latents.num_vokens = 64  # fits in 200 photos; the whole of COCO carries 1024 and more
+    config.latents.num_vokens = 64  # values a voken may have
     config.latents.vokens_per_image = 8
     config.latents.max_tokens = 640  # with eos; ten boxes and ten ellipses of T5's digits
     config.annotate.shard_size = 512

@@ -30,7 +30,7 @@ _STYLE = """
   --line: #323845; --accent: #6db3f8 } }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere }
+  overflow-wrap: break-word }
 main { max-width: 1280px; margin: 0 auto; padding: 24px 16px 48px }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 4px }
 h2 { font-size: 1.15rem; margin: 36px 0 12px }
@@ -44,13 +44,13 @@ p { margin: 0 }
 .table { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .92rem }
 th, td { text-align: left; vertical-align: top; padding: 8px 14px; border-top: 1px solid var(--line) }
-thead th { border-top: 0; color: var(--soft); font-weight: 500 }
+thead th { border-top: 0; color: var(--soft); font-weight: 500; white-space: nowrap }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 1% }
 .cards { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr));
   align-items: start }
 .card { overflow: hidden }
 .card svg.kaleido-z { display: block; width: 100%; height: auto }
-.card div { padding: 12px 14px 14px; display: grid; gap: 8px }
+.card div { padding: 12px 14px 14px; display: grid; gap: 8px; overflow-wrap: anywhere }
 .card h3 { margin: 0; font-size: 1rem; line-height: 1.35 }
 .card small { color: var(--soft); line-height: 1.4 }
 .voken { display: flex; flex-wrap: wrap; gap: 4px; list-style: none; margin: 0; padding: 0;
@@ -103,7 +103,7 @@ def agreement_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
         if f"{kind}_iou_median" in found:
             rows.append((f"{kind} IoU with human {whose}, median", f"{found[f'{kind}_iou_median']:.3f}", objects))
         share = f"{100 * found[f'{kind}_found']:.1f} %"
-        rows.append((f"human {whose} that meet one of z's {plural}", share, f"paired one to one, of {objects}"))
+        rows.append((f"human {whose} that meet one of z's {plural}", share, f"{objects}, paired one to one"))
     return rows
 
 
@@ -128,7 +128,8 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterable[str]:
     yield "<h2>Who made the latents</h2>"
     yield from _table(("segment", "by"), [(s, _origin(told)) for s, told in manifest.provenance.items()])
     yield from _failures(manifest)
-    yield f"<h2>{_count(len(chosen), 'image')} of {manifest.num_records:,}, at random</h2>"
+    what = f"{len(chosen):,} of {manifest.num_records:,} images, at random"
+    yield f"<h2>{what if len(chosen) < manifest.num_records else 'All images'}</h2>"
     yield '<div class="cards">'
     for record in chosen:
         yield from _card(record)
