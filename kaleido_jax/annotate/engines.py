@@ -192,8 +192,8 @@ class RayCluster:
         worker = ray.remote(RayWorker).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=RETRIES, max_task_retries=RETRIES, max_concurrency=2
         )
-        job = ray.put(job)  # once, not once an actor
-        self._actors = [worker.remote(job) for _ in range(max(1, num_workers))]
+        self._job = ray.put(job)  # kept here as long as an actor may be started again with it
+        self._actors = [worker.remote(self._job) for _ in range(max(1, num_workers))]
 
     def __enter__(self):
         return self
