@@ -27,7 +27,7 @@ MAX_PHRASE = 400  # characters; what is longer names no object
 KOSMOS_CELLS = 32  # a side
 FLORENCE_BINS = 1000  # a side
 
-_TAG = re.compile(r"<(?P<close>/?)(?P<name>ref|box|quad)>|<\|(?P<name2>object_ref|box|quad)_(?P<edge>start|end)\|>")
+_TAG = re.compile(r"<(/?)(ref|box|quad)>|<\|(?:object_)?(ref|box|quad)_(start|end)\|>")
 _KOSMOS_TAG = re.compile(r"<(/?)(phrase|object)>|<patch_index_([0-9]{1,6})>", re.ASCII)
 _LOC_RUN = re.compile(r"(?:<loc_[0-9]{1,6}>\s*+)++", re.ASCII)
 _LOC = re.compile(r"<loc_([0-9]{1,6})>", re.ASCII)
