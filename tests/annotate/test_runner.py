@@ -23,7 +23,6 @@ from kaleido_jax.data.records import Records, decode_image, open_records, read_m
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, Box, Latents
-from tests.conftest import REPO
 
 FASHION = {
     "source": "fashion",
@@ -48,32 +47,39 @@ def _hashes(folder):
 
 
 # ----------------------------------------------------------------------------------------------- killing
-_KILLED = """
+_TWO_THOUSAND = {
+    "source": "fashion",
+    "split": "train",
+    "num_examples": 2000,
+    "seed": 0,
+    "image_size": 32,
+    "codebook": 16,
+    "fit_examples": 100,
+    "shard_size": 250,
+}
+_RUN = """
 import sys
 from pathlib import Path
 from kaleido_jax.annotate.runner import make_records
 from kaleido_jax.config import Annotate
 from kaleido_jax.latents.tokenizer import load_tokenizer
 
-make_records(
-    Path(sys.argv[1]), source="fashion", split="train", num_examples=2000, seed=0, image_size=32,
-    tokenizer=load_tokenizer("fashion", 64), codebook=16, fit_examples=100, shard_size=250,
-    annotate=Annotate(date="2026-01-01", num_workers=int(sys.argv[2])),
-)
+settings = Annotate(date="2026-01-01", num_workers=int(sys.argv[2]))
+make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("fashion", 64), annotate=settings, **{keywords})
 """
 
 
 def _start(folder, workers=0):
-    return subprocess.Popen([sys.executable, "-c", _KILLED, str(folder), str(workers)], cwd=REPO)
+    return subprocess.Popen([sys.executable, "-c", _RUN.format(keywords=_TWO_THOUSAND), str(folder), str(workers)])
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_path):
+def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_path, tokenizer):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert _start(undisturbed).wait(60) == 0
+    make_records(undisturbed, tokenizer=tokenizer, annotate=Annotate(date=DATE), **_TWO_THOUSAND)
     process = _start(killed)
     shard = killed / "train" / "fashion-train-00002.array_record"
-    while not shard.exists():
+    while not shard.with_suffix(".json").exists():  # written when the shard is finished
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -107,7 +113,7 @@ def _die(shard, indices):
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
 def test_a_pool_ends_with_its_killed_parent(tmp_path):
     parent = _start(tmp_path, workers=1)
-    while not list(tmp_path.glob("train/*.json")):
+    while not list(tmp_path.glob("train/fashion-*.json")):
         assert parent.poll() is None
         time.sleep(0.02)
     children = _children(parent.pid)
