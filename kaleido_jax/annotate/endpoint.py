@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class Endpoint:
             raise _Trouble(f"no connection: {error.__cause__ or error}", reached=False) from error
         except openai.APIStatusError as error:
             raise self._refused(error) from error
-        except _transport_error() as error:  # in the middle of the body, where openai does not wrap it
+        except _transport_errors() as error:  # in the middle of the body, where openai does not wrap it
             raise _Trouble(f"the connection broke off: {error}") from error
         return self._answer(body)
 
@@ -237,7 +238,10 @@ class Endpoint:
                 setattr(self.usage, name, getattr(self.usage, name) + tokens)
 
     def _refused(self, error):
-        status, told = error.status_code, one_line(error.message)
+        status, told = error.status_code, error.body or error.message
+        if isinstance(told, dict):  # {"message": ...} is OpenAI's, {"detail": ...} FastAPI's
+            told = told.get("message") or told.get("detail") or told
+        told = one_line(told)
         if status in _FATAL:
             found = f"{self._settings.base_url} answers {status} for model {self._model!r} ({told})"
             return user_error(found, "a server that accepts requests", _FATAL[status])
@@ -283,10 +287,7 @@ def _import_openai():
     return openai
 
 
-def _transport_error():
-    """The base of what openai's HTTP library raises: httpx2 from openai 3 on, httpx before."""
-    try:
-        from httpx2 import HTTPError
-    except ImportError:
-        from httpx import HTTPError
-    return HTTPError
+def _transport_errors():
+    """What openai's HTTP library raises: httpx2 with openai 3, httpx before; the other may be there as well."""
+    loaded = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return tuple(library.HTTPError for library in loaded)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from kaleido_jax.annotate.answers import Answer, UnusableAnswer
 from kaleido_jax.annotate.vision import Question, Reader, Unanswered, one_line, seed_of
 from kaleido_jax.errors import user_error
@@ -91,7 +93,7 @@ class LocalModel:
             model = AutoModelForImageTextToText.from_pretrained(
                 self._folder, local_files_only=True, dtype=_dtype(torch, self._device)
             )
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             found = f"{self._folder} cannot be loaded ({one_line(error)})"
             do = "name a folder with weights, config and processor files that this transformers knows"
             raise user_error(found, "an image-text-to-text model of transformers", do) from error
@@ -102,22 +104,15 @@ class LocalModel:
         self._model = model.to(self._device).eval()
 
     def _inputs(self, questions):
-        pictures = [question.picture() for question in questions]
-        if self.own_prompts:
-            prompts = [question.prompt for question in questions]
-            return self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
-        chats = [
-            [{"role": "user", "content": [{"type": "image", "image": p}, {"type": "text", "text": q.prompt}]}]
-            for p, q in zip(pictures, questions, strict=True)
-        ]
-        return self._processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
+        prompts, more = [question.prompt for question in questions], {}
+        if not self.own_prompts:
+            content = [[{"type": "image"}, {"type": "text", "text": prompt}] for prompt in prompts]
+            chats = [[{"role": "user", "content": parts}] for parts in content]
+            prompts = self._processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+            bos = self._processor.tokenizer.bos_token
+            more = {"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}
+        pictures = [[question.picture()] for question in questions]
+        return self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt", **more)
 
     def _generate(self, questions, seed=None):
         """The answers; greedy without a seed, sampled with one."""
