@@ -6,13 +6,11 @@ so that the numbers that a short bucket holds are those of what is seen best.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.data.sources import Example, LabelledObject
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.types import MAX_COORDINATE, Blob, Box, Latents, clean_phrase, clean_text
+from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase, clean_text
 
 VERSION = "labels/1"  # stored with every record; raise it when a rule below changes
 
@@ -57,7 +55,7 @@ class LabelledBoxes:
         chosen = largest([o for o in example.objects if o.box is not None], self._max_objects)
         if not chosen:
             return Failure(segment="bbox", reason="the data has no box in the square crop of it")
-        return Latents(bbox=tuple(Box(phrase=clean_phrase(o.phrase), box=whole_box(o.box, size_px)) for o in chosen))
+        return Latents(bbox=tuple(Box(phrase=clean_phrase(o.phrase), box=_rounded(o, size_px)) for o in chosen))
 
 
 class LabelledBlobs:
@@ -90,11 +88,8 @@ def largest(objects: Sequence[LabelledObject], count: int) -> list[LabelledObjec
     return sorted(objects, key=_area, reverse=True)[:count]
 
 
-def whole_box(box, size_px: int) -> tuple[int, int, int, int]:
-    """A box in px of a square image as a valid one in 0..1000: rounded, never empty."""
-    x1, y1, x2, y2 = (int(v) for v in np.clip(np.rint(geometry.to_thousandths(box, size_px)), 0, MAX_COORDINATE))
-    x1, y1 = min(x1, MAX_COORDINATE - 1), min(y1, MAX_COORDINATE - 1)
-    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+def _rounded(labelled, size_px):
+    return geometry.round_box(geometry.to_thousandths(labelled.box, size_px))
 
 
 def _area(labelled):

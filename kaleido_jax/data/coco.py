@@ -129,11 +129,7 @@ def _label_files(root, split, labels):
     found = [root / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "captions")]
     if not split or not any(path.exists() for path in found):
         have = sorted(p.stem.removeprefix("instances_") for p in root.glob("annotations/instances_*.json"))
-        do = (
-            f"set data.split to one of {', '.join(have)}"
-            if have
-            else "correct data.root, or name the files in data.labels"
-        )
+        do = f"set data.split to one of {', '.join(have)}" if have else "correct data.root or set data.labels"
         raise user_error(f"no labels of split {split!r} in {root}", "annotations.json or annotations/*.json", do)
     return [path for path in found if path.exists()]
 

@@ -169,8 +169,10 @@ def test_processes_share_the_shards(tmp_path, tokenizer):
 
 def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
     manifest = make_records(tmp_path, split="train", tokenizer=tokenizer, caption_tokens=3, **SETTINGS)
-    assert manifest.dropped == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
+    assert manifest.left_out == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
     assert manifest.max_tokens["caption"] == 3
+    assert manifest.reasons == {"length: caption of N tokens, more than data.caption_tokens = N": 7}
+    assert manifest.failures[0]["id"] == "fashion/train/000000"
 
 
 def test_quantiser_of_another_setup_is_not_overwritten(tmp_path, tokenizer):
