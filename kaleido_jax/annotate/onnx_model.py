@@ -60,9 +60,12 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
     if not path.is_file():
         raise user_error(f"no file {path}", "an ONNX model", "correct the path or fetch the weights")
     content = path.read_bytes()
+    options = onnxruntime.SessionOptions()
+    # Waiting threads sleep: images are decoded on the same cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # By path, since weights may lie in files beside it.
-        session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented) as error:
         reason = " ".join(str(error).split())[:200]
         raise user_error(

@@ -20,7 +20,7 @@ from kaleido_jax.data.preprocess import square_crop
 from kaleido_jax.data.records import VERSION, Record, encode_image, longest, write_atomically, write_shard
 from kaleido_jax.data.sources import Example, Source, open_source
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.latents.grammar import SEPARATOR, segment_tokens
+from kaleido_jax.latents.grammar import SEPARATOR, fit, segment_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, select
 
@@ -202,12 +202,13 @@ def _run(annotator, examples, latents, notes):
 
 
 def _record(opened, example, z, notes) -> Record | None:
-    job, tokens = opened.job, {}
+    job, tokens, kept = opened.job, {}, Latents()
     for segment in job.segments:
         if getattr(z, segment) is None:
             continue
         try:
-            tokens[segment] = segment_tokens(z, segment, job.tokenizer)
+            part, tokens[segment] = _tokens(select(z, (segment,)), segment, job.tokenizer)
+            kept = replace(kept, **{segment: getattr(part, segment)})
         except UserError as error:
             notes.fail(example.id, Failure(segment=segment, reason=str(error)))
     if any(segment not in tokens for segment in job.required):
@@ -217,12 +218,20 @@ def _record(opened, example, z, notes) -> Record | None:
         image=encode_image(example.image),
         caption=example.caption,
         caption_tokens=job.tokenizer.encode(example.caption),
-        latents=select(z, tuple(tokens)),
+        latents=kept,
         tokens=tokens,
         provenance={s: opened.origins[s] | {"date": job.date} for s in tokens},
         credit=example.credit,
     )
     return record if _fits(record, job, notes) else None
+
+
+def _tokens(part, segment, tokenizer):
+    try:
+        return part, segment_tokens(part, segment, tokenizer)
+    except UserError:  # mostly characters that the vocabulary has not: "<", "{" in T5's
+        part = fit(part, tokenizer)
+        return part, segment_tokens(part, segment, tokenizer)
 
 
 def _fits(record, job, notes):

@@ -61,7 +61,7 @@ def load_local(folder: Path, model_class: str, processor_class: str):
         model = getattr(transformers, model_class).from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, **here
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         found = f"{folder} cannot be opened ({' '.join(str(error).split())[:200]})"
         raise user_error(found, f"a model for {model_class}", "fetch it again") from error
     return model.eval().to(torch_device(torch)), processor, torch

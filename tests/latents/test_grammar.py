@@ -218,6 +218,8 @@ def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
     assert grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=3).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):
         grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=4)
+    with pytest.raises(LatentsError, match="vokens joined by '#'"):
+        grammar.from_tokens([ids[0], ids[0], ids[2], tokenizer.eos_id], ("voken",), tokenizer)
     with pytest.raises(LatentsError, match="voken 64"):
         grammar.to_tokens(Latents(voken=(64,)), ("voken",), tokenizer)
 
