@@ -115,8 +115,14 @@ class Latents:
 class Data:
     """Where images, captions and latents come from."""
 
-    source: str = "records"  # "fashion" (shipped) or "records" (made beforehand by `annotate`)
-    records: str | None = None  # folder of record shards; None = WORKDIR/records
+    source: str = "records"  # "fashion" (shipped), "records" (annotated already), or "coco", "gbc", "table", "folder"
+    root: str | None = None  # folder of the data that `annotate` reads
+    split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
+    labels: tuple[str, ...] = ()  # files of labels below root; () = where the data set has them by custom
+    images: str = ""  # folder of the images below root; "" = where the data set has them by custom
+    columns: tuple[str, str, str] = ("image", "caption", "description")  # of a table; the last may be absent
+    licenses: tuple[int, ...] = ()  # coco: ids of the photos' licences to keep; () = all
+    records: str | None = None  # folder with manifest.json, or with one for each split; None = the workdir's
     num_train: int = 20_000  # training records made from a shipped source
     num_test: int = 2_000  # held-out records made from a shipped source
     caption_tokens: int = 128  # bucket length of c in tokens, eos included
@@ -126,12 +132,33 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnnotateEndpoint:
+    """An OpenAI-compatible server with a vision-language model; who asks names it by kind = "openai"."""
+
+    base_url: str | None = None  # e.g. "http://localhost:8000/v1"
+    model: str | None = None  # as the server calls it
+    api_key_variable: str | None = None  # environment variable that holds the key; None = the server wants none
+    concurrency: int = 32  # requests under way at once, of each process
+    timeout_s: float = 120.0  # for one request, from connecting to the answer's last byte
+    retries: int = 5  # further tries after a failure or an unusable answer
+    requests_per_minute: float = 0.0  # of each process; 0 = no limit
+    price_in: float = 0.0  # per million tokens read, images included; for the cost in the log
+    price_out: float = 0.0  # per million tokens written
+    max_answer_bytes: int = 1_000_000  # of a whole response; what is longer is not read to its end
+    image_format: str = "jpeg"  # "jpeg" (quality 95) or "png" (lossless, about four times the bytes)
+    limit_field: str = "max_tokens"  # how the server calls the limit of an answer, or "max_completion_tokens"
+    sampling: bool = True  # send temperature and seed; some hosted models refuse requests that have them
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotateText:
     """Who writes the text segment."""
 
     kind: str = "labels"  # "labels" (a description or caption that the data has), "openai" or "transformers"
-    model: str | None = None  # folder of weights of a local model
+    model: str | None = None  # folder of weights of a local model; openai: another model than the endpoint's
     instruction: str = "caption"  # what the model is told of the image: its "caption" or its class "label"
+    image_size: int = 448  # px, side of the picture that the model is shown
+    batch_size: int = 8  # images of one pass of a local model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +166,13 @@ class AnnotateBbox:
     """Who finds the boxes."""
 
     kind: str = "labels"  # "labels" (boxes that the data has), "openai", "transformers" or "onnx" (YOLOX)
-    model: str | None = None  # folder or file of weights of a local model
+    model: str | None = None  # folder or file of weights of a local model; openai: another than the endpoint's
+    instruction: str = "json"  # "json" (Qwen2.5-VL and newer) or "caption" (a grounded caption, Qwen-VL)
+    coordinates: str = "thousandths"  # in which a model answers: "thousandths" or "pixels" (Qwen2.5-VL)
+    image_size: int = 448  # px, side of the picture that a vision-language model is shown; pixels: a multiple of 28
+    batch_size: int = 8  # images of one pass of a local model
+    max_boxes: int = 10  # of an image: the first that a model names; of labelled ones, also ellipses, the largest
+    threshold: float = 0.3  # onnx: least score of a box, objectness times class, 0..1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +189,30 @@ class AnnotateVoken:
 
     kind: str = "quantiser"  # "quantiser" (ours, fitted on the data) or "seed" (the paper's)
     model: str | None = None  # seed: folder of weights
-    feature: str = "pixels"  # what the quantiser sees: "pixels", "autoencoder", "onnx" or "transformers"
-    feature_model: str | None = None  # folder or file of weights of that feature
+    quantiser: str = "residual"  # "residual" (a k-means codebook a token) or "fsq" (finite scalars, for few images)
+    fit_examples: int = 4096  # training images on which it is fitted; all, where there are fewer
+    feature: str = "pixels"  # what it sees: "appearance" (garments), "pixels", "autoencoder", "onnx", "transformers"
+    feature_model: str | None = None  # folder or file of weights of the last three
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotate:
     """How images get their latents, and how that work is spread."""
 
-    shard_size: int = 2048  # records in one shard
+    shard_size: int = 2048  # images to one shard, the unit of work and all that a killed run can lose
+    batch_size: int = 16  # images given to an annotator at once
+    segments: tuple[str, ...] = SEGMENTS  # the latents to make
+    required: tuple[str, ...] = ()  # an image without one of these is left out; () = all of segments
+    image_size: int = 0  # px of the records; 0 = that of the outermost denoiser
+    limit: int = 0  # images of the source to annotate, from the first; 0 = all
+    date: str = ""  # in every latent's provenance; "" = the day on which the job is first started, UTC
+    engine: str = "local"  # or "ray"
+    num_workers: int = 0  # local: processes, 0 = this one; ray: actors
+    ray_address: str | None = None  # e.g. "auto" or "ray://head:10001"; None = a cluster on this machine
+    worker_cpus: float = 1.0  # that Ray keeps for a worker
+    worker_gpus: tuple[tuple[str, float], ...] = ()  # GPUs that an annotator asks of Ray, e.g. (("text", 1.0),)
+    report_samples: int = 100  # images shown in report.html
+    endpoint: AnnotateEndpoint = field(default_factory=AnnotateEndpoint)
     text: AnnotateText = field(default_factory=AnnotateText)
     bbox: AnnotateBbox = field(default_factory=AnnotateBbox)
     blob: AnnotateBlob = field(default_factory=AnnotateBlob)
@@ -269,14 +317,20 @@ CHOICES = {
     "diffusion.schedule": ("squared_cosine", "cosine", "linear"),
     "diffusion.prediction": ("v", "eps", "x0"),
     "diffusion.loss_space": ("v", "eps", "x0"),
-    "data.source": ("fashion", "records"),
+    "data.source": ("fashion", "records", "coco", "gbc", "table", "folder"),
+    "annotate.engine": ("local", "ray"),
     "data.verify": ("full", "size"),
+    "annotate.endpoint.image_format": ("jpeg", "png"),
+    "annotate.endpoint.limit_field": ("max_tokens", "max_completion_tokens"),
     "annotate.text.kind": ("labels", "openai", "transformers"),
     "annotate.text.instruction": ("caption", "label"),
     "annotate.bbox.kind": ("labels", "openai", "transformers", "onnx"),
+    "annotate.bbox.instruction": ("json", "caption"),
+    "annotate.bbox.coordinates": ("thousandths", "pixels"),
     "annotate.blob.kind": ("labels", "sam", "onnx"),
     "annotate.voken.kind": ("quantiser", "seed"),
-    "annotate.voken.feature": ("pixels", "autoencoder", "onnx", "transformers"),
+    "annotate.voken.quantiser": ("residual", "fsq"),
+    "annotate.voken.feature": ("appearance", "pixels", "autoencoder", "onnx", "transformers"),
     "train.lr_schedule": ("constant", "cosine"),
     "sample.sampler": ("ddpm", "ddim", "dpmpp_2m", "heun"),
     "sample.guidance": ("cfg", "cads", "apg", "autoguidance"),
@@ -288,7 +342,18 @@ CHOICES = {
 IDENTITY_FREE = ("sample", "eval", "mesh", "name", "init")
 IDENTITY_FREE_FIELDS = {
     "train": ("num_steps", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "sample_at_end"),
-    "data": ("verify", "fetch", "records"),
+    "data": ("verify", "fetch", "records", "root"),
+    "annotate": (
+        "batch_size",
+        "date",
+        "endpoint",  # which model it was is in the origin of the latents
+        "engine",
+        "num_workers",
+        "ray_address",
+        "worker_cpus",
+        "worker_gpus",
+        "report_samples",
+    ),
 }
 
 
@@ -402,6 +467,24 @@ AT_LEAST = {
     "data.num_test": 1,
     "data.caption_tokens": 2,
     "annotate.shard_size": 1,
+    "annotate.batch_size": 1,
+    "annotate.image_size": 0,
+    "annotate.limit": 0,
+    "annotate.num_workers": 0,
+    "annotate.worker_cpus": 0,
+    "annotate.report_samples": 0,
+    "annotate.voken.fit_examples": 1,
+    "annotate.endpoint.concurrency": 1,
+    "annotate.endpoint.retries": 0,
+    "annotate.endpoint.requests_per_minute": 0,
+    "annotate.endpoint.price_in": 0,
+    "annotate.endpoint.price_out": 0,
+    "annotate.endpoint.max_answer_bytes": 1024,
+    "annotate.text.image_size": 28,
+    "annotate.text.batch_size": 1,
+    "annotate.bbox.image_size": 28,
+    "annotate.bbox.batch_size": 1,
+    "annotate.bbox.max_boxes": 1,
     "train.batch_size": 1,
     "train.num_steps": 1,
     "train.log_every_steps": 1,
@@ -423,6 +506,7 @@ AT_LEAST = {
     "eval.classifier_steps": 1,
 }
 SHARE = (
+    "annotate.bbox.threshold",
     "diffusion.p_uncond",
     "train.scheduled_sampling",
     "train.adam_b1",
@@ -470,7 +554,8 @@ def _check_combination(config):
             "config.model.t5.encoder.trainable = False",
             "freeze the encoder or leave the captions empty",
         )
-    _check_segments(config.latents)
+    _check_segments(config.latents.segments, "latents.segments")
+    _check_annotate(config.annotate)
     nets = nested(model.denoiser) if model.denoiser else ()
     for depth, net in enumerate(nets):
         _check_net(net, "model.denoiser" + ".inner" * depth, innermost=depth == len(nets) - 1)
@@ -485,6 +570,7 @@ def _check_combination(config):
         )
     _check_mixed_ratio(config.train, heads)
     _check_guidance(config.sample)
+    _check_vision_models(config.annotate)
 
 
 def _check_mixed_ratio(train, heads):
@@ -519,17 +605,60 @@ def _check_guidance(sample):
         )
 
 
-def _check_segments(latents):
-    in_order = tuple(s for s in SEGMENTS if s in latents.segments)
-    for segment in latents.segments:
-        if segment not in SEGMENTS:
-            raise user_error(
-                f"config.latents.segments has {segment!r}", f"segments from {SEGMENTS}", "correct the name"
-            )
-    if latents.segments != in_order:
+def _check_vision_models(annotate):
+    url = annotate.endpoint.base_url
+    if url is not None and not url.startswith(("http://", "https://")):
         raise user_error(
-            f"config.latents.segments = {latents.segments}", f"{in_order}, once each in this order", "reorder them"
+            f"config.annotate.endpoint.base_url = {url!r}", "http://... or https://...", "write it with its scheme"
         )
+    if annotate.endpoint.timeout_s <= 0:
+        raise user_error(
+            f"config.annotate.endpoint.timeout_s = {annotate.endpoint.timeout_s}", "more than 0 seconds", "raise it"
+        )
+    for segment in ("text", "bbox"):
+        group = getattr(annotate, segment)
+        if group.kind == "openai" and not (url and (group.model or annotate.endpoint.model)):
+            raise user_error(
+                f"config.annotate.{segment}.kind = 'openai' without a server",
+                "config.annotate.endpoint.base_url and config.annotate.endpoint.model",
+                "set both",
+            )
+        if group.kind == "transformers" and not group.model:
+            raise user_error(
+                f"config.annotate.{segment}.kind = 'transformers' without weights",
+                f"config.annotate.{segment}.model",
+                "set it to the model's folder",
+            )
+    bbox = annotate.bbox
+    if bbox.kind in ("openai", "transformers") and bbox.coordinates == "pixels" and bbox.image_size % 28:
+        raise user_error(
+            f"config.annotate.bbox.image_size = {bbox.image_size} with coordinates in pixels",
+            "a multiple of 28, which Qwen2.5-VL does not resize before it measures",
+            f"use {max(28, round(bbox.image_size / 28) * 28)}",
+        )
+
+
+def _check_annotate(annotate):
+    _check_segments(annotate.segments, "annotate.segments")
+    _check_segments(annotate.required, "annotate.required")
+    wanted = [s for s in (*annotate.required, *(s for s, _ in annotate.worker_gpus)) if s not in annotate.segments]
+    if wanted:
+        raise user_error(
+            f"config.annotate names {wanted[0]!r} in required or worker_gpus",
+            f"one of config.annotate.segments = {annotate.segments}",
+            "add it there",
+        )
+    if not annotate.segments:
+        raise user_error("config.annotate.segments = ()", "at least one segment", "name one")
+
+
+def _check_segments(segments, path):
+    in_order = tuple(s for s in SEGMENTS if s in segments)
+    for segment in segments:
+        if segment not in SEGMENTS:
+            raise user_error(f"config.{path} has {segment!r}", f"segments from {SEGMENTS}", "correct the name")
+    if segments != in_order:
+        raise user_error(f"config.{path} = {segments}", f"{in_order}, once each in this order", "reorder them")
 
 
 def _check_net(net, path, innermost):
@@ -625,6 +754,17 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
 def nested(net: UNet) -> tuple[UNet, ...]:
     """The nets of a nest, outermost first."""
     return (net,) + (nested(net.inner) if net.inner else ())
+
+
+def records_size(config: Config) -> int:
+    """Px of the records: config.annotate.image_size, or what the outermost denoiser draws.
+
+    Raises:
+      UserError: neither is given.
+    """
+    if not config.annotate.image_size and config.model.denoiser is None:
+        raise user_error("no size of the records", "config.annotate.image_size or a denoiser", "set one of them")
+    return config.annotate.image_size or config.model.denoiser.image_size
 
 
 def scales(model: Model) -> tuple[int, ...]:

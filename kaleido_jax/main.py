@@ -9,6 +9,7 @@ from kaleido_jax.errors import UserError, user_error
 
 VERBS = {
     "train": "train (and sample a grid at the end); goes on by itself if the workdir holds a checkpoint",
+    "annotate": "a data source -> records with latents, a manifest and a report; goes on where it was stopped",
     "sample": "captions -> latents, images and one grid, from the workdir's latest checkpoint",
     "evaluate": "measure the workdir's latest checkpoint by config.eval.protocol",
     "convert": "T5 or MDM weights into another format: --input=PATH --output=DIR --format=FORMAT, no config",
@@ -29,6 +30,8 @@ flags:
   --config=FILE          a file of configs/, e.g. configs/fashion_combined.py
   --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64
   --workdir=DIR          folder of the run: config.json, metrics.jsonl, checkpoints/, samples/, eval/
+  --limit=N              annotate: only the first N images, as --config.annotate.limit=N
+  --sample_report[=N]    annotate: N images in report.html (100), as --config.annotate.report_samples=N
   --input=PATH           convert: T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir
                          (its denoiser, EMA); the kind is recognised, and nothing in a .pth is run
   --output=DIR           convert: a new folder
@@ -105,6 +108,8 @@ def parse_flags(verb: str, flags: list[str]):
     """
     from kaleido_jax.config import validate
 
+    if verb == "annotate":
+        flags = [_spelled_out(flag) for flag in flags]
     named = [flag for flag in flags if flag.startswith("--config=")]
     if not named:
         raise user_error("no --config", "--config=FILE", "name a file of configs/, e.g. configs/fashion_combined.py")
@@ -116,6 +121,15 @@ def parse_flags(verb: str, flags: list[str]):
         raise user_error("no --workdir", "--workdir=DIR", "name the folder of the run")
     config = load_config(named[-1].removeprefix("--config="), [f for f in flags if f.startswith("--config.")])
     return validate(config), Path(workdir[-1]) if workdir else None
+
+
+def _spelled_out(flag):
+    """The field that a short flag of `annotate` means."""
+    name, _, value = flag.partition("=")
+    return {
+        "--limit": f"--config.annotate.limit={value}",
+        "--sample_report": f"--config.annotate.report_samples={value or 100}",
+    }.get(name, flag)
 
 
 def parse_convert(flags: list[str]) -> tuple[Path, Path, str]:

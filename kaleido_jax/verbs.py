@@ -7,9 +7,9 @@ from pathlib import Path
 
 from absl import logging
 
-from kaleido_jax.config import Config, check_devices
+from kaleido_jax.config import Config, check_devices, records_size
 from kaleido_jax.data.loader import make_loader
-from kaleido_jax.data.records import open_records
+from kaleido_jax.data.records import MANIFEST, find_records, open_records, read_manifest
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.workdir import check_workdir, open_workdir
@@ -64,6 +64,31 @@ def train(config: Config, workdir: Path) -> None:
         sample(config, workdir)
     if config.eval.protocol != "none":
         evaluate(config, workdir)
+
+
+def annotate(config: Config, workdir: Path) -> None:
+    """Records with latents in workdir/records, manifest.json and report.html; goes on where it was stopped.
+
+    The shipped source has two splits, each with its manifest and report in workdir/records/<split>.
+
+    Raises:
+      UserError: no data, annotators that cannot work, or no image of which all that is required was made.
+    """
+    from kaleido_jax.annotate.report import summary, write_report
+    from kaleido_jax.annotate.runner import annotate_data
+
+    if config.data.source == "records":
+        raise user_error("config.data.source = 'records'", "data to annotate, e.g. 'coco'", "set it and data.root")
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
+    if config.data.source == "fashion":
+        make_fashion(config, records_folder(config, workdir), tokenizer)
+        folders = [records_folder(config, workdir) / split for split in ("train", "test")]
+    else:
+        annotate_data(config, workdir, tokenizer)
+        folders = [workdir]
+    for folder in folders:
+        say("\n".join(summary(read_manifest(folder))))
+        say(f"report: {write_report(folder, num_samples=config.annotate.report_samples, seed=config.seed)}")
 
 
 def sample(config: Config, workdir: Path) -> None:
@@ -155,43 +180,51 @@ def prepare_records(config: Config, workdir: Path, tokenizer: Tokenizer):
       UserError: records are missing, damaged, or made for other latents or another vocabulary.
     """
     folder = records_folder(config, workdir)
-    size = config.model.denoiser.image_size
     if config.data.source == "fashion":
-        from kaleido_jax.annotate.runner import make_records
-
-        for split, number in (("train", config.data.num_train), ("test", config.data.num_test)):
-            make_records(
-                folder,
-                source=config.data.source,
-                split=split,
-                num_examples=number,
-                seed=config.seed,
-                image_size=size,
-                tokenizer=tokenizer,
-                vokens_per_image=config.latents.vokens_per_image,
-                codebook=config.latents.num_vokens,
-                caption_tokens=config.data.caption_tokens,
-                latents_tokens=config.latents.max_tokens,
-                shard_size=config.annotate.shard_size,
-            )
-    elif not (folder / "train").is_dir():
+        make_fashion(config, folder, tokenizer)
+    elif not (find_records(folder) / MANIFEST).exists():
         raise user_error(
-            f"no records in {folder / 'train'}",
+            f"no records in {folder}",
             f"ArrayRecord shards of {config.name} with the latents {', '.join(config.latents.segments) or 'none'}",
-            config.data.fetch or "make them, or set config.data.records to where they are",
+            config.data.fetch or "make them with `annotate`, or set config.data.records to where they are",
         )
     return open_records(
-        folder / "train",
+        find_records(folder),
         segments=config.latents.segments,
         tokenizer=tokenizer,
-        image_size=size,
+        image_size=config.model.denoiser.image_size,
         verify=config.data.verify,
     )
 
 
+def make_fashion(config: Config, folder: Path, tokenizer: Tokenizer) -> None:
+    """Makes or completes both splits of the shipped source, with all latents."""
+    from kaleido_jax.annotate.runner import make_records
+
+    limit = config.annotate.limit
+    for split, number in (("train", config.data.num_train), ("test", config.data.num_test)):
+        make_records(
+            folder,
+            source=config.data.source,
+            split=split,
+            num_examples=min(number, limit) if limit else number,
+            seed=config.seed,
+            image_size=records_size(config),
+            tokenizer=tokenizer,
+            vokens_per_image=config.latents.vokens_per_image,
+            codebook=config.latents.num_vokens,
+            segments=config.annotate.segments,
+            caption_tokens=config.data.caption_tokens,
+            latents_tokens=config.latents.max_tokens,
+            annotate=config.annotate,
+        )
+
+
 def records_folder(config: Config, workdir: Path) -> Path:
-    """Where the records of an experiment are."""
-    return Path(config.data.records) if config.data.records else workdir / "records"
+    """Where the records of an experiment are: of the shipped source by split, else where `annotate` left them."""
+    if config.data.records:
+        return Path(config.data.records)
+    return workdir if (workdir / MANIFEST).exists() else workdir / "records"
 
 
 def make_batches(config: Config, records, tokenizer: Tokenizer):

@@ -3,13 +3,18 @@
 It knows nothing of how the source drew the image, so it annotates generated images just as well.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from kaleido_jax.annotate.voken import FOREGROUND_FROM, ResidualQuantiser, appearance_features
-from kaleido_jax.errors import user_error
+from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.quantiser import ResidualQuantiser
+from kaleido_jax.data.sources import Example
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase
+from kaleido_jax.latents.types import SEGMENTS, Blob, Box, Latents, check_segments, clean_phrase, select
 
 VERSION = "fashion/1"  # stored with every record; raise it when a rule below changes
 
@@ -32,6 +37,31 @@ SURFACES = (
 COLUMNS = ((430, "left"), (570.001, "centre"), (np.inf, "right"))  # x of the box's centre, 0..1000
 ROWS = ((430, "upper"), (570.001, "middle"), (np.inf, "lower"))  # y of the box's centre, 0..1000
 TABLES = (SIZES, TONES, SHAPES, FILLS, SURFACES, COLUMNS, ROWS)
+
+
+class FashionAnnotator:
+    """The rules of this module as an annotator; the caption names the garment."""
+
+    needs = ()
+
+    def __init__(self, quantiser: ResidualQuantiser, segments: Sequence[str] = SEGMENTS):
+        """Fills `segments`, each as annotate() does."""
+        self.segments = check_segments(segments)
+        self.origin = {"model": "fashion", "version": VERSION}
+        if "voken" in self.segments:
+            self.origin |= {"quantiser": quantiser.fingerprint}
+        self._quantiser = quantiser
+
+    def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
+        """One answer an example."""
+        del so_far
+        return [self._one(example) for example in examples]
+
+    def _one(self, example):
+        try:
+            return select(annotate(example.image, example.caption, self._quantiser), self.segments)
+        except UserError as error:
+            return Failure(segment=self.segments[0], reason=str(error))
 
 
 def annotate(image: UInt8[np.ndarray, "s s 3"], caption: str, quantiser: ResidualQuantiser | None = None) -> Latents:

@@ -1,83 +1,37 @@
 """The annotation job: data source -> records with latents. Can be stopped and started again at any time.
 
-A shard is one unit of work; a finished one of the same specification is never made twice. Several processes
-can share a job by shard number; the one that finds all shards finished writes the manifest.
+A shard is one unit of work; a finished one of the same job is never made twice. Engines run the same make_shard in this
+process, in a pool of processes or on a Ray cluster; the process that finds all shards finished writes the manifest.
 """
 
-import hashlib
-import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from kaleido_jax.annotate import fashion
-from kaleido_jax.annotate.voken import ResidualQuantiser, fit_or_load
-from kaleido_jax.data.records import (
-    VERSION,
-    Manifest,
-    Record,
-    Shard,
-    encode_image,
-    longest,
-    write_atomically,
-    write_manifest,
-    write_shard,
-)
-from kaleido_jax.data.sources import Source, open_source
+from kaleido_jax.annotate import agreement
+from kaleido_jax.annotate.annotators import AnnotatorSettings, fit_vokens
+from kaleido_jax.annotate.engines import open_engine
+from kaleido_jax.annotate.shards import Job, finished, notes_path, shard_ranges
+from kaleido_jax.config import Annotate, Config, records_size
+from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, write_atomically, write_manifest
+from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.grammar import SEPARATOR, segment_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.types import SEGMENTS, check_segments, select
+from kaleido_jax.latents.types import SEGMENTS, check_segments
 from kaleido_jax.progress import progress as progress_of
 
 QUANTISER = "quantiser.safetensors"
-ANNOTATORS = {"fashion": (fashion.annotate, fashion.VERSION)}  # source -> its inference model and version
+JOB = "job.json"  # what was asked for and when it was started first
+SHARDS = "records"  # folder of the shards, where the manifest is not beside them
+_FAILURES_TOLD = 1000  # in the manifest; all of them are beside the shards
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """All that every shard needs."""
-
-    folder: Path
-    source: Source
-    source_config: dict
-    annotator: Callable
-    version: str
-    quantiser: ResidualQuantiser
-    tokenizer: Tokenizer
-    segments: tuple[str, ...]
-    caption_tokens: int
-    latents_tokens: int
-    shard_size: int
-
-    @property
-    def num_shards(self):
-        return -(-len(self.source) // self.shard_size)
-
-    def shard_path(self, shard):
-        name, split = self.source_config["name"], self.source_config["split"]
-        return self.folder / f"{name}-{split}-{shard:05d}-of-{self.num_shards:05d}.array_record"
-
-    def indices(self, shard):
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.source)))
-
-    def specification(self, shard):
-        told = {
-            "version": VERSION,
-            "source": self.source_config,
-            "annotator": self.version,
-            "quantiser": self.quantiser.fingerprint,
-            "vocabulary": self.tokenizer.fingerprint,
-            "segments": self.segments,
-            "limits": (self.caption_tokens, self.latents_tokens),
-            "indices": (self.indices(shard).start, self.indices(shard).stop),
-        }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def make_records(
@@ -94,17 +48,20 @@ def make_records(
     segments: Sequence[str] = SEGMENTS,
     caption_tokens: int = 128,
     latents_tokens: int = 416,
-    shard_size: int = 2048,
-    fit_examples: int = 4096,
+    annotate: Annotate | None = None,
+    shard_size: int | None = None,
+    fit_examples: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     progress: bool = True,
 ) -> Manifest | None:
-    """Makes or completes the records of one split in out_dir/split, and out_dir/quantiser.safetensors.
+    """Makes or completes the records of one split of a shipped source in out_dir/split.
+
+    The quantiser is out_dir/quantiser.safetensors, shared by the splits.
 
     Args:
       out_dir: folder of all splits.
-      source: key of SOURCES, with `split`, `num_examples`, `seed` and `image_size` (px) as of open_source.
+      source: a shipped source, "fashion"; with `split`, `num_examples`, `seed` and `image_size` (px) as of open_source.
       split: "train" or "test".
       num_examples: examples to annotate.
       seed: of the source.
@@ -113,10 +70,11 @@ def make_records(
       vokens_per_image: length of the voken segment.
       codebook: entries of each level's codebook, at most tokenizer.num_vokens.
       segments: which latents to store.
-      caption_tokens: examples whose caption is longer (in tokens, eos included) are dropped and counted.
+      caption_tokens: examples whose caption is longer (in tokens, eos included) are left out and counted.
       latents_tokens: the same for the joined segments.
-      shard_size: examples a shard.
-      fit_examples: training examples on which the quantiser is fitted.
+      annotate: annotators and engine; None = the defaults.
+      shard_size: examples a shard; None = that of `annotate`.
+      fit_examples: training examples on which the quantiser is fitted; None = that of `annotate`.
       process_index: this process makes the shards with number = process_index modulo process_count.
       process_count: processes that share the job.
       progress: a bar on a terminal, else a log line every 10 s with rate and remaining time.
@@ -127,135 +85,205 @@ def make_records(
     Raises:
       UserError: unknown names, a codebook that does not fit, no example left, another quantiser in out_dir.
     """
-    out_dir = Path(out_dir)
-    if source not in ANNOTATORS:
-        raise user_error(f"no annotator for {source!r}", f"one of {', '.join(ANNOTATORS)}", "correct the source")
-    if codebook > tokenizer.num_vokens:
-        raise user_error(f"a codebook of {codebook}", f"at most {tokenizer.num_vokens} voken rows", "lower it")
-    config = {
+    out_dir, settings = Path(out_dir).resolve(), annotate or Annotate()
+    if source != "fashion":
+        raise user_error(f"no records of {source!r} by themselves", "the shipped source 'fashion'", "use `annotate`")
+    if shard_size:
+        settings = replace(settings, shard_size=shard_size)
+    if fit_examples:
+        settings = replace(settings, voken=replace(settings.voken, fit_examples=fit_examples))
+    keywords = {
         "name": source,
         "split": split,
         "num_examples": num_examples,
         "seed": seed,
         "image_size": image_size,
     }
-    fit = {"source": source, "image_size": image_size, "num_tokens": vokens_per_image, "codebook": codebook}
-    quantiser = fit_or_load(out_dir / QUANTISER, **fit, fit_examples=fit_examples)
-    job = _Job(
-        folder=out_dir / split,
-        source=open_source(**config),
-        source_config=config,
-        annotator=ANNOTATORS[source][0],
-        version=ANNOTATORS[source][1],
-        quantiser=quantiser,
+    job = _make_job(
+        out_dir / split,
+        shards="",
+        source=keywords,
+        settings=settings,
+        quantiser=out_dir / QUANTISER,
+        segments=segments,
+        image_size=image_size,
         tokenizer=tokenizer,
-        segments=check_segments(segments),
-        caption_tokens=caption_tokens,
-        latents_tokens=latents_tokens,
-        shard_size=shard_size,
+        vokens=(vokens_per_image, codebook),
+        limits=(caption_tokens, latents_tokens),
     )
-    mine = range(process_index, job.num_shards, process_count)
-    waiting = [shard for shard in mine if _finished(job, shard) is None]
-    total = sum(len(job.indices(shard)) for shard in waiting)
-    with progress_of(f"annotate {source}/{split}", total, "img", progress) as advance:
-        for shard in waiting:
-            _make_shard(job, shard, advance)
-    return _finish(job)
+    return run_job(job, settings, share=(process_index, process_count), progress=progress)
 
 
-# ---------------------------------------------------------------------------------------------- one shard
-def _make_shard(job, shard, advance):
-    lengths, dropped, separator = [], [], len(job.tokenizer.encode(SEPARATOR))
+def annotate_data(config: Config, workdir: Path, tokenizer: Tokenizer, progress: bool = True) -> Manifest:
+    """The records of config.data in workdir/records, with workdir/manifest.json.
 
-    def records():
-        for index in job.indices(shard):
-            record = _make_record(job, index)
-            lengths.append(_lengths(record, job.segments, separator))
-            advance(1)
-            if _fits(lengths[-1], job):
-                yield record
-            else:
-                lengths.pop()
-                dropped.append(record.id)
-
-    written = write_shard(job.shard_path(shard), records())
-    done = {
-        "specification": job.specification(shard),
-        "shard": asdict(written),
-        "max_tokens": longest(lengths),
-        "dropped": dropped,
+    Raises:
+      UserError: no such data, an annotator that cannot work, or no image of which all that is required was made.
+    """
+    workdir, size = workdir.resolve(), records_size(config)
+    data = config.data
+    keywords = {
+        "name": data.source,
+        "split": data.split,
+        "root": str(Path(data.root).resolve()) if data.root else None,
+        "labels": data.labels,
+        "images": data.images,
+        "columns": data.columns,
+        "licenses": data.licenses,
     }
-    # Written last: its presence is what says that the shard is finished.
-    write_atomically(_done_path(job, shard), json.dumps(done, indent=2).encode())
-
-
-def _make_record(job, index):
-    example = job.source[index]
-    z = select(job.annotator(example.image, example.caption, job.quantiser), job.segments)
-    return Record(
-        id=example.id,
-        image=encode_image(example.image),
-        caption=example.caption,
-        caption_tokens=job.tokenizer.encode(example.caption),
-        latents=z,
-        tokens={s: segment_tokens(z, s, job.tokenizer) for s in job.segments},
-        provenance={"annotator": job.version, "quantiser": job.quantiser.fingerprint},
+    job = _make_job(
+        workdir,
+        shards=SHARDS,
+        source=keywords,
+        settings=config.annotate,
+        quantiser=workdir / QUANTISER,
+        segments=config.annotate.segments,
+        image_size=size,
+        tokenizer=tokenizer,
+        vokens=(config.latents.vokens_per_image, config.latents.num_vokens),
+        limits=(data.caption_tokens, config.latents.max_tokens),
     )
+    return run_job(job, config.annotate, progress=progress)
 
 
-def _lengths(record, segments, separator):
-    lengths = {"caption": len(record.caption_tokens) + 1}
-    for size in range(1, len(segments) + 1):
-        for chosen in itertools.combinations(segments, size):
-            content = sum(len(record.tokens[s]) for s in chosen)
-            lengths[" | ".join(chosen)] = content + separator * (size - 1) + 1
-    return lengths
+def _make_job(folder, *, shards, source, settings, quantiser, segments, image_size, tokenizer, vokens, limits) -> Job:
+    segments = check_segments(segments)
+    if vokens[1] > tokenizer.num_vokens:
+        raise user_error(f"a codebook of {vokens[1]}", f"at most {tokenizer.num_vokens} voken rows", "lower it")
+    job = Job(
+        folder=folder,
+        shards=shards,
+        source=source,
+        annotators=AnnotatorSettings(
+            config=settings,
+            source=source["name"],
+            quantiser=quantiser,
+            vokens_per_image=vokens[0],
+            codebook=vokens[1],
+            image_size=image_size,
+        ),
+        tokenizer=tokenizer,
+        segments=segments,
+        required=settings.required or segments,
+        image_size=image_size,
+        caption_tokens=limits[0],
+        latents_tokens=limits[1],
+        shard_size=settings.shard_size,
+        batch_size=settings.batch_size,
+        date=settings.date,
+    )
+    return replace(job, date=_date_of(job))
 
 
-def _fits(lengths, job):
-    joined = lengths.get(" | ".join(job.segments), 0)
-    return lengths["caption"] <= job.caption_tokens and joined <= job.latents_tokens
+def _date_of(job: Job) -> str:
+    """The day in the config, or that on which this very job was first started in its folder.
 
-
-def _done_path(job, shard):
-    return job.shard_path(shard).with_suffix(".json")
-
-
-def _finished(job, shard):
-    done_path, path = _done_path(job, shard), job.shard_path(shard)
-    if not (done_path.exists() and path.exists()):
-        return None
+    It is part of every latent's provenance: were it today's, a job that goes on tomorrow would be another one.
+    """
+    path, told = job.folder / JOB, json.loads(json.dumps(job.told()))
     try:
-        done = json.loads(done_path.read_text())
-    except ValueError:  # not ours, or damaged: the shard is made again
-        return None
-    same = done.get("specification") == job.specification(shard)
-    return done if same and path.stat().st_size == done["shard"]["bytes"] else None
+        stored = json.loads(path.read_text())
+        if stored["job"] == told and (not job.date or stored["date"] == job.date):
+            return stored["date"]
+    except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file that is not ours: written anew
+        pass
+    date = job.date or datetime.now(UTC).date().isoformat()
+    write_atomically(path, json.dumps({"job": told, "date": date}, indent=2).encode())
+    return date
 
 
-def _finish(job):
-    done = [_finished(job, shard) for shard in range(job.num_shards)]
-    if None in done:
-        return None
+# --------------------------------------------------------------------------------------------- the running
+def run_job(job: Job, settings: Annotate, *, share: tuple[int, int] = (0, 1), progress: bool = True) -> Manifest | None:
+    """Makes the shards that are not finished, and the manifest when all are.
+
+    Args:
+      job: what to make.
+      settings: engine, workers and the limit of images.
+      share: this process makes the shards with number = share[0] modulo share[1].
+      progress: as of make_records.
+
+    Returns:
+      The manifest, or None while other processes' shards are unfinished.
+
+    Raises:
+      UserError: something is missing for all images, or no image is left.
+    """
+    source = open_source(**job.source)
+    fit_vokens(job.annotators, job.segments, source)
+    number = min(len(source), settings.limit) if settings.limit else len(source)
+    ranges = dict(enumerate(shard_ranges(number, job.shard_size)))
+    del source  # its tables may be large; each worker has its own
+    gpus = sum(share_of for segment, share_of in settings.worker_gpus if segment in job.segments)
+    with open_engine(
+        job,
+        engine=settings.engine,
+        num_workers=min(settings.num_workers, len(ranges)),
+        ray_address=settings.ray_address,
+        worker_cpus=settings.worker_cpus,
+        worker_gpus=gpus,
+    ) as engine:
+        specification = engine.specification()
+        done = {shard: finished(job, shard, ranges[shard], specification) for shard in ranges}
+        mine = {s: r for s, r in ranges.items() if done[s] is None and s % share[1] == share[0]}
+        title = "annotate " + "/".join(part for part in (job.source["name"], job.source["split"]) if part)
+        with progress_of(title, sum(map(len, mine.values())), "img", progress) as advance:
+            for shard, told in engine.make(mine, advance):
+                done[shard] = told
+        for shard in ranges:  # another process may have finished its share meanwhile
+            done[shard] = done[shard] or finished(job, shard, ranges[shard], specification)
+    return None if None in done.values() else _finish(job, [done[shard] for shard in ranges])
+
+
+def _finish(job: Job, done: list[dict]) -> Manifest:
     shards = [Shard(**d["shard"]) for d in done]
-    total = sum(s.records for s in shards)
-    dropped = sum(len(d["dropped"]) for d in done)
-    if not total:
+    failures = [failure for d in done for failure in d["failures"]]
+    if not sum(shard.records for shard in shards):
+        reason = f" ({failures[0]['segment']}: {failures[0]['reason']})" if failures else ""
         raise user_error(
-            f"all {dropped} examples are too long", f"at most {job.latents_tokens} tokens", "raise the limits"
+            f"none of {sum(d['left_out'] for d in done)} examples has all of {', '.join(job.required)}{reason}",
+            "at least one",
+            f"see {notes_path(job, 0)}",
         )
+    counts = sum((Counter(d["counts"]) for d in done), Counter())
     manifest = Manifest(
         version=VERSION,
-        source=job.source_config,
-        annotator=job.version,
-        quantiser=job.quantiser.fingerprint,
+        source=_source_told(job),
+        provenance=done[0]["provenance"],
         vocabulary=job.tokenizer.fingerprint,
         num_vokens=job.tokenizer.num_vokens,
-        counts={s: total for s in job.segments},
+        counts={s: counts[s] for s in job.segments},
         max_tokens=longest(d["max_tokens"] for d in done),
-        dropped=dropped,
+        left_out=sum(d["left_out"] for d in done),
+        reasons=reasons(failures),
+        failures=failures[:_FAILURES_TOLD],
+        agreement=agreement.summarise(d["agreement"] for d in done),
         shards=shards,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=job.date,
     )
     write_manifest(job.folder, manifest)
+    _tidy(job, manifest)
     return manifest
+
+
+def reasons(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """How many failures there are of each "segment: reason", most first; numbers are written as N."""
+    counts = Counter(re.sub(r"[0-9]+", "N", f"{f['segment']}: {f['reason']}") for f in failures)
+    return dict(counts.most_common())
+
+
+def _source_told(job) -> dict[str, Any]:
+    # Where the data lay on this machine is nobody's business.
+    told = {k: v for k, v in job.source.items() if k != "root" and v not in ((), "", None)}
+    return {"split": "", "image_size": job.image_size} | told
+
+
+def _tidy(job, manifest):
+    """Removes what killed workers left half written, and names shards that are not of this job."""
+    folder = job.folder / job.shards
+    listed = {job.folder / shard.file for shard in manifest.shards}
+    for path in listed:
+        for half in [*folder.glob(f".{path.name}.*.tmp"), *folder.glob(f".{path.stem}.json.*.tmp")]:
+            half.unlink(missing_ok=True)
+    strange = sorted(set(folder.glob("*.array_record")) - listed)
+    if strange:
+        log.warning("%d shards in %s are of another job, e.g. %s", len(strange), folder, strange[0].name)

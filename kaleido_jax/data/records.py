@@ -20,11 +20,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import UInt8
 from PIL import Image
 
-from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, check_segments
 
-VERSION = 1  # of the record and manifest layout
+VERSION = 2  # of the record and manifest layout
 MANIFEST = "manifest.json"
 _REMAKE = "make the records again with `annotate`"
 
@@ -39,14 +39,15 @@ class Record:
     caption_tokens: list[int]  # without eos
     latents: Latents
     tokens: dict[str, list[int]]  # segment -> ids without separator and eos
-    provenance: dict[str, str]  # who made the latents
+    provenance: dict[str, dict[str, str]]  # segment -> who made it: model, version, prompt (a hash), date ...
+    credit: str = ""  # whom to name where the image is shown, and its licence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """One ArrayRecord file as the manifest lists it."""
 
-    file: str
+    file: str  # path relative to the manifest's folder
     records: int
     bytes: int
     sha256: str
@@ -57,16 +58,18 @@ class Manifest:
     """What a folder of records holds and how it was made."""
 
     version: int
-    source: dict  # name, split, num_examples, seed, image_size (px)
-    annotator: str
-    quantiser: str  # fingerprint of the vokens' quantiser
+    source: dict  # name, split, image_size (px) and what else chose the examples
+    provenance: dict[str, dict[str, str]]  # segment -> who made it
     vocabulary: str  # fingerprint of the tokenizer
     num_vokens: int  # voken rows of that tokenizer
     counts: dict[str, int]  # segment -> records that hold it
     max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
-    dropped: int  # examples left out because their caption or latents were too long
+    left_out: int  # examples without a record, each for a failure below
+    reasons: dict[str, int]  # "segment: reason" -> failures, numbers in a reason written as N
+    failures: list[dict[str, str]]  # id, segment and reason of the first; all are in the files beside the shards
+    agreement: dict[str, float]  # of boxes and ellipses with what people marked, where they did
     shards: list[Shard]
-    date: str  # UTC, ISO 8601
+    date: str  # on which the job was first started, UTC
 
     @property
     def num_records(self) -> int:
@@ -119,8 +122,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_shard(path: Path, records: Iterable[Record]) -> Shard:
-    """Writes one shard; the same records give the same bytes."""
+def write_shard(path: Path, records: Iterable[Record], folder: Path | None = None) -> Shard:
+    """Writes one shard; the same records give the same bytes.
+
+    Args:
+      path: the file.
+      records: what it shall hold; may be made while it is written.
+      folder: of the manifest; None = the file's.
+    """
     count = 0
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one a group: random access reads just one
@@ -131,20 +140,15 @@ def write_shard(path: Path, records: Iterable[Record]) -> Shard:
         finally:
             writer.close()
         size, digest = temporary.stat().st_size, _sha256(temporary)
-    return Shard(file=path.name, records=count, bytes=size, sha256=digest)
+    file = path.relative_to(folder or path.parent).as_posix()
+    return Shard(file=file, records=count, bytes=size, sha256=digest)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json, unless it says the same already (but for its date)."""
-    path = folder / MANIFEST
-    if path.exists():
-        try:
-            old = read_manifest(folder)
-        except UserError:  # damaged or of another version: it is replaced
-            old = None
-        if old is not None and asdict(old) | {"date": ""} == asdict(manifest) | {"date": ""}:
-            return
-    write_atomically(path, json.dumps(asdict(manifest), indent=2).encode())
+    """Writes manifest.json, unless it says the same already."""
+    path, content = folder / MANIFEST, json.dumps(asdict(manifest), indent=2).encode()
+    if not (path.exists() and path.read_bytes() == content):
+        write_atomically(path, content)
 
 
 def pack(record: Record) -> bytes:
@@ -187,7 +191,7 @@ def open_records(
     """The records of one split, after checking that they are whole and made for this use.
 
     Args:
-      folder: holds manifest.json and the shards, e.g. RECORDS/train.
+      folder: holds manifest.json, which names the shards relative to it.
       segments: segments that every record must hold; () for the baseline.
       tokenizer: must be the vocabulary of the stored tokens.
       image_size: px, side of the stored images.
@@ -202,6 +206,11 @@ def open_records(
     for shard in manifest.shards:
         _check_shard(folder / shard.file, shard, verify)
     return Records(folder, manifest)
+
+
+def find_records(folder: Path, split: str = "train") -> Path:
+    """The folder of the manifest: `folder` itself, or the one of that split inside it."""
+    return folder if (folder / MANIFEST).exists() else folder / split
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,9 +1,14 @@
-"""Where images and captions come from: random access, each example a function of (seed, split, index)."""
+"""Where images and captions come from: random access by index, the shipped garments, and what others have labelled.
+
+A source keeps its tables in memory and reads an image when it is asked for. Its tables must be whole, or it does not
+open; one bad row or image is a UserError of that index alone, which the annotation job counts as a failure.
+"""
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -38,19 +43,31 @@ class Example:
     caption: str
     description: str | None = None  # a long text that the data has, for the text segment
     objects: tuple[LabelledObject, ...] = ()
+    credit: str = ""  # whom to name where the image is shown, and its licence
 
 
 class Source(Protocol):
     """What every source offers."""
 
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # of label(); empty where images have no class
+    fingerprint: str  # of its tables: another one, other examples
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def id(self, index: int) -> str:
+        """The id of one example, without reading it."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """One example.
+
+        Raises:
+          UserError: its row or its image is bad.
+        """
+        ...
 
     def label(self, index: int) -> int:
-        """Index into class_names of one example."""
+        """Index into class_names of one example, where there are classes."""
         ...
 
 
@@ -69,6 +86,7 @@ class FashionSource:
         "bag",
         "ankle boot",
     )
+    fingerprint = "fashion/1"  # raise it when the drawing below changes
 
     def __init__(self, split: str, *, num_examples: int, seed: int, image_size: int = 32):
         """Example i shows garment i % n of the split (n = 5000 train, 1000 test), classes taking turns."""
@@ -79,46 +97,153 @@ class FashionSource:
     def __len__(self) -> int:
         return self._num_examples
 
+    def id(self, index: int) -> str:
+        """The id of one example."""
+        return f"fashion/{self._name}/{check_index(index, self._num_examples):06d}"
+
     def __getitem__(self, index: int) -> Example:
-        index = _check_index(index, self._num_examples)
+        index = check_index(index, self._num_examples)
         garment = self._garments[index % len(self._garments)]
         canvas = _place(garment, self._image_size, _generator(self._seed, self._name, index))
         return Example(
-            id=f"fashion/{self._name}/{index:06d}",
+            id=self.id(index),
             image=np.repeat(canvas[..., None], 3, axis=-1),
             caption=self.class_names[self.label(index)],
         )
 
     def label(self, index: int) -> int:
         """Index into class_names of one example."""
-        return int(self._labels[_check_index(index, self._num_examples) % len(self._labels)])
+        return int(self._labels[check_index(index, self._num_examples) % len(self._labels)])
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"fashion": FashionSource}
-
-
-def open_source(name: str, split: str, *, num_examples: int, seed: int, image_size: int = 32) -> Source:
-    """A shipped source with random access.
-
-    Args:
-      name: key of SOURCES.
-      split: "train" or "test"; no garment is in both.
-      num_examples: how many examples it has.
-      seed: chooses scales, places and tones.
-      image_size: px, side of the square images; at least 8.
-
-    Raises:
-      UserError: unknown name or split, or sizes out of range.
-    """
-    if name not in SOURCES:
-        raise user_error(f"data source {name!r}", f"one of {', '.join(SOURCES)}", "correct the name")
+# ------------------------------------------------------------------------------------------------ opening
+def _fashion(split, num_examples, seed, image_size, **_):
     if split not in SPLITS:
         raise user_error(f"split {split!r}", f"one of {', '.join(SPLITS)}", "correct the name")
     if num_examples < 1 or image_size < 8:
         raise user_error(f"{num_examples} examples of {image_size} px", "at least 1 of 8 px", "raise the number")
-    return SOURCES[name](split, num_examples=num_examples, seed=seed, image_size=image_size)
+    return FashionSource(split, num_examples=num_examples, seed=seed, image_size=image_size)
 
 
+def _coco(split, root, labels, images, licenses, **_):
+    from kaleido_jax.data.coco import CocoSource
+
+    return CocoSource(_folder(root), split=split, labels=labels, images=images, licenses=licenses)
+
+
+def _gbc(split, root, labels, images, **_):
+    from kaleido_jax.data.tables import GbcSource
+
+    return GbcSource(_folder(root), split=split, labels=labels, images=images)
+
+
+def _table(split, root, labels, images, columns, **_):
+    from kaleido_jax.data.tables import TableSource
+
+    return TableSource(_folder(root), split=split, labels=labels, images=images, columns=columns)
+
+
+def _image_folder(split, root, labels, **_):
+    from kaleido_jax.data.tables import FolderSource
+
+    return FolderSource(_folder(root), split=split, labels=labels)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "fashion": _fashion,
+    "coco": _coco,
+    "gbc": _gbc,
+    "table": _table,
+    "folder": _image_folder,
+}
+
+
+def open_source(
+    name: str,
+    split: str = "",
+    *,
+    num_examples: int = 0,
+    seed: int = 0,
+    image_size: int = 32,
+    root: str | None = None,
+    labels: tuple[str, ...] = (),
+    images: str = "",
+    columns: tuple[str, str, str] = ("image", "caption", "description"),
+    licenses: tuple[int, ...] = (),
+) -> Source:
+    """A source with random access; what a source has no use for is ignored.
+
+    Args:
+      name: key of SOURCES.
+      split: fashion: "train" or "test", no garment is in both. Others: what the data calls it; "" = all.
+      num_examples: fashion: how many examples it has.
+      seed: fashion: chooses scales, places and tones.
+      image_size: fashion: px, side of the square images; at least 8. Others keep the size of their files.
+      root: folder of the data.
+      labels: files of labels below root; () = where the data set has them by custom.
+      images: folder of the images below root; "" = where the data set has them by custom.
+      columns: table: names of the columns of image file, caption and long description (the last may be absent).
+      licenses: coco: ids of the photos' licences to keep; () = all.
+
+    Raises:
+      UserError: unknown name or split, sizes out of range, or tables that are missing or damaged.
+    """
+    if name not in SOURCES:
+        raise user_error(f"data source {name!r}", f"one of {', '.join(SOURCES)}", "correct the name")
+    return SOURCES[name](
+        split=split,
+        num_examples=num_examples,
+        seed=seed,
+        image_size=image_size,
+        root=root,
+        labels=tuple(labels),
+        images=images,
+        columns=tuple(columns),
+        licenses=tuple(licenses),
+    )
+
+
+def _folder(root):
+    if not root or not Path(root).is_dir():
+        raise user_error(f"config.data.root = {root!r}", "a folder", "set it to where the data are")
+    return Path(root)
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The photo in a file.
+
+    Raises:
+      UserError: it is missing or cannot be decoded. The message has no path, so that equal failures count as one.
+    """
+    from kaleido_jax.data.preprocess import decode_photo
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise user_error(f"image file: {reason}", "a readable file", "fetch it, or leave the row out") from error
+    return decode_photo(content)
+
+
+def below(folder: Path, name) -> Path:
+    """The file that a row of a table names.
+
+    Raises:
+      UserError: the name is none, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise user_error("a row whose image is no name of a file", "a path below the folder of images", "correct it")
+    return folder / name
+
+
+def check_index(index: int, length: int) -> int:
+    """The index as int; IndexError, which also ends a for loop over a source, if it is not below length."""
+    if not 0 <= index < length:
+        raise IndexError(f"example {index} of a source with {length}")
+    return int(index)
+
+
+# ------------------------------------------------------------------------------------------------ garments
 def _load_garments(split):
     packed = resources.files("kaleido_jax").joinpath("assets/fashion/fashion_mnist_mini.npz").read_bytes()
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
@@ -149,9 +274,3 @@ def _place(garment, image_size, rng):
 def _lift(garment):
     lifted = _DARKEST_CLOTH + garment * ((255 - _DARKEST_CLOTH) / 255)
     return np.where(garment < _CLOTH_FROM, 0, np.rint(lifted)).astype(np.uint8)
-
-
-def _check_index(index, length):
-    if not 0 <= index < length:
-        raise IndexError(f"example {index} of a source with {length}")  # also ends a for loop over the source
-    return int(index)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
-from kaleido_jax.annotate.voken import fit_quantiser
+from kaleido_jax.annotate.quantiser import fit_quantiser
 from kaleido_jax.config import Config
 from kaleido_jax.data.records import replacing, write_atomically
 from kaleido_jax.latents.grammar import to_tokens

@@ -16,7 +16,7 @@ import optax
 from absl import logging
 from jaxtyping import Array, Float
 
-from kaleido_jax.annotate.voken import FOREGROUND_FROM
+from kaleido_jax.annotate.features import FOREGROUND_FROM
 from kaleido_jax.config import Config
 from kaleido_jax.data.loader import to_model_range
 from kaleido_jax.data.records import write_atomically

@@ -4,14 +4,10 @@ import numpy as np
 import pytest
 
 from kaleido_jax.annotate import build_vocab, fashion
+from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.quantiser import fit_quantiser, load_quantiser, save_quantiser
+from kaleido_jax.annotate.quantiser_quality import quality
 from kaleido_jax.annotate.runner import QUANTISER, make_records
-from kaleido_jax.annotate.voken import (
-    FOREGROUND_FROM,
-    appearance_features,
-    fit_quantiser,
-    load_quantiser,
-    quality,
-)
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
@@ -112,7 +108,7 @@ def test_each_level_of_the_quantiser_brings_the_image_nearer(quantiser, features
 
 def test_quantiser_file_gives_the_same_codes_and_tells_damage(quantiser, features, tmp_path):
     path = tmp_path / QUANTISER
-    quantiser.save(path, {"seed": 1})
+    save_quantiser(quantiser, path, {"seed": 1})
     loaded, fitted_for = load_quantiser(path)
     assert fitted_for == {"seed": 1} and loaded.fingerprint == quantiser.fingerprint
     np.testing.assert_array_equal(loaded.encode(features), quantiser.encode(features))
@@ -173,8 +169,10 @@ def test_processes_share_the_shards(tmp_path, tokenizer):
 
 def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
     manifest = make_records(tmp_path, split="train", tokenizer=tokenizer, caption_tokens=3, **SETTINGS)
-    assert manifest.dropped == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
+    assert manifest.left_out == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
     assert manifest.max_tokens["caption"] == 3
+    assert manifest.reasons == {"length: caption of N tokens, more than data.caption_tokens = N": 7}
+    assert manifest.failures[0]["id"] == "fashion/train/000000"
 
 
 def test_quantiser_of_another_setup_is_not_overwritten(tmp_path, tokenizer):

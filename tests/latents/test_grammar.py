@@ -1,8 +1,7 @@
 import dataclasses
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 from kaleido_jax.latents import grammar
 from kaleido_jax.latents.tokenizer import load_tokenizer
@@ -19,115 +18,156 @@ from kaleido_jax.latents.types import (
 )
 
 TOKENIZERS = {name: load_tokenizer(name, num_vokens) for name, num_vokens in (("t5", 8192), ("fashion", 64))}
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
-CHOICES = st.lists(st.sampled_from(SEGMENTS), unique=True).map(lambda s: tuple(x for x in SEGMENTS if x in s))
+MANY = 10_000
+CHOICES = [tuple(s for i, s in enumerate(SEGMENTS) if bits >> i & 1) for bits in range(16)]
+SPECIAL = [
+    "I17#I403",
+    "</s> <pad>",
+    "<extra_id_0>",
+    "a | b",
+    "x, | y,",
+    "½ ﬁ (ｗｉｄｅ)",
+    "boot (1, 2, 3, 4)",
+    " | ",
+    "(",
+    "#",
+]
+ALPHABETS = [
+    np.arange(0x20, 0x7F),
+    np.array([ord(ch) for ch in "aI1(#|), \u2581\u3000.-\n0"]),
+    np.arange(0xA0, 0x3000),
+    np.arange(0x110000),
+]
 
-anything = st.one_of(
-    st.text(max_size=30),
-    st.text("aI1(#|), \u2581\u3000.-", max_size=20),
-    st.sampled_from(
-        ["I17#I403", "</s> <pad>", "<extra_id_0>", "a | b", "x, | y,", "½ ﬁ (ｗｉｄｅ)", "boot (1, 2, 3, 4)"]
-    ),
-)
-coordinate = st.integers(0, 1000)
+
+def random_strings(rng, count):
+    """Strings of up to 20 characters, each of one of the alphabets, and the special ones."""
+    strings = list(SPECIAL)
+    for alphabet in ALPHABETS:
+        letters = rng.choice(alphabet, (count // len(ALPHABETS), 20))
+        lengths = rng.integers(0, 21, len(letters))
+        strings += ["".join(map(chr, row[:n])) for row, n in zip(letters, lengths, strict=True)]
+    return strings
 
 
-def cleaned(clean):
-    def attempt(string):
+def cleaned(strings, clean):
+    kept = []
+    for string in strings:
         try:
-            return clean(string)
+            kept.append(clean(string))
         except LatentsError:
-            return "boot"
-
-    return anything.map(attempt)
-
-
-boxes = st.builds(
-    lambda phrase, x, y: Box(phrase=phrase, box=(min(x), min(y), max(x), max(y))),
-    cleaned(clean_phrase),
-    st.sets(coordinate, min_size=2, max_size=2),
-    st.sets(coordinate, min_size=2, max_size=2),
-)
-blobs = st.builds(
-    lambda phrase, xc, yc, r, theta: Blob(phrase=phrase, blob=(xc, yc, max(r), min(r), theta)),
-    cleaned(clean_phrase),
-    coordinate,
-    coordinate,
-    st.lists(st.integers(1, 1000), min_size=2, max_size=2),
-    st.integers(0, 179),
-)
-latents = st.builds(
-    Latents,
-    text=cleaned(clean_text),
-    bbox=st.lists(boxes, max_size=3).map(tuple),
-    blob=st.lists(blobs, max_size=3).map(tuple),
-    voken=st.lists(st.integers(0, 63), min_size=1, max_size=9).map(tuple),
-)
+            continue
+    assert len(kept) > len(strings) / 2
+    return kept
 
 
-@QUICK
-@given(latents, CHOICES)
-def test_string_round_trip_is_exact(z, segments):
-    wanted = select(z, segments)
-    assert grammar.parse(grammar.serialise(z, segments), segments) == wanted
-    assert Latents.from_json(wanted.to_json()) == wanted
+def random_latents(rng, count, texts, phrases):
+    """Valid latents with all segments: up to two boxes and blobs, up to six vokens of 64."""
+    corners = np.sort(rng.integers(0, 1000, (count, 2, 2, 2)), axis=2)
+    corners[:, :, 1] += 1  # never without an area
+    axes = np.sort(rng.integers(1, 1001, (count, 2, 2)))[..., ::-1]
+    blobs = np.concatenate([rng.integers(0, 1001, (count, 2, 2)), axes, rng.integers(0, 180, (count, 2, 1))], axis=-1)
+    vokens, lengths = rng.integers(0, 64, (count, 6)).tolist(), rng.integers(0, 3, (count, 3)).tolist()
+    named = rng.integers(0, len(phrases), (count, 4)).tolist()
+    said, corners, blobs = (
+        rng.integers(0, len(texts), count).tolist(),
+        corners.reshape(count, 2, 4).tolist(),
+        blobs.tolist(),
+    )
+    for i in range(count):
+        names = [phrases[k] for k in named[i]]
+        yield Latents(
+            text=texts[said[i]],
+            bbox=tuple(Box(phrase=names[k], box=tuple(corners[i][k])) for k in range(lengths[i][0])),
+            blob=tuple(Blob(phrase=names[2 + k], blob=tuple(blobs[i][k])) for k in range(lengths[i][1])),
+            voken=tuple(vokens[i][: 2 * lengths[i][2] + 1]),
+        )
 
 
-@QUICK
-@given(latents, CHOICES, st.sampled_from(sorted(TOKENIZERS)))
-def test_token_round_trip_is_exact(z, segments, name):
-    tokenizer = TOKENIZERS[name]
-    try:
-        z = grammar.fit(z, tokenizer)
-    except LatentsError:
-        assume(False)
-    ids = grammar.to_tokens(z, segments, tokenizer)
-    assert ids[-1] == tokenizer.eos_id and all(i in range(tokenizer.rows) for i in ids)
-    assert grammar.from_tokens(ids + [0, 0, 5], segments, tokenizer) == select(z, segments)
+def choices(rng, count):
+    return [CHOICES[k] for k in rng.integers(0, len(CHOICES), count)]
 
 
-@QUICK
-@given(latents, st.sampled_from(sorted(TOKENIZERS)))
-def test_joined_segment_tokens_equal_tokens_of_the_joined_string(z, name):
-    tokenizer, segments = TOKENIZERS[name], ("text", "bbox", "blob")
-    try:
-        z = grammar.fit(z, tokenizer)
-    except LatentsError:
-        assume(False)
-    assert grammar.to_tokens(z, segments, tokenizer)[:-1] == tokenizer.encode(grammar.serialise(z, segments))
+@pytest.fixture(scope="module")
+def many():
+    """10,000 latents with any characters that latents may hold, and which segments of each to write."""
+    rng = np.random.default_rng(0)
+    strings = random_strings(rng, 2000)
+    latents = random_latents(rng, MANY, cleaned(strings, clean_text), cleaned(strings, clean_phrase))
+    return list(zip(latents, choices(rng, MANY), strict=True))
 
 
-@QUICK
-@given(latents, CHOICES, st.data())
-def test_mutated_strings_are_refused_or_valid(z, segments, data):
-    string = grammar.serialise(z, segments)
-    start = data.draw(st.integers(0, len(string)))
-    stop = data.draw(st.integers(start, min(len(string), start + 4)))
-    mutated = string[:start] + data.draw(anything) + string[stop:]
-    try:
-        found = grammar.parse(mutated, segments)
-    except LatentsError as error:
-        assert "\n" not in str(error)
-        return
-    assert validate(found) is found
-    assert grammar.parse(grammar.serialise(found, segments), segments) == found
+@pytest.fixture(scope="module", params=sorted(TOKENIZERS))
+def many_tokens(request):
+    """(tokenizer, 10,000 latents that it can write, their segments and ids)."""
+    tokenizer, rng = TOKENIZERS[request.param], np.random.default_rng(1)
+    strings = random_strings(rng, 1000)
+    texts = cleaned(strings, lambda s: grammar.fit(Latents(text=clean_text(s)), tokenizer).text)
+    boxes = ((Box(phrase=clean_phrase(s), box=(0, 0, 1, 1)),) for s in cleaned(strings, clean_phrase))
+    phrases = cleaned(list(boxes), lambda box: grammar.fit(Latents(bbox=box), tokenizer).bbox[0].phrase)
+    rows = []
+    for z, segments in zip(random_latents(rng, MANY, texts, phrases), choices(rng, MANY), strict=True):
+        rows.append((z, segments, grammar.to_tokens(z, segments, tokenizer)))
+    return tokenizer, rows
 
 
-@QUICK
-@given(latents, CHOICES, st.sampled_from(sorted(TOKENIZERS)), st.data())
-def test_mutated_tokens_are_refused_or_valid(z, segments, name, data):
-    tokenizer = TOKENIZERS[name]
-    try:
-        ids = grammar.to_tokens(grammar.fit(z, tokenizer), segments, tokenizer)
-    except LatentsError:
-        assume(False)
-    for _ in range(data.draw(st.integers(1, 3))):
-        ids[data.draw(st.integers(0, len(ids) - 1))] = data.draw(st.integers(0, tokenizer.rows - 1))
-    try:
-        found = grammar.from_tokens(ids, segments, tokenizer)
-    except LatentsError:
-        return
-    assert validate(found) is found
+def test_string_round_trip_is_exact_10000_times(many):
+    for z, segments in many:
+        wanted = select(z, segments)
+        assert grammar.parse(grammar.serialise(z, segments), segments) == wanted
+        assert Latents.from_json(wanted.to_json()) == wanted
+
+
+def test_token_round_trip_is_exact_10000_times(many_tokens):
+    tokenizer, rows = many_tokens
+    for z, segments, ids in rows:
+        assert ids[-1] == tokenizer.eos_id and min(ids) >= 0 and max(ids) < tokenizer.rows
+        assert grammar.from_tokens([*ids, 0, 0, 5], segments, tokenizer) == select(z, segments)
+
+
+def test_joined_segment_tokens_equal_tokens_of_the_joined_string(many_tokens):
+    tokenizer, rows = many_tokens
+    for z, segments, ids in rows[:2000]:
+        if "voken" not in segments:
+            assert ids[:-1] == tokenizer.encode(grammar.serialise(z, segments))
+
+
+def test_10000_mutated_strings_are_refused_or_valid(many):
+    rng = np.random.default_rng(2)
+    pieces, refused = random_strings(rng, 400), 0
+    cuts = np.sort(rng.random((MANY, 2)))
+    inserted = rng.integers(0, len(pieces), MANY)
+    for (z, segments), (start, stop), piece in zip(many, cuts, inserted, strict=True):
+        string = grammar.serialise(z, segments)
+        start = int(start * len(string))
+        stop = min(int(stop * len(string)), start + 4)
+        try:
+            found = grammar.parse(string[:start] + pieces[piece] + string[stop:], segments)
+        except LatentsError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert validate(found) is found
+        assert grammar.parse(grammar.serialise(found, segments), segments) == found
+    assert 0.1 * MANY < refused < 0.9 * MANY  # both ways were taken
+
+
+def test_10000_mutated_tokens_are_refused_or_valid(many_tokens):
+    tokenizer, rows = many_tokens
+    rng = np.random.default_rng(3)
+    places, others = rng.random((MANY, 2)), rng.integers(0, tokenizer.rows, (MANY, 2))
+    refused = 0
+    for (_, segments, ids), at, other in zip(rows, places, others, strict=True):
+        ids = list(ids)
+        for place, token in zip(at, other, strict=True):
+            ids[int(place * len(ids))] = int(token)
+        try:
+            found = grammar.from_tokens(ids, segments, tokenizer)
+        except LatentsError:
+            refused += 1
+            continue
+        assert validate(found) is found
+    assert 0.1 * MANY < refused < 0.99 * MANY
 
 
 def test_serialised_form_is_the_papers():
@@ -178,6 +218,8 @@ def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
     assert grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=3).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):
         grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=4)
+    with pytest.raises(LatentsError, match="vokens joined by '#'"):
+        grammar.from_tokens([ids[0], ids[0], ids[2], tokenizer.eos_id], ("voken",), tokenizer)
     with pytest.raises(LatentsError, match="voken 64"):
         grammar.to_tokens(Latents(voken=(64,)), ("voken",), tokenizer)
 

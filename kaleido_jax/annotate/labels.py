@@ -1,0 +1,106 @@
+"""What people have said and drawn already, as text, boxes and ellipses.
+
+Objects that are partly outside the square crop keep the part inside; the largest come first, by the area of their box,
+so that the numbers that a short bucket holds are those of what is seen best.
+"""
+
+from collections.abc import Sequence
+
+from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.data.sources import Example, LabelledObject
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents import geometry
+from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase, clean_text
+
+VERSION = "labels/1"  # stored with every record; raise it when a rule below changes
+
+
+class LabelledText:
+    """The long description that the data has, or else the caption."""
+
+    segments = ("text",)
+    needs = ()
+    origin = {"model": "labels", "version": VERSION}
+
+    def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
+        """One answer an example."""
+        del so_far
+        return [_or_failure("text", self._one, example) for example in examples]
+
+    def _one(self, example):
+        words = example.description or example.caption
+        if not words:
+            return Failure(segment="text", reason="the data has no caption of it")
+        return Latents(text=clean_text(words))
+
+
+class LabelledBoxes:
+    """The boxes that the data has."""
+
+    segments = ("bbox",)
+    needs = ()
+
+    def __init__(self, max_objects: int):
+        """Keeps the `max_objects` largest of an image."""
+        self.origin = {"model": "labels", "version": VERSION}
+        self._max_objects = max_objects
+
+    def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
+        """One answer an example."""
+        del so_far
+        return [_or_failure("bbox", self._one, example) for example in examples]
+
+    def _one(self, example):
+        size_px = example.image.shape[0]
+        chosen = largest([o for o in example.objects if o.box is not None], self._max_objects)
+        if not chosen:
+            return Failure(segment="bbox", reason="the data has no box in the square crop of it")
+        return Latents(bbox=tuple(Box(phrase=clean_phrase(o.phrase), box=_rounded(o, size_px)) for o in chosen))
+
+
+class LabelledBlobs:
+    """The ellipses with the second moments of the masks that the data has."""
+
+    segments = ("blob",)
+    needs = ()
+
+    def __init__(self, max_objects: int):
+        """Keeps the `max_objects` largest of an image."""
+        self.origin = {"model": "labels, second moments", "version": VERSION}
+        self._max_objects = max_objects
+
+    def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
+        """One answer an example."""
+        del so_far
+        return [_or_failure("blob", self._one, example) for example in examples]
+
+    def _one(self, example):
+        masked = [o for o in example.objects if o.mask is not None and o.mask.any()]
+        chosen = largest(masked, self._max_objects)
+        if not chosen:
+            return Failure(segment="blob", reason="the data has no mask in the square crop of it")
+        blobs = ((o, geometry.ellipse_to_blob(geometry.mask_to_ellipse(o.mask))) for o in chosen)
+        return Latents(blob=tuple(Blob(phrase=clean_phrase(o.phrase), blob=blob) for o, blob in blobs))
+
+
+def largest(objects: Sequence[LabelledObject], count: int) -> list[LabelledObject]:
+    """The `count` objects of the largest boxes (of masks, where there is no box), largest first; ties as given."""
+    return sorted(objects, key=_area, reverse=True)[:count]
+
+
+def _rounded(labelled, size_px):
+    return geometry.round_box(geometry.to_thousandths(labelled.box, size_px))
+
+
+def _area(labelled):
+    if labelled.box is None:
+        return float(labelled.mask.sum())
+    x1, y1, x2, y2 = labelled.box
+    return (x2 - x1) * (y2 - y1)
+
+
+def _or_failure(segment, annotate, example):
+    try:
+        return annotate(example)
+    except UserError as error:  # words without a readable character
+        return Failure(segment=segment, reason=str(error))
