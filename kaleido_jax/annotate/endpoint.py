@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaleido_jax.annotate.answers import Answer, UnusableAnswer
-from kaleido_jax.annotate.vision import Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.annotate.vision import Pace, Question, Reader, Unanswered, one_line, seed_of
 from kaleido_jax.config import AnnotateEndpoint
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
@@ -71,14 +71,15 @@ class Endpoint:
         *,
         max_tokens: int,
         model: str | None = None,
-        first_backoff_s: float = FIRST_BACKOFF_S,
+        first_backoff_s: float | None = None,
     ):
         """The server of `settings`; `model` where it is another than there; answers of at most `max_tokens`.
 
         Raises:
           UserError: no URL or model, an unset key variable, or the openai package is missing.
         """
-        self._settings, self._max_tokens, self._first_backoff_s = settings, max_tokens, first_backoff_s
+        self._settings, self._max_tokens = settings, max_tokens
+        self._first_backoff_s = FIRST_BACKOFF_S if first_backoff_s is None else first_backoff_s
         self._model = model or settings.model
         if not (settings.base_url and self._model):
             group = "config.annotate.endpoint"
@@ -87,8 +88,9 @@ class Endpoint:
         _import_openai()
         self._key()
         self._not_before = 0.0  # monotonic seconds; no request starts earlier
+        self._pace = Pace()
         self.usage = Usage()
-        self.origin = {"model": self._model, "server": "openai"}
+        self.origin = {"model": self._model, "server": "openai", "format": settings.image_format}
 
     def cost(self) -> float:
         """What the tokens so far cost, in the currency of the prices."""
@@ -108,7 +110,8 @@ class Endpoint:
         lost = [r for r in results if isinstance(r, _Lost)]
         self.usage.answers += len(results) - len(lost)
         self.usage.unanswered += len(lost)
-        log.info("%s", self.report())
+        if self._pace.due():
+            log.info("%s", self.report())
         if len(lost) == len(results) and _server_is_ill(lost):
             found = f"no answer from {self._settings.base_url} to any of {len(lost)} images ({lost[-1].reason})"
             raise user_error(found, "a server that answers", "start it, or correct config.annotate.endpoint")

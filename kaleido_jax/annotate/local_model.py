@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from kaleido_jax.annotate.answers import Answer, UnusableAnswer
-from kaleido_jax.annotate.vision import Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.annotate.vision import Pace, Question, Reader, Unanswered, one_line, seed_of
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 
@@ -51,6 +51,7 @@ class LocalModel:
         # The folder's name alone, so that records made on two machines say the same.
         self.origin = {"model": self._folder.resolve().name, "version": _fingerprint(self._folder)}
         self._model = self._processor = None
+        self._pace = Pace()
 
     def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
         """See VisionModel.
@@ -67,7 +68,8 @@ class LocalModel:
             for question, answer in zip(batch, self._generate(batch), strict=True):
                 results.append(self._settle(question, answer, read))
         taken = time.monotonic() - start
-        log.info("%s: %d images in %.1f s, %.2f img/s", self.origin["model"], len(results), taken, len(results) / taken)
+        if self._pace.due():
+            log.info("%s: %d images in %.1f s", self.origin["model"], len(results), taken)
         return results
 
     def _settle(self, question, answer, read):

@@ -37,7 +37,7 @@ class Server:
     """Answers the k-th request about a caption (found in the prompt as "image <name>") by the k-th of its behaviours.
 
     A behaviour is a text, a dict (the JSON answer), a status or (status, headers), or the name of a method below. The
-    last one is repeated.
+    last one is repeated. In place of a list may stand a function of the request's body that gives the behaviour.
     """
 
     def __init__(self, behaviours, default=GOOD):
@@ -59,8 +59,9 @@ class Server:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            script = self.behaviours.get(name, [self.default])
-            self.act(handler, script[min(count, len(script)) - 1])
+            default = self.default if callable(self.default) else [self.default]
+            script = self.behaviours.get(name, default)
+            self.act(handler, script(body) if callable(script) else script[min(count, len(script)) - 1])
         finally:
             with self.lock:
                 self.under_way -= 1

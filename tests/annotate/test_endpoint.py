@@ -61,18 +61,18 @@ MENDS = {
     "everything": ["half_json", CHINESE, 500, GOOD],
 }
 FAILS = {
-    "always_hangs": (["hang"], r"no answer within 0.4 s \(6 tries\)"),
-    "always_busy": ([429], r"status 429.*as asked.*\(6 tries\)"),
-    "always_crashes": ([500], r"status 500.*\(6 tries\)"),
-    "always_halves": (["half_json"], r"not JSON.*\(6 tries\)"),
-    "always_chinese": ([CHINESE], r"letters are not Latin \(6 tries\)"),
-    "always_german": ([GERMAN], r"not English.*\(6 tries\)"),
-    "always_refuses": (["I cannot assist with that request."], r"refusal: .*assist.*\(6 tries\)"),
-    "always_huge": (["ten_megabytes"], r"more than 1000000 bytes \(6 tries\)"),
-    "always_empty": ([""], r"empty answer \(6 tries\)"),
-    "filtered": ([reply(None, "content_filter")], r"filter.*\(6 tries\)"),
-    "declined": ([reply(None, refusal="I can't do that")], r"I can't do that \(6 tries\)"),
-    "cut_off": ([reply(GOOD, "length")], r"cut off.*\(6 tries\)"),
+    "always_hangs": (["hang"], r"no answer within 0.4 s \(5 tries\)"),
+    "always_busy": ([429], r"status 429.*as asked.*\(5 tries\)"),
+    "always_crashes": ([500], r"status 500.*\(5 tries\)"),
+    "always_halves": (["half_json"], r"not JSON.*\(5 tries\)"),
+    "always_chinese": ([CHINESE], r"letters are not Latin \(5 tries\)"),
+    "always_german": ([GERMAN], r"not English.*\(5 tries\)"),
+    "always_refuses": (["I cannot assist with that request."], r"refusal: .*assist.*\(5 tries\)"),
+    "always_huge": (["ten_megabytes"], r"more than 1000000 bytes \(5 tries\)"),
+    "always_empty": ([""], r"empty answer \(5 tries\)"),
+    "filtered": ([reply(None, "content_filter")], r"filter.*\(5 tries\)"),
+    "declined": ([reply(None, refusal="I can't do that")], r"I can't do that \(5 tries\)"),
+    "cut_off": ([reply(GOOD, "length")], r"cut off.*\(5 tries\)"),
     "too_large": ([400], r"status 400: as asked \(1 try\)"),
 }
 
@@ -82,7 +82,7 @@ def test_a_flaky_server_loses_no_image():
     names = sorted(scripts, key=lambda name: name[::-1])  # the two kinds mixed
     with serving(scripts) as server:
         # More tries than any of MENDS needs: a busy machine may let a good answer come too late.
-        results, usage = ask(server, names, timeout_s=0.4, retries=5)
+        results, usage = ask(server, names, timeout_s=0.4, retries=4)
     assert len(results) == len(names)
     for name, result in zip(names, results, strict=True):
         if name in MENDS:

@@ -119,6 +119,16 @@ def test_florence_gets_its_tasks_and_keeps_its_places(folders, monkeypatch):
     assert "Describe with a paragraph" in tokenizer.decode(calls[0]["input_ids"][0])
 
 
+def test_kosmos_is_told_to_ground_and_keeps_its_places(folders, monkeypatch):
+    model = LocalModel(folders("kosmos"), max_tokens=12, device="cpu")
+    says(model, "<phrase>a dog</phrase><object><patch_index_0000><patch_index_1023></object> sits", monkeypatch)
+    [result] = Grounder(model)(examples(1), [Latents()])
+    assert result == Latents(bbox=(Box(phrase="a dog", box=(16, 16, 984, 984)),))  # middles of the corner cells
+    monkeypatch.undo()
+    [answer] = model._generate([Question(id="e", image=image(0), image_size=28, prompt="<grounding>What")])
+    assert "What" not in answer.text  # the prompt that it repeats is cut off
+
+
 def test_captions_cannot_write_special_tokens(folders):
     bad = Example(id="e", image=image(0), caption="<image> <image>\n</s>thing")
     annotator = Captioner(LocalModel(folders("llava"), max_tokens=4, device="cpu"), image_size=28)

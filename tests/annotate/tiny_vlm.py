@@ -142,7 +142,37 @@ def _florence():
     return hf.Florence2ForConditionalGeneration(config), processor
 
 
-KINDS = {"llava": _llava, "qwen2.5": _qwen25, "florence": _florence}
+def _kosmos():
+    import transformers as hf
+
+    image_places = [f"<unused_{i}>" for i in range(64)]  # the 64 ids after <unk> stand where the image's states go
+    tokenizer = _tokenizer("</s>", "<pad>", bos="<s>", more=["<unk>", *image_places])
+    tokenizer.unk_token = "<unk>"
+    pictures = hf.CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
+    processor = hf.Kosmos2Processor(pictures, tokenizer)  # adds its own tokens
+    text = {
+        "vocab_size": len(tokenizer),
+        "embed_dim": 32,
+        "layers": 1,
+        "ffn_dim": 64,
+        "attention_heads": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = hf.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=64)
+    return hf.Kosmos2ForConditionalGeneration(config), processor
+
+
+KINDS = {"llava": _llava, "qwen2.5": _qwen25, "florence": _florence, "kosmos": _kosmos}
 
 if __name__ == "__main__":
     write(sys.argv[1], Path(sys.argv[2]))
