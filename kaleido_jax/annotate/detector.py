@@ -17,7 +17,7 @@ from kaleido_jax.annotate.onnx_model import OnnxModel, open_onnx
 from kaleido_jax.config import Annotate
 from kaleido_jax.data.sources import Example
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.geometry import box_iou, to_thousandths
+from kaleido_jax.latents.geometry import box_iou, round_box, to_thousandths
 from kaleido_jax.latents.types import Box, Latents, clean_phrase
 
 STRIDES = (8, 16, 32)
@@ -42,6 +42,7 @@ class Detector:
     model: OnnxModel
     class_names: tuple[str, ...]
     threshold: float
+    max_boxes: int
     segments: tuple[str, ...] = ("bbox",)
     needs: tuple[str, ...] = ()
 
@@ -51,7 +52,10 @@ class Detector:
         return {"model": "yolox", "version": self.model.fingerprint, "threshold": str(self.threshold)}
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """Latents with boxes, best first; an empty tuple where nothing reaches the threshold, which is no failure."""
+        """Latents with the max_boxes surest boxes, best first.
+
+        An empty tuple where nothing reaches the threshold, which is no failure.
+        """
         return [Latents(bbox=self._boxes(example.image)) for example in examples]
 
     def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
@@ -63,12 +67,9 @@ class Detector:
     def _boxes(self, image):
         found = self.detect(image)
         height, width = image.shape[:2]
-        rounded = np.rint(to_thousandths(found.boxes, (width, height, width, height))).astype(int)
-        return tuple(
-            Box(phrase=self.class_names[c], box=tuple(int(v) for v in box))
-            for box, c in zip(rounded, found.classes, strict=True)
-            if box[0] < box[2] and box[1] < box[3]  # thinner than one of 1000 units
-        )
+        boxes = to_thousandths(found.boxes, (width, height, width, height))
+        named = zip(boxes[: self.max_boxes], found.classes[: self.max_boxes], strict=True)
+        return tuple(Box(phrase=self.class_names[c], box=round_box(box)) for box, c in named)
 
 
 def open_detector(config: Annotate) -> Detector:
@@ -93,7 +94,7 @@ def open_detector(config: Annotate) -> Detector:
     # A size that the file leaves open is no number there.
     if len(shape) != 3 or any(isinstance(a, int) and a != b for a, b in zip(shape, expected, strict=True)):
         raise user_error(f"{path} gives {shape}", f"{expected}, for {len(names)} names", "correct the .names file")
-    return Detector(model=model, class_names=names, threshold=settings.threshold)
+    return Detector(model=model, class_names=names, threshold=settings.threshold, max_boxes=settings.max_boxes)
 
 
 def letterbox(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> tuple[Float32[np.ndarray, "3 H W"], float]:
