@@ -48,7 +48,7 @@ EXTRAS = {
         "onnxruntime>=1.22",  # detector and mask models
         "openai>=2,<4",  # captions from any server that speaks this protocol
         "ray[data]>=2.50,<3",  # the job on a cluster; one machine does without
-        "transformers>=5,<6",  # captions from a local model; interfaces move between majors
+        "transformers>=5,<6",  # captions from a local model, with torch; interfaces move between majors
     ],
     "eval": ["onnxruntime>=1.22"],  # feature networks
     "studio": ["gradio>=6.31,<7"],  # gr.HTML with a script of its own
@@ -56,6 +56,7 @@ EXTRAS = {
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests
         "hypothesis>=6.100",
+        "openai>=2,<4",  # the client of the annotators, against a server of the tests
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.17,<0.18",  # each series formats a little differently

@@ -7,12 +7,13 @@ import io
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaleido_jax.annotate.answers import Answer, UnusableAnswer
-from kaleido_jax.annotate.vision import Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.annotate.vision import Pace, Question, Reader, Unanswered, one_line, seed_of
 from kaleido_jax.config import AnnotateEndpoint
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
@@ -70,14 +71,15 @@ class Endpoint:
         *,
         max_tokens: int,
         model: str | None = None,
-        first_backoff_s: float = FIRST_BACKOFF_S,
+        first_backoff_s: float | None = None,
     ):
         """The server of `settings`; `model` where it is another than there; answers of at most `max_tokens`.
 
         Raises:
           UserError: no URL or model, an unset key variable, or the openai package is missing.
         """
-        self._settings, self._max_tokens, self._first_backoff_s = settings, max_tokens, first_backoff_s
+        self._settings, self._max_tokens = settings, max_tokens
+        self._first_backoff_s = FIRST_BACKOFF_S if first_backoff_s is None else first_backoff_s
         self._model = model or settings.model
         if not (settings.base_url and self._model):
             group = "config.annotate.endpoint"
@@ -86,8 +88,9 @@ class Endpoint:
         _import_openai()
         self._key()
         self._not_before = 0.0  # monotonic seconds; no request starts earlier
+        self._pace = Pace()
         self.usage = Usage()
-        self.origin = {"model": self._model, "server": "openai"}
+        self.origin = {"model": self._model, "server": "openai", "format": settings.image_format}
 
     def cost(self) -> float:
         """What the tokens so far cost, in the currency of the prices."""
@@ -107,7 +110,8 @@ class Endpoint:
         lost = [r for r in results if isinstance(r, _Lost)]
         self.usage.answers += len(results) - len(lost)
         self.usage.unanswered += len(lost)
-        log.info("%s", self.report())
+        if self._pace.due():
+            log.info("%s", self.report())
         if len(lost) == len(results) and _server_is_ill(lost):
             found = f"no answer from {self._settings.base_url} to any of {len(lost)} images ({lost[-1].reason})"
             raise user_error(found, "a server that answers", "start it, or correct config.annotate.endpoint")
@@ -178,7 +182,7 @@ class Endpoint:
             raise _Trouble(f"no connection: {error.__cause__ or error}", reached=False) from error
         except openai.APIStatusError as error:
             raise self._refused(error) from error
-        except _transport_error() as error:  # in the middle of the body, where openai does not wrap it
+        except _transport_errors() as error:  # in the middle of the body, where openai does not wrap it
             raise _Trouble(f"the connection broke off: {error}") from error
         return self._answer(body)
 
@@ -237,7 +241,10 @@ class Endpoint:
                 setattr(self.usage, name, getattr(self.usage, name) + tokens)
 
     def _refused(self, error):
-        status, told = error.status_code, one_line(error.message)
+        status, told = error.status_code, error.body or error.message
+        if isinstance(told, dict):  # {"message": ...} is OpenAI's, {"detail": ...} FastAPI's
+            told = told.get("message") or told.get("detail") or told
+        told = one_line(told)
         if status in _FATAL:
             found = f"{self._settings.base_url} answers {status} for model {self._model!r} ({told})"
             return user_error(found, "a server that accepts requests", _FATAL[status])
@@ -283,10 +290,7 @@ def _import_openai():
     return openai
 
 
-def _transport_error():
-    """The base of what openai's HTTP library raises: httpx2 from openai 3 on, httpx before."""
-    try:
-        from httpx2 import HTTPError
-    except ImportError:
-        from httpx import HTTPError
-    return HTTPError
+def _transport_errors():
+    """What openai's HTTP library raises: httpx2 with openai 3, httpx before; the other may be there as well."""
+    loaded = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return tuple(library.HTTPError for library in loaded)

@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from kaleido_jax.annotate.answers import Answer, UnusableAnswer
-from kaleido_jax.annotate.vision import Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.annotate.vision import Pace, Question, Reader, Unanswered, one_line, seed_of
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 
@@ -49,6 +51,7 @@ class LocalModel:
         # The folder's name alone, so that records made on two machines say the same.
         self.origin = {"model": self._folder.resolve().name, "version": _fingerprint(self._folder)}
         self._model = self._processor = None
+        self._pace = Pace()
 
     def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
         """See VisionModel.
@@ -65,7 +68,8 @@ class LocalModel:
             for question, answer in zip(batch, self._generate(batch), strict=True):
                 results.append(self._settle(question, answer, read))
         taken = time.monotonic() - start
-        log.info("%s: %d images in %.1f s, %.2f img/s", self.origin["model"], len(results), taken, len(results) / taken)
+        if self._pace.due():
+            log.info("%s: %d images in %.1f s", self.origin["model"], len(results), taken)
         return results
 
     def _settle(self, question, answer, read):
@@ -91,7 +95,7 @@ class LocalModel:
             model = AutoModelForImageTextToText.from_pretrained(
                 self._folder, local_files_only=True, dtype=_dtype(torch, self._device)
             )
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             found = f"{self._folder} cannot be loaded ({one_line(error)})"
             do = "name a folder with weights, config and processor files that this transformers knows"
             raise user_error(found, "an image-text-to-text model of transformers", do) from error
@@ -102,22 +106,15 @@ class LocalModel:
         self._model = model.to(self._device).eval()
 
     def _inputs(self, questions):
-        pictures = [question.picture() for question in questions]
-        if self.own_prompts:
-            prompts = [question.prompt for question in questions]
-            return self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt")
-        chats = [
-            [{"role": "user", "content": [{"type": "image", "image": p}, {"type": "text", "text": q.prompt}]}]
-            for p, q in zip(pictures, questions, strict=True)
-        ]
-        return self._processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
+        prompts, more = [question.prompt for question in questions], {}
+        if not self.own_prompts:
+            content = [[{"type": "image"}, {"type": "text", "text": prompt}] for prompt in prompts]
+            chats = [[{"role": "user", "content": parts}] for parts in content]
+            prompts = self._processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+            bos = self._processor.tokenizer.bos_token
+            more = {"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}
+        pictures = [[question.picture()] for question in questions]
+        return self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt", **more)
 
     def _generate(self, questions, seed=None):
         """The answers; greedy without a seed, sampled with one."""

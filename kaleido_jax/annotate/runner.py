@@ -261,7 +261,7 @@ def _finish(job: Job, done: list[dict]) -> Manifest:
         date=job.date,
     )
     write_manifest(job.folder, manifest)
-    _warn_of_strangers(job, manifest)
+    _tidy(job, manifest)
     return manifest
 
 
@@ -277,8 +277,13 @@ def _source_told(job) -> dict[str, Any]:
     return {"split": "", "image_size": job.image_size} | told
 
 
-def _warn_of_strangers(job, manifest):
+def _tidy(job, manifest):
+    """Removes what killed workers left half written, and names shards that are not of this job."""
+    folder = job.folder / job.shards
     listed = {job.folder / shard.file for shard in manifest.shards}
-    strange = sorted(set((job.folder / job.shards).glob("*.array_record")) - listed)
+    for path in listed:
+        for half in [*folder.glob(f".{path.name}.*.tmp"), *folder.glob(f".{path.stem}.json.*.tmp")]:
+            half.unlink(missing_ok=True)
+    strange = sorted(set(folder.glob("*.array_record")) - listed)
     if strange:
-        log.warning("%d shards in %s are of an earlier job, e.g. %s", len(strange), strange[0].parent, strange[0].name)
+        log.warning("%d shards in %s are of another job, e.g. %s", len(strange), folder, strange[0].name)

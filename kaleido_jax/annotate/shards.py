@@ -20,7 +20,7 @@ from kaleido_jax.data.preprocess import square_crop
 from kaleido_jax.data.records import VERSION, Record, encode_image, longest, write_atomically, write_shard
 from kaleido_jax.data.sources import Example, Source, open_source
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.latents.grammar import SEPARATOR, segment_tokens
+from kaleido_jax.latents.grammar import SEPARATOR, fit, segment_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, select
 
@@ -81,6 +81,7 @@ class OpenJob:
         self.job = job
         self.source: Source = open_source(**job.source)
         self.annotators: list[Annotator] = open_annotators(job.annotators, job.segments, self.source)
+        self.separator = len(job.tokenizer.encode(SEPARATOR))
         self.origins = {s: dict(a.origin) for a in self.annotators for s in a.segments}
         told = job.told() | {"origins": self.origins, "examples": self.source.fingerprint, "date": job.date}
         self.specification = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -170,8 +171,9 @@ def _annotate(opened: OpenJob, indices: range, notes: _Notes, advance: Advance) 
         latents = _run(annotator, examples, latents, notes)
     for example, z in zip(examples, latents, strict=True):
         record = _record(opened, example, z, notes)
-        if record is not None:
-            notes.lengths.append(_lengths(record, job))
+        lengths = record and _lengths(record, opened.separator)
+        if record is not None and _fits(record.id, lengths, job, notes):
+            notes.lengths.append(lengths)
             notes.counts.update(record.tokens.keys())
             notes.measures.append(agreement.measure(example, record.latents))
             yield record
@@ -202,50 +204,56 @@ def _run(annotator, examples, latents, notes):
 
 
 def _record(opened, example, z, notes) -> Record | None:
-    job, tokens = opened.job, {}
+    job, tokens, kept = opened.job, {}, Latents()
     for segment in job.segments:
         if getattr(z, segment) is None:
             continue
         try:
-            tokens[segment] = segment_tokens(z, segment, job.tokenizer)
+            part, tokens[segment] = _tokens(select(z, (segment,)), segment, job.tokenizer)
+            kept = replace(kept, **{segment: getattr(part, segment)})
         except UserError as error:
             notes.fail(example.id, Failure(segment=segment, reason=str(error)))
     if any(segment not in tokens for segment in job.required):
         return None
-    record = Record(
+    return Record(
         id=example.id,
         image=encode_image(example.image),
         caption=example.caption,
         caption_tokens=job.tokenizer.encode(example.caption),
-        latents=select(z, tuple(tokens)),
+        latents=kept,
         tokens=tokens,
         provenance={s: opened.origins[s] | {"date": job.date} for s in tokens},
         credit=example.credit,
     )
-    return record if _fits(record, job, notes) else None
 
 
-def _fits(record, job, notes):
-    lengths = _lengths(record, job)
-    joined = lengths.get(" | ".join(record.tokens), 0)
+def _tokens(part, segment, tokenizer):
+    try:
+        return part, segment_tokens(part, segment, tokenizer)
+    except UserError:  # mostly characters that the vocabulary has not: "<", "{" in T5's
+        part = fit(part, tokenizer)
+        return part, segment_tokens(part, segment, tokenizer)
+
+
+def _fits(example_id, lengths, job, notes):
+    joined = max((n for what, n in lengths.items() if what != "caption"), default=0)
     for what, found, allowed, field in (
         ("caption", lengths["caption"], job.caption_tokens, "data.caption_tokens"),
         ("latents", joined, job.latents_tokens, "latents.max_tokens"),
     ):
         if found > allowed:
             reason = f"{what} of {found} tokens, more than {field} = {allowed}"
-            notes.fail(record.id, Failure(segment="length", reason=reason))
+            notes.fail(example_id, Failure(segment="length", reason=reason))
             return False
     return True
 
 
-def _lengths(record, job):
-    separator = len(job.tokenizer.encode(SEPARATOR))
-    lengths, present = {"caption": len(record.caption_tokens) + 1}, tuple(record.tokens)
-    for size in range(1, len(present) + 1):
-        for chosen in itertools.combinations(present, size):
-            content = sum(len(record.tokens[s]) for s in chosen)
-            lengths[" | ".join(chosen)] = content + separator * (size - 1) + 1
+def _lengths(record, separator):
+    """Tokens with eos of the caption and of every combination of segments."""
+    lengths, counts = {"caption": len(record.caption_tokens) + 1}, {s: len(ids) for s, ids in record.tokens.items()}
+    for size in range(1, len(counts) + 1):
+        for chosen in itertools.combinations(counts, size):
+            lengths[" | ".join(chosen)] = sum(counts[s] for s in chosen) + separator * (size - 1) + 1
     return lengths
 
 

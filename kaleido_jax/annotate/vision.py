@@ -1,6 +1,7 @@
 """What captioner and grounder ask of a vision-language model, wherever it runs."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,7 @@ from kaleido_jax.data.sources import Example
 from kaleido_jax.latents.types import Latents
 
 Reader = Callable[[Answer], Latents]  # raises UnusableAnswer
+LOG_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,21 @@ def _bad_image(segment, image):
     if dtype == np.uint8 and len(shape) == 3 and shape[0] == shape[1] > 0 and shape[2] == 3:
         return None
     return Failure(segment=segment, reason=f"image of shape {shape} and type {dtype}, wanted a square RGB crop, uint8")
+
+
+class Pace:
+    """Says when to log again: a call is a few seconds, a job days."""
+
+    def __init__(self):
+        self._next = -np.inf  # monotonic seconds
+
+    def due(self) -> bool:
+        """True at the first call and then once a minute."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + LOG_EVERY_S
+        return True
 
 
 def one_line(text: object, limit: int = 200) -> str:

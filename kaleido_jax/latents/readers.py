@@ -35,6 +35,7 @@ _ANY_TAG = re.compile(r"<[^<>]{0,40}>")
 _BRACKETS = re.compile(r"[(\[]([^()\[\]]*+)[)\]]")
 _NUMBER_WORD = re.compile(r"[^\s,;()\[\]]++")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,12}(?:\.[0-9]{0,20})?", re.ASCII)
+_NUMBER_START = re.compile(r"(?<![\w.])[+-]?[0-9]", re.ASCII)
 _JSON_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|[{}]')
 _TRAILING_COMMA = re.compile(r",(\s*+[\]}])")
 _LIST_MARK = re.compile(r"\s*+(?:[-*\u2022]|[0-9]{1,3}[.)])\s++")
@@ -169,9 +170,9 @@ def _read_plain(answer: str, collected: "_Collector") -> None:
     start = 0
     for match in _BRACKETS.finditer(answer):
         numbers = _numbers(match[1])
-        if numbers is None:
-            continue  # "(brown)" is part of a phrase
-        if len(numbers) == 4:
+        if numbers is None and len(_NUMBER_START.findall(match[1])) < 2:
+            continue  # "(brown)" is part of a phrase, "(12, nan, 3, 4)" is none
+        if numbers is not None and len(numbers) == 4:
             collected.add(collected.clean(_last_line(answer[start : match.start()])), numbers)
         else:
             collected.remark("boxes without four numbers, left out")

@@ -19,7 +19,7 @@ GOOD = (
     "living room behind them, where a grey sofa and a shelf with books are out of focus. The logo on the lid of the "
     "laptop glows white."
 )
-HANG_S = 1.5  # longer than any time-out of the tests
+HANG_S = 1.5  # longer than the time-out of the tests that hang
 
 
 def reply(text, finish="stop", **message):
@@ -37,7 +37,7 @@ class Server:
     """Answers the k-th request about a caption (found in the prompt as "image <name>") by the k-th of its behaviours.
 
     A behaviour is a text, a dict (the JSON answer), a status or (status, headers), or the name of a method below. The
-    last one is repeated.
+    last one is repeated. In place of a list may stand a function of the request's body that gives the behaviour.
     """
 
     def __init__(self, behaviours, default=GOOD):
@@ -59,8 +59,9 @@ class Server:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            script = self.behaviours.get(name, [self.default])
-            self.act(handler, script[min(count, len(script)) - 1])
+            default = self.default if callable(self.default) else [self.default]
+            script = self.behaviours.get(name, default)
+            self.act(handler, script(body) if callable(script) else script[min(count, len(script)) - 1])
         finally:
             with self.lock:
                 self.under_way -= 1
@@ -91,7 +92,7 @@ class Server:
     def drip(self, handler):
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(100):  # each read is in time, the whole never comes
+        for _ in range(75):  # each read is in time, the whole never comes
             handler.wfile.write(b" ")
             if self.stopping.wait(0.02):
                 return
@@ -148,7 +149,7 @@ def serving(behaviours=None, default=GOOD):
 
 
 def settings(server, **changes):
-    quick = {"base_url": server.base_url, "model": "tiny", "timeout_s": 0.4, "retries": 3, "concurrency": 8}
+    quick = {"base_url": server.base_url, "model": "tiny", "timeout_s": 10.0, "retries": 3, "concurrency": 8}
     return AnnotateEndpoint(**(quick | changes))
 
 

@@ -3,8 +3,7 @@ import pytest
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.draw import draw_blobs, draw_boxes, latents_panel
-from kaleido_jax.latents.types import Blob, Box, Latents, check_blob, check_box
+from kaleido_jax.latents.types import check_blob, check_box
 
 
 def test_box_of_a_mask_is_its_pixel_edges():
@@ -81,25 +80,151 @@ def test_empty_mask_is_told():
             measure(np.zeros((4, 4), bool))
 
 
-def test_panel_shows_every_segment():
-    z = Latents(
-        text="a very long sentence " * 8 + "w" * 200,
-        bbox=(Box(phrase="boot", box=(0, 0, 1000, 1000)),),
-        blob=(Blob(phrase="boot", blob=(500, 500, 400, 100, 30)),),
-        voken=tuple(range(32)),
-    )
-    empty = latents_panel(Latents(), 160)
-    assert empty.size == (160, 160)
-    full = latents_panel(z, 160)
-    assert full.width == 160 and full.height > 320
-    for segment in ("text", "bbox", "blob", "voken"):
-        part = latents_panel(Latents(**{segment: getattr(z, segment)}), 160)
-        assert len(part.getcolors(1 << 16)) > 2, segment
+# ----------------------------------------------------------------------------------------- fitted ellipses
+def turned(a, b):
+    """Degrees between two axes; theta and theta + 180 are one."""
+    return np.abs((a - b + 90) % 180 - 90)
 
 
-def test_drawing_leaves_the_given_image_alone():
-    image = latents_panel(Latents(), 64)
-    before = image.tobytes()
-    assert draw_boxes(image, [Box(phrase="a", box=(0, 0, 500, 500))]).tobytes() != before
-    assert draw_blobs(image, [Blob(phrase="a", blob=(500, 500, 300, 200, 0))]).tobytes() != before
-    assert image.tobytes() == before
+def random_ellipses(count, size_px, seed=0):
+    """Ellipses inside the canvas, at least four pixels thin."""
+    rng = np.random.default_rng(seed)
+    major = rng.uniform(4000 / size_px, 400, count)
+    minor = np.maximum(major * rng.uniform(0.2, 1, count), 2000 / size_px)
+    xc, yc = rng.uniform(major, 1000 - major, (2, count))
+    return np.stack([xc, yc, major, minor, rng.uniform(0, 180, count)], axis=-1)
+
+
+def test_fit_to_exact_points_is_exact():
+    for ellipse in random_ellipses(50, 64):
+        # From a third of the outline, and from a handful of points.
+        for points in (geometry.ellipse_to_polygon(ellipse, 90)[:30], geometry.ellipse_to_polygon(ellipse, 5)):
+            found = geometry.fit_ellipse(points)
+            np.testing.assert_allclose(found[:4], ellipse[:4], rtol=1e-6)
+            assert turned(found[4], ellipse[4]) < 1e-4
+
+
+@pytest.mark.parametrize("size", [48, 200])
+@pytest.mark.parametrize("fit", [geometry.mask_to_fitted_ellipse, geometry.mask_to_ellipse])
+def test_rasterised_ellipse_is_found_again(size, fit):
+    ellipses = random_ellipses(100, size)
+    found = np.stack([fit(mask) for mask in geometry.ellipse_mask(ellipses, size)])
+    pixel = 1000 / size
+    # The outline is known to half a pixel at each of its points; no parameter is worse, though the ends of a long
+    # axis rest on few of them, hence a whole one there. An angle shows by how far it moves those ends.
+    np.testing.assert_array_less(np.abs(found - ellipses)[:, [0, 1, 3]], 0.5 * pixel)
+    np.testing.assert_array_less(np.abs(found - ellipses)[:, 2], pixel)
+    moved = np.radians(turned(found[:, 4], ellipses[:, 4])) * (ellipses[:, 2] - ellipses[:, 3])
+    np.testing.assert_array_less(moved, 0.5 * pixel)
+    assert (found[:, 2] >= found[:, 3]).all() and ((found[:, 4] >= 0) & (found[:, 4] < 180)).all()
+
+
+@pytest.mark.parametrize("fit", [geometry.mask_to_fitted_ellipse, geometry.mask_to_ellipse])
+def test_fits_turn_and_move_with_the_mask(fit):
+    rng = np.random.default_rng(0)
+    for ellipse in random_ellipses(20, 64, seed=1):
+        # No ellipse, so that the fit has something to decide: bites out of it, within rows and columns 12 to 52.
+        ellipse[:2] = 500 + (ellipse[:2] - 500) * 0.1
+        ellipse[2:4] *= 0.5
+        mask = geometry.ellipse_mask(ellipse, 64) & ~(
+            geometry.ellipse_mask([*rng.uniform(400, 600, 2), 80, 60, 20], 64)
+        )
+        if mask.sum() < 20:
+            continue
+        found = fit(mask)
+        xc, yc, *axes, theta = fit(np.rot90(mask))  # a quarter turn against the clock: (x, y) -> (y, 1000 - x)
+        np.testing.assert_allclose([1000 - yc, xc, *axes], found[:4], atol=1e-6)
+        assert turned(theta, found[4] - 90) < 1e-4
+        moved = fit(np.roll(mask, (5, -7), axis=(0, 1)))
+        np.testing.assert_allclose(moved[:4] - found[:4], [-7000 / 64, 5000 / 64, 0, 0], atol=1e-6)
+        mirrored = fit(mask[:, ::-1])
+        assert turned(mirrored[4], -found[4]) < 1e-4
+
+
+def test_fit_follows_an_object_that_the_border_cuts():
+    ellipse = np.array([60, 500, 300, 200, 30.0])
+    mask = geometry.ellipse_mask(ellipse, 128)
+    np.testing.assert_allclose(geometry.mask_to_fitted_ellipse(mask), ellipse, atol=1000 / 128)
+    assert abs(geometry.mask_to_ellipse(mask)[0] - ellipse[0]) > 50  # its moments see what is left of it
+
+
+def test_holes_do_not_change_the_fit():
+    mask = geometry.ellipse_mask([500, 500, 400, 300, 20], 64)
+    holed = mask & ~geometry.ellipse_mask([450, 520, 150, 100, 0], 64)
+    np.testing.assert_array_equal(geometry.mask_to_fitted_ellipse(holed), geometry.mask_to_fitted_ellipse(mask))
+
+
+def _mask(*slices):
+    mask = np.zeros((20, 20), bool)
+    for rows, columns in slices:
+        mask[rows, columns] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        _mask((5, 3)),
+        _mask((5, slice(3, 5))),
+        _mask((5, slice(3, 15))),
+        _mask((5, slice(None))),
+        _mask((slice(None), 19)),
+        _mask((slice(None), slice(None))),
+        _mask((slice(None), slice(0, 9))),
+        _mask((0, 0), (19, 19)),
+        np.eye(20, dtype=bool),
+        np.random.default_rng(0).random((20, 20)) > 0.5,
+    ],
+)
+def test_degenerate_masks_give_ordered_ellipses(mask):
+    for fit in (geometry.mask_to_fitted_ellipse, geometry.mask_to_ellipse):
+        ellipse = fit(mask)
+        assert np.isfinite(ellipse).all() and ellipse[2] >= ellipse[3] > 0 and 0 <= ellipse[4] < 180
+        check_blob(geometry.ellipse_to_blob(ellipse))
+        check_box(geometry.round_box(geometry.ellipse_to_box(ellipse)))
+
+
+def test_points_without_an_ellipse_give_none():
+    line = np.stack([np.arange(9.0), 2 * np.arange(9.0)], axis=-1)
+    for points in (line, line[:4], np.ones((9, 2)), np.zeros((0, 2))):
+        assert geometry.fit_ellipse(points) is None
+
+
+def test_axes_are_ordered_and_circles_have_angle_zero():
+    np.testing.assert_allclose(geometry.order_axes([1, 2, 3, 4, 100]), [1, 2, 4, 3, 10])
+    np.testing.assert_allclose(geometry.order_axes([1, 2, 4, 3, -30]), [1, 2, 4, 3, 150])
+    np.testing.assert_allclose(geometry.order_axes([1, 2, 3, 3, 77]), [1, 2, 3, 3, 0])
+    assert geometry.order_axes([1, 2, 4, 3, -1e-20])[4] == 0
+    assert geometry.ellipse_to_blob([500, 500, 100.3, 99.8, 60]) == (500, 500, 100, 100, 0)
+    assert geometry.ellipse_to_blob([500, 500, 100.3, 90.8, 179.7]) == (500, 500, 100, 91, 0)
+
+
+def test_box_of_an_ellipse_is_tight():
+    ellipses = random_ellipses(50, 64)
+    polygons = geometry.ellipse_to_polygon(ellipses, 4000)
+    tight = np.concatenate([polygons.min(axis=1), polygons.max(axis=1)], axis=-1)
+    np.testing.assert_allclose(geometry.ellipse_to_box(ellipses), tight, atol=1e-3)  # 400 (1 - cos(pi / 4000)) = 1e-4
+    np.testing.assert_allclose(geometry.ellipse_to_box([900, 100, 300, 200, 0]), [600, 0, 1000, 300])
+
+
+def test_box_and_its_ellipse_are_inverse():
+    for box in ([100, 200, 500, 900], [0, 0, 1000, 10], [3, 3, 5, 5]):
+        np.testing.assert_allclose(geometry.ellipse_to_box(geometry.box_to_ellipse(box)), box)
+    np.testing.assert_allclose(geometry.box_to_ellipse([100, 200, 500, 900]), [300, 550, 350, 200, 90])
+
+
+def test_rounded_boxes_are_valid():
+    rng = np.random.default_rng(0)
+    for corners in np.sort(rng.uniform(-100, 1100, (200, 2, 2)), axis=1):
+        check_box(geometry.round_box(corners.reshape(4)))
+    assert geometry.round_box([999.8, 3.2, 1000, 3.4]) == (999, 3, 1000, 4)
+
+
+def test_mask_iou_broadcasts():
+    a, b, c = (geometry.ellipse_mask([x, 500, 200, 200, 0], 50) for x in (300, 300, 900))
+    np.testing.assert_allclose(geometry.mask_iou(a, np.stack([b, c, np.zeros_like(a)])), [1, 0, 0])
+    assert geometry.mask_iou(a & False, a & False) == 1
+    half = np.zeros((4, 4), bool)
+    half[:2] = True
+    quarter = half & half.T
+    assert geometry.mask_iou(half, quarter) == 0.5

@@ -84,6 +84,15 @@ def random_latents(rng, count, texts, phrases):
         )
 
 
+def writable_latents(tokenizer, rng, count):
+    """As random_latents, in words that the vocabulary can write."""
+    strings = random_strings(rng, 1000)
+    texts = cleaned(strings, lambda s: grammar.fit(Latents(text=clean_text(s)), tokenizer).text)
+    boxes = ((Box(phrase=clean_phrase(s), box=(0, 0, 1, 1)),) for s in cleaned(strings, clean_phrase))
+    phrases = cleaned(list(boxes), lambda box: grammar.fit(Latents(bbox=box), tokenizer).bbox[0].phrase)
+    return random_latents(rng, count, texts, phrases)
+
+
 def choices(rng, count):
     return [CHOICES[k] for k in rng.integers(0, len(CHOICES), count)]
 
@@ -101,12 +110,8 @@ def many():
 def many_tokens(request):
     """(tokenizer, 10,000 latents that it can write, their segments and ids)."""
     tokenizer, rng = TOKENIZERS[request.param], np.random.default_rng(1)
-    strings = random_strings(rng, 1000)
-    texts = cleaned(strings, lambda s: grammar.fit(Latents(text=clean_text(s)), tokenizer).text)
-    boxes = ((Box(phrase=clean_phrase(s), box=(0, 0, 1, 1)),) for s in cleaned(strings, clean_phrase))
-    phrases = cleaned(list(boxes), lambda box: grammar.fit(Latents(bbox=box), tokenizer).bbox[0].phrase)
     rows = []
-    for z, segments in zip(random_latents(rng, MANY, texts, phrases), choices(rng, MANY), strict=True):
+    for z, segments in zip(writable_latents(tokenizer, rng, MANY), choices(rng, MANY), strict=True):
         rows.append((z, segments, grammar.to_tokens(z, segments, tokenizer)))
     return tokenizer, rows
 
@@ -218,6 +223,8 @@ def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
     assert grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=3).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):
         grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=4)
+    with pytest.raises(LatentsError, match="vokens joined by '#'"):
+        grammar.from_tokens([ids[0], ids[0], ids[2], tokenizer.eos_id], ("voken",), tokenizer)
     with pytest.raises(LatentsError, match="voken 64"):
         grammar.to_tokens(Latents(voken=(64,)), ("voken",), tokenizer)
 
