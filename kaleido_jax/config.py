@@ -171,9 +171,7 @@ class AnnotateBbox:
     coordinates: str = "thousandths"  # in which a model answers: "thousandths" or "pixels" (Qwen2.5-VL)
     image_size: int = 448  # px, side of the picture that a vision-language model is shown; pixels: a multiple of 28
     batch_size: int = 8  # images of one pass of a local model
-    max_boxes: int = (
-        10  # of an image: the first named, the surest found by onnx; of labels, also ellipses, the largest
-    )
+    max_boxes: int = 10  # of an image: the first named, the surest found by onnx; of labels, also ellipses, the largest
     threshold: float = 0.3  # onnx: least score of a box, objectness times class, 0..1
 
 
