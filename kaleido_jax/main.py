@@ -30,7 +30,8 @@ flags:
   --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64
   --workdir=DIR          folder of the run: config.json, metrics.jsonl, checkpoints/, samples/, eval/
   --input=PATH           convert: T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir
-                         (its denoiser, EMA); the kind is recognised, and nothing in a .pth is run
+                         (EMA: its T5 as t5x or huggingface, else its denoiser); the kind is recognised, and nothing in
+                         a .pth is run
   --output=DIR           convert: a new folder
   --format=FORMAT        convert: t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)
   --help                 this text
