@@ -43,7 +43,8 @@ EXTRAS = {
     # To prepare a tfds data set, and for clu's own metric writers, which do not declare that they need both.
     # 2.20 is the first TensorFlow for Python 3.13.
     "tfds": ["tensorflow>=2.20,<3", "tensorboard>=2.20,<3"],
-    "seqio": ["seqio>=0.0.20", "tensorflow>=2.20,<3", "tensorflow-text>=2.20,<3"],
+    # Tasks for t5x and other seqio programs; gin reads launch/t5x. t5x itself is on no registry.
+    "seqio": ["seqio>=0.0.20", "gin-config>=0.5", "tensorflow>=2.20,<3", "tensorflow-text>=2.20,<3"],
     "annotate": [
         "onnxruntime>=1.22",  # detector and mask models
         "openai>=2,<4",  # captions from any server that speaks this protocol

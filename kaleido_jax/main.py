@@ -33,7 +33,8 @@ flags:
   --limit=N              annotate: only the first N images, as --config.annotate.limit=N
   --sample_report[=N]    annotate: N images in report.html (100), as --config.annotate.report_samples=N
   --input=PATH           convert: T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir
-                         (its denoiser, EMA); the kind is recognised, and nothing in a .pth is run
+                         (EMA: its T5 as t5x or huggingface, else its denoiser); the kind is recognised, and nothing in
+                         a .pth is run
   --output=DIR           convert: a new folder
   --format=FORMAT        convert: t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)
   --help                 this text

@@ -128,7 +128,10 @@ def plan(config: Config, workdir: Path | None = None) -> None:
 
 
 def convert(source: Path, output: Path, form: str) -> None:
-    """Writes a T5 checkpoint or a denoiser as a new folder in another format; sizes are read from the tensors."""
+    """Writes a T5 checkpoint or a denoiser as a new folder in another format; sizes are read from the tensors.
+
+    Of a workdir "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
+    """
     from kaleido_jax.interop import checkpoint, mdm_files
 
     trained = (source / "checkpoints").is_dir()
@@ -140,6 +143,10 @@ def convert(source: Path, output: Path, form: str) -> None:
         weights = open_denoiser(source)
         say(f"{output}: {mdm_files.convert(weights, output, form)}, from {weights.path} as {form}")
         return
+    if trained:
+        from kaleido_jax.train.handover import trained_t5
+
+        source = trained_t5(source)
     read = checkpoint.convert(source, output, form)
     say(f"{output}: {len(read.names)} tensors of {read.path} as {form}")
 

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 import kaleido_jax
 
 REPO = Path(__file__).parent.parent
+FOR_OTHERS = ("kaleido_jax.interop.seqio_tasks", "kaleido_jax.interop.t5x_network")  # seqio's and t5x's programs
 
 
 def python(*args):
@@ -34,11 +35,26 @@ def test_import_brings_neither_jax_nor_tensorflow(module):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_no_module_brings_tensorflow():
+def modules():
+    """Name -> file."""
     files = sorted((REPO / "kaleido_jax").rglob("[!_]*.py"))
-    modules = [".".join(file.relative_to(REPO).with_suffix("").parts) for file in files]
-    done = python("-c", f"import sys, {', '.join(modules)}; print('tensorflow' in sys.modules)")
+    return {".".join(file.relative_to(REPO).with_suffix("").parts): file for file in files}
+
+
+def test_no_module_brings_tensorflow():
+    names = [name for name in modules() if name not in FOR_OTHERS]
+    done = python("-c", f"import sys, {', '.join(names)}; print('tensorflow' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_nothing_imports_the_modules_for_other_programs():
+    assert set(FOR_OTHERS) <= modules().keys()
+    for name, file in modules().items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            inside = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            assert not {f"{inside}{word}" for word in found} & set(FOR_OTHERS), name
+            assert not inside or inside.rstrip(".") not in FOR_OTHERS, name
 
 
 def test_changelog_starts_with_what_is_unreleased_and_then_this_version():

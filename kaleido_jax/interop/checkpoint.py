@@ -9,6 +9,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -82,10 +83,23 @@ def _open_safetensors(path):
     return KaleidoCheckpoint(files) if ours else HuggingFaceCheckpoint(files)
 
 
+class Leaves(Protocol):
+    """Our leaves by name, "encoder/layers/mlp/wo/kernel", in safetensors or in memory."""
+
+    path: Path
+    names: tuple[str, ...]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a leaf."""
+
+    def read(self, name: str, index=...) -> np.ndarray:
+        """A leaf, or one layer of it."""
+
+
 class KaleidoCheckpoint:
     """Our own leaves, layers stacked, under t5x's names."""
 
-    def __init__(self, files: Safetensors):
+    def __init__(self, files: Leaves):
         """Reads headers only."""
         self.path, self._files, self._places = files.path, files, {}
         for name in files.names:
@@ -213,11 +227,11 @@ def fit_rows(old: np.ndarray, rows: int, base_rows: int, *, seed: int, purpose: 
 
 
 # ------------------------------------------------------------------------------------------ converting
-def convert(path: Path, output: Path, form: str) -> Source:
+def convert(source: Path | Source, output: Path, form: str) -> Source:
     """Writes a T5 checkpoint of any format as a new folder in another, types kept; returns what was read.
 
     Args:
-      path: see `open_t5`.
+      source: an open one, or its path (see `open_t5`).
       output: folder that does not exist or is empty.
       form: "t5x", "huggingface" or "kaleido".
 
@@ -225,7 +239,7 @@ def convert(path: Path, output: Path, form: str) -> Source:
       UserError: see `open_t5`; a tensor is missing or unknown; two tables that the format cannot hold; the
         output exists.
     """
-    source = open_t5(path)
+    source = open_t5(source) if isinstance(source, Path) else source
     plan = _whole(source)
     _check_source(source, plan)
     with new_folder(output) as folder:

@@ -89,37 +89,46 @@ class Safetensors:
         """
         self.path = path if path.is_file() else _find(path)
         if self.path.name.endswith(".json"):
-            self._files = self._open_shards()
+            self._stored = self._read_index()
         else:
-            file = _open(self.path)
-            self._files = dict.fromkeys(file.keys(), file)
-        self.names = tuple(sorted(self._files))
+            self._stored = {name: (self.path, shape) for name, shape in _read_header(self.path).items()}
+        self.names = tuple(sorted(self._stored))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape as stored."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._stored[name][1]
 
     def read(self, name: str, index=...) -> np.ndarray:
-        """One tensor, or one entry of its first axis."""
-        if index is ...:
-            return self._files[name].get_tensor(name)
-        return self._files[name].get_slice(name)[index : index + 1][0]
+        """One tensor, or one entry of its first axis.
 
-    def _open_shards(self):
+        Raises:
+          UserError: the file is no longer what it was.
+        """
+        # The library maps the file, and pages once read stay in memory for as long as it is open: held open, a
+        # checkpoint would be there twice by the time it is loaded. Opening costs what the header takes to parse.
+        path = self._stored[name][0]
+        with _open(path) as file:
+            try:
+                return file.get_tensor(name) if index is ... else file.get_slice(name)[index : index + 1][0]
+            except SafetensorError as error:
+                raise user_error(f"tensor {name} in {path} cannot be read", "a whole file", FETCH_AGAIN) from error
+
+    def _read_index(self):
         try:
             places = json.loads(self.path.read_text())["weight_map"]
             wanted = {str(file): [name for name in places if places[name] == file] for file in set(places.values())}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise user_error(f"{self.path} is damaged", "an index with a weight_map", FETCH_AGAIN) from error
-        files = {}
+        stored = {}
         for file, names in sorted(wanted.items()):
             if Path(file).name != file:
                 raise user_error(f"{self.path} points to {file!r}", "a file beside it", FETCH_AGAIN)
-            shard = _open(self.path.parent / file)
-            if lost := sorted(set(names) - set(shard.keys())):
-                raise user_error(f"{self.path.parent / file} without {some(lost)}", "what the index says", FETCH_AGAIN)
-            files |= dict.fromkeys(names, shard)
-        return files
+            path = self.path.parent / file
+            shapes = _read_header(path)
+            if lost := sorted(set(names) - shapes.keys()):
+                raise user_error(f"{path} without {some(lost)}", "what the index says", FETCH_AGAIN)
+            stored |= {name: (path, shapes[name]) for name in names}
+        return stored
 
 
 def _find(folder):
@@ -146,6 +155,12 @@ def _open(path):
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise user_error(f"{path} is damaged ({reason})", "a safetensors file", FETCH_AGAIN) from error
+
+
+def _read_header(path):
+    """Name -> shape of what a file holds."""
+    with _open(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def is_pickle(path: Path) -> bool:
@@ -228,14 +243,14 @@ def _read_config(path):
 
 
 # --------------------------------------------------------------------------------------------- writing
-def write_huggingface(source: Source, folder: Path) -> None:
+def write_huggingface(source: Source, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes config.json and safetensors that transformers and `HuggingFaceCheckpoint` read; types are kept.
 
     Raises:
       UserError: the two stacks' token tables differ.
     """
     named = ((to_hf(name), array.T if _transposed(name) else array) for name, array in tensors(source))
-    write_safetensors(named, folder)
+    write_safetensors(named, folder, shard_bytes)
     (folder / CONFIG).write_text(json.dumps(hf_config(source), indent=2) + "\n")
 
 

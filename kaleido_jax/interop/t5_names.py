@@ -148,24 +148,32 @@ def one_table(encoder: np.ndarray, decoder: np.ndarray) -> np.ndarray:
     Raises:
       UserError: they are not.
     """
-    if len(encoder) > len(decoder) or not np.array_equal(encoder, decoder[: len(encoder)]):
+    if not _begins_with(decoder, encoder):
         raise user_error(
             f"token tables of encoder {encoder.shape} and decoder {decoder.shape} that differ in the rows of both",
-            "one table: models in the t5x and Hugging Face formats read captions and latents with the same rows",
-            "keep these weights in the kaleido format; a prior that was trained has a table of its own",
+            "one table: the models of Hugging Face and t5x read captions and latents with the same rows",
+            "take the kaleido format, or t5x's for launch/t5x; a prior that was trained has a table of its own",
         )
     return decoder
 
 
-def tensors(source: Source) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a source, with one table in the place of two.
+def _begins_with(longer, shorter):
+    return len(shorter) <= len(longer) and np.array_equal(shorter, longer[: len(shorter)])
+
+
+def tensors(source: Source, two_tables: bool = False) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a source, with one table in the place of two; with `two_tables` two that differ stay two.
 
     Raises:
-      UserError: two tables that differ.
+      UserError: two tables that differ, where they may not stay two.
     """
     tables = [f"{stack}/{TABLE}" for stack in ("encoder", "decoder") if f"{stack}/{TABLE}" in source.names]
     if tables:
-        yield TABLE, one_table(*(source.read(name) for name in (tables * 2)[:2]))
+        encoder, decoder = (source.read(name) for name in (tables * 2)[:2])
+        if two_tables and not _begins_with(decoder, encoder):
+            yield from zip(tables, (encoder, decoder), strict=True)
+        else:
+            yield TABLE, one_table(encoder, decoder)
     for name in source.names:
         if name not in tables:
             yield name, source.read(name)

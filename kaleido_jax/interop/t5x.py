@@ -32,6 +32,9 @@ from kaleido_jax.interop.t5_names import (
     tensors,
 )
 
+# A table for each stack lies in t5x's network under the attribute that holds it there, see `interop.t5x_network`.
+OURS, THEIRS = "/token_embedder/", "/shared_embedding/"
+
 
 # ----------------------------------------------------------------------------------- names and shapes
 def from_flat(flat: Mapping[str, np.ndarray], config: T5) -> tuple[dict, dict]:
@@ -88,8 +91,8 @@ class T5xCheckpoint:
           UserError: none or several checkpoints there, a damaged file, or one relative bias a layer.
         """
         self.path = _find(path)
-        leaves = flatten_dict(_restore(self.path), is_leaf=lambda _, value: _is_spec(value), sep="/")
-        self._leaves = leaves
+        stored = flatten_dict(_restore(self.path), is_leaf=lambda _, value: _is_spec(value), sep="/")
+        self._leaves = leaves = {name.replace(THEIRS, OURS): leaf for name, leaf in stored.items()}
         self.names = tuple(sorted(leaves))
         for stack in ("encoder", "decoder"):
             if (name := f"{stack}/{stack}/relpos_bias/rel_embedding") in leaves:
@@ -119,7 +122,7 @@ class T5xCheckpoint:
         return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
     def _folder(self, name):
-        return self.path.parent / f"target.{name.replace('/', '.')}"
+        return self.path.parent / _place(name)
 
     def _read_zarr(self, name, spec):
         import tensorstore
@@ -138,6 +141,11 @@ class T5xCheckpoint:
                 f"a zarr array of shape {self.shape(name)}",
                 FETCH_AGAIN,
             ) from error
+
+
+def _place(name):
+    """The folder of a tensor."""
+    return f"target.{name.replace(OURS, THEIRS).replace('/', '.')}"
 
 
 def _find(path):
@@ -199,15 +207,14 @@ def _check_array(folder, metadata, shape):
 def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
     """Writes folder/checkpoint_<step>, which t5x and `T5xCheckpoint` read; types are kept.
 
-    Raises:
-      UserError: the two stacks' token tables differ.
+    Where the two stacks' token tables differ, t5x needs `interop.t5x_network` to hold them (launch/t5x).
     """
     import tensorstore
 
     inside, specs = folder / f"checkpoint_{step}", {}
     inside.mkdir(parents=True)
-    for name, array in tensors(source):
-        place = f"target.{name.replace('/', '.')}"
+    for name, array in tensors(source, two_tables=True):
+        place = _place(name)
         metadata = {
             "shape": list(array.shape),
             "chunks": _chunks(array),
@@ -216,7 +223,7 @@ def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
         store = {"driver": "file", "path": f"{(inside / place).absolute()}/"}
         given = {"driver": "zarr", "kvstore": store, "metadata": _metadata(array.dtype.name, **metadata)}
         tensorstore.open(given, create=True).result().write(array).result()
-        specs[name] = {
+        specs[name.replace(OURS, THEIRS)] = {
             "driver": "zarr",
             "dtype": array.dtype.name,
             "kvstore": {"driver": "file", "path": f"{place}/"},

@@ -8,14 +8,17 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kaleido_jax.config import Config
+from kaleido_jax.config import T5, Config
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop import mdm
-from kaleido_jax.interop.checkpoint import place
+from kaleido_jax.interop.checkpoint import KaleidoCheckpoint, load_t5, place
 from kaleido_jax.interop.mdm_files import OurDenoiser, open_denoiser, shapes_in
+from kaleido_jax.interop.t5_names import abstract_params
+from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.train import checkpoints
 from kaleido_jax.workdir import CONFIG
 
@@ -88,6 +91,48 @@ def _both(there, here, name):
         return
     for key in sorted((there | here).keys() - {"remat"}):
         yield from _both(there.get(key), here.get(key), f"{name}.{key}")
+
+
+def trained_t5(path: Path) -> KaleidoCheckpoint:
+    """Encoder and prior of a workdir's latest checkpoint (EMA), as `open_t5` gives those of files.
+
+    An encoder that was frozen is in no checkpoint: it comes from the run's config.model.t5.checkpoint, in float32.
+
+    Raises:
+      UserError: no checkpoint, one without a prior, or the frozen encoder's file is missing, damaged or another one.
+    """
+    values, shapes = _stored(path), checkpoints.ema_shapes(path)
+    if "prior" not in shapes:
+        raise user_error(f"no prior in {path}", "a run with latents", "name another run")
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    targets = {part: shapes[part] for part in CARRIED if part in shapes}
+    targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), targets)
+    parts = checkpoints.restore_ema(path, targets)[0]
+    if "encoder" not in parts:
+        parts["encoder"] = _frozen_encoder(values)
+    return KaleidoCheckpoint(_InMemory(path, flatten_dict(parts, sep="/")))
+
+
+def _frozen_encoder(values):
+    t5 = values["model"]["t5"]
+    tokenizer = load_tokenizer(t5["vocabulary"], values["latents"]["num_vokens"])
+    sizes = T5(**{field.name: t5[field.name] for field in dataclasses.fields(T5) if field.name != "encoder"})
+    encoder, _ = abstract_params(sizes, tokenizer.base_rows)
+    given = {"num_pieces": tokenizer.num_pieces, "base_rows": tokenizer.base_rows, "seed": values["seed"]}
+    return load_t5(t5["checkpoint"], {"encoder": encoder}, **given)["encoder"]
+
+
+class _InMemory:
+    """Arrays as `interop.checkpoint.Leaves`."""
+
+    def __init__(self, path, leaves):
+        self.path, self._leaves, self.names = path, leaves, tuple(sorted(leaves))
+
+    def shape(self, name):
+        return tuple(self._leaves[name].shape)
+
+    def read(self, name, index=...):
+        return np.asarray(self._leaves[name][index])
 
 
 def trained_denoiser(path: Path) -> OurDenoiser:

@@ -1,11 +1,11 @@
 """T5 checkpoints of all formats: read, loaded, written, and refused in one line when damaged.
 
-Reference files are in tests/golden/t5 (its README says what they are); KALEIDO_T5_GOLDEN names a fuller folder.
+Reference files are those of tests/t5_files.py; the tests of them have t5_golden in their names.
 """
 
 import dataclasses
 import json
-import os
+import re
 import shutil
 import weakref
 from functools import cache
@@ -29,13 +29,13 @@ from kaleido_jax.interop import checkpoint, huggingface, t5x
 from kaleido_jax.interop.t5_names import HEAD, TABLE, abstract_params, expected_shapes, layout, layouts, sizes
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import build_model
-from kaleido_jax.models.t5 import PAD, Decoder, Encoder
+from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder
 from kaleido_jax.pipeline import KaleidoPipeline
 from kaleido_jax.train import checkpoints, loop
 from kaleido_jax.train.sharding import make_mesh
 from kaleido_jax.train.state import create_state, make_optimizer
+from tests.t5_files import reference, sizes_of, step_folder, tensors
 
-FOLDER = Path(os.environ.get("KALEIDO_T5_GOLDEN") or Path(__file__).parents[1] / "golden" / "t5")
 TOLERANCE = 1e-4  # float32, from the README
 VARIANTS = ("gcs", "gfile", "top_level_path", "version0")
 FORMATS = ("t5x", "huggingface", "kaleido")
@@ -48,21 +48,10 @@ def full_precision():
 
 
 # ----------------------------------------------------------------------------------------- the files
-def reference(*path):
-    """A file or folder of the reference set."""
-    found = FOLDER.joinpath(*path)
-    return found if found.exists() else pytest.skip(f"{'/'.join(path)} is not in this folder")
-
-
-def step_folder(name):
-    found = sorted(reference(name).glob("checkpoint_*"))
-    return found[0] if found else pytest.skip(f"{name} has no checkpoint_*")
-
-
 @cache
 def golden_params():
-    flat = load_file(reference("golden", "t5x_tiny_params.safetensors"))
-    return {name.replace(".", "/"): value for name, value in flat.items()}
+    """Those of t5x_checkpoint."""
+    return {name.replace(".", "/"): value for name, value in tensors("golden/t5x_tiny_params").items()}
 
 
 def read_all(path):
@@ -193,7 +182,9 @@ def test_t5_golden_huggingface_file_and_folder_give_the_parameters():
     stored = load_file(hf_folder() / "model.safetensors")
     for path in (hf_folder(), hf_folder() / "model.safetensors"):
         found = read_all(path)
-        assert len(found) == len(stored) == len(golden_params()) and found.keys() == golden_params().keys()
+        config, rows = sizes_of("hf_checkpoint")
+        shapes = expected_shapes(layouts(config, rows))
+        assert len(found) == len(stored) and {name: value.shape for name, value in found.items()} == shapes
         for name, value in found.items():
             given = stored[huggingface.to_hf(name)]
             np.testing.assert_array_equal(value, given if value.ndim == 1 or name == TABLE else given.T)
@@ -201,7 +192,8 @@ def test_t5_golden_huggingface_file_and_folder_give_the_parameters():
 
 def test_t5_golden_huggingface_shards_are_followed(tmp_path):
     stored = load_file(hf_folder() / "model.safetensors")
-    huggingface.write_safetensors(stored.items(), tmp_path, shard_bytes=60_000)
+    each = sum(value.nbytes for value in stored.values()) // 4
+    huggingface.write_safetensors(stored.items(), tmp_path, shard_bytes=each)
     index = tmp_path / huggingface.INDEX
     assert len(set(json.loads(index.read_text())["weight_map"].values())) > 2 and len(list(tmp_path.iterdir())) > 3
     for path in (tmp_path, index):
@@ -228,16 +220,16 @@ def test_t5_golden_a_bare_encoder_is_read(table, tmp_path):
 
     found = read_all(hf_copy(tmp_path, change))
     same(found, {name: value for name, value in read_all(hf_folder()).items() if not name.startswith("decoder/")})
-    config, _ = sizes(checkpoint.open_t5(tmp_path))
-    encoder, _ = abstract_params(dataclasses.replace(config, num_decoder_layers=1), 128)
+    config, rows = sizes(checkpoint.open_t5(tmp_path))
+    encoder, _ = abstract_params(dataclasses.replace(config, num_decoder_layers=1), rows)
     load(tmp_path, {"encoder": encoder})
     with pytest.raises(UserError, match="holds an encoder alone"):
         load(tmp_path, targets_of(checkpoint.open_t5(hf_folder())))
 
 
 @pytest.mark.parametrize("equal", [False, True])
-@pytest.mark.parametrize(("config", "factor"), [(None, 32**-0.5), ({"scale_decoder_outputs": False}, 1)])
-def test_t5_golden_a_tied_head_is_the_table(config, factor, equal, tmp_path):
+@pytest.mark.parametrize(("config", "scaled"), [(None, True), ({"scale_decoder_outputs": False}, False)])
+def test_t5_golden_a_tied_head_is_the_table(config, scaled, equal, tmp_path):
     def change(stored):
         table = stored["shared.weight"]
         return (
@@ -245,6 +237,7 @@ def test_t5_golden_a_tied_head_is_the_table(config, factor, equal, tmp_path):
         )
 
     found = read_all(hf_copy(tmp_path, change, config))
+    factor = sizes_of("hf_checkpoint")[0].d_model ** -0.5 if scaled else 1
     np.testing.assert_allclose(found[HEAD], found[TABLE].T * factor, rtol=1e-6)
 
 
@@ -273,14 +266,16 @@ def targets_of(source, rows=None):
     return {"encoder": encoder, "prior": prior}
 
 
-def load(path, targets, num_pieces=100, base_rows=128, seed=0):
-    return checkpoint.load_t5(path, targets, num_pieces=num_pieces, base_rows=base_rows, seed=seed)
+def load(path, targets, num_pieces=1, base_rows=None, seed=0):
+    """By default all rows of the file's table are those before the vokens."""
+    rows = sizes(checkpoint.open_t5(path))[1] if base_rows is None else base_rows
+    return checkpoint.load_t5(path, targets, num_pieces=num_pieces, base_rows=rows, seed=seed)
 
 
 def forward(path, batch, tag=""):
     source = checkpoint.open_t5(path)
     config, rows = sizes(source)
-    params = load(path, targets_of(source), base_rows=rows)
+    params = load(path, targets_of(source))
     captions, inputs = batch[f"{tag}encoder_input_tokens"], batch[f"{tag}decoder_input_tokens"]
     states = Encoder(config, rows).apply({"params": params["encoder"]}, captions)
     _, logits = Decoder(config, rows).apply({"params": params["prior"]}, inputs, states, captions != PAD)
@@ -322,20 +317,22 @@ def test_t5_golden_stored_bfloat16_where_the_target_says_so():
 # --------------------------------------------------------------------------------------- vocabulary
 def test_t5_golden_vokens_get_rows_near_the_mean_and_old_rows_stay():
     source = checkpoint.open_t5(reference("t5x_checkpoint"))
-    first, again, other = (load(source.path, targets_of(source, 1128), seed=seed)["prior"] for seed in (0, 0, 1))
+    config, rows = sizes(source)
+    targets = targets_of(source, rows + 1000)
+    first, again, other = (load(source.path, targets, seed=seed)["prior"] for seed in (0, 0, 1))
     for old, new, same_seed, other_seed in (
         (source.read(TABLE), *(np.asarray(p["token_embedder"]["embedding"]) for p in (first, again, other))),
         (source.read(HEAD).T, *(np.asarray(p["logits_dense"]["kernel"]).T for p in (first, again, other))),
     ):
-        np.testing.assert_array_equal(new[:128], old)
+        np.testing.assert_array_equal(new[:rows], old)
         np.testing.assert_array_equal(new, same_seed)
-        assert not np.array_equal(new[128:], other_seed[128:])
+        assert not np.array_equal(new[rows:], other_seed[rows:])
         std = old.std(0)
-        noise = (new[128:] - old.mean(0)) / std
-        np.testing.assert_allclose(np.mean(noise), 0, atol=5 * 0.02 / 1000**0.5 / 32**0.5)
+        noise = (new[rows:] - old.mean(0)) / std
+        np.testing.assert_allclose(np.mean(noise), 0, atol=5 * 0.02 / 1000**0.5 / config.d_model**0.5)
         np.testing.assert_allclose(np.std(noise, axis=0), 0.02, rtol=0.15)  # 1000 draws: five sigma is 11 %
-    new = np.asarray(first["token_embedder"]["embedding"])[128:], np.asarray(first["logits_dense"]["kernel"]).T[128:]
-    assert abs(np.corrcoef(*(np.ravel(rows - rows.mean(0)) for rows in new))[0, 1]) < 0.05  # draws of their own
+    new = np.asarray(first["token_embedder"]["embedding"])[rows:], np.asarray(first["logits_dense"]["kernel"]).T[rows:]
+    assert abs(np.corrcoef(*(np.ravel(part - part.mean(0)) for part in new))[0, 1]) < 0.05  # draws of their own
 
 
 def test_padding_rows_that_a_file_lacks_are_the_same_in_both_tables():
@@ -355,8 +352,10 @@ def test_padding_rows_of_a_file_do_not_become_vokens_but_our_own_rows_stay():
 
 def test_t5_golden_a_table_shorter_than_the_vocabulary_is_refused():
     source = checkpoint.open_t5(reference("t5x_checkpoint"))
-    with pytest.raises(UserError, match=f"{TABLE} has 128 rows; expected one for each of the tokenizer's 129 pieces"):
-        load(source.path, targets_of(source), num_pieces=129)
+    _, rows = sizes(source)
+    told = f"{TABLE} has {rows} rows; expected one for each of the tokenizer's {rows + 1} pieces"
+    with pytest.raises(UserError, match=told):
+        load(source.path, targets_of(source), num_pieces=rows + 1)
 
 
 # --------------------------------------------------------------------------------------- converting
@@ -374,9 +373,9 @@ def test_t5_golden_round_trips_are_the_identity(name, form, tmp_path):
 
 
 def test_t5_golden_written_huggingface_folder_equals_the_one_of_transformers(tmp_path):
-    checkpoint.convert(reference("t5x_checkpoint"), tmp_path / "out", "huggingface")
-    given, found = (load_file(folder / "model.safetensors") for folder in (hf_folder(), tmp_path / "out"))
-    assert {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in found.items()}
+    checkpoint.convert(hf_folder(), tmp_path / "t5x", "t5x")
+    checkpoint.convert(tmp_path / "t5x", tmp_path / "out", "huggingface")
+    same(load_file(tmp_path / "out" / "model.safetensors"), load_file(hf_folder() / "model.safetensors"))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     expected = json.loads(reference("hf_checkpoint", "config.json").read_text())
     assert {key: expected[key] for key in config} == config
@@ -393,6 +392,11 @@ def test_t5_golden_written_t5x_folder_has_the_form_of_t5x(tmp_path):
         assert json.loads(array.read_text()) == json.loads((found / array.parent.name / ".zarray").read_text())
 
 
+def test_t5_golden_special_ids_are_those_of_transformers():
+    told = json.loads(reference("hf_checkpoint", "generation_config.json").read_text())
+    assert (told["decoder_start_token_id"], told["pad_token_id"], told["eos_token_id"]) == (PAD, PAD, EOS)
+
+
 def test_large_arrays_are_written_in_chunks_of_64_mib():
     assert t5x._chunks(np.empty((40320, 2048), np.float32)) == [8192, 2048]
     assert t5x._chunks(np.empty((64,), np.float32)) == [64]
@@ -400,7 +404,8 @@ def test_large_arrays_are_written_in_chunks_of_64_mib():
 
 def test_t5_golden_two_tables_have_a_form_only_where_one_begins_with_the_other(tmp_path):
     source = checkpoint.open_t5(reference("t5x_checkpoint"))
-    loaded = load(source.path, targets_of(source, 160))
+    (config, rows), targets = sizes(source), targets_of(source, sizes(source)[1] + 32)
+    loaded = load(source.path, targets)
     flat = {
         f"{stack}/{TABLE}": loaded[part]["token_embedder"]["embedding"] for part, stack in checkpoint.STACKS.items()
     }
@@ -412,14 +417,16 @@ def test_t5_golden_two_tables_have_a_form_only_where_one_begins_with_the_other(t
     same(read_all(tmp_path / "ours"), both)
     for form in ("t5x", "huggingface"):
         checkpoint.convert(tmp_path / "ours", tmp_path / form, form)
-        assert checkpoint.open_t5(tmp_path / form).shape(TABLE) == (160, 32)
-        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / form, targets_of(source, 160)), loaded)
+        assert checkpoint.open_t5(tmp_path / form).shape(TABLE) == (rows + 32, config.d_model)
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / form, targets, base_rows=rows), loaded)
     both[f"decoder/{TABLE}"] = both[f"decoder/{TABLE}"] + 1
     checkpoint.write_kaleido(Arrays(both), tmp_path / "trained", plan)
-    for form in ("t5x", "huggingface"):
-        with pytest.raises(UserError, match="tables of encoder .128, 32. and decoder .160, 32. that differ"):
-            checkpoint.convert(tmp_path / "trained", tmp_path / f"{form}2", form)
-        assert not (tmp_path / f"{form}2").exists()
+    shapes = (re.escape(str((size, config.d_model))) for size in (rows, rows + 32))
+    with pytest.raises(UserError, match="tables of encoder {} and decoder {} that differ".format(*shapes)):
+        checkpoint.convert(tmp_path / "trained", tmp_path / "refused", "huggingface")
+    assert not (tmp_path / "refused").exists()
+    checkpoint.convert(tmp_path / "trained", tmp_path / "two", "t5x")  # for interop.t5x_network
+    same(read_all(tmp_path / "two"), both)
 
 
 def test_t5_golden_a_folder_with_files_is_not_written_over(tmp_path):
@@ -432,7 +439,9 @@ def test_t5_golden_a_folder_with_files_is_not_written_over(tmp_path):
 def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
     flags = [f"--input={reference('t5x_checkpoint')}", f"--output={tmp_path / 'out'}", "--format=huggingface"]
     verbs.convert(*main.parse_convert(flags))
-    assert "52 tensors" in capsys.readouterr().out
+    config, _ = sizes_of("t5x_checkpoint")
+    count = 6 + 9 * config.num_encoder_layers + 14 * config.num_decoder_layers
+    assert f"{count} tensors" in capsys.readouterr().out
     for wrong, told in (
         (flags[:2], "no --format"),
         ([*flags, "--config=x.py"], "unknown flag --config"),
@@ -443,14 +452,17 @@ def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------ damage
-KERNEL = "encoder/layers_1/mlp/wo/kernel"
+KERNEL = "encoder/layers_0/mlp/wo/kernel"
 
 
 def test_t5_golden_damaged_t5x_folders_are_refused_in_one_line(tmp_path):
     folder = copied(tmp_path)
     place = folder / f"target.{KERNEL.replace('/', '.')}"
     chunk, hidden = place / "0.0", place / ".zarray"
-    whole, header, targets = chunk.read_bytes(), hidden.read_text(), targets_of(checkpoint.open_t5(folder))
+    if not hidden.is_file():
+        pytest.skip("t5x_checkpoint has no .zarray files")
+    whole, header, targets = chunk.read_bytes(), json.loads(hidden.read_text()), targets_of(checkpoint.open_t5(folder))
+    config, _ = sizes_of("t5x_checkpoint")
 
     def told(path=folder):
         with pytest.raises(UserError) as caught:
@@ -459,12 +471,13 @@ def test_t5_golden_damaged_t5x_folders_are_refused_in_one_line(tmp_path):
         return str(caught.value)
 
     chunk.write_bytes(whole[: len(whole) // 2])
-    assert KERNEL in told() and str(place) in told() and "truncated" in told()
+    assert KERNEL in told() and str(place) in told() and "cannot be read" in told()
     chunk.unlink()
     assert KERNEL in told() and "chunk 0.0 is missing" in told()
     chunk.write_bytes(whole)
-    hidden.write_text(header.replace("[64,32]", "[32,32]"))
-    assert KERNEL in told() and "(32, 32)" in told() and "(64, 32)" in told()
+    hidden.write_text(json.dumps(header | {"shape": [config.d_ff - 1, config.d_model]}))
+    for rows in (config.d_ff - 1, config.d_ff):
+        assert KERNEL in told() and str((rows, config.d_model)) in told()
     hidden.write_text("<html>")
     assert KERNEL in told() and str(place) in told()
     shutil.rmtree(place)
@@ -477,7 +490,9 @@ def test_t5_golden_damaged_t5x_folders_are_refused_in_one_line(tmp_path):
 
 def test_t5_golden_other_names_and_shapes_are_refused_in_one_line(tmp_path):
     targets = targets_of(checkpoint.open_t5(hf_folder()))
-    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    config, rows = sizes_of("hf_checkpoint")
+    d, f = config.d_model, config.d_ff
 
     def told(change):
         with pytest.raises(UserError) as caught:
@@ -487,10 +502,10 @@ def test_t5_golden_other_names_and_shapes_are_refused_in_one_line(tmp_path):
 
     assert f"1 missing names ({KERNEL})" in told(lambda s: {k: v for k, v in s.items() if k != name})
     assert "1 unknown names (lora.weight)" in told(lambda s: s | {"lora.weight": np.zeros(1, np.float32)})
-    shape = told(lambda s: s | {name: np.zeros((32, 63), np.float32)})
-    assert f"{KERNEL} has shape (63, 32); expected (64, 32)" in shape
-    head = told(lambda s: s | {"lm_head.weight": np.zeros((130, 32), np.float32)})
-    assert f"{HEAD} has shape (32, 130); expected (32, 128)" in head
+    shape = told(lambda s: s | {name: np.zeros((d, f - 1), np.float32)})
+    assert f"{KERNEL} has shape {(f - 1, d)}; expected {(f, d)}" in shape
+    head = told(lambda s: s | {"lm_head.weight": np.zeros((rows + 2, d), np.float32)})
+    assert f"{HEAD} has shape {(d, rows + 2)}; expected {(d, rows)}" in head
 
 
 @pytest.mark.parametrize(

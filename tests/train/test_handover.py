@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 from kaleido_jax import verbs
 from kaleido_jax.config import UNet, to_config_dict
 from kaleido_jax.errors import UserError
+from kaleido_jax.interop.checkpoint import load_t5
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.train import checkpoints
-from kaleido_jax.train.handover import load_inner
+from kaleido_jax.train.handover import CARRIED, load_inner
 from kaleido_jax.train.sharding import make_mesh
 from kaleido_jax.train.state import State, create_state, make_optimizer
 from kaleido_jax.workdir import open_workdir
@@ -173,3 +174,32 @@ def test_a_run_without_its_config_is_refused(run, tmp_path):
 def test_only_a_nest_has_an_inner_net():
     with pytest.raises(UserError, match="config.init.inner without an inner net"):
         tiny_config(model__denoiser=to_config_dict(INNER), init__inner="somewhere")
+
+
+def stored_t5(ema, path):
+    """What a file holds for the encoder and prior, loaded like the EMA's."""
+    targets = {part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ema[part]) for part in CARRIED}
+    tokenizer = load_tokenizer(LOW.model.t5.vocabulary, LOW.latents.num_vokens)
+    return load_t5(path, targets, num_pieces=tokenizer.num_pieces, base_rows=tokenizer.base_rows, seed=0)
+
+
+def test_a_runs_t5_is_converted_with_both_its_tables(run, ema, tmp_path):
+    verbs.convert(run, tmp_path / "t5x", "t5x")
+    equal(stored_t5(ema, tmp_path / "t5x"), {part: ema[part] for part in CARRIED})
+    with pytest.raises(UserError, match="tables of encoder .* that differ"):
+        verbs.convert(run, tmp_path / "hf", "huggingface")
+
+
+def test_a_frozen_encoder_comes_along_from_its_file(run, ema, tmp_path):
+    verbs.convert(run, tmp_path / "start", "t5x")
+    encoder = {"trainable": False}
+    config = tiny_config(
+        model__denoiser=to_config_dict(INNER), model__t5__encoder=encoder, model__t5__checkpoint=str(tmp_path / "start")
+    )
+    folder = open_workdir(config, tmp_path / "run")
+    trained = {"prior": jax.tree.map(lambda leaf: leaf + 1, ema["prior"]), "denoiser": ema["denoiser"]}
+    state = State(step=np.int32(2), params=trained, ema=trained, opt_state=make_optimizer(config.train).init(trained))
+    with checkpoints.open_manager(folder, config.train) as manager:
+        manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+    verbs.convert(folder, tmp_path / "out", "t5x")
+    equal(stored_t5(ema, tmp_path / "out"), {"encoder": ema["encoder"], "prior": trained["prior"]})
