@@ -23,7 +23,8 @@ from PIL import Image
 
 from kaleido_jax.annotate import annotators
 from kaleido_jax.annotate.runner import annotate_data
-from kaleido_jax.config import default_config, validate
+from kaleido_jax.config import default_config
+from kaleido_jax.config_checks import validate
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 

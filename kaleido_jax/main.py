@@ -107,7 +107,7 @@ def parse_flags(verb: str, flags: list[str]):
     Raises:
       UserError: a flag that is missing, unknown or has an impossible value.
     """
-    from kaleido_jax.config import validate
+    from kaleido_jax.config_checks import validate
 
     if verb == "annotate":
         flags = [_spelled_out(flag) for flag in flags]
@@ -189,7 +189,7 @@ def _read_flags(arguments, to_error):
 
 def _check_override(override, config):
     """Says what is wrong with one --config.KEY=VALUE; ml_collections' own messages do not name the nearest key."""
-    from kaleido_jax.config import unknown_key
+    from kaleido_jax.config_checks import unknown_key
 
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:

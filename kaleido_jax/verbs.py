@@ -7,7 +7,8 @@ from pathlib import Path
 
 from absl import logging
 
-from kaleido_jax.config import Config, check_devices, records_size
+from kaleido_jax.config import Config, records_size
+from kaleido_jax.config_checks import check_devices
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import MANIFEST, find_records, open_records, read_manifest
 from kaleido_jax.errors import user_error

@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from kaleido_jax import main, verbs
-from kaleido_jax.config import Init, lookup, nested, validate
+from kaleido_jax.config import Init, nested
+from kaleido_jax.config_checks import lookup, validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import Kaleido, abstract_params
 from kaleido_jax.train.state import count, split_frozen

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from kaleido_jax.config import UNet, to_config_dict, validate
+from kaleido_jax.config import UNet, to_config_dict
+from kaleido_jax.config_checks import validate
 
 FASHION = "configs/fashion_combined.py"
 

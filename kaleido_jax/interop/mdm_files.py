@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kaleido_jax.config import UNet, nested, validate
+from kaleido_jax.config import UNet, nested
+from kaleido_jax.config_checks import validate
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop import mdm
 from kaleido_jax.interop.checkpoint import new_folder

@@ -8,7 +8,8 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from kaleido_jax.config import Config, check_devices
+from kaleido_jax.config import Config
+from kaleido_jax.config_checks import check_devices
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.train import checkpoints

@@ -6,7 +6,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kaleido_jax.config import Config, mesh_sizes
+from kaleido_jax.config import Config
+from kaleido_jax.config_checks import mesh_sizes
 
 RULES = {
     "embed": "fsdp",

@@ -10,7 +10,8 @@ from PIL import Image
 pytest.importorskip("openai", reason="openai is not installed: pip install 'kaleido_jax[annotate]'")
 
 from kaleido_jax import main, verbs
-from kaleido_jax.config import default_config, validate
+from kaleido_jax.config import default_config
+from kaleido_jax.config_checks import validate
 from kaleido_jax.data.records import read_manifest
 from kaleido_jax.errors import UserError
 

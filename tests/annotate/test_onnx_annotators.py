@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.annotate.annotators import AnnotatorSettings, open_annotators
-from kaleido_jax.config import validate
+from kaleido_jax.config_checks import validate
 from kaleido_jax.data.sources import Example
 from kaleido_jax.latents import types
 from kaleido_jax.latents.grammar import parse, serialise

@@ -18,7 +18,8 @@ from kaleido_jax.annotate import annotators, engines, shards
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.report import agreement_rows, sample_indices, write_report
 from kaleido_jax.annotate.runner import annotate_data, make_records, reasons
-from kaleido_jax.config import Annotate, default_config, validate
+from kaleido_jax.config import Annotate, default_config
+from kaleido_jax.config_checks import validate
 from kaleido_jax.data.records import Records, decode_image, open_records, read_manifest
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.tokenizer import load_tokenizer
