@@ -114,7 +114,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     flags = parser.parse_args()
-    seconds, sizes = {"job": [], "plain": [], "copy": []}, {}
+    seconds, sizes = {"job": [], "plain": [], "copy": [], "load": [os.getloadavg()[0]]}, {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_photos(root / "photos", flags.images)
@@ -131,7 +131,7 @@ def main():
 
 
 def table(flags, seconds, sizes):
-    rates = {name: [flags.images / took for took in all_] for name, all_ in seconds.items()}
+    rates = {name: [flags.images / took for took in all_] for name, all_ in seconds.items() if name != "load"}
     share = [j / p for j, p in zip(rates["job"], rates["plain"], strict=True)]
     names = {
         "plain": "plain loop: read, decode, crop, encode, write",
@@ -156,7 +156,8 @@ def table(flags, seconds, sizes):
         f"The job runs at **{100 * statistics.median(share):.0f} %** of the plain loop "
         f"({', '.join(f'{100 * s:.0f} %' for s in share)} in each round).",
         "",
-        f"{datetime.now(UTC).date()}, {cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}. "
+        f"{datetime.now(UTC).date()}, {cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
+        f"load of the machine without this, before it began: {seconds['load'][0]:.1f} processes. "
         f"Command: `python benchmarks/annotate.py --images={flags.images} --rounds={flags.rounds}`",
         "",
     ]

@@ -346,6 +346,7 @@ IDENTITY_FREE_FIELDS = {
     "annotate": (
         "batch_size",
         "date",
+        "endpoint",  # which model it was is in the origin of the latents
         "engine",
         "num_workers",
         "ray_address",

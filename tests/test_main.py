@@ -34,6 +34,14 @@ BAD_INPUT = {
     "segments": ([FASHION, "--workdir=W", "--config.latents.segments=('voken','text')"], "in this order"),
     "more steps than the schedule": ([FASHION, "--workdir=W", "--config.sample.num_steps=2000"], "at most"),
     "weights": (["--config=configs/imagenet_combined.py", "--workdir=W"], "gs://t5-data"),
+    "limit without annotate": ([FASHION, "--workdir=W", "--limit=3"], "unknown flag --limit=3"),
+    "limit": (["annotate", FASHION, "--workdir=W", "--limit=few"], "annotate.limit=few; expected int"),
+    "no data": (["annotate", "--config=configs/annotate_coco.py", "--workdir=W"], "config.data.root = None"),
+    "nothing to annotate": (["annotate", "--config=configs/imagenet_combined.py", "--workdir=W"], "data to annotate"),
+    "required": (
+        [FASHION, "--workdir=W", "--config.annotate.required=('bbox',)", "--config.annotate.segments=('text',)"],
+        "add it there",
+    ),
     "mesh": ([FASHION, "--workdir=W", "--config.mesh.data=3"], "product is 1 devices"),
 }
 

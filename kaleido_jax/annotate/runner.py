@@ -150,7 +150,7 @@ def _make_job(folder, *, shards, source, settings, quantiser, segments, image_si
     segments = check_segments(segments)
     if vokens[1] > tokenizer.num_vokens:
         raise user_error(f"a codebook of {vokens[1]}", f"at most {tokenizer.num_vokens} voken rows", "lower it")
-    job = Job(
+    return Job(
         folder=folder,
         shards=shards,
         source=source,
@@ -172,7 +172,6 @@ def _make_job(folder, *, shards, source, settings, quantiser, segments, image_si
         batch_size=settings.batch_size,
         date=settings.date,
     )
-    return replace(job, date=_date_of(job))
 
 
 def _date_of(job: Job) -> str:
@@ -210,6 +209,7 @@ def run_job(job: Job, settings: Annotate, *, share: tuple[int, int] = (0, 1), pr
     """
     source = open_source(**job.source)
     fit_vokens(job.annotators, job.segments, source)
+    job = replace(job, date=_date_of(job))
     number = min(len(source), settings.limit) if settings.limit else len(source)
     ranges = dict(enumerate(shard_ranges(number, job.shard_size)))
     del source  # its tables may be large; each worker has its own

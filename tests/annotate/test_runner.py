@@ -23,6 +23,8 @@ from kaleido_jax.data.records import Records, decode_image, open_records, read_m
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, Box, Latents
+from kaleido_jax.main import load_config, main
+from kaleido_jax.verbs import prepare_records
 
 FASHION = {
     "source": "fashion",
@@ -330,6 +332,33 @@ def test_the_report_is_whole_repeatable_and_escapes_the_data(annotated, tmp_path
     assert 'src="http' not in page and "data:image/png;base64," in page
     assert sample_indices(1000, 5, 0) == sample_indices(1000, 5, 0) != sample_indices(1000, 5, 1)
     assert sample_indices(3, 100, 0) == [0, 1, 2]
+
+
+def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
+    _coco(tmp_path / "data")
+    work, config = tmp_path / "work", tmp_path / "config.py"
+    config.write_text(
+        "from configs.annotate_coco import get_config as coco\n"
+        "def get_config():\n"
+        "    config = coco()\n"
+        "    config.model.denoiser.image_size = 32\n"
+        "    config.annotate.image_size = 0\n"
+        "    config.latents.segments = config.annotate.segments = ('text', 'bbox', 'blob')\n"
+        "    return config\n"
+    )
+    command = ["annotate", f"--config={config}", f"--config.data.root={tmp_path / 'data'}", f"--workdir={work}"]
+    main([*command, "--limit=2", "--sample_report=7"])
+    told = capsys.readouterr().out
+    assert "1 records (text 1, bbox 1, blob 1), 1 images left out" in told
+    assert f"report: {work / 'report.html'}" in told
+    assert {p.name for p in work.iterdir()} == {"records", "manifest.json", "report.html", "job.json"}
+    config = validate(load_config(str(config), []))
+    records = prepare_records(config, work, load_tokenizer("t5", 64))
+    assert len(records) == 1
+    elsewhere = validate(load_config(command[1].removeprefix("--config="), [f"--config.data.records={work}"]))
+    assert prepare_records(elsewhere, tmp_path / "other", load_tokenizer("t5", 64))[0] == records[0]
+    with pytest.raises(UserError, match="make them with `annotate`"):
+        prepare_records(config, tmp_path / "empty", load_tokenizer("t5", 64))
 
 
 def test_all_images_bad_is_one_line(tmp_path, tokenizer):
