@@ -211,8 +211,9 @@ Measured {datetime.now(UTC).date()} on {hardware()}, by
     python benchmarks/annotate_agreement.py --data=COCO_FOLDER --weights=WEIGHTS_FOLDER
 
 {len(examples)} COCO photos, cut to the centre square at {SIZE_PX} px; {labelled} of them have objects marked by people:
-{totals["all"]} without crowds ({sizes}; COCO's limits of 32 and 96 px, here by the box's area in the crop). These
-models stand in for the paper's (Qwen-VL, SAM, SEED), which are larger by orders of magnitude.
+{totals["all"]} without crowds ({sizes}). Sizes are by the box's area in the crop,
+with COCO's limits of 32 and 96 px. These models stand in for the paper's (Qwen-VL, SAM, SEED), which are larger by
+orders of magnitude.
 
 ## Boxes: YOLOX-Nano
 
