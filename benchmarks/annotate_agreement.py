@@ -203,6 +203,9 @@ def measure(data, weights, limit):
     ellipses = ellipse_rows(segmenter, examples, detections)
     vokens, held, fitted = voken_rows(examples, weights)
     labelled = sum(bool(example.objects) for example in examples)
+    threshold, most = SETTINGS[0]
+    voken_head = ["feature", "quantiser", "tokens x codes", "variance explained, fitted", "held out", "RMSE"]
+    voken_head += ["neighbour", "own", "codes used", "perplexity"]
     sizes = ", ".join(f"{totals[name]} {name}" for name, _, _ in SIZES)
     return f"""# Agreement of small annotators with people
 
@@ -211,8 +214,9 @@ Measured {datetime.now(UTC).date()} on {hardware()}, by
     python benchmarks/annotate_agreement.py --data=COCO_FOLDER --weights=WEIGHTS_FOLDER
 
 {len(examples)} COCO photos, cut to the centre square at {SIZE_PX} px; {labelled} of them have objects marked by people:
-{totals["all"]} without crowds ({sizes}; COCO's limits of 32 and 96 px, here by the box's area in the crop). These
-models stand in for the paper's (Qwen-VL, SAM, SEED), which are larger by orders of magnitude.
+{totals["all"]} without crowds ({sizes}). Sizes are by the box's area in the crop,
+with COCO's limits of 32 and 96 px. These models stand in for the paper's (Qwen-VL, SAM, SEED), which are larger by
+orders of magnitude.
 
 ## Boxes: YOLOX-Nano
 
@@ -222,10 +226,9 @@ Recall at IoU {MATCH_IOU}, one detection for one object; precision is the share 
 
 ## Ellipses: U2-Net-p
 
-IoU with the human mask. The first row is the most that an ellipse can reach by moments; the second needs no model. The
-last row counts only objects whose box was found (score from {SETTINGS[0][0]}, {
-        SETTINGS[0][1]
-    } boxes). An empty mask counts 0.
+IoU with the human mask, of medium and large objects. The first row is the most that an ellipse can reach by moments;
+the second needs no model. The margin around a box was chosen on 80 of these objects. The last row counts only objects
+whose box was found (score from {threshold}, {most} boxes). An empty mask counts 0.
 
 {table(["what", "objects", "mean", "median", "medium", "large", "empty"], ellipses)}
 
@@ -234,13 +237,7 @@ last row counts only objects whose box was found (score from {SETTINGS[0][0]}, {
 Fitted on {fitted} photos, measured on {held} others. Neighbour: the nearest other photo by codes is that by features.
 Own: the nearest codes to a photo's features are its own. Codes used and perplexity are means over tokens.
 
-{
-        table(
-            ["feature", "quantiser", "tokens x codes", "variance explained, fitted", "held out", "RMSE", "neighbour"]
-            + ["own", "codes used", "perplexity"],
-            vokens,
-        )
-    }
+{table(voken_head, vokens)}
 """
 
 

@@ -26,6 +26,7 @@ from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, Box, Latents
 from kaleido_jax.main import load_config, main
 from kaleido_jax.verbs import prepare_records
+from tests.annotate.openai_server import GOOD, serving
 
 FASHION = {
     "source": "fashion",
@@ -113,7 +114,7 @@ def _die(shard, indices):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="finds children in /proc")
 def test_a_pool_ends_with_its_killed_parent(tmp_path):
     parent = _start(tmp_path, workers=1)
     while not list(tmp_path.glob("train/fashion-*.json")):
@@ -360,6 +361,39 @@ def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
     assert prepare_records(elsewhere, tmp_path / "other", load_tokenizer("t5", 64))[0] == records[0]
     with pytest.raises(UserError, match="make them with `annotate`"):
         prepare_records(config, tmp_path / "empty", load_tokenizer("t5", 64))
+
+
+def _table(folder, captions):
+    folder.mkdir()
+    Image.new("RGB", (40, 30), (90, 140, 30)).save(folder / "one.png")
+    rows = "".join(f"one.png,{caption}\n" for caption in captions)
+    (folder / "train.csv").write_text(f"image,caption\n{rows}")
+
+
+def _asking(folder, server):
+    config = default_config()
+    config.data.source, config.data.root, config.data.split = "table", str(folder), "train"
+    config.annotate.text.kind, config.annotate.segments = "openai", ("text",)
+    config.annotate.image_size, config.annotate.text.image_size, config.annotate.shard_size = 30, 28, 2
+    config.annotate.endpoint.base_url, config.annotate.endpoint.model = server.base_url, "tiny"
+    return validate(config)
+
+
+def test_a_server_describes_the_images_and_what_it_refuses_is_counted(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the extra annotate is not installed")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = load_tokenizer("t5", 8192)
+    _table(tmp_path / "data", [f"image n{n}" for n in range(5)])
+    with serving({"n1": [400]}) as server:
+        manifest = annotate_data(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
+        asked = len(server.times)
+        annotate_data(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
+        assert len(server.times) == asked  # a finished job asks nobody
+    assert manifest.num_records == 4 and [f["id"] for f in manifest.failures] == ["table/train/00000001"]
+    record = Records(tmp_path / "work", manifest)[0]
+    assert record.latents.text == GOOD and record.caption == "image n0"
+    assert record.provenance["text"].keys() >= {"model", "prompt", "date"}
+    assert record.provenance["text"]["model"] == "tiny"
 
 
 def test_all_images_bad_is_one_line(tmp_path, tokenizer):
