@@ -52,6 +52,7 @@ def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, 
         import jax
 
         jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         program = Ours(make_case(case, batch), extra)
     else:
         program = Theirs(make_case(case, batch), extra)
