@@ -42,9 +42,9 @@ TURNS = 3  # processes a side where they may not
 
 # --------------------------------------------------------------------------------------------- a side's own process
 def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, cache: str) -> None:
-    """Answers requests until it gets None: ("flops",), or (op, repeats) -> (times, numbers to compare).
+    """Answers requests until it gets None: ("flops",), or (op, first runs, repeats) -> (times, numbers to compare).
 
-    Times are pairs of milliseconds, wall and CPU.
+    Times are pairs of milliseconds, wall and CPU; the numbers are those of the first runs, which are not timed.
     """
     if cores:
         os.sched_setaffinity(0, cores)  # both libraries take as many threads as they may use cores
@@ -52,6 +52,7 @@ def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, 
         import jax
 
         jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         program = Ours(make_case(case, batch), extra)
     else:
         program = Theirs(make_case(case, batch), extra)
@@ -60,11 +61,10 @@ def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, 
         if request == ("flops",):
             pipe.send(program.flops())
             continue
-        op, repeats = request
-        numbers = []
-        if op not in ready:  # the first runs compile, fill caches and are compared
-            ready = {op: program.prepare(op)}  # one op at a time holds memory
-            numbers = [ready[op]()() for _ in range(COMPARED_STEPS)]
+        op, first_runs, repeats = request
+        if op not in ready:
+            ready = {op: program.prepare(op)}
+        numbers = [ready[op]()() for _ in range(first_runs)]
         times = []
         for _ in range(repeats):
             start = time.perf_counter(), time.process_time()
@@ -102,18 +102,19 @@ def measure(case: str, op: str, sides: dict[str, str], repeats: int, resident: b
     if resident:
         workers = {side: start(side) for side in sides}
         for side, worker in workers.items():
-            numbers[side] = worker.ask(op, 0)[1]
+            numbers[side] = worker.ask(op, COMPARED_STEPS, 0)[1]
         for turn in range(repeats):
             for side in list(sides)[:: 1 if turn % 2 else -1]:
-                times[side] += workers[side].ask(op, 1)[0]
+                times[side] += workers[side].ask(op, 0, 1)[0]
         for worker in workers.values():
             worker.stop()
         return times, numbers
-    for _ in range(TURNS):
+    for turn in range(TURNS):
         for side in sides:
             worker = start(side)
-            got, numbers[side] = worker.ask(op, -(-repeats // TURNS))
+            got, first = worker.ask(op, 1 if turn else COMPARED_STEPS, -(-repeats // TURNS))
             times[side] += got
+            numbers.setdefault(side, first)
             worker.stop()
     return times, numbers
 

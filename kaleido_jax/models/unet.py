@@ -4,6 +4,7 @@ Layout is NHWC. Module names follow ml-mdm's parameter names, so that its weight
 as PyTorch's defaults (uniform in +-1/sqrt(fan_in), biases too); layers that end a residual start at zero.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -65,9 +66,24 @@ def _norm_inits():
     }
 
 
-def group_norm(groups: int, dtype) -> nn.GroupNorm:
-    """Group norm over contiguous channel ranges, statistics in float32 and two passes (parity needs them)."""
-    return nn.GroupNorm(groups, epsilon=NORM_EPS, dtype=dtype, use_fast_variance=False, **_norm_inits())
+class GroupNorm(nn.Module):
+    """Group norm over contiguous channel ranges, in float32 or wider; see `normalise`."""
+
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], scale=None, shift=None) -> Float[Array, "b h w c"]:
+        """norm(x), or norm(x) * (1 + scale) + shift with both (B, C): one pass over x all the same."""
+        inits = _norm_inits()
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        a = self.param("scale", inits["scale_init"], x.shape[-1:], jnp.float32).astype(wide)[None]
+        b = self.param("bias", inits["bias_init"], x.shape[-1:], jnp.float32).astype(wide)[None]
+        if scale is not None:
+            scale = 1 + scale.astype(wide)
+            a, b = a * scale, b * scale + shift.astype(wide)
+        rows = (x.shape[0], x.shape[-1])
+        return normalise(x.astype(self.dtype), jnp.broadcast_to(a, rows), jnp.broadcast_to(b, rows), self.groups)
 
 
 def layer_norm(dtype) -> nn.LayerNorm:
@@ -78,6 +94,47 @@ def layer_norm(dtype) -> nn.LayerNorm:
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The exact erf form; MDM does not use the tanh approximation."""
     return nn.gelu(x, approximate=False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(x: Float[Array, "b h w c"], a: Float[Array, "b c"], b: Float[Array, "b c"], groups: int):
+    """(x - mean) / std * a + b with mean and std of a sample's group of channels, in the dtype of x.
+
+    Statistics are those of a and b, float32 or wider, in two passes (parity needs them). The gradient is written out:
+    sums over positions alone give those of a and b and both corrections of that of x, where automatic differentiation
+    goes over x for each parameter and for the two passes.
+    """
+    return _normalise_forward(x, a, b, groups)[0]
+
+
+def _normalise_forward(x, a, b, groups):
+    mean = _over_groups(x.astype(a.dtype).mean((1, 2)), groups)
+    centred = x - mean[:, None, None]
+    std_inv = jax.lax.rsqrt(_over_groups((centred**2).mean((1, 2)), groups) + NORM_EPS)
+    y = centred * (std_inv * a)[:, None, None] + b[:, None, None]
+    return y.astype(x.dtype), (x, a, mean, std_inv)
+
+
+def _normalise_backward(groups, kept, dy):
+    x, a, mean, std_inv = kept
+    dy, centred = dy.astype(a.dtype), x - mean[:, None, None]
+    positions = x.shape[1] * x.shape[2]
+    db = dy.sum((1, 2))
+    da = (dy * centred).sum((1, 2)) * std_inv
+    constant = -std_inv * _over_groups(a * db / positions, groups)
+    slope = -(std_inv**2) * _over_groups(a * da / positions, groups)
+    dx = dy * (a * std_inv)[:, None, None] + centred * slope[:, None, None] + constant[:, None, None]
+    return dx.astype(x.dtype), da, db
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _over_groups(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
+    """The mean of each group of channels, in the place of every channel."""
+    rows, channels = x.shape
+    means = x.reshape(rows, groups, channels // groups).mean(-1, keepdims=True)
+    return jnp.broadcast_to(means, (rows, groups, channels // groups)).reshape(rows, channels)
 
 
 # -------------------------------------------------------------------------------------- embeddings
@@ -227,10 +284,10 @@ class ResNet(nn.Module):
     def setup(self):
         """conv3 is the 1x1 shortcut, only where the width changes."""
         a, b, groups = self.in_channels, self.channels, self.config.num_groups
-        self.norm1 = group_norm(groups, self.dtype)
+        self.norm1 = GroupNorm(groups, self.dtype)
         self.conv1 = conv(a, b, self.dtype)
         self.time_layer = linear(self.config.emb_channels, 2 * b, self.dtype)
-        self.norm2 = group_norm(groups, self.dtype)
+        self.norm2 = GroupNorm(groups, self.dtype)
         self.conv2 = conv(b, b, self.dtype, zero=True)
         if a != b:
             self.conv3 = conv(a, b, self.dtype, size=1)
@@ -238,8 +295,8 @@ class ResNet(nn.Module):
     def __call__(self, x: Float[Array, "b h w a"], temb: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
         """Temb is the raw embedding; silu is applied here."""
         h = self.conv1(nn.silu(self.norm1(x)))
-        scale, shift = jnp.split(self.time_layer(nn.silu(temb))[:, None, None, :], 2, -1)
-        h = self.conv2(nn.silu(self.norm2(h) * (1 + scale) + shift))
+        scale, shift = jnp.split(self.time_layer(nn.silu(temb)), 2, -1)
+        h = self.conv2(nn.silu(self.norm2(h, scale, shift)))
         return h + (x if self.in_channels == self.channels else self.conv3(x))
 
 
@@ -254,13 +311,13 @@ class AttentionBlock(nn.Module):
     def setup(self):
         """1x1 convolutions as dense layers over the channels."""
         c = self.channels
-        self.norm = group_norm(ATTENTION_GROUPS, self.dtype)
+        self.norm = GroupNorm(ATTENTION_GROUPS, self.dtype)
         self.qkv = linear(c, 3 * c, self.dtype, axes=("embed", "heads"))
         self.norm_cond = layer_norm(self.dtype)
         self.kv_cond = linear(self.text_width, 2 * c, self.dtype, axes=("embed", "heads"))
         self.proj_out = linear(c, c, self.dtype, zero=True, axes=("heads", "embed"))
         if self.config.attention_ffn:
-            self.ffn_norm = group_norm(ATTENTION_GROUPS, self.dtype)
+            self.ffn_norm = GroupNorm(ATTENTION_GROUPS, self.dtype)
             self.ffn_in = linear(c, 4 * c, self.dtype)
             self.ffn_out = linear(4 * c, c, self.dtype, zero=True, axes=("mlp", "embed"))
 
@@ -353,7 +410,7 @@ class UNet(nn.Module):
                 width = c.channels[i]
             up.append(level(tuple(widths), width, c.num_attn_layers[i], 1 if i else 0))
         self.up_blocks = up
-        self.norm_out = group_norm(c.num_groups, dtype)
+        self.norm_out = GroupNorm(c.num_groups, dtype)
         self.conv_out = conv(c.channels[0], 3, dtype, zero=True)
 
     # ---- text, once a sample

@@ -95,6 +95,12 @@ def nchw(x):
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
+def test_every_file_is_of_a_kind_that_a_test_here_reads():
+    kinds = {"UNet", "NestedUNet", "blocks", "schedules", "sampler_math", "losses", "trajectory", "train_steps"}
+    for path in FOLDER.glob("*.json"):
+        assert meta(path.stem)["kind"] in kinds, path.name
+
+
 # ----------------------------------------------------------------------------------------- networks
 def network(name, dtype):
     """(model, params, config) of a file in a precision."""
