@@ -3,9 +3,10 @@
     python -m benchmarks.decode --results=benchmarks/results/decode.md
 
 The same random weights (through our export to Hugging Face), captions and number of new tokens, greedy, float32, one
-CPU, one process. All take turns, and medians are reported: tokens a second, and in brackets tokens a second of processor
-time, which other work on the machine changes little. Without a cache there is one turn. torch runs with one thread and
-with more: on a busy machine its threads wait for each other. Tokens have to be equal. Needs torch and transformers.
+CPU, one process. All take turns, and medians are reported: tokens a second, and in brackets tokens a second of
+processor time, which other work on the machine changes little. Without a cache there is one turn. torch runs with one
+thread and with more: on a busy machine its threads wait for each other. Tokens have to be equal. Needs torch and
+transformers.
 """
 
 import argparse
@@ -174,7 +175,8 @@ def main() -> None:
     cells = [list(lines[0]), ["---"] * len(lines[0]), *(line.values() for line in lines)]
     table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
     load = f"- load average at the end: {os.getloadavg()[1]:.1f} (5 minutes)"
-    text = f"# Decoding speed, tokens a second (of processor time)\n\n{table}\n\n{describe('jax', 'torch', 'transformers')}\n{load}\n"
+    where = f"{describe('jax', 'torch', 'transformers')}\n{load}"
+    text = f"# Decoding speed, tokens a second (of processor time)\n\n{table}\n\n{where}\n"
     print(text)
     if given.results:
         given.results.write_text(text)
