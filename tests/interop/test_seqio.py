@@ -149,7 +149,7 @@ print(json.dumps({
     "path": called["restore_checkpoint_cfg"]["path"], "output": called["output_dir"],
     "rows": model.output_vocabulary.vocab_size, "equal": model.input_vocabulary == model.output_vocabulary,
     "decode": model.decode_fn(),
-    "iterator": called.get("checkpoint_ds_iter"),
+    "iterator": called.get("checkpoint_ds_iter"), "mode": called.get("mode"),
 }))
 """
 
@@ -176,7 +176,7 @@ def test_gin_files_build_the_model_and_the_data(file, name, output, records, tmp
     assert (told["path"], told["output"]) == ("there/checkpoint_0", str(tmp_path))
     assert (told["rows"], told["equal"]) == (records[1].rows, True)
     assert told["decode"]["temperature"] == 1.0 and told["decode"]["topk"] == 0
-    assert told["iterator"] is (False if file == "infer" else None)
+    assert (told["iterator"], told["mode"]) == ((False, "predict") if file == "infer" else (None, None))
 
 
 # ------------------------------------------------------------------------------------ t5x's network
