@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,9 +105,15 @@ def copy(photos, work):
 
 
 def measure(task, *arguments):
-    start = time.monotonic()
+    """(seconds by the clock, seconds of CPU in this process and its children, bytes)."""
+    start, cpu = time.monotonic(), _cpu_sec()
     size = task(*arguments)
-    return time.monotonic() - start, size
+    return time.monotonic() - start, _cpu_sec() - cpu, size
+
+
+def _cpu_sec():
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def main():
@@ -115,25 +122,29 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     flags = parser.parse_args()
-    seconds, sizes = {"job": [], "plain": [], "copy": [], "load": [os.getloadavg()[0]]}, {}
+    load, seconds, cpu, sizes = os.getloadavg()[0], defaultdict(list), defaultdict(list), {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_photos(root / "photos", flags.images)
         for number in range(flags.rounds):  # in turns, so that other work on the machine meets all alike
-            for name, task in (("plain", plain), ("job", job)):
-                took, sizes[name] = measure(task, root / "photos", root / f"{name}{number}")
+            for name, task, source in (
+                ("plain", plain, root / "photos"),
+                ("job", job, root / "photos"),
+                ("copy", copy, root / f"job{number}" / "records"),
+            ):
+                took, worked, sizes[name] = measure(task, source, root / f"{name}{number}")
                 seconds[name].append(took)
-            took, sizes["copy"] = measure(copy, root / f"job{number}" / "records", root / f"copy{number}")
-            seconds["copy"].append(took)
-    text = table(flags, seconds, sizes)
+                cpu[name].append(worked)
+    text = table(flags, load, seconds, cpu, sizes)
     print(text)
     if flags.out:
         flags.out.write_text(text)
 
 
-def table(flags, seconds, sizes):
-    rates = {name: [flags.images / took for took in all_] for name, all_ in seconds.items() if name != "load"}
+def table(flags, load, seconds, cpu, sizes):
+    rates = {name: [flags.images / took for took in all_] for name, all_ in seconds.items()}
     share = [j / p for j, p in zip(rates["job"], rates["plain"], strict=True)]
+    cpu_share = statistics.median(cpu["plain"]) / statistics.median(cpu["job"])
     names = {
         "plain": "plain loop: read, decode, crop, encode, write",
         "job": "the job, annotators that do nothing",
@@ -145,20 +156,22 @@ def table(flags, seconds, sizes):
         f"{flags.images:,} JPEGs of {PHOTO_PX[0]}x{PHOTO_PX[1]} px to records of {SIZE_PX} px by {WORKERS} processes, "
         f"their start included; median of {flags.rounds} rounds (smallest, largest).",
         "",
-        "| what | images/s | MB written |",
-        "|---|---|---|",
+        "| what | images/s | CPU ms an image | MB written |",
+        "|---|---|---|---|",
     ]
     for name, what in names.items():
         low, high = min(rates[name]), max(rates[name])
         told = f"{statistics.median(rates[name]):,.1f} ({low:,.1f}, {high:,.1f})"
-        lines.append(f"| {what} | {told} | {sizes[name] / 1e6:,.1f} |")
+        worked = 1e3 * statistics.median(cpu[name]) / flags.images
+        lines.append(f"| {what} | {told} | {worked:,.2f} | {sizes[name] / 1e6:,.1f} |")
     lines += [
         "",
-        f"The job runs at **{100 * statistics.median(share):.0f} %** of the plain loop "
-        f"({', '.join(f'{100 * s:.0f} %' for s in share)} in each round).",
+        f"By the clock the job runs at **{100 * statistics.median(share):.0f} %** of the plain loop (in each round "
+        f"{', '.join(f'{100 * s:.0f} %' for s in share)}), by CPU time at **{100 * cpu_share:.0f} %**. CPU time "
+        "hardly depends on what else the machine does.",
         "",
         f"{datetime.now(UTC).date()}, {cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-        f"load of the machine without this, before it began: {seconds['load'][0]:.1f} processes. "
+        f"load of the machine without this, before it began: {load:.1f} processes. "
         f"Command: `python benchmarks/annotate.py --images={flags.images} --rounds={flags.rounds}`",
         "",
     ]
