@@ -56,6 +56,7 @@ EXTRAS = {
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests
         "hypothesis>=6.100",
+        "onnxruntime>=1.22",  # detector, masks and features, with models that the tests write
         "openai>=2,<4",  # the client of the annotators, against a server of the tests
         "pytest>=8",
         "pytest-xdist>=3.6",

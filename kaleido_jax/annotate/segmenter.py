@@ -23,7 +23,9 @@ from kaleido_jax.latents.types import Blob, Latents
 Masker = Callable[[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "n 4"]], Bool[np.ndarray, "n h w"]]
 
 _SIDE_PX = 320  # of an ONNX model's input, where the file leaves it open
-_MARGIN = 0.4  # of a box's sides, seen around it: U2-Net-p needs background (0, 0.1, 0.2 gave less IoU on photos)
+# Of a box's sides, seen around it. U2-Net-p marks what stands out, so it needs background: on 80 objects of COCO in
+# 256 px crops 0.4 gave a mean IoU of 0.485, 0.2 0.470 and 0.1 0.433. For large objects 0.1 and 0.25 are as good.
+_MARGIN = 0.4
 _FOREGROUND_FROM = 0.5  # of the model's own 0..1
 
 

@@ -63,14 +63,14 @@ def _compiled(parts):
         x = jax.lax.conv_general_dilated(
             x, weight, (stride, stride), pad, dimension_numbers=("NCHW", "OIHW", "NCHW"), precision="highest"
         )
-        return x if bias is None else x + bias[:, None, None]
+        return x if bias is None else x + bias[None, :, None, None]
 
     def pool(x, tensors):
         h = conv(x, tensors["pool.0.weight"])
         grouped = h.reshape(_POOL_GROUPS, -1)
         mean, variance = grouped.mean(1, keepdims=True), grouped.var(1, keepdims=True)
         h = ((grouped - mean) / jnp.sqrt(variance + _NORM_EPS)).reshape(h.shape)
-        h = h * tensors["pool.1.weight"][:, None, None] + tensors["pool.1.bias"][:, None, None]
+        h = h * tensors["pool.1.weight"][None, :, None, None] + tensors["pool.1.bias"][None, :, None, None]
         return conv(jax.nn.relu(h), tensors["pool.3.weight"])
 
     def block(x, tensors):

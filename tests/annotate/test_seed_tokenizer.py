@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import erf
 
 from kaleido_jax.annotate.annotator import Failure
@@ -182,6 +183,12 @@ def test_an_answer_does_not_depend_on_the_batch_and_fits_the_interface(tokenizer
     assert not any(isinstance(z, Failure) for z in together)
     assert {len(z.voken) for z in together} == {QUERIES}
     assert tokenizer.origin == {"model": "seed", "version": tokenizer.fingerprint} and tokenizer([], []) == []
+
+
+def test_other_sizes_are_stretched_by_the_bicubic_filter(tokenizer):
+    wide = np.random.default_rng(2).integers(0, 256, (50, 90, 3), np.uint8)
+    small = np.asarray(Image.fromarray(wide).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(tokenizer.encode([wide]), tokenizer.encode([small]))
 
 
 def test_the_image_encoder_may_lie_in_a_file_of_its_own(weights, tokenizer, tmp_path):
