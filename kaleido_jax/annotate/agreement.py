@@ -67,14 +67,12 @@ def summarise(tallies: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, f
         total, matched = values.total(), sum(found.values())
         out |= {f"{kind}_objects": total, f"{kind}_found": round(matched / total, 4)}
         if matched:
-            out[f"{kind}_iou_median"] = _median(found, matched) / _STEPS
+            out[f"{kind}_iou_median"] = _median(found) / _STEPS
     return out
 
 
-def _median(counts, total):
-    ordered = np.repeat(sorted(counts), [counts[v] for v in sorted(counts)])
-    assert len(ordered) == total
-    return float(np.median(ordered))
+def _median(counts):
+    return float(np.median(np.repeat(list(counts), list(counts.values()))))
 
 
 def _paired(iou):
