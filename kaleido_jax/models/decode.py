@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from kaleido_jax.models.t5 import EOS, PAD, LayerCache
+from kaleido_jax.models.t5 import EOS, PAD, LayerCache, Unstacked
 
-StepFn = Callable[[Array, Array, LayerCache], tuple[Array, Array, LayerCache]]
+Cache = LayerCache | Unstacked
+StepFn = Callable[[Array, Array, Cache], tuple[Array, Array, Cache]]
 
 
 class Constraint(Protocol):
@@ -79,7 +80,7 @@ def choose(keys: Key[Array, "b"], logits: Float[Array, "b v"], temperature, top_
 
 def sample_tokens(
     step: StepFn,
-    cache: LayerCache,
+    cache: Cache,
     keys: Key[Array, "b"],
     *,
     max_len: int,
