@@ -536,6 +536,19 @@ def test_a_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path):
     raise AssertionError("no such header was made")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_safetensors_are_not_mapped_once_a_tensor_is_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.arange(64, dtype=np.float32)}, path)
+    files = huggingface.Safetensors(path)
+    array = files.read("a")
+    assert str(path) not in Path("/proc/self/maps").read_text()  # else its pages would stay beside the arrays
+    np.testing.assert_array_equal(array, np.arange(64))
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        files.read("a")
+
+
 def test_truncated_safetensors_and_indices_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(64, np.float32)}, path)

@@ -1,5 +1,6 @@
 """Ours against numbers made by running t5x and Hugging Face transformers (see tests/t5_files.py)."""
 
+import dataclasses
 import json
 from functools import cache
 
@@ -17,6 +18,7 @@ from kaleido_jax.models import decode
 from kaleido_jax.models.t5 import (
     EOS,
     PAD,
+    REMAT_POLICIES,
     Decoder,
     DecoderLayer,
     Encoder,
@@ -226,6 +228,26 @@ def test_log_z_of_the_z_loss_equals():
     plain, with_z = wanted(given, "loss.sum_ce_z0", "loss.sum_ce_z0.0001")
     log_z = jax.nn.logsumexp(short_logits(flat_weights("t5x")), axis=-1)
     np.testing.assert_allclose(1e-4 * np.square(log_z).sum(), with_z[0] - plain[0], rtol=1e-3)  # a difference of sums
+
+
+@pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
+def test_recomputed_layers_give_the_same_gradients(remat):
+    captions, inputs, targets = short_batch(golden("t5x"))
+    config, rows = sizes_of("t5x_checkpoint")
+    params = jax.tree.map(jnp.asarray, models("t5x")[1::2])
+
+    def gradients(policy):
+        sizes = dataclasses.replace(config, remat=policy)
+
+        def loss_of(params):
+            h_c = Encoder(sizes, rows).apply({"params": params[0]}, captions)
+            _, logits = Decoder(sizes, rows).apply({"params": params[1]}, inputs, h_c, captions != PAD)
+            return (optax.softmax_cross_entropy_with_integer_labels(logits, targets) * (targets != PAD)).sum()
+
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss_of))(params))) == (policy != "none")
+        return jax.jit(jax.grad(loss_of))(params)
+
+    jax.tree.map(lambda a, b: close(a, b, tolerance=1e-5), gradients(remat), gradients("none"))
 
 
 def check_gradients(grads, source, given):
