@@ -11,6 +11,7 @@ import sys
 import numpy as np
 
 from kaleido_jax import config as cfg
+from kaleido_jax.config_checks import validate
 from kaleido_jax.main import load_config
 
 TIME, NEXT_TIME = 500, 480  # one reverse step of 50
@@ -39,7 +40,7 @@ def make_case(name: str, batch: int = 0) -> Case:
         "inner": ("imagenet_combined", 2, True),
         "full": ("imagenet_combined", 1, False),
     }[name]
-    config = cfg.validate(load_config(f"configs/{file}.py", []))
+    config = validate(load_config(f"configs/{file}.py", []))
     net = config.model.denoiser.inner if inner else config.model.denoiser
     return Case(
         name,

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from kaleido_jax.config import Config
 from kaleido_jax.data.records import replacing, write_atomically
-from kaleido_jax.data.sources import SOURCES
+from kaleido_jax.data.sources import FashionSource
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.draw import BACKGROUND, INK, font_for, latents_panel, wrap
 from kaleido_jax.pipeline import KaleidoPipeline, SampledLatents, to_uint8
@@ -34,7 +34,7 @@ def write_samples(pipeline: KaleidoPipeline, config: Config, workdir: Path) -> P
     if grid_path.exists() and recipe_path.exists() and json.loads(recipe_path.read_text()) == recipe:
         return grid_path
 
-    captions, each = _captions(config), config.sample.images_per_latents
+    captions, each = captions_to_draw(config), config.sample.images_per_latents
     logging.info("sampling latents and %d images for %d captions", each, len(captions))
     rows = pipeline.sample_latents(captions, seed=config.seed) if config.latents.segments else None
     repeated = [caption for caption in captions for _ in range(each)]
@@ -110,11 +110,16 @@ def _recipe(config, step):
     return json.loads(json.dumps({"step": step, "seed": config.seed, "sample": dataclasses.asdict(config.sample)}))
 
 
-def _captions(config):
+def captions_to_draw(config: Config) -> list[str]:
+    """Those of config.sample, or the shipped source's class names.
+
+    Raises:
+      UserError: there are neither.
+    """
     if config.sample.captions:
         return list(config.sample.captions)
-    if config.data.source in SOURCES:
-        return list(SOURCES[config.data.source].class_names)
+    if config.data.source == "fashion":
+        return list(FashionSource.class_names)
     raise user_error(
         "no captions to sample", "config.sample.captions", "set it, e.g. --config.sample.captions=\"('a dog',)\""
     )

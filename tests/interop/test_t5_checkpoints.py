@@ -22,8 +22,8 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from kaleido_jax import config as cfg
 from kaleido_jax import main, verbs
+from kaleido_jax.config_checks import validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop import checkpoint, huggingface, t5x
 from kaleido_jax.interop.t5_names import HEAD, TABLE, abstract_params, expected_shapes, layout, layouts, sizes
@@ -581,7 +581,7 @@ def toy(path, trainable, precision="bfloat16"):
     config.model.t5.checkpoint = str(path)
     config.model.t5.encoder.trainable = trainable
     config.model.precision = precision
-    return cfg.validate(config)
+    return validate(config)
 
 
 @pytest.fixture
