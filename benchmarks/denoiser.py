@@ -45,8 +45,8 @@ TURNS = 3  # processes a side where they may not
 def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, cache: str) -> None:
     """Answers requests until it gets None: ("flops",), ("device",), or (op, first runs, repeats).
 
-    The answer to the last is (times, numbers to compare). Times are pairs of milliseconds, wall and CPU; the numbers are those of the first runs, which are
-    not timed.
+    The last gives (times, numbers to compare): pairs of milliseconds, wall and CPU, and the numbers of the first
+    runs, which are not timed.
     """
     if cores:
         os.sched_setaffinity(0, cores)  # both libraries take as many threads as they may use cores
