@@ -16,6 +16,7 @@ disturbs least. FLOPs are XLA's count of our forward for both, training being th
 import argparse
 import datetime
 import importlib.metadata
+import importlib.util
 import multiprocessing
 import os
 import platform
@@ -42,9 +43,10 @@ TURNS = 3  # processes a side where they may not
 
 # --------------------------------------------------------------------------------------------- a side's own process
 def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, cache: str) -> None:
-    """Answers requests until it gets None: ("flops",), or (op, first runs, repeats) -> (times, numbers to compare).
+    """Answers requests until it gets None: ("flops",), ("device",), or (op, first runs, repeats).
 
-    Times are pairs of milliseconds, wall and CPU; the numbers are those of the first runs, which are not timed.
+    The last gives (times, numbers to compare): pairs of milliseconds, wall and CPU, and the numbers of the first
+    runs, which are not timed.
     """
     if cores:
         os.sched_setaffinity(0, cores)  # both libraries take as many threads as they may use cores
@@ -58,8 +60,8 @@ def serve(pipe, cores: list[int], side: str, case: str, batch: int, extra: str, 
         program = Theirs(make_case(case, batch), extra)
     ready = {}
     for request in iter(pipe.recv, None):
-        if request == ("flops",):
-            pipe.send(program.flops())
+        if request in (("flops",), ("device",)):
+            pipe.send(getattr(program, request[0])())
             continue
         op, first_runs, repeats = request
         if op not in ready:
@@ -127,13 +129,13 @@ def difference(numbers: dict) -> str:
     return f"{max(float(abs(a - b).max()) for a, b in pairs):.1e} of {max(float(abs(b).max()) for _, b in pairs):.3g}"
 
 
-def rows(case: str, ops, sides, repeats, batch, cores, cache):
+def rows(case: str, ops, sides, repeats, batch, cores, cache, device):
     """Lines of the table for one case."""
     first = Worker(cores, "ours", case, batch, "float32", cache)
     flops = first.ask("flops")
     first.stop()
     for op in ops:
-        resident = op != "train" or case in RESIDENT
+        resident = device == "cpu" and (op != "train" or case in RESIDENT)  # one process has the accelerator
         times, numbers = measure(case, op, sides, repeats or REPEATS[case], resident, batch, cores, cache)
         wall, cpu = ({side: statistics.median(t[i] for t in times[side]) for side in sides} for i in (0, 1))
         cells = [CASES[case] if not batch else f"{case}, batch {batch}", OPS[op], f"{flops[op] / 1e9:.4g}"]
@@ -157,9 +159,13 @@ def header(sides) -> str:
     return "| " + " | ".join(cells) + " |\n|" + "---|" * len(cells)
 
 
-def surroundings(device: str) -> str:
-    """Date, hardware, versions and command, one a line."""
-    names = ["jax", "jaxlib", "flax"] + (["torch"] if device == "cpu" else [])
+def surroundings(sides: dict, device: str, cache: str) -> str:
+    """Date, hardware, versions and command, one a line.
+
+    Raises:
+      UserError: an accelerator is asked for and there is none.
+    """
+    names = ["jax", "jaxlib", "flax"] + (["torch"] if "mdm" in sides else [])
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     if device == "cpu":
         info = Path("/proc/cpuinfo")
@@ -167,9 +173,12 @@ def surroundings(device: str) -> str:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
         hardware = f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start"
     else:
-        import jax
-
-        hardware = f"{jax.devices()[0].device_kind}, one of {len(jax.devices())}"
+        worker = Worker([], "ours", "tiny", 0, "float32", cache)
+        platform_name, kind, count = worker.ask("device")
+        worker.stop()
+        if platform_name == "cpu":
+            raise user_error("no accelerator that jax sees", "one", "install jax for it, or leave --device out")
+        hardware = f"{kind}, one of {count}"
     return (
         f"Date: {datetime.date.today()}\nHardware: {hardware}\n"
         f"Software: Python {platform.python_version()}, {versions}\n"
@@ -193,7 +202,7 @@ def main(argv: list[str]) -> None:
     """Prints the table.
 
     Raises:
-      UserError: an unknown case or op, no ml-mdm in the folder, or no accelerator.
+      UserError: an unknown case or op, no ml-mdm in the folder or no torch, or no accelerator.
     """
     args = parse(argv)
     cases, ops = args.cases.split(","), args.ops.split(",")
@@ -203,6 +212,8 @@ def main(argv: list[str]) -> None:
                 raise user_error(f"unknown name {name!r}", f"of {', '.join(known)}", "correct the command")
     if args.mdm and not (Path(args.mdm) / "ml_mdm" / "models" / "unet.py").is_file():
         raise user_error(f"no ml_mdm/models/unet.py in {args.mdm}", "a checkout of ml-mdm", "correct --mdm")
+    if args.mdm and importlib.util.find_spec("torch") is None:
+        raise user_error("no torch", "PyTorch for ml-mdm's networks", "pip install torch einops, or leave --mdm out")
     sides = {"ours": "float32"}
     if args.device == "accelerator":
         sides["ours bfloat16"] = "bfloat16"
@@ -212,10 +223,10 @@ def main(argv: list[str]) -> None:
         set_cpu_flag()  # as the command line does
         sides |= {"mdm": args.mdm} if args.mdm else {}
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
-    print(surroundings(args.device) + "\n" + header(sides), flush=True)
     with tempfile.TemporaryDirectory() as cache:
+        print(surroundings(sides, args.device, cache) + "\n" + header(sides), flush=True)
         for case in cases:
-            for row in rows(case, ops, sides, args.repeats, args.batch, cores, cache):
+            for row in rows(case, ops, sides, args.repeats, args.batch, cores, cache, args.device):
                 print(row, flush=True)
 
 

@@ -1,7 +1,7 @@
 """The two programs that benchmarks/denoiser.py compares: our denoiser, and ml-mdm's in PyTorch.
 
-Both make the same weights and inputs from seeds, so nothing of size goes between processes. Each side has `flops`
-(ours alone), and `prepare(op)`, which returns a function that runs the op once and gives numbers to compare.
+Both make the same weights and inputs from seeds, so nothing of size goes between processes. Each side
+has `prepare(op)`, a function that runs the op once and returns another that gives numbers to compare.
 """
 
 import dataclasses
@@ -133,6 +133,11 @@ class Ours:
         given, condition = self.given, self.jax.jit(self._condition)
         seen = [condition(self.params, given[key], given["mask"]) for key in ("text", "null")]
         return self.params, given["images"], *seen
+
+    def device(self) -> tuple[str, str, int]:
+        """(platform, kind, number) of the devices."""
+        devices = self.jax.devices()
+        return devices[0].platform, devices[0].device_kind, len(devices)
 
     def flops(self) -> dict:
         """Floating-point operations of each op, as XLA counts our lowered program; training is three forwards."""
