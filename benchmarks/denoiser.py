@@ -129,6 +129,11 @@ def difference(numbers: dict) -> str:
     return f"{max(float(abs(a - b).max()) for a, b in pairs):.1e} of {max(float(abs(b).max()) for _, b in pairs):.3g}"
 
 
+def digits(milliseconds: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{milliseconds:.0f}" if milliseconds >= 1000 else f"{milliseconds:.4g}"
+
+
 def rows(case: str, ops, sides, repeats, batch, cores, cache, device):
     """Lines of the table for one case."""
     first = Worker(cores, "ours", case, batch, "float32", cache)
@@ -141,8 +146,8 @@ def rows(case: str, ops, sides, repeats, batch, cores, cache, device):
         cells = [CASES[case] if not batch else f"{case}, batch {batch}", OPS[op], f"{flops[op] / 1e9:.4g}"]
         for side in sides:
             fastest = min(t[0] for t in times[side])
-            cells.append(f"{wall[side]:.4g} (from {fastest:.4g})")
-            cells.append(f"{cpu[side]:.4g}")
+            cells.append(f"{digits(wall[side])} (from {digits(fastest)})")
+            cells.append(digits(cpu[side]))
             cells.append(f"{flops[op] / wall[side] / 1e6:.0f}")
         if "mdm" in sides:
             cells += [f"{wall['mdm'] / wall['ours']:.2f}", f"{cpu['mdm'] / cpu['ours']:.2f}", difference(numbers)]
