@@ -17,7 +17,6 @@ def get_config():
     config = runpy.run_path(str(Path(__file__).with_name("annotate_imagenet.py")))["get_config"]()
     config.name = "annotate_cc12m"
     config.data.source = "table"
-    config.data.split = "train"
-    config.data.labels = ()  # train.jsonl
+    config.data.split = "train"  # hence train.jsonl
     config.annotate.text.instruction = "caption"
     return config

@@ -2,7 +2,7 @@
 
 Command:  python -m kaleido_jax.main annotate --config=configs/annotate_imagenet.py --config.data.root=DIR \\
               --config.annotate.voken.model=SEED --workdir=runs/imagenet
-Data:     DIR/train/n01440764/*.JPEG and so on, and DIR/names.tsv with lines "n01440764<tab>tench, Tinca tinca".
+Data:     DIR/train/n01440764/*.JPEG and so on, as ImageNet comes; the names of its classes are in the package.
           SEED is the folder of seed_quantizer.pt (AILab-CVC on Hugging Face).
 Hardware: Qwen2.5-VL-7B behind a server on port 8000 ("A server" in docs/annotate.md) on as many GPUs as there are, and
           one for SEED. Nobody has run the whole of it with this code; docs/annotate.md estimates the GPU hours.
@@ -19,7 +19,6 @@ def get_config():
     config.data.source = "folder"
     config.data.root = None  # --config.data.root
     config.data.split = "train"
-    config.data.labels = ("names.tsv",)
     config.annotate.image_size = 256
 
     config.latents.segments = config.annotate.segments = ("text", "bbox", "voken")  # blob: see docs/annotate.md

@@ -12,6 +12,7 @@ from kaleido_jax.config import Annotate
 from kaleido_jax.data.sources import Example
 from kaleido_jax.latents.types import Latents
 
+VERSION = "captioner/1"  # stored with every record; raise it when a rule of reading answers changes
 MAX_TOKENS = 256  # of an answer; 80 words are about 110, and a longer one is refused anyway
 
 
@@ -27,6 +28,7 @@ class Captioner:
         self._prompt = model.own_prompts.get("text", prompts.TEXT[instruction])
         self.origin = {
             **model.origin,
+            "rules": VERSION,
             "prompt": prompts.prompt_hash(self._prompt),
             "picture": f"{image_size} px",
         }

@@ -90,7 +90,13 @@ class Endpoint:
         self._not_before = 0.0  # monotonic seconds; no request starts earlier
         self._pace = Pace()
         self.usage = Usage()
-        self.origin = {"model": self._model, "server": "openai", "format": settings.image_format}
+        # A server does not tell which weights it has; a fixed revision belongs into the model's name.
+        self.origin = {
+            "model": self._model,
+            "version": "as served",
+            "server": "openai",
+            "format": settings.image_format,
+        }
 
     def cost(self) -> float:
         """What the tokens so far cost, in the currency of the prices."""

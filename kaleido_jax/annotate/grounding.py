@@ -13,6 +13,7 @@ from kaleido_jax.data.sources import Example
 from kaleido_jax.latents.readers import read
 from kaleido_jax.latents.types import Latents
 
+VERSION = "grounder/1"  # stored with every record; raise it when a rule of reading answers changes
 MAX_TOKENS = 1024  # of an answer; a JSON entry is about 40
 _NOTHING = ("[]", "```json\n[]\n```")  # what a model writes that found nothing
 
@@ -49,6 +50,7 @@ class Grounder:
         self._prompt = model.own_prompts.get("bbox", prompts.BBOX[instruction])
         self.origin = {
             **model.origin,
+            "rules": VERSION,
             "prompt": prompts.prompt_hash(self._prompt),
             "picture": f"{image_size} px",
             "boxes": f"{max_boxes}, {coordinates}",

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kaleido_jax.data.imagenet import captions_of_wnids
 from kaleido_jax.data.sources import Example, LabelledObject, below, check_index, read_image
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import clean_phrase
@@ -235,8 +236,9 @@ def _read_csv(path, needed):
 class FolderSource:
     """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split); the class name is the caption.
 
-    A file of two columns, folder and name, in `labels` gives folders other names ("n01440764", "tench, Tinca tinca").
-    Underscores become spaces, and of several names with commas the first is taken.
+    A file of two columns, folder and name, in `labels` gives folders other names: underscores become spaces, and of
+    several names with commas the first is taken. Without it, ImageNet's folders ("n01440764") have the captions of
+    imagenet.py.
     """
 
     def __init__(self, root: Path, *, split: str = "", labels: Sequence[str] = ()):
@@ -251,10 +253,13 @@ class FolderSource:
         self._files = [(p, k) for k, f in enumerate(folders) for p in sorted(f.iterdir()) if _is_image(p)]
         if not self._files:
             raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
-        self.class_names = tuple(_first_name(names.get(folder.name, folder.name)) for folder in folders)
+        known = {} if labels else captions_of_wnids()
+        self.class_names = tuple(
+            known.get(folder.name) or _first_name(names.get(folder.name, folder.name)) for folder in folders
+        )
         self._split = split
         listed = "\n".join(f"{path.parent.name}/{path.name}" for path, _ in self._files)
-        self.fingerprint = _joined(digest, listed)
+        self.fingerprint = _joined(digest, listed, *self.class_names)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kaleido_jax.data.imagenet import class_captions
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
 
@@ -220,6 +221,14 @@ def test_folders_by_class(tmp_path):
     assert plain.class_names == ("n01", "red fox") and plain.fingerprint != source.fingerprint
     with pytest.raises(UserError, match="no image in the folders"):
         open_source("folder", "test", root=str(tmp_path))
+
+
+def test_imagenets_folders_have_the_captions_that_its_configs_train_on(tmp_path):
+    for path in ("n01440764/1.jpg", "n02012849/1.jpg", "n03710721/1.jpg", "n03710637/1.jpg", "n99999999/1.jpg"):
+        _photo(tmp_path / path)
+    source = open_source("folder", root=str(tmp_path))
+    assert source.class_names == ("tench", "crane", "maillot", "maillot, tank suit", "n99999999")
+    assert set(source.class_names[:-1]) <= set(class_captions())
 
 
 def test_a_fingerprint_follows_the_labels(coco, gbc, tmp_path):
