@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, format and tests. Arguments go on to pytest, e.g. `bash launch/test.sh tests/latents -k grammar`.
+# Lint, format and tests, but for those marked slow: `-m slow` runs these, `-m ""` all.
+# Arguments go on to pytest, e.g. `bash launch/test.sh tests/latents -k grammar`.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt requirements-dev.txt
@@ -9,4 +10,4 @@ ruff check .
 echo "==> ruff format --check"
 ruff format --check .
 echo "==> pytest"
-exec python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow" "$@"

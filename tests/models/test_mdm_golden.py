@@ -558,7 +558,6 @@ def train_config(info):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", names_of("train_steps"))
 def test_training_steps_equal(name, monkeypatch):
     info, given = meta(name), tensors(name)
