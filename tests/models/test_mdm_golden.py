@@ -6,7 +6,7 @@ KALEIDO_MDM_GOLDEN names another folder of such files; every file in it is picke
 import dataclasses
 import json
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -122,6 +122,10 @@ def inputs(name, prefix, dtype):
     return images, jnp.asarray(times, jnp.int32), given["lm_outputs"].astype(dtype), mask, micros
 
 
+# Convolutions of float64 are loops that LLVM makes: the suite's flags, which spare it the work, leave them slow.
+optimised = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+
+
 def denoise(model, params, images, times, text, mask, micros):
     """Text path and one step of the net."""
     forward = lambda net: net(images, times, net.condition(text, mask), micros)  # noqa: E731
@@ -129,7 +133,7 @@ def denoise(model, params, images, times, text, mask, micros):
 
 
 def jitted(model):
-    return jax.jit(lambda *args: denoise(model, *args))
+    return optimised(lambda *args: denoise(model, *args))
 
 
 @pytest.mark.parametrize(("name", "case"), cases_of("UNet", "NestedUNet"))
@@ -502,7 +506,7 @@ def guided(model, params, text, mask, batch, gamma):
     """(images, times) -> predictions; the recorded text has unconditional rows first."""
     condition = lambda rows: model.apply({"params": params}, text[rows], mask[rows], method="condition")  # noqa: E731
     net = lambda *args: model.apply({"params": params}, *args)  # noqa: E731
-    return jax.jit(classifier_free(net, condition(slice(-batch, None)), condition(slice(batch)), gamma))
+    return optimised(classifier_free(net, condition(slice(-batch, None)), condition(slice(batch)), gamma))
 
 
 def recorded_noise(given, step, images):

@@ -93,6 +93,7 @@ def test_frozen_encoder_gets_no_gradient_and_is_in_no_state(params):
     assert set(frozen) == {"encoder"} and set(trainable) == {"prior", "denoiser"}
 
 
+@pytest.mark.slow
 def test_baseline_has_no_prior_and_trains(model):
     config = _change(CONFIG, "latents", segments=())
     batch = {k: BATCH[k] for k in ("image", "encoder_input_tokens")}
@@ -135,6 +136,7 @@ def test_scheduled_sampling_changes_the_ar_loss_alone(model, params):
     assert abs(float(mixed["loss_ar"] - plain["loss_ar"])) > 1e-4 and np.isfinite(mixed["loss_ar"])
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_on_one_batch(model):
     config = _change(CONFIG, "train", learning_rate=3e-3, num_steps=30, warmup_steps=1)
     optimizer = make_optimizer(config.train)
