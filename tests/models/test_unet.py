@@ -39,6 +39,7 @@ def nest():
     return params, apply
 
 
+@pytest.mark.slow
 def test_with_zero_adapters_the_inner_net_behaves_as_it_does_alone(nest):
     params, apply = nest
     adapters = {k: jax.tree.map(jnp.zeros_like, params[k]) for k in ("in_adapter", "out_adapter")}

@@ -83,6 +83,7 @@ def handed(run):
     return state_from(config_from(run))
 
 
+@pytest.mark.slow
 def test_the_low_resolution_is_bit_identical_after_the_hand_over(handed, ema):
     rng = np.random.default_rng(0)
     high, low = (jnp.asarray(rng.normal(size=(3, size, size, 3)), jnp.float32) for size in (16, 8))

@@ -194,6 +194,7 @@ def test_eight_devices_give_the_same_step_as_one(eight_devices):
     assert "equal" in eight_devices(DEVICES)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_has_the_outer_loss_of_its_first_rows_alone():
     config = small_nest_config(train__mixed_ratio=(1, 1), train__eta=0.0)
     off = _change(config, "train", mixed_ratio=())
