@@ -1,7 +1,7 @@
 """Kaleido on Fashion-MNIST garments placed on a 32x32 canvas: the quickstart.
 
 Command:  python -m kaleido_jax.main --config=configs/fashion_combined.py --workdir=runs/fashion
-Hardware: two CPU cores; 20 minutes with the installation. README.md has the results.
+Hardware: two CPU cores; about 20 minutes with the installation. README.md has the results.
 """
 
 from kaleido_jax.config import UNet, default_config, to_config_dict

@@ -35,7 +35,7 @@ def parts(name, *strings):
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_what_the_grammar_writes_is_accepted(name):
     tokenizer, rng = TOKENIZERS[name], np.random.default_rng(0)
-    for i, z in enumerate(writable_latents(tokenizer, rng, 12 * len(EVERY))):
+    for i, z in enumerate(writable_latents(tokenizer, rng, 20 * len(EVERY))):
         segments = EVERY[i % len(EVERY)]
         z = dataclasses.replace(z, voken=tuple(rng.integers(0, 64, VOKENS).tolist()))
         machine = constraint(name, segments)
