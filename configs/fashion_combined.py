@@ -61,7 +61,7 @@ def get_config():
 
     train = config.train
     train.batch_size = 16  # batches of 32 make too few steps in the time, batches of 8 keep two cores less busy
-    train.num_steps = 2_700
+    train.num_steps = 3_000
     train.learning_rate = 2e-3
     train.lr_schedule = "cosine"
     train.warmup_steps = 100
