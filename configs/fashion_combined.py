@@ -51,7 +51,8 @@ def get_config():
 
     # The paper takes the loss on eps, which hardly counts the noisy steps where place and shape are decided. In the
     # few steps of a quickstart that model never learned to follow z (judge 16 % after 1,500 steps). v weighs all steps
-    # (42 % after 2,700), x0 the noisy ones most (48 % after 2,700).
+    # (42 % after 2,700), x0 the noisy ones most (48 % after 2,700). All three with
+    # the XLA reductions that main.py now switches off.
     config.diffusion.loss_space = "x0"
 
     config.data.source = "fashion"

@@ -41,10 +41,10 @@ flags:
 
 Every field with its unit or reason: kaleido_jax/config.py"""
 
-# Keeps convolutions out of YNNPACK: their weight gradients run 2.6 to 4.3 times faster on CPU. Reductions too: with
-# LIBRARY_FUSION_TYPE_REDUCE, jaxlib 0.10.2 drew points that were NaN or belonged to no mode (configs/toy.py, 2,000 at
-# a time), others in each process. An unknown flag aborts jax, so it is set for the versions on which it was tried and
-# never over the user's own XLA_FLAGS.
+# Keeps convolutions out of YNNPACK: their weight gradients run 2.6 to 4.3 times faster on CPU. Reductions stay out for
+# another reason: with LIBRARY_FUSION_TYPE_REDUCE, jaxlib 0.10.2 drew points that were NaN or belonged to no mode
+# (configs/toy.py, 2,000 at a time), others in each process. An unknown flag aborts jax, so it is set for the versions
+# on which it was tried and never over the user's own XLA_FLAGS.
 CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 FLAG_VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 
