@@ -32,8 +32,8 @@ def get_config():
     config.diffusion.p_uncond = 0.2  # guidance needs a good unconditional model
 
     train = config.train
-    train.batch_size = 512
-    train.num_steps = 2_000
+    train.batch_size = 256
+    train.num_steps = 1_500
     train.learning_rate = 2e-3
     train.lr_schedule = "cosine"
     train.warmup_steps = 100
