@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kaleido_jax.main import set_cpu_flag
+from kaleido_jax.xla_flags import set_cpu_flag
 
 set_cpu_flag()  # before jax comes in, as the command line does
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from benchmarks.denoiser_sides import COMPARED_STEPS, Ours, Theirs, make_case
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.main import set_cpu_flag
+from kaleido_jax.xla_flags import set_cpu_flag
 
 CASES = {
     "tiny": "quickstart's net, 32/16 px, batch 16",

@@ -1,11 +1,10 @@
 """python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.key=value ...] --workdir=DIR."""
 
-import importlib.metadata
-import os
 import sys
 from pathlib import Path
 
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.xla_flags import set_cpu_flag
 
 VERBS = {
     "train": "train (and sample a grid at the end); goes on by itself if the workdir holds a checkpoint",
@@ -40,13 +39,6 @@ flags:
   --help                 this text
 
 Every field with its unit or reason: kaleido_jax/config.py"""
-
-# Keeps convolutions out of YNNPACK: their weight gradients run 2.6 to 4.3 times faster on CPU. Reductions stay out for
-# another reason: with LIBRARY_FUSION_TYPE_REDUCE, jaxlib 0.10.2 drew points that were NaN or belonged to no mode
-# (configs/toy.py, 2,000 at a time), others in each process. An unknown flag aborts jax, so it is set for the versions
-# on which it was tried and never over the user's own XLA_FLAGS.
-CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-FLAG_VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 
 
 def run() -> None:
@@ -212,15 +204,6 @@ def _parses(value, kind):
     except ValueError:
         return False
     return True
-
-
-def set_cpu_flag() -> None:
-    """Sets the convolution flag where jax will run on CPU; nothing if the user has XLA_FLAGS."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    accelerator = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0"))
-    on_cpu = platforms == "cpu" or (not platforms and not accelerator)
-    if on_cpu and "XLA_FLAGS" not in os.environ and importlib.metadata.version("jaxlib") in FLAG_VERSIONS:
-        os.environ["XLA_FLAGS"] = CONVOLUTION_FLAG
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from kaleido_jax.randomness import sample_keys
 from kaleido_jax.train import checkpoints
 from kaleido_jax.train.sharding import make_mesh, shardings_of
 from kaleido_jax.train.state import load_pretrained, split_frozen
+from kaleido_jax.xla_flags import warn_of_wrong_reductions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class KaleidoPipeline:
         """
         self.config, self.params, self.tokenizer, self.step, self.chunk = config, params, tokenizer, step, chunk
         self.bad_params = bad_params
+        warn_of_wrong_reductions(jax.default_backend())
         self._model = build_model(config, tokenizer.base_rows)
 
     @staticmethod

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kaleido_jax.main import set_cpu_flag
+from kaleido_jax.xla_flags import set_cpu_flag
 
 REPO = Path(__file__).parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -18,6 +18,7 @@ from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
 from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch, replicated
 from kaleido_jax.train.state import State, count, create_state, make_optimizer
 from kaleido_jax.train.step import make_train_step
+from kaleido_jax.xla_flags import warn_of_wrong_reductions
 
 
 def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State:
@@ -38,6 +39,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     """
     # ---------------------------------------------------------------- mesh and model
     check_devices(config, jax.device_count())
+    warn_of_wrong_reductions(jax.default_backend())
     mesh = make_mesh(config)
     model = build_model(config, tokenizer.base_rows)
     optimizer = make_optimizer(config.train)
