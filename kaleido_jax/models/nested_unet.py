@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from kaleido_jax.config import UNet as UNetConfig
 from kaleido_jax.config import nested
-from kaleido_jax.models.unet import Condition, UNet, conv
+from kaleido_jax.models.layers import conv
+from kaleido_jax.models.unet import Condition, UNet
 
 
 def build_denoiser(config: UNetConfig, text_channels: int, dtype=jnp.float32) -> nn.Module:

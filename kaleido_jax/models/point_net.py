@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from kaleido_jax.config import PointNet as PointNetConfig
-from kaleido_jax.models.unet import Condition, EmbeddingMLP, linear, mean_over_tokens
+from kaleido_jax.models.layers import linear
+from kaleido_jax.models.unet import Condition, EmbeddingMLP, mean_over_tokens
 
 
 class PointNet(nn.Module):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kaleido_jax.config import nested
+from kaleido_jax.models.layers import NORM_EPS, normalise
 from kaleido_jax.models.nested_unet import build_denoiser
-from kaleido_jax.models.unet import NORM_EPS, normalise
 from tests.tiny import tiny_config
 
 RNG = np.random.default_rng(0)
