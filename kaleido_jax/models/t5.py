@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kaleido_jax.config import T5
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
+from kaleido_jax.models.layers import Dense
 
 PAD, EOS, UNK = 0, 1, 2  # the decoder starts from PAD
 NUM_BUCKETS, MAX_DISTANCE, NORM_EPS = 32, 128, 1e-6
@@ -51,7 +52,7 @@ _FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 def _dense(features, axes, init, dtype):
     """A projection without bias; nothing in T5 has one."""
-    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=nn.with_logical_partitioning(init, axes))
+    return Dense(features, dtype, nn.with_logical_partitioning(init, axes))
 
 
 class RMSNorm(nn.Module):

@@ -1,0 +1,78 @@
+"""Each written-out gradient against automatic differentiation of the plain formula, and layers against Flax's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kaleido_jax.models.layers import NORM_EPS, add_bias, conv, linear, normalise, project, sum_positions
+
+RNG = np.random.default_rng(0)
+
+
+def _same_gradients(ours, plain, *args):
+    with jax.enable_x64(True):
+        args = [jnp.asarray(RNG.normal(size=shape)) for shape in args]
+        (y, back), (y_plain, back_plain) = jax.vjp(ours, *args), jax.vjp(plain, *args)
+        np.testing.assert_allclose(y, y_plain, atol=1e-12)
+        dy = jnp.asarray(RNG.normal(size=y.shape))
+        for grad, grad_plain in zip(back(dy), back_plain(dy), strict=True):
+            np.testing.assert_allclose(grad, grad_plain, atol=1e-12)
+
+
+@pytest.mark.parametrize("features", [3, 8], ids=["x is wider", "dy is wider"])
+@pytest.mark.parametrize("rows", [(4,), (2, 3, 4)])
+def test_projection_and_bias_have_the_plain_gradients(rows, features):
+    _same_gradients(project, lambda x, kernel: x @ kernel, (*rows, 5), (5, features))
+    _same_gradients(add_bias, lambda x, bias: x + bias.reshape((1,) * len(rows) + (-1,)), (*rows, 5), (5,))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5), (2, 3, 4, 5)])
+def test_sum_positions_keeps_the_first_and_last_axis(shape):
+    x = RNG.normal(size=shape).astype(np.float32)
+    expected = x.sum(tuple(range(1, x.ndim - 1)))
+    np.testing.assert_allclose(sum_positions(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_of_bfloat16_are_float32():
+    ones = jnp.ones((1, 1000, 2), jnp.bfloat16)  # in bfloat16 this sum would stop at 256
+    assert sum_positions(ones).dtype == jnp.float32
+    np.testing.assert_array_equal(sum_positions(ones), 1000)
+    grad = jax.grad(lambda bias: add_bias(ones, bias).astype(jnp.float32).sum())(jnp.zeros(2, jnp.bfloat16))
+    np.testing.assert_array_equal(grad, jnp.bfloat16(1000))
+
+
+def _flax_conv(size, stride, **inits):
+    pad = size // 2
+    return nn.Conv(7, (size, size), (stride, stride), padding=((pad, pad), (pad, pad)), **inits)
+
+
+@pytest.mark.parametrize(
+    ("ours", "flax"),
+    [
+        (lambda: linear(5, 7, jnp.float32), lambda **inits: nn.Dense(7, **inits)),
+        (lambda: linear(5, 7, jnp.float32, bias=False), lambda **inits: nn.Dense(7, use_bias=False, **inits)),
+        (lambda: conv(5, 7, jnp.float32), lambda **inits: _flax_conv(3, 1, **inits)),
+        (lambda: conv(5, 7, jnp.float32, stride=2), lambda **inits: _flax_conv(3, 2, **inits)),
+        (lambda: conv(5, 7, jnp.float32, size=1), lambda **inits: _flax_conv(1, 1, **inits)),
+    ],
+    ids=["dense", "dense without bias", "conv", "strided conv", "1x1 conv"],
+)
+def test_layers_start_and_compute_as_flax_ones(ours, flax):
+    x, net = jnp.asarray(RNG.normal(size=(2, 8, 8, 5)), jnp.float32), ours()
+    theirs = flax(kernel_init=net.kernel_init, **({"bias_init": net.bias_init} if net.bias_init else {}))
+    params, params_flax = (nn.meta.unbox(n.init(jax.random.key(0), x)) for n in (net, theirs))
+    jax.tree.map(np.testing.assert_array_equal, params, params_flax)
+    np.testing.assert_allclose(net.apply(params, x), theirs.apply(params, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_norm_and_its_gradient_are_those_of_the_textbook(groups):
+    def textbook(x, a, b):
+        grouped = (x + 3).reshape(3, 5, 4, groups, 8 // groups)
+        mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
+        normed = ((grouped - mean) / jnp.sqrt(var + NORM_EPS)).reshape(x.shape)
+        return normed * a[:, None, None] + b[:, None, None]
+
+    _same_gradients(lambda x, a, b: normalise(x + 3, a, b, groups), textbook, (3, 5, 4, 8), (3, 8), (3, 8))
