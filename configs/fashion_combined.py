@@ -1,7 +1,7 @@
 """Kaleido on Fashion-MNIST garments placed on a 32x32 canvas: the quickstart.
 
 Command:  python -m kaleido_jax.main --config=configs/fashion_combined.py --workdir=runs/fashion
-Hardware: two CPU cores; about 20 minutes with the installation. README.md has the results.
+Hardware: two CPU cores; about 22 minutes with the installation. README.md has the results.
 """
 
 from kaleido_jax.config import UNet, default_config, to_config_dict
@@ -51,8 +51,7 @@ def get_config():
 
     # The paper takes the loss on eps, which hardly counts the noisy steps where place and shape are decided. In the
     # few steps of a quickstart that model never learned to follow z (judge 16 % after 1,500 steps). v weighs all steps
-    # (42 % after 2,700), x0 the noisy ones most (48 % after 2,700). All three with
-    # the XLA reductions that main.py now switches off.
+    # (42 % after 2,700), x0 the noisy ones most (48 % after 2,700).
     config.diffusion.loss_space = "x0"
 
     config.data.source = "fashion"

@@ -1,7 +1,7 @@
 """Figure 3 of the paper: guidance collapses a class-conditional model to one mode, latents keep them all.
 
 Command:  python -m kaleido_jax.main --config=configs/toy.py --workdir=runs/toy
-Hardware: two CPU cores; 93 to 167 s with everything to compile.
+Hardware: two CPU cores; about 100 s with everything to compile.
 """
 
 from kaleido_jax.config import PointNet, default_config, to_config_dict
