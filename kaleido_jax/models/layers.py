@@ -18,7 +18,7 @@ _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def sum_positions(x: Float[Array, "b *positions c"]) -> Float[Array, "b c"]:
     """The sum over all axes between the first and the last, in float32 or wider.
 
-    On CPU as a product with ones: XLA walks such a sum with a stride, in one thread, up to 14 times slower.
+    On CPU as a product with ones: XLA walks such a sum with a stride, and was up to 14 times slower.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     rows, channels = x.shape[0], x.shape[-1]
