@@ -65,6 +65,7 @@ def test_run_again_redoes_nothing(workdir, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
+@pytest.mark.slow
 def test_resume_is_bit_identical(workdir, tmp_path):
     folder = tmp_path / "resumed"
     folder.mkdir()

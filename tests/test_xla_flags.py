@@ -23,7 +23,7 @@ def test_points_drawn_on_cpu_are_finite_and_do_not_depend_on_the_chunk():
     shapes = abstract_params(build_model(config, tokenizer.base_rows))
     params = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
     captions = ["a", "b"] * 1000
-    settings = dataclasses.replace(config.sample, gamma=8.0)
+    settings = dataclasses.replace(config.sample, gamma=8.0, num_steps=30)
     whole, parts = (
         KaleidoPipeline(config, params, tokenizer, chunk=chunk).draw(captions, None, seed=0, sample=settings)
         for chunk in (2000, 100)

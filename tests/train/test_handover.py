@@ -102,6 +102,7 @@ def test_the_low_resolution_is_bit_identical_after_the_hand_over(handed, ema):
     assert not np.any(outer)  # its last layer starts at zero
 
 
+@pytest.mark.slow
 def test_what_was_trained_carries_over_and_the_rest_starts_anew(handed, ema):
     equal(handed.params["denoiser"]["inner"], ema["denoiser"])
     for part in ("prior", "encoder"):
