@@ -22,10 +22,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from kaleido_jax.annotate import annotators
-from kaleido_jax.annotate.runner import annotate_data
-from kaleido_jax.config import default_config
-from kaleido_jax.config_checks import validate
+from kaleido_jax.annotate import registry as annotators
+from kaleido_jax.annotate.job.run import annotate_data
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.schema import default_config
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 
@@ -66,7 +66,7 @@ def job(photos, work):
     config.data.source, config.data.root = "table", str(photos)
     config.annotate.segments, config.annotate.image_size = ("text",), SIZE_PX
     config.annotate.num_workers, config.annotate.shard_size = WORKERS, SHARD_SIZE
-    manifest = annotate_data(validate(config), work, load_tokenizer("t5", config.latents.num_vokens), progress=False)
+    manifest = annotate_data(validate(config), work, load_tokenizer("t5", config.latents.codebook_size), progress=False)
     return sum(shard.bytes for shard in manifest.shards)
 
 

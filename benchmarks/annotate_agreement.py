@@ -1,4 +1,4 @@
-"""How far small models agree with people: YOLOX-Nano's boxes, U2-Net-p's ellipses, our quantisers' vokens.
+"""How far small models agree with people: YOLOX-Nano's boxes, U2-Net-p's ellipses, our quantizers' vokens.
 
 Command:  python benchmarks/annotate_agreement.py --data=COCO_FOLDER --weights=FOLDER [--out=FILE.md]
 Data:     a folder with annotations.json and images/ (COCO's layout, with boxes and masks).
@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from kaleido_jax.annotate.detector import open_detector
-from kaleido_jax.annotate.features import open_feature
-from kaleido_jax.annotate.quantiser import fit_quantiser
-from kaleido_jax.annotate.quantiser_quality import quality, retrieval
-from kaleido_jax.annotate.segmenter import open_segmenter
-from kaleido_jax.config import Annotate, AnnotateBbox, AnnotateBlob
-from kaleido_jax.data.preprocess import square_crop
-from kaleido_jax.data.sources import open_source
+from kaleido_jax.annotate.vision.detector import open_detector
+from kaleido_jax.annotate.vision.segmenter import open_segmenter
+from kaleido_jax.annotate.vokens.features import open_feature
+from kaleido_jax.annotate.vokens.quality import quality, retrieval
+from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
+from kaleido_jax.config.schema import Annotate, AnnotateBbox, AnnotateBlob
+from kaleido_jax.data.crop import square_crop
+from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
 
@@ -33,8 +33,8 @@ SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, np.inf)
 MATCH_IOU = 0.5
 LOWEST_SCORE = 0.05
 SETTINGS = ((0.3, 10), (0.3, 100), (0.05, 100))  # (threshold, boxes an image); the first is the config's default
-HELD_OUT_EVERY = 3  # photos: every third is held out of the quantisers' fit
-QUANTISERS = (("residual", 8, 64), ("fsq", 8, 64), ("fsq", 32, 64))  # kind, tokens, codebook
+HELD_OUT_EVERY = 3  # photos: every third is held out of the quantizers' fit
+QUANTIZERS = (("residual", 8, 64), ("fsq", 8, 64), ("fsq", 32, 64))  # kind, tokens, codebook
 
 
 # ------------------------------------------------------------------------------------------------- boxes
@@ -73,8 +73,8 @@ def box_rows(examples, detections, classes):
     return rows, totals
 
 
-def size_of(labelled):
-    x1, y1, x2, y2 = labelled.box
+def size_of(labeled):
+    x1, y1, x2, y2 = labeled.box
     area = (x2 - x1) * (y2 - y1)
     return next(name for name, low, high in SIZES if low <= area < high)
 
@@ -135,19 +135,19 @@ def voken_rows(examples, weights):
     rows = []
     for feature in features:
         values = feature(example.image for example in examples)
-        for kind, tokens, codebook in QUANTISERS:
-            quantiser = fit_quantiser(values[~held], kind=kind, num_tokens=tokens, codebook=codebook)
-            fitted, told = quality(quantiser, values[~held]), quality(quantiser, values[held])
-            found = retrieval(quantiser, values[held])
+        for kind, tokens, codebook in QUANTIZERS:
+            quantizer = fit_quantizer(values[~held], kind=kind, num_tokens=tokens, codebook_size=codebook)
+            fitted, told = quality(quantizer, values[~held]), quality(quantizer, values[held])
+            found = retrieval(quantizer, values[held])
             rows.append(
                 [
                     feature.name,
                     kind,
-                    f"{tokens} x {quantiser.codebook_size}",
+                    f"{tokens} x {quantizer.codebook_size}",
                     f"{fitted['explained_variance'][-1]:.3f}",
                     f"{told['explained_variance'][-1]:.3f}",
                     f"{told['rmse'][-1]:.4f}",
-                    f"{found['neighbour_recall']:.3f}",
+                    f"{found['neighbor_recall']:.3f}",
                     f"{found['identity_recall']:.3f}",
                     f"{np.mean(told['codes_used']):.2f}",
                     f"{np.mean(told['perplexity']):.1f}",
@@ -202,10 +202,10 @@ def measure(data, weights, limit):
     boxes, totals = box_rows(examples, detections, classes)
     ellipses = ellipse_rows(segmenter, examples, detections)
     vokens, held, fitted = voken_rows(examples, weights)
-    labelled = sum(bool(example.objects) for example in examples)
+    labeled = sum(bool(example.objects) for example in examples)
     threshold, most = SETTINGS[0]
-    voken_head = ["feature", "quantiser", "tokens x codes", "variance explained, fitted", "held out", "RMSE"]
-    voken_head += ["neighbour", "own", "codes used", "perplexity"]
+    voken_head = ["feature", "quantizer", "tokens x codes", "variance explained, fitted", "held out", "RMSE"]
+    voken_head += ["neighbor", "own", "codes used", "perplexity"]
     sizes = ", ".join(f"{totals[name]} {name}" for name, _, _ in SIZES)
     return f"""# Agreement of small annotators with people
 
@@ -213,7 +213,7 @@ Measured {datetime.now(UTC).date()} on {hardware()}, by
 
     python benchmarks/annotate_agreement.py --data=COCO_FOLDER --weights=WEIGHTS_FOLDER
 
-{len(examples)} COCO photos, cut to the centre square at {SIZE_PX} px; {labelled} of them have objects marked by people:
+{len(examples)} COCO photos, cut to the center square at {SIZE_PX} px; {labeled} of them have objects marked by people:
 {totals["all"]} without crowds ({sizes}). Sizes are by the box's area in the crop,
 with COCO's limits of 32 and 96 px. These models stand in for the paper's (Qwen-VL, SAM, SEED), which are larger by
 orders of magnitude.
@@ -232,9 +232,9 @@ whose box was found (score from {threshold}, {most} boxes). An empty mask counts
 
 {table(["what", "objects", "mean", "median", "medium", "large", "empty"], ellipses)}
 
-## Vokens: our quantisers
+## Vokens: our quantizers
 
-Fitted on {fitted} photos, measured on {held} others. Neighbour: the nearest other photo by codes is that by features.
+Fitted on {fitted} photos, measured on {held} others. Neighbor: the nearest other photo by codes is that by features.
 Own: the nearest codes to a photo's features are its own. Codes used and perplexity are means over tokens.
 
 {table(voken_head, vokens)}

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kaleido_jax.xla_flags import set_cpu_flag
+from kaleido_jax.runtime.xla_flags import set_cpu_flag
 
 set_cpu_flag()  # before jax comes in, as the command line does
 
@@ -26,10 +26,10 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.machine import describe  # noqa: E402
-from kaleido_jax.config import T5  # noqa: E402
-from kaleido_jax.interop.huggingface import write_huggingface  # noqa: E402
-from kaleido_jax.interop.t5_names import TABLE, layouts  # noqa: E402
-from kaleido_jax.interop.t5x import from_flat  # noqa: E402
+from kaleido_jax.config.schema import T5  # noqa: E402
+from kaleido_jax.interop.t5.huggingface import write_huggingface  # noqa: E402
+from kaleido_jax.interop.t5.names import TABLE, layouts  # noqa: E402
+from kaleido_jax.interop.t5.t5x import from_flat  # noqa: E402
 from kaleido_jax.models import decode  # noqa: E402
 from kaleido_jax.models.t5 import PAD, Decoder, Encoder  # noqa: E402
 

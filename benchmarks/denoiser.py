@@ -8,7 +8,7 @@ our own requirements. --cases=tiny,inner,full and --ops=forward,train,sample cho
 wait for each other, XLA's less so.
 
 Both programs get equal weights and inputs; how far their results differ is in the table. They take turns, one run
-each, so that other load on the machine hits both. Where two optimisers do not fit into memory each has a process of
+each, so that other load on the machine hits both. Where two optimizers do not fit into memory each has a process of
 its own in turn. Times are medians, beside the time passed ("wall") that of all cores spent ("CPU"), which other load
 disturbs least. FLOPs are XLA's count of our forward for both, training being three of them.
 """
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from benchmarks.denoiser_sides import COMPARED_STEPS, Ours, Theirs, make_case
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.xla_flags import set_cpu_flag
+from kaleido_jax.runtime.xla_flags import set_cpu_flag
 
 CASES = {
     "tiny": "quickstart's net, 32/16 px, batch 16",

@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 
-from kaleido_jax import config as cfg
-from kaleido_jax.config_checks import validate
+from kaleido_jax.config import schema as cfg
+from kaleido_jax.config.checks import validate
 from kaleido_jax.main import load_config
 
 TIME, NEXT_TIME = 500, 480  # one reverse step of 50
@@ -46,7 +46,7 @@ def make_case(name: str, batch: int = 0) -> Case:
         name,
         _without_remat(net),
         config.model.t5.d_model,
-        config.data.caption_tokens + config.latents.max_tokens,
+        config.data.max_caption_tokens + config.latents.max_latents_tokens,
         batch or own_batch,
         config.diffusion,
     )
@@ -77,7 +77,7 @@ def weights(case: Case) -> dict:
 
     No layer is zero, so all of them count in the comparison.
     """
-    from kaleido_jax.interop import mdm
+    from kaleido_jax.interop.mdm import names as mdm
 
     state = {}
     named = mdm.named(mdm.abstract_params(case.net, case.text_channels))
@@ -97,7 +97,7 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from kaleido_jax.interop import mdm
+        from kaleido_jax.interop.mdm import names as mdm
         from kaleido_jax.models.nested_unet import build_denoiser
 
         self.case, self.jax = case, jax
@@ -241,7 +241,7 @@ class Theirs:
         if net.inner is None:
             return UNetConfig(**fields, skip_mid_blocks=not net.mid_blocks)
         inner = self._config(net.inner, text_channels, nesting=True)
-        return NestedUNetConfig(**fields, skip_normalization=not net.normalise_input, inner_config=inner)
+        return NestedUNetConfig(**fields, skip_normalization=not net.normalize_input, inner_config=inner)
 
     def _one_or_list(self, images):
         return images if len(images) > 1 else images[0]

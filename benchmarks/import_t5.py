@@ -36,8 +36,8 @@ class RandomT5:
 
     def __init__(self, size: str):
         """Shapes only."""
-        from kaleido_jax.config import T5
-        from kaleido_jax.interop.t5_names import expected_shapes, layouts
+        from kaleido_jax.config.schema import T5
+        from kaleido_jax.interop.t5.names import expected_shapes, layouts
 
         d_model, d_ff, heads, layers = SIZES[size]
         config = T5(d_model=d_model, d_ff=d_ff, num_heads=heads, num_encoder_layers=layers, num_decoder_layers=layers)
@@ -63,8 +63,8 @@ class RandomT5:
 
 def write(source: RandomT5, form: str, folder: Path) -> None:
     """A checkpoint in one of two formats; Hugging Face's in shards of about 1 GiB."""
-    from kaleido_jax.interop.huggingface import write_huggingface
-    from kaleido_jax.interop.t5x import write_t5x
+    from kaleido_jax.interop.t5.huggingface import write_huggingface
+    from kaleido_jax.interop.t5.t5x import write_t5x
 
     if form == "t5x":
         write_t5x(source, folder)
@@ -85,8 +85,8 @@ def load(folder: Path) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from kaleido_jax.interop.checkpoint import load_t5, open_t5
-    from kaleido_jax.interop.t5_names import abstract_params, sizes
+    from kaleido_jax.interop.t5.load import load_t5, open_t5
+    from kaleido_jax.interop.t5.names import abstract_params, sizes
 
     config, rows = sizes(open_t5(folder))
     encoder, prior = abstract_params(config, rows)
@@ -96,7 +96,7 @@ def load(folder: Path) -> dict:
     # What any process with jax has: the device, its thread pool, its compiler, one compiled function.
     jax.block_until_ready(jax.jit(jnp.sin)(jnp.ones(8)))
     before, started = memory(), time.monotonic()
-    params = load_t5(folder, targets, num_pieces=32000, base_rows=rows, seed=0)
+    params = load_t5(folder, targets, num_pieces=32000, base_vocab_size=rows, seed=0)
     jax.block_until_ready(params)
     after = memory()
     return {

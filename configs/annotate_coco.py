@@ -11,7 +11,7 @@ Result:   runs/coco/records/, manifest.json and report.html, at 256 px (--config
 Train on them with --config.data.records=runs/coco and a config of that size, vocabulary and number of vokens.
 """
 
-from kaleido_jax.config import default_config
+from kaleido_jax.config.schema import default_config
 
 
 def get_config():
@@ -24,10 +24,10 @@ def get_config():
 
     # text: the longest caption; bbox and blob: the ten largest objects; voken: finite scalars fitted on these photos,
     # since a few hundred are too few for codebooks.
-    config.annotate.voken.quantiser = "fsq"
+    config.annotate.voken.quantizer = "fsq"
     config.latents.segments = ("text", "bbox", "blob", "voken")
-    config.latents.num_vokens = 64  # values a voken may have
+    config.latents.codebook_size = 64  # values a voken may have
     config.latents.vokens_per_image = 8
-    config.latents.max_tokens = 640  # with eos; ten boxes and ten ellipses of T5's digits
+    config.latents.max_latents_tokens = 640  # with eos; ten boxes and ten ellipses of T5's digits
     config.annotate.shard_size = 512
     return config

@@ -10,7 +10,7 @@ Result:   runs/imagenet/records/, manifest.json and report.html. Train on them w
           --config.data.records=runs/imagenet.
 """
 
-from kaleido_jax.config import default_config
+from kaleido_jax.config.schema import default_config
 
 
 def get_config():
@@ -22,9 +22,9 @@ def get_config():
     config.annotate.image_size = 256
 
     config.latents.segments = config.annotate.segments = ("text", "bbox", "voken")  # blob: see docs/annotate.md
-    config.latents.num_vokens = 8192
+    config.latents.codebook_size = 8192
     config.latents.vokens_per_image = 32
-    config.latents.max_tokens = 416
+    config.latents.max_latents_tokens = 416
 
     config.annotate.endpoint.base_url = "http://localhost:8000/v1"
     config.annotate.endpoint.model = "Qwen/Qwen2.5-VL-7B-Instruct"

@@ -12,7 +12,7 @@ Result:   runs/onnx/records/, manifest.json and report.html, which says how far 
           benchmarks/results/annotate_agreement.md: a weak stand-in for the paper's annotators, to try the whole way.
 """
 
-from kaleido_jax.config import default_config
+from kaleido_jax.config.schema import default_config
 
 
 def get_config():
@@ -24,11 +24,11 @@ def get_config():
     config.annotate.bbox.kind = "onnx"
     config.annotate.blob.kind = "onnx"
     # Codebooks need many times 64 photos a token; finite scalars a few times the 16 numbers that 8 tokens hold.
-    config.annotate.voken.quantiser = "fsq"
+    config.annotate.voken.quantizer = "fsq"
     config.annotate.voken.feature = "pixels"  # "autoencoder" with .feature_model = the weights of a TAESD's encoder
     config.latents.segments = ("text", "bbox", "blob", "voken")
-    config.latents.num_vokens = 64
+    config.latents.codebook_size = 64
     config.latents.vokens_per_image = 8
-    config.latents.max_tokens = 640  # with eos; ten boxes and ten ellipses of T5's digits
+    config.latents.max_latents_tokens = 640  # with eos; ten boxes and ten ellipses of T5's digits
     config.annotate.shard_size = 512
     return config

@@ -14,5 +14,5 @@ def get_config():
     config.name = "cc12m_bbox"
     config.init.inner = "runs/cc12m_64_bbox"
     config.latents.segments = ("bbox",)
-    config.latents.max_tokens = 192
+    config.latents.max_latents_tokens = 192
     return config

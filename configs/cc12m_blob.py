@@ -14,5 +14,5 @@ def get_config():
     config.name = "cc12m_blob"
     config.init.inner = "runs/cc12m_64_blob"
     config.latents.segments = ("blob",)
-    config.latents.max_tokens = 192
+    config.latents.max_latents_tokens = 192
     return config

@@ -5,7 +5,7 @@ Hardware: the paper trains on A100 80 GB. Not yet trained with this code.
 Needs:    stage one (cc12m_64.py, in config.init.inner), records of CC12M with the three latents
           (config.data.records) and the weights of flan-t5-xl (config.model.t5.checkpoint).
 
-The net, the noise and the optimiser are imagenet_combined.py's; the other cc12m files change the latents alone.
+The net, the noise and the optimizer are imagenet_combined.py's; the other cc12m files change the latents alone.
 """
 
 import runpy
@@ -18,9 +18,9 @@ def get_config():
     config.init.inner = "runs/cc12m_64_combined"  # its denoiser becomes the inner net, its prior goes on
 
     config.latents.segments = ("text", "bbox", "voken")
-    config.latents.max_tokens = 416  # tokens with eos; text alone needs 160, boxes or blobs 192, vokens 64
+    config.latents.max_latents_tokens = 416  # tokens with eos; text alone needs 160, boxes or blobs 192, vokens 64
 
-    config.data.caption_tokens = 128
+    config.data.max_caption_tokens = 128
     config.data.class_captions = ()
     config.data.fetch = (
         "get CC12M (github.com/google-research-datasets/conceptual-12m), annotate it at 256 px, and set "

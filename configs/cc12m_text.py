@@ -14,5 +14,5 @@ def get_config():
     config.name = "cc12m_text"
     config.init.inner = "runs/cc12m_64_text"
     config.latents.segments = ("text",)
-    config.latents.max_tokens = 160
+    config.latents.max_latents_tokens = 160
     return config

@@ -14,5 +14,5 @@ def get_config():
     config.name = "cc12m_voken"
     config.init.inner = "runs/cc12m_64_voken"
     config.latents.segments = ("voken",)
-    config.latents.max_tokens = 64
+    config.latents.max_latents_tokens = 64
     return config

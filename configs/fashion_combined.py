@@ -4,7 +4,7 @@ Command:  python -m kaleido_jax.main --config=configs/fashion_combined.py --work
 Hardware: two CPU cores; about 22 minutes with the installation. README.md has the results.
 """
 
-from kaleido_jax.config import UNet, default_config, to_config_dict
+from kaleido_jax.config.schema import UNet, default_config, to_config_dict
 
 
 def get_config():
@@ -13,9 +13,9 @@ def get_config():
 
     # The paper's combined latents plus the blob, so that the grid can show the ellipse too.
     config.latents.segments = ("text", "bbox", "blob", "voken")
-    config.latents.num_vokens = 64  # codebook of the fitted residual quantiser
+    config.latents.codebook_size = 64  # codebook of the fitted residual quantizer
     config.latents.vokens_per_image = 8
-    config.latents.max_tokens = 64  # holds the longest z of 22,000
+    config.latents.max_latents_tokens = 64  # holds the longest z of 22,000
 
     # Two orders of magnitude below T5-small; no pretrained T5 of this size exists, so the encoder trains.
     t5 = config.model.t5
@@ -55,7 +55,7 @@ def get_config():
     config.diffusion.loss_space = "x0"
 
     config.data.source = "fashion"
-    config.data.caption_tokens = 8
+    config.data.max_caption_tokens = 8
     config.data.num_train = 20_000
     config.data.num_test = 2_000
 

@@ -6,8 +6,8 @@ Needs:    records of ImageNet with the three latents (config.data.records) and t
           (config.model.t5.checkpoint).
 """
 
-from kaleido_jax.config import UNet, default_config, to_config_dict
-from kaleido_jax.data.imagenet import class_captions
+from kaleido_jax.config.schema import UNet, default_config, to_config_dict
+from kaleido_jax.data.sources.imagenet import class_captions
 
 
 def get_config():
@@ -15,9 +15,9 @@ def get_config():
     config.name = "imagenet_combined"
 
     config.latents.segments = ("text", "bbox", "voken")
-    config.latents.num_vokens = 8192  # SEED's codebook
+    config.latents.codebook_size = 8192  # SEED's codebook
     config.latents.vokens_per_image = 32
-    config.latents.max_tokens = 416
+    config.latents.max_latents_tokens = 416
 
     # T5-XL: the schema's defaults. Encoder frozen; the decoder trains with 32128 + 8192 = 40320 rows.
     config.model.t5.vocabulary = "t5"
@@ -60,7 +60,7 @@ def get_config():
     config.diffusion.p_uncond = 0.1
 
     config.data.source = "records"
-    config.data.caption_tokens = 128
+    config.data.max_caption_tokens = 128
     config.data.class_captions = class_captions()  # the frozen encoder runs once on each, then its memory is free
     config.data.verify = "size"  # sha256 over 100 GB takes minutes
     config.data.fetch = (

@@ -7,13 +7,13 @@ Needs:    mdm_256.py's model (config.init.inner), records of 1024 px images with
 Weights:  https://docs-assets.developer.apple.com/ml-research/models/mdm/flickr1024/vis_model.pth
 
 The 256 px net divides its input by its deviation here, yet not as a model of its own. To go on from a run of
-mdm_256.py exactly where it was, add --config.model.denoiser.inner.normalise_input=False.
+mdm_256.py exactly where it was, add --config.model.denoiser.inner.normalize_input=False.
 """
 
 import runpy
 from pathlib import Path
 
-from kaleido_jax.config import UNet, to_config_dict
+from kaleido_jax.config.schema import UNet, to_config_dict
 
 
 def get_config():
@@ -29,12 +29,12 @@ def get_config():
         attention_ffn=False,
         mid_blocks=False,
         emb_channels=1024,
-        normalise_input=False,
+        normalize_input=False,
         micro=(("scale", 1024.0),),
         remat=True,
     )
     inner, config.model.denoiser = config.model.denoiser, to_config_dict(outer)
-    inner.normalise_input = True
+    inner.normalize_input = True
     config.model.denoiser.inner = inner
     config.diffusion.shift_power = 2.0  # SNR / 256 at 1024 px and / 16 at 256 px
     config.diffusion.loss_weights = (1.0, 1.0, 1.0)  # 16:4:1 stands in the release, where nothing reads it

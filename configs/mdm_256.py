@@ -10,7 +10,7 @@ Weights:  https://docs-assets.developer.apple.com/ml-research/models/mdm/flickr2
 import runpy
 from pathlib import Path
 
-from kaleido_jax.config import UNet, to_config_dict
+from kaleido_jax.config.schema import UNet, to_config_dict
 
 
 def get_config():
@@ -26,7 +26,7 @@ def get_config():
         attention_ffn=False,
         mid_blocks=False,
         emb_channels=1024,
-        normalise_input=False,
+        normalize_input=False,
         micro=(("scale", 256.0),),
         remat=True,
     )

@@ -8,7 +8,7 @@ Weights:  https://docs-assets.developer.apple.com/ml-research/models/mdm/flickr6
           `convert --input=vis_model.pth --output=DIR --format=kaleido` turns into safetensors.
 """
 
-from kaleido_jax.config import UNet, default_config, to_config_dict
+from kaleido_jax.config.schema import UNet, default_config, to_config_dict
 
 
 def get_config():
@@ -42,7 +42,7 @@ def get_config():
     config.diffusion.p_uncond = 0.1  # the public training code drops nothing, yet the demo guides with 7.5
 
     config.data.source = "records"
-    config.data.caption_tokens = 128
+    config.data.max_caption_tokens = 128
     config.data.verify = "size"
     config.data.fetch = (
         "get images with captions, such as CC12M (github.com/google-research-datasets/conceptual-12m), make records "

@@ -4,7 +4,7 @@ Command:  python -m kaleido_jax.main --config=configs/toy.py --workdir=runs/toy
 Hardware: two CPU cores; about 100 s with everything to compile.
 """
 
-from kaleido_jax.config import PointNet, default_config, to_config_dict
+from kaleido_jax.config.schema import PointNet, default_config, to_config_dict
 
 
 def get_config():
@@ -13,9 +13,9 @@ def get_config():
     config.recipe = "figure3"
 
     config.latents.segments = ("voken",)  # z = the mode, found by k-means on the points
-    config.latents.num_vokens = 4
+    config.latents.codebook_size = 4
     config.latents.vokens_per_image = 1
-    config.latents.max_tokens = 2  # the voken and eos
+    config.latents.max_latents_tokens = 2  # the voken and eos
 
     t5 = config.model.t5
     t5.vocabulary = "fashion"
@@ -26,7 +26,7 @@ def get_config():
     config.model.point_denoiser = to_config_dict(PointNet())
     config.model.precision = "float32"
 
-    config.data.caption_tokens = 4
+    config.data.max_caption_tokens = 4
     config.data.num_train = 20_000  # points
 
     config.diffusion.p_uncond = 0.2  # guidance needs a good unconditional model

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.xla_flags import set_cpu_flag
+from kaleido_jax.runtime.xla_flags import set_cpu_flag
 
 VERBS = {
     "train": "train (and sample a grid at the end); goes on by itself if the workdir holds a checkpoint",
@@ -32,7 +32,7 @@ flags:
   --limit=N              annotate: only the first N images, as --config.annotate.limit=N
   --sample_report[=N]    annotate: N images in report.html (100), as --config.annotate.report_samples=N
   --input=PATH           convert: T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir
-                         (EMA: its T5 as t5x or huggingface, else its denoiser); the kind is recognised, and nothing in
+                         (EMA: its T5 as t5x or huggingface, else its denoiser); the kind is recognized, and nothing in
                          a .pth is run
   --output=DIR           convert: a new folder
   --format=FORMAT        convert: t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)
@@ -84,7 +84,7 @@ def split_verb(argv: list[str]) -> tuple[str, list[str]]:
         raise user_error(f"verbs {' '.join(words)}", "one verb; flag values follow '='", "correct the command")
     verb = words[0] if words else "train"
     if verb not in VERBS:
-        from kaleido_jax.workdir import nearest
+        from kaleido_jax.runtime.workdir import nearest
 
         near = nearest(verb, VERBS)
         do = f"did you mean '{near}'?" if near else "see --help"
@@ -98,7 +98,7 @@ def parse_flags(verb: str, flags: list[str]):
     Raises:
       UserError: a flag that is missing, unknown or has an impossible value.
     """
-    from kaleido_jax.config_checks import validate
+    from kaleido_jax.config.checks import validate
 
     if verb == "annotate":
         flags = [_spelled_out(flag) for flag in flags]
@@ -180,7 +180,7 @@ def _read_flags(arguments, to_error):
 
 def _check_override(override, config):
     """Says what is wrong with one --config.KEY=VALUE; ml_collections' own messages do not name the nearest key."""
-    from kaleido_jax.config_checks import unknown_key
+    from kaleido_jax.config.checks import unknown_key
 
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from absl import logging
 
-from kaleido_jax.config import Config, records_size
-from kaleido_jax.config_checks import check_devices
+from kaleido_jax.config.checks import check_devices
+from kaleido_jax.config.schema import Config, records_size
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import MANIFEST, find_records, open_records, read_manifest
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
-from kaleido_jax.workdir import check_workdir, open_workdir
+from kaleido_jax.runtime.workdir import check_workdir, open_workdir
 
 
 def start_logging() -> None:
@@ -54,7 +54,7 @@ def train(config: Config, workdir: Path) -> None:
 
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
     open_workdir(config, workdir)
     records = prepare_records(config, workdir, tokenizer)
     if loop.finished(workdir, config):
@@ -75,12 +75,12 @@ def annotate(config: Config, workdir: Path) -> None:
     Raises:
       UserError: no data, annotators that cannot work, or no image of which all that is required was made.
     """
-    from kaleido_jax.annotate.report import summary, write_report
-    from kaleido_jax.annotate.runner import annotate_data
+    from kaleido_jax.annotate.job.report import summary, write_report
+    from kaleido_jax.annotate.job.run import annotate_data
 
     if config.data.source == "records":
         raise user_error("config.data.source = 'records'", "data to annotate, e.g. 'coco'", "set it and data.root")
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
     if config.data.source == "fashion":
         make_fashion(config, records_folder(config, workdir), tokenizer)
         folders = [records_folder(config, workdir) / split for split in ("train", "test")]
@@ -94,8 +94,8 @@ def annotate(config: Config, workdir: Path) -> None:
 
 def sample(config: Config, workdir: Path) -> None:
     """Writes samples/step_<N>/: the grid, each image, and the JSON of each latents with its recipe."""
-    from kaleido_jax import gallery
-    from kaleido_jax.pipeline import KaleidoPipeline
+    from kaleido_jax.sampling import output as gallery
+    from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
     check_workdir(config, workdir)
     pipeline = KaleidoPipeline.from_workdir(config, workdir)
@@ -119,8 +119,8 @@ def plan(config: Config, workdir: Path | None = None) -> None:
     from kaleido_jax.models.kaleido import abstract_params, build_model
     from kaleido_jax.train.state import count, split_frozen
 
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
-    params = abstract_params(build_model(config, tokenizer.base_rows))
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
+    params = abstract_params(build_model(config, tokenizer.base_vocab_size))
     trainable, frozen = split_frozen(params, config)
     for name, part in params.items():
         state = "trainable" if name in trainable else "frozen"
@@ -133,19 +133,20 @@ def convert(source: Path, output: Path, form: str) -> None:
 
     Of a workdir "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
     """
-    from kaleido_jax.interop import checkpoint, mdm_files
+    from kaleido_jax.interop.mdm import files as mdm_files
+    from kaleido_jax.interop.t5 import load as checkpoint
 
     trained = (source / "checkpoints").is_dir()
     if form == "mdm" or (form == "kaleido" and (trained or mdm_files.holds_denoiser(source))):
         if trained:
-            from kaleido_jax.train.handover import trained_denoiser as open_denoiser
+            from kaleido_jax.train.warm_start import trained_denoiser as open_denoiser
         else:
             open_denoiser = mdm_files.open_denoiser
         weights = open_denoiser(source)
         say(f"{output}: {mdm_files.convert(weights, output, form)}, from {weights.path} as {form}")
         return
     if trained:
-        from kaleido_jax.train.handover import trained_t5
+        from kaleido_jax.train.warm_start import trained_t5
 
         source = trained_t5(source)
     read = checkpoint.convert(source, output, form)
@@ -207,7 +208,7 @@ def prepare_records(config: Config, workdir: Path, tokenizer: Tokenizer):
 
 def make_fashion(config: Config, folder: Path, tokenizer: Tokenizer) -> None:
     """Makes or completes both splits of the shipped source, with all latents."""
-    from kaleido_jax.annotate.runner import make_records
+    from kaleido_jax.annotate.job.run import make_records
 
     limit = config.annotate.limit
     for split, number in (("train", config.data.num_train), ("test", config.data.num_test)):
@@ -220,10 +221,10 @@ def make_fashion(config: Config, folder: Path, tokenizer: Tokenizer) -> None:
             image_size=records_size(config),
             tokenizer=tokenizer,
             vokens_per_image=config.latents.vokens_per_image,
-            codebook=config.latents.num_vokens,
+            codebook_size=config.latents.codebook_size,
             segments=config.annotate.segments,
-            caption_tokens=config.data.caption_tokens,
-            latents_tokens=config.latents.max_tokens,
+            max_caption_tokens=config.data.max_caption_tokens,
+            max_latents_tokens=config.latents.max_latents_tokens,
             annotate=config.annotate,
         )
 
@@ -244,8 +245,8 @@ def make_batches(config: Config, records, tokenizer: Tokenizer):
         segments=config.latents.segments,
         tokenizer=tokenizer,
         batch_size=config.train.batch_size,
-        caption_tokens=config.data.caption_tokens,
-        latents_tokens=config.latents.max_tokens,
+        max_caption_tokens=config.data.max_caption_tokens,
+        max_latents_tokens=config.latents.max_latents_tokens,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

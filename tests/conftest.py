@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kaleido_jax.xla_flags import set_cpu_flag
+from kaleido_jax.runtime.xla_flags import set_cpu_flag
 
 REPO = Path(__file__).parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 set_cpu_flag()
-# Compiling is most of the suite's time and its arrays are tiny: less optimisation halves it. After the flag above, so
+# Compiling is most of the suite's time and its arrays are tiny: less optimization halves it. After the flag above, so
 # that a user's own XLA_FLAGS still come first.
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from kaleido_jax import config as cfg
+from kaleido_jax.config import schema as cfg
 
 FOLDER = Path(os.environ.get("KALEIDO_T5_GOLDEN") or Path(__file__).parent / "golden" / "t5")
 NAMES = {  # our field -> t5x's, Hugging Face's

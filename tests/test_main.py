@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from kaleido_jax import main, verbs
-from kaleido_jax.config import Init, nested
-from kaleido_jax.config_checks import lookup, validate
+from kaleido_jax.config.checks import lookup, validate
+from kaleido_jax.config.schema import Init, nested
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import Kaleido, abstract_params
 from kaleido_jax.train.state import count, split_frozen
@@ -22,9 +22,9 @@ BAD_INPUT = {
     "no such config": (["--config=configs/fashon.py", "--workdir=W"], "configs/fashion_combined.py"),
     "unknown verb": (["trian", FASHION, "--workdir=W"], "did you mean 'train'"),
     "unknown flag": ([FASHION, "--workdir=W", "--steps=3"], "unknown flag --steps=3"),
-    "misspelt key": ([FASHION, "--workdir=W", "--config.train.batchsize=3"], "expected 'train.batch_size'"),
-    "misspelt group": ([FASHION, "--workdir=W", "--config.trian.batch_size=3"], "expected 'train'"),
-    "deep misspelt key": ([FASHION, "--workdir=W", "--config.model.denoiser.inner.chanels=3"], "inner.channels"),
+    "misspelled key": ([FASHION, "--workdir=W", "--config.train.batchsize=3"], "expected 'train.batch_size'"),
+    "misspelled group": ([FASHION, "--workdir=W", "--config.trian.batch_size=3"], "expected 'train'"),
+    "deep misspelled key": ([FASHION, "--workdir=W", "--config.model.denoiser.inner.chanels=3"], "inner.channels"),
     "wrong type": ([FASHION, "--workdir=W", "--config.train.batch_size=many"], "train.batch_size=many; expected int"),
     "wrong type of a tuple": ([FASHION, "--workdir=W", "--config.sample.captions=(1,)"], "sample.captions[0] = 1"),
     "out of range": ([FASHION, "--workdir=W", "--config.diffusion.p_uncond=1.5"], "from 0 to 1"),
@@ -99,7 +99,7 @@ APPENDIX_B = {
     "sample.sampler": "ddpm",
     "sample.num_steps": 250,
     "latents.segments": ("text", "bbox", "voken"),
-    "latents.num_vokens": 8192,
+    "latents.codebook_size": 8192,
     "latents.vokens_per_image": 32,
     "model.t5.d_model": 2048,
     "model.t5.num_decoder_layers": 24,
@@ -136,13 +136,13 @@ def load(spec):
 
 
 @functools.cache
-def shapes(model, num_vokens, has_prior):
+def shapes(model, codebook_size, has_prior):
     """Shapes of all parameters; many configs have the same nets."""
-    return abstract_params(Kaleido(model, 32128, 32128 + num_vokens, has_prior))
+    return abstract_params(Kaleido(model, 32128, 32128 + codebook_size, has_prior))
 
 
 def shapes_of(config):
-    return shapes(config.model, config.latents.num_vokens, bool(config.latents.segments))
+    return shapes(config.model, config.latents.codebook_size, bool(config.latents.segments))
 
 
 RELEASED = {64: (713, 461_359_107), 256: (889, 476_613_958), 1024: (1063, 480_970_057)}  # tensors, parameters
@@ -155,7 +155,7 @@ def test_mdms_configs_are_the_released_nets(size):
     assert (len(jax.tree.leaves(denoiser)), count(denoiser)) == RELEASED[size]
     nets = nested(config.model.denoiser)
     assert [net.image_size for net in nets] == [px for px in (1024, 256, 64) if px <= size]
-    assert [net.normalise_input for net in nets] == {64: [False], 256: [False] * 2, 1024: [False, True, False]}[size]
+    assert [net.normalize_input for net in nets] == {64: [False], 256: [False] * 2, 1024: [False, True, False]}[size]
     assert config.diffusion.shift_power == (2.0 if size == 1024 else 1.0)
     assert config.latents.segments == () and not nets[-1].masked_cross_attention
 
@@ -172,7 +172,7 @@ TEXT_TO_IMAGE = {  # segments and the longest z, in tokens
 @pytest.mark.parametrize("latents", TEXT_TO_IMAGE)
 def test_the_text_to_image_models_differ_in_their_latents_alone(latents):
     config, base = load(f"cc12m_{latents}.py"), load("imagenet_combined.py")
-    assert (config.latents.segments, config.latents.max_tokens) == TEXT_TO_IMAGE[latents]
+    assert (config.latents.segments, config.latents.max_latents_tokens) == TEXT_TO_IMAGE[latents]
     assert (config.model, config.diffusion, config.train) == (base.model, base.diffusion, base.train)
     assert config.init.inner == f"runs/cc12m_64_{latents}" and config.sample.gamma == 7
     assert len(base.data.class_captions) == 999 and config.data.class_captions == ()

@@ -13,10 +13,10 @@ from kaleido_jax import verbs
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.pipeline import KaleidoPipeline, to_uint8
+from kaleido_jax.runtime.mesh import put_batch
+from kaleido_jax.runtime.workdir import open_workdir
+from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8
 from kaleido_jax.train import loop
-from kaleido_jax.train.sharding import put_batch
-from kaleido_jax.workdir import open_workdir
 from tests.tiny import tiny_config
 
 CONFIG = tiny_config(eval__protocol="quickstart")

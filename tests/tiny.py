@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kaleido_jax.config import UNet, to_config_dict
-from kaleido_jax.config_checks import validate
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.schema import UNet, to_config_dict
 
 FASHION = "configs/fashion_combined.py"
 
@@ -69,13 +69,13 @@ def _changed(config, changes):
 def tiny_batch(config, rows=8, seed=0):
     """Random numbers in a batch's form."""
     rng = np.random.default_rng(seed)
-    size, length = config.model.denoiser.image_size, config.latents.max_tokens
+    size, length = config.model.denoiser.image_size, config.latents.max_latents_tokens
     target = rng.integers(3, 300, (rows, length)).astype(np.int32)
     weights = (np.arange(length) < rng.integers(5, length, (rows, 1))).astype(np.float32)
     target = np.where(weights > 0, target, 0)
     return {
         "image": rng.uniform(-1, 1, (rows, size, size, 3)).astype(np.float32),
-        "encoder_input_tokens": rng.integers(3, 100, (rows, config.data.caption_tokens)).astype(np.int32),
+        "encoder_input_tokens": rng.integers(3, 100, (rows, config.data.max_caption_tokens)).astype(np.int32),
         "decoder_target_tokens": target,
         "decoder_input_tokens": np.pad(target, ((0, 0), (1, 0)))[:, :-1],
         "decoder_loss_weights": weights,

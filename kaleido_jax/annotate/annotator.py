@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kaleido_jax.data.sources import Example
+from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
 

@@ -16,9 +16,9 @@ import sentencepiece
 
 from kaleido_jax.annotate import fashion
 from kaleido_jax.data.records import write_atomically
-from kaleido_jax.data.sources import open_source
+from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.latents.geometry import MAX_COORDINATE
-from kaleido_jax.latents.grammar import serialise
+from kaleido_jax.latents.grammar import serialize
 
 MAX_PIECES = 250  # without the numbers below; the trainer finds that fewer are worth having
 NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time
@@ -62,7 +62,7 @@ def _corpus(num_examples) -> Iterator[str]:
         yield example.caption
         z = fashion.annotate(example.image, example.caption)
         for segment in ("text", "bbox", "blob"):
-            yield serialise(z, (segment,))
+            yield serialize(z, (segment,))
     # Words of the closed sets that no example happened to need must be pieces too.
     for table in fashion.TABLES:
         for _, word in table:

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from kaleido_jax.annotate.annotator import Failure
-from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
-from kaleido_jax.annotate.quantiser import ResidualQuantiser
-from kaleido_jax.data.sources import Example
+from kaleido_jax.annotate.vokens.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.vokens.quantizer import ResidualQuantizer
+from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents import geometry
 from kaleido_jax.latents.types import SEGMENTS, Blob, Box, Latents, check_segments, clean_phrase, select
@@ -34,8 +34,8 @@ SURFACES = (
     (0.38, "shaded"),
     (np.inf, "patterned"),
 )  # standard deviation / mean of the tones
-COLUMNS = ((430, "left"), (570.001, "centre"), (np.inf, "right"))  # x of the box's centre, 0..1000
-ROWS = ((430, "upper"), (570.001, "middle"), (np.inf, "lower"))  # y of the box's centre, 0..1000
+COLUMNS = ((430, "left"), (570.001, "center"), (np.inf, "right"))  # x of the box's center, 0..1000
+ROWS = ((430, "upper"), (570.001, "middle"), (np.inf, "lower"))  # y of the box's center, 0..1000
 TABLES = (SIZES, TONES, SHAPES, FILLS, SURFACES, COLUMNS, ROWS)
 
 
@@ -44,13 +44,13 @@ class FashionAnnotator:
 
     needs = ()
 
-    def __init__(self, quantiser: ResidualQuantiser, segments: Sequence[str] = SEGMENTS):
+    def __init__(self, quantizer: ResidualQuantizer, segments: Sequence[str] = SEGMENTS):
         """Fills `segments`, each as annotate() does."""
         self.segments = check_segments(segments)
         self.origin = {"model": "fashion", "version": VERSION}
         if "voken" in self.segments:
-            self.origin |= {"quantiser": quantiser.fingerprint}
-        self._quantiser = quantiser
+            self.origin |= {"quantizer": quantizer.fingerprint}
+        self._quantizer = quantizer
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
         """One answer an example."""
@@ -59,13 +59,13 @@ class FashionAnnotator:
 
     def _one(self, example):
         try:
-            return select(annotate(example.image, example.caption, self._quantiser), self.segments)
+            return select(annotate(example.image, example.caption, self._quantizer), self.segments)
         except UserError as error:
             return Failure(segment=self.segments[0], reason=str(error))
 
 
-def annotate(image: UInt8[np.ndarray, "s s 3"], caption: str, quantiser: ResidualQuantiser | None = None) -> Latents:
-    """All segments of z for one garment on black; no vokens without a quantiser.
+def annotate(image: UInt8[np.ndarray, "s s 3"], caption: str, quantizer: ResidualQuantizer | None = None) -> Latents:
+    """All segments of z for one garment on black; no vokens without a quantizer.
 
     Raises:
       UserError: the image has no foreground, or the caption no readable character.
@@ -79,7 +79,7 @@ def annotate(image: UInt8[np.ndarray, "s s 3"], caption: str, quantiser: Residua
         text=describe(grey, mask, box, phrase),
         bbox=(Box(phrase=phrase, box=box),),
         blob=(Blob(phrase=phrase, blob=geometry.ellipse_to_blob(ellipse)),),
-        voken=_vokens(image, quantiser),
+        voken=_vokens(image, quantizer),
     )
 
 
@@ -116,7 +116,7 @@ def _word(table, measure):
     return next(word for bound, word in table if measure < bound)
 
 
-def _vokens(image, quantiser):
-    if quantiser is None:
+def _vokens(image, quantizer):
+    if quantizer is None:
         return None
-    return tuple(int(code) for code in quantiser.encode(appearance_features(image)[None])[0])
+    return tuple(int(code) for code in quantizer.encode(appearance_features(image)[None])[0])

@@ -7,7 +7,7 @@ so that the numbers that a short bucket holds are those of what is seen best.
 from collections.abc import Sequence
 
 from kaleido_jax.annotate.annotator import Failure
-from kaleido_jax.data.sources import Example, LabelledObject
+from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
 from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase, clean_text
@@ -15,7 +15,7 @@ from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase, clean_te
 VERSION = "labels/1"  # stored with every record; raise it when a rule below changes
 
 
-class LabelledText:
+class LabeledText:
     """The long description that the data has, or else the caption."""
 
     segments = ("text",)
@@ -34,7 +34,7 @@ class LabelledText:
         return Latents(text=clean_text(words))
 
 
-class LabelledBoxes:
+class LabeledBoxes:
     """The boxes that the data has."""
 
     segments = ("bbox",)
@@ -58,7 +58,7 @@ class LabelledBoxes:
         return Latents(bbox=tuple(Box(phrase=clean_phrase(o.phrase), box=_rounded(o, size_px)) for o in chosen))
 
 
-class LabelledBlobs:
+class LabeledBlobs:
     """The ellipses with the second moments of the masks that the data has."""
 
     segments = ("blob",)
@@ -83,19 +83,19 @@ class LabelledBlobs:
         return Latents(blob=tuple(Blob(phrase=clean_phrase(o.phrase), blob=blob) for o, blob in blobs))
 
 
-def largest(objects: Sequence[LabelledObject], count: int) -> list[LabelledObject]:
+def largest(objects: Sequence[LabeledObject], count: int) -> list[LabeledObject]:
     """The `count` objects of the largest boxes (of masks, where there is no box), largest first; ties as given."""
     return sorted(objects, key=_area, reverse=True)[:count]
 
 
-def _rounded(labelled, size_px):
-    return geometry.round_box(geometry.to_thousandths(labelled.box, size_px))
+def _rounded(labeled, size_px):
+    return geometry.round_box(geometry.to_thousandths(labeled.box, size_px))
 
 
-def _area(labelled):
-    if labelled.box is None:
-        return float(labelled.mask.sum())
-    x1, y1, x2, y2 = labelled.box
+def _area(labeled):
+    if labeled.box is None:
+        return float(labeled.mask.sum())
+    x1, y1, x2, y2 = labeled.box
     return (x2 - x1) * (y2 - y1)
 
 

@@ -21,8 +21,8 @@ def make_loader(
     segments: Sequence[str],
     tokenizer: Tokenizer,
     batch_size: int,
-    caption_tokens: int,
-    latents_tokens: int,
+    max_caption_tokens: int,
+    max_latents_tokens: int,
     seed: int,
     shuffle: bool = True,
     num_epochs: int | None = None,
@@ -35,10 +35,10 @@ def make_loader(
 
     A batch of B = batch_size / process_count samples, as numpy arrays (without segments no `decoder_*`):
 
-      encoder_input_tokens   (B, caption_tokens) int32    caption and eos, padded with 0
-      decoder_target_tokens  (B, latents_tokens) int32    z and eos, padded with 0
-      decoder_input_tokens   (B, latents_tokens) int32    the targets shifted right by a 0
-      decoder_loss_weights   (B, latents_tokens) float32  1 where the target is valid
+      encoder_input_tokens   (B, max_caption_tokens) int32    caption and eos, padded with 0
+      decoder_target_tokens  (B, max_latents_tokens) int32    z and eos, padded with 0
+      decoder_input_tokens   (B, max_latents_tokens) int32    the targets shifted right by a 0
+      decoder_loss_weights   (B, max_latents_tokens) float32  1 where the target is valid
       image                  (B, H, W, 3) float32         in the model range
       sample_id              (B,) int64                   index of the record
 
@@ -47,8 +47,8 @@ def make_loader(
       segments: latents in z; () for the baseline.
       tokenizer: the records' vocabulary.
       batch_size: samples of all processes together.
-      caption_tokens: bucket length of c, eos included.
-      latents_tokens: bucket length of z, eos included.
+      max_caption_tokens: bucket length of c, eos included.
+      max_latents_tokens: bucket length of z, eos included.
       seed: of the order, 0..2**32-1; each epoch has its own.
       shuffle: False keeps the records' order.
       num_epochs: None never ends.
@@ -61,14 +61,14 @@ def make_loader(
       UserError: a sample longer than its bucket (named, before the first batch), or sizes that do not divide.
     """
     segments = check_segments(segments)
-    _check_lengths(records, segments, tokenizer, caption_tokens, latents_tokens)
+    _check_lengths(records, segments, tokenizer, max_caption_tokens, max_latents_tokens)
     if batch_size % process_count:
         raise user_error(f"train.batch_size = {batch_size}", f"a multiple of {process_count} processes", "change it")
 
     def read(index):
         record = records[int(index)]
         image = {"image": to_model_range(decode_image(record.image)), "sample_id": np.int64(index)}
-        return _tokens(record, segments, tokenizer, caption_tokens, latents_tokens) | image
+        return _tokens(record, segments, tokenizer, max_caption_tokens, max_latents_tokens) | image
 
     order = grain.MapDataset.range(len(records))
     if shuffle:
@@ -104,24 +104,25 @@ def pad_tokens(ids: Sequence[int], length: int, name: str, sample: str, field: s
     return padded
 
 
-def _tokens(record, segments, tokenizer, caption_tokens, latents_tokens):
+def _tokens(record, segments, tokenizer, max_caption_tokens, max_latents_tokens):
     caption = [*record.caption_tokens, tokenizer.eos_id]
-    tokens = {"encoder_input_tokens": pad_tokens(caption, caption_tokens, "caption", record.id, "data.caption_tokens")}
+    padded = pad_tokens(caption, max_caption_tokens, "caption", record.id, "data.max_caption_tokens")
+    tokens = {"encoder_input_tokens": padded}
     if segments:
         ids = join_segments(record.tokens, segments, tokenizer)
-        target = pad_tokens(ids, latents_tokens, "latents", record.id, "latents.max_tokens")
+        target = pad_tokens(ids, max_latents_tokens, "latents", record.id, "latents.max_latents_tokens")
         tokens |= {
             "decoder_target_tokens": target,
             "decoder_input_tokens": np.concatenate([np.zeros(1, np.int32), target[:-1]]),
-            "decoder_loss_weights": (np.arange(latents_tokens) < len(ids)).astype(np.float32),
+            "decoder_loss_weights": (np.arange(max_latents_tokens) < len(ids)).astype(np.float32),
         }
     return tokens
 
 
-def _check_lengths(records, segments, tokenizer, caption_tokens, latents_tokens):
+def _check_lengths(records, segments, tokenizer, max_caption_tokens, max_latents_tokens):
     longest = records.manifest.max_tokens
     joined = longest[" | ".join(segments)] if segments else 0
-    if longest["caption"] <= caption_tokens and joined <= latents_tokens:
+    if longest["caption"] <= max_caption_tokens and joined <= max_latents_tokens:
         return
     for index in range(len(records)):  # some sample is too long: better found now than hours into a run
-        _tokens(records[index], segments, tokenizer, caption_tokens, latents_tokens)
+        _tokens(records[index], segments, tokenizer, max_caption_tokens, max_latents_tokens)

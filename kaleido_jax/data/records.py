@@ -40,7 +40,7 @@ class Record:
     latents: Latents
     tokens: dict[str, list[int]]  # segment -> ids without separator and eos
     provenance: dict[str, dict[str, str]]  # segment -> who made it: model, version, prompt (a hash), date ...
-    credit: str = ""  # whom to name where the image is shown, and its licence
+    credit: str = ""  # whom to name where the image is shown, and its license
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Manifest:
     source: dict  # name, split, image_size (px) and what else chose the examples
     provenance: dict[str, dict[str, str]]  # segment -> who made it
     vocabulary: str  # fingerprint of the tokenizer
-    num_vokens: int  # voken rows of that tokenizer
+    codebook_size: int  # voken rows of that tokenizer
     counts: dict[str, int]  # segment -> records that hold it
     max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
     left_out: int  # examples without a record, each for a failure below
@@ -261,9 +261,9 @@ def _check_use(folder, manifest, segments, tokenizer, image_size):
         )
     if manifest.vocabulary != tokenizer.fingerprint:
         raise user_error(
-            f"records in {folder} made with vocabulary {manifest.vocabulary} ({manifest.num_vokens} vokens)",
-            f"{tokenizer.fingerprint} ({tokenizer.num_vokens} vokens)",
-            "correct model.t5.vocabulary or latents.num_vokens, or annotate again",
+            f"records in {folder} made with vocabulary {manifest.vocabulary} ({manifest.codebook_size} vokens)",
+            f"{tokenizer.fingerprint} ({tokenizer.codebook_size} vokens)",
+            "correct model.t5.vocabulary or latents.codebook_size, or annotate again",
         )
     if manifest.source["image_size"] != image_size:
         raise user_error(

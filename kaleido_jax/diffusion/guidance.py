@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from kaleido_jax.config import Diffusion, Sample
+from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.diffusion.process import convert, expand, per_sample_normal
 from kaleido_jax.diffusion.schedule import make_gammas, shift
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from kaleido_jax.config import Diffusion
+from kaleido_jax.config.schema import Diffusion
 from kaleido_jax.diffusion.schedule import make_gammas, shift, vdm_weights
 
 DYNAMIC_THRESHOLDS = {"dynamic": (0.995, 100.0), "dynamic_capped": (0.95, 1.5)}  # (quantile, cap)

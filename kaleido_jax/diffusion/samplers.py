@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from kaleido_jax.config import Diffusion, Sample
+from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.diffusion.guidance import with_memory
 from kaleido_jax.diffusion.process import per_sample_normal, threshold, to_x0_eps
 from kaleido_jax.diffusion.schedule import log_snr, make_gammas, shift, step_list

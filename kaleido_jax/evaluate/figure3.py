@@ -14,24 +14,24 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Int
 
-from kaleido_jax.annotate.quantiser import fit_quantiser
-from kaleido_jax.config import Config
+from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
+from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import replacing, write_atomically
 from kaleido_jax.latents.grammar import to_tokens
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.models.kaleido import build_model
-from kaleido_jax.pipeline import KaleidoPipeline
+from kaleido_jax.runtime.mesh import make_mesh, put_batch
+from kaleido_jax.runtime.workdir import open_workdir
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train.metrics import Averages, Progress
-from kaleido_jax.train.sharding import make_mesh, put_batch
 from kaleido_jax.train.state import create_state, make_optimizer
 from kaleido_jax.train.step import make_train_step
-from kaleido_jax.workdir import open_workdir
 
 GAMMAS = (1.0, 2.0, 4.0, 8.0)
 CLASSES = ("a", "b")
 # Each class has one mode beside the other class and one far from it: guidance, which moves away from the other
-# class, has a side to prefer. Centres in the model range; the first mode of a class is the near one.
+# class, has a side to prefer. Centers in the model range; the first mode of a class is the near one.
 MODES = np.asarray([[[-0.10, 0.10], [-0.60, 0.60]], [[0.10, -0.10], [0.60, -0.60]]], np.float32)
 SHARES = (0.4, 0.6)  # true share of each mode in its class
 SPREAD = 0.06  # standard deviation of a mode
@@ -95,12 +95,12 @@ def _summary(report):
 
 # ------------------------------------------------------------------------------------ training, sampling
 def _train(config, points, classes, name):
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.num_vokens)
-    mesh, model = make_mesh(config), build_model(config, tokenizer.base_rows)
+    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
+    mesh, model = make_mesh(config), build_model(config, tokenizer.base_vocab_size)
     optimizer = make_optimizer(config.train)
     state, frozen, (shardings, _) = create_state(config, model, optimizer, mesh)
     pipeline = functools.partial(KaleidoPipeline, config, tokenizer=tokenizer, chunk=config.eval.num_samples)
-    data = _tokenised(config, tokenizer, pipeline(params={}), points, classes)
+    data = _tokenized(config, tokenizer, pipeline(params={}), points, classes)
     train_step = jax.jit(make_train_step(model, config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
     progress = Progress(config.train.num_steps, 0, config.train.batch_size, name)
     averages, rng = Averages(), np.random.default_rng((config.seed, 4))
@@ -115,17 +115,17 @@ def _train(config, points, classes, name):
     return pipeline(params=state.ema, step=config.train.num_steps)
 
 
-def _tokenised(config, tokenizer, pipeline, points, classes):
-    """The whole data set as one batch: q(z | x) is the nearest of k-means' four centres."""
+def _tokenized(config, tokenizer, pipeline, points, classes):
+    """The whole data set as one batch: q(z | x) is the nearest of k-means' four centers."""
     captions = pipeline.caption_tokens(list(CLASSES))[classes]
     data = {"image": points, "encoder_input_tokens": captions}
     if config.latents.segments:
-        quantiser = fit_quantiser(points, num_tokens=1, codebook=config.latents.num_vokens, seed=config.seed)
-        codes = quantiser.encode(points)[:, 0]
+        quantizer = fit_quantizer(points, num_tokens=1, codebook_size=config.latents.codebook_size, seed=config.seed)
+        codes = quantizer.encode(points)[:, 0]
         table = np.asarray(
             [
                 to_tokens(Latents(voken=(k,)), config.latents.segments, tokenizer)
-                for k in range(config.latents.num_vokens)
+                for k in range(config.latents.codebook_size)
             ],
             np.int32,
         )
@@ -152,16 +152,16 @@ def _sample(pipeline, gamma):
 def _figure(clouds, data, path):
     from matplotlib.figure import Figure
 
-    colours, titles = ("#0072B2", "#D55E00"), {"standard": "standard", "latent_augmented": "latent-augmented"}
+    colors, titles = ("#0072B2", "#D55E00"), {"standard": "standard", "latent_augmented": "latent-augmented"}
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     axes = figure.subplots(len(clouds), len(GAMMAS), sharex=True, sharey=True)
     for row, (name, by_gamma) in zip(axes, clouds.items(), strict=True):
         for axis, (gamma, (points, classes)) in zip(row, by_gamma.items(), strict=True):
             axis.scatter(*data[:1500].T, s=3, c="#cccccc", linewidths=0)
-            for c, colour in enumerate(colours):
+            for c, color in enumerate(colors):
                 share = mode_shares(points, classes)[c]
                 label = f"class {CLASSES[c]}: {share[0]:.0%} near, {share[1]:.0%} far mode"
-                axis.scatter(*points[classes == c][:600].T, s=5, c=colour, linewidths=0, alpha=0.6, label=label)
+                axis.scatter(*points[classes == c][:600].T, s=5, c=color, linewidths=0, alpha=0.6, label=label)
             axis.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[])
             axis.set_title(f"gamma = {gamma:g}" if name == "standard" else "")
             axis.legend(loc="upper left", fontsize=7, markerscale=2.5, framealpha=0.9)

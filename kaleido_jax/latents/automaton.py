@@ -4,7 +4,7 @@ A vocabulary may cut "(344, 781" anywhere, so the states follow characters: a no
 read so far and the numbers that later ones are compared with. Tokens that touch no number are lifted once to a table
 (nodes, rows); the few hundred others are read character by character at every step (`constrain.py`).
 
-Accepted are exactly the tokens whose text is `grammar.serialise` of some z behind sentencepiece's leading space.
+Accepted are exactly the tokens whose text is `grammar.serialize` of some z behind sentencepiece's leading space.
 """
 
 from collections.abc import Sequence
@@ -65,10 +65,10 @@ def compile_grammar(tokenizer: Tokenizer, segments: Sequence[str], vokens_per_im
     following[DONE, tokenizer.pad_id] = DONE
     voken = parts[-1] if "voken" in segments else None
     if voken:
-        following[voken.enter, tokenizer.base_rows : tokenizer.rows] = voken.more
+        following[voken.enter, tokenizer.base_vocab_size : tokenizer.vocab_size] = voken.more
         following[voken.more, tokenizer.hash_id] = voken.enter
 
-    row_of = np.full(tokenizer.rows, len(candidates), np.int32)
+    row_of = np.full(tokenizer.vocab_size, len(candidates), np.int32)
     row_of[candidates] = np.arange(len(candidates))
     candidates = [*candidates, tokenizer.pad_id]  # the row of all others: no character that may follow
     width = int((classes[candidates] != END).sum(1).max())
@@ -83,7 +83,7 @@ def compile_grammar(tokenizer: Tokenizer, segments: Sequence[str], vokens_per_im
         enter=np.int32(parts[0].enter if parts else DONE),
         more=np.int32(voken.more if voken else -1),
         last=np.int32(voken.leave if voken else -1),
-        num_vokens=np.int32(vokens_per_image),
+        vokens_per_image=np.int32(vokens_per_image),
     )
     return _with_costs(constraint, voken, vokens_per_image)
 
@@ -169,9 +169,9 @@ def _characters(tokenizer):
     # (classes, digits), each (rows, longest piece); a row that is no piece of text is BAD, then END.
     pieces = {i: tokenizer.piece(i) for i in range(tokenizer.unk_id + 1, tokenizer.num_pieces)}
     width = max(map(len, pieces.values()))
-    classes = np.full((tokenizer.rows, width), END, np.int32)
+    classes = np.full((tokenizer.vocab_size, width), END, np.int32)
     classes[:, 0] = BAD
-    digits = np.zeros((tokenizer.rows, width), np.int32)
+    digits = np.zeros((tokenizer.vocab_size, width), np.int32)
     for i, piece in pieces.items():
         classes[i, : len(piece)] = [_class_of(ch) for ch in piece]
         digits[i, : len(piece)] = [int(ch) if ch in "0123456789" else 0 for ch in piece]

@@ -50,7 +50,7 @@ class Constraint(struct.PyTreeNode):
     enter: Int[Array, ""]  # first node
     more: Int[Array, ""]  # behind a voken; `last` behind the last one; -1 without vokens
     last: Int[Array, ""]
-    num_vokens: Int[Array, ""]
+    vokens_per_image: Int[Array, ""]
 
     def start(self, rows: int) -> Place:
         """The place before the first token."""
@@ -105,7 +105,7 @@ class Constraint(struct.PyTreeNode):
         node = xp.where(touches, reached.node, self.following[place.node, token].astype(xp.int32))
         count = place.count + (node == self.more)
         return Place(
-            node=xp.where((node == self.more) & (count >= self.num_vokens), self.last, node),
+            node=xp.where((node == self.more) & (count >= self.vokens_per_image), self.last, node),
             value=xp.where(touches, reached.value, 0),
             a=xp.where(touches, reached.a, place.a),
             b=xp.where(touches, reached.b, place.b),
@@ -115,7 +115,7 @@ class Constraint(struct.PyTreeNode):
     def tokens_to_end(self, place: Place) -> Int[Array, "b"]:
         """How many more tokens surely suffice; exact or a little too high."""
         xp = _namespace(self.following)
-        vokens = xp.where(place.node == self.more, 2 * (self.num_vokens - place.count) + 1, 0)
+        vokens = xp.where(place.node == self.more, 2 * (self.vokens_per_image - place.count) + 1, 0)
         vokens = xp.where(place.node == self.last, 1, vokens)
         others = xp.maximum(cost_of(self.numbers, place, self.cost) - 2 * place.count, 0)
         return xp.where(vokens > 0, vokens, others)

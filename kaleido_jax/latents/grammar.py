@@ -28,7 +28,7 @@ _WHOLE = re.compile(r"[0-9]{1,4}", re.ASCII)
 
 
 # ------------------------------------------------------------------------------------------ string level
-def serialise(z: Latents, segments: Sequence[str]) -> str:
+def serialize(z: Latents, segments: Sequence[str]) -> str:
     """The segments of z in one line; parse() gives them back exactly.
 
     Raises:
@@ -127,7 +127,7 @@ def segment_tokens(z: Latents, segment: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def join_segments(tokens: Mapping[str, Sequence[int]], segments: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """The segments' ids joined by those of "|", then eos; equal to tokenising the joined string.
+    """The segments' ids joined by those of "|", then eos; equal to tokenizing the joined string.
 
     Raises:
       LatentsError: a segment is missing in `tokens`.
@@ -169,7 +169,7 @@ def prefix_tokens(z: Latents, segments: Sequence[str], tokenizer: Tokenizer) -> 
 
 
 def from_tokens(
-    ids: Sequence[int], segments: Sequence[str], tokenizer: Tokenizer, num_vokens: int | None = None
+    ids: Sequence[int], segments: Sequence[str], tokenizer: Tokenizer, vokens_per_image: int | None = None
 ) -> Latents:
     """The latents in a token sequence, read up to the first eos; pads are skipped.
 
@@ -177,7 +177,7 @@ def from_tokens(
       ids: ints, e.g. one row of sampled tokens.
       segments: which segments it holds.
       tokenizer: the vocabulary it was written with.
-      num_vokens: if given, the voken segment must have exactly this length (not the codebook's size).
+      vokens_per_image: if given, the voken segment must have exactly this length.
 
     Raises:
       LatentsError: the sequence does not hold these segments.
@@ -187,8 +187,8 @@ def from_tokens(
     _check_count(len(parts), segments)
     found = {s: _segment_from_tokens(s, part, tokenizer) for s, part in zip(segments, parts, strict=True)}
     count = len(found.get("voken", ()))
-    if num_vokens is not None and "voken" in segments and count != num_vokens:
-        raise latents_error(f"{count} vokens", f"{num_vokens} an image", "sample again")
+    if vokens_per_image is not None and "voken" in segments and count != vokens_per_image:
+        raise latents_error(f"{count} vokens", f"{vokens_per_image} per image", "sample again")
     return validate(Latents(**found))
 
 
@@ -208,8 +208,8 @@ def fit(z: Latents, tokenizer: Tokenizer) -> Latents:
 
 def _voken_tokens(voken, tokenizer):
     highest = max(voken)
-    if highest >= tokenizer.num_vokens:
-        raise latents_error(f"voken {highest}", f"0..{tokenizer.num_vokens - 1}", "use the matching codebook")
+    if highest >= tokenizer.codebook_size:
+        raise latents_error(f"voken {highest}", f"0..{tokenizer.codebook_size - 1}", "use the matching codebook")
     joined = [tokenizer.hash_id] * (2 * len(voken) - 1)
     joined[::2] = [tokenizer.voken_id(index) for index in voken]
     return joined
@@ -270,7 +270,7 @@ def _fit_objects(items, field, kind, tokenizer):
 
 
 def _fit_words(words, clean, tokenizer):
-    # Dropping a character can bring its neighbours together into something new, hence until nothing changes.
+    # Dropping a character can bring its neighbors together into something new, hence until nothing changes.
     for _ in range(8):
         ids = [i for i in tokenizer.encode(clean(words)) if i != tokenizer.unk_id]
         known = clean(tokenizer.decode(ids))

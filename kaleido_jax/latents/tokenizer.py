@@ -26,13 +26,13 @@ class Tokenizer:
     Control strings in the text ("</s>", "<extra_id_0>", "I17") are ordinary text, never control ids.
     """
 
-    def __init__(self, model_path, extra_ids: int = 100, num_vokens: int = 8192):
+    def __init__(self, model_path, extra_ids: int = 100, codebook_size: int = 8192):
         """Loads a sentencepiece model file.
 
         Args:
           model_path: path of the file.
           extra_ids: number of sentinels counted after the pieces (100 in every T5).
-          num_vokens: entries of the voken codebook, one new row each.
+          codebook_size: entries of the voken codebook, one new row each.
 
         Raises:
           UserError: no such file, not a sentencepiece model, or other pad/eos/unk ids than T5's.
@@ -40,9 +40,9 @@ class Tokenizer:
         model = _read(model_path)
         self._pieces = _load(model, model_path)
         self.extra_ids = extra_ids
-        self.num_vokens = num_vokens
-        self.fingerprint = _fingerprint(model, extra_ids, num_vokens)
-        self.base_rows = round_up(self.num_pieces + extra_ids, ROW_MULTIPLE)
+        self.codebook_size = codebook_size
+        self.fingerprint = _fingerprint(model, extra_ids, codebook_size)
+        self.base_vocab_size = round_up(self.num_pieces + extra_ids, ROW_MULTIPLE)
 
     @property
     def num_pieces(self) -> int:
@@ -50,14 +50,14 @@ class Tokenizer:
         return self._pieces.get_piece_size()
 
     @property
-    def vocab_size(self) -> int:
+    def num_text_ids(self) -> int:
         """Pieces plus extra ids (T5: 32100); the vokens are not counted."""
         return self.num_pieces + self.extra_ids
 
     @property
-    def rows(self) -> int:
-        """Rows of the prior's token table: base_rows + num_vokens (T5 with 8192 vokens: 40320)."""
-        return self.base_rows + self.num_vokens
+    def vocab_size(self) -> int:
+        """Rows of the prior's token table: base_vocab_size + codebook_size (T5 with 8192 vokens: 40320)."""
+        return self.base_vocab_size + self.codebook_size
 
     @property
     def pad_id(self) -> int:
@@ -113,26 +113,26 @@ class Tokenizer:
         """The id of codebook entry `index`.
 
         Raises:
-          UserError: index outside 0..num_vokens-1.
+          UserError: index outside 0..codebook_size-1.
         """
-        if not 0 <= index < self.num_vokens:
-            raise user_error(f"voken {index}", f"0..{self.num_vokens - 1}", "use the matching codebook")
-        return self.base_rows + int(index)
+        if not 0 <= index < self.codebook_size:
+            raise user_error(f"voken {index}", f"0..{self.codebook_size - 1}", "use the matching codebook")
+        return self.base_vocab_size + int(index)
 
     def voken_index(self, token: int) -> int | None:
         """The codebook entry of an id, None if the id is no voken."""
-        return int(token) - self.base_rows if self.base_rows <= token < self.rows else None
+        return int(token) - self.base_vocab_size if self.base_vocab_size <= token < self.vocab_size else None
 
     def _show(self, token):
         index = self.voken_index(token)
         if index is not None:
             return f"I{index}"
-        if self.num_pieces <= token < self.vocab_size:
-            return f"<extra_id_{self.vocab_size - 1 - token}>"  # T5 counts its sentinels downwards
-        raise user_error(f"token id {token}", f"ids of the {self.rows} rows in use", "use the matching vocabulary")
+        if self.num_pieces <= token < self.num_text_ids:
+            return f"<extra_id_{self.num_text_ids - 1 - token}>"  # T5 counts its sentinels downwards
+        raise user_error(f"token id {token}", f"an id below {self.vocab_size}", "use the matching vocabulary")
 
 
-def load_tokenizer(name_or_path: str, num_vokens: int) -> Tokenizer:
+def load_tokenizer(name_or_path: str, codebook_size: int) -> Tokenizer:
     """A shipped vocabulary ("t5" with 100 extra ids, "fashion" with none) or a file with 100 extra ids.
 
     Raises:
@@ -140,8 +140,8 @@ def load_tokenizer(name_or_path: str, num_vokens: int) -> Tokenizer:
     """
     if name_or_path in SHIPPED:
         file, extra_ids = SHIPPED[name_or_path]
-        return Tokenizer(resources.files("kaleido_jax").joinpath(file), extra_ids, num_vokens)
-    return Tokenizer(Path(name_or_path), 100, num_vokens)
+        return Tokenizer(resources.files("kaleido_jax").joinpath(file), extra_ids, codebook_size)
+    return Tokenizer(Path(name_or_path), 100, codebook_size)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -183,5 +183,5 @@ def _load(model, path):
     return pieces
 
 
-def _fingerprint(model, extra_ids, num_vokens):
-    return hashlib.sha256(model + f"|{extra_ids}|{num_vokens}".encode()).hexdigest()[:16]
+def _fingerprint(model, extra_ids, codebook_size):
+    return hashlib.sha256(model + f"|{extra_ids}|{codebook_size}".encode()).hexdigest()[:16]

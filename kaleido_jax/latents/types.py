@@ -41,7 +41,7 @@ class Box:
 class Blob:
     """One object's ellipse: phrase and (xc, yc, r_major, r_minor, theta).
 
-    Centre 0..1000, semi-axes 1..1000, r_major >= r_minor, theta in degrees [0, 180), +x towards +y (down).
+    Center 0..1000, semi-axes 1..1000, r_major >= r_minor, theta in degrees [0, 180), +x towards +y (down).
     """
 
     phrase: str
@@ -123,7 +123,7 @@ def check_segments(segments: Sequence[str]) -> tuple[str, ...]:
 
 # --------------------------------------------------------------------------------------------- validity
 def validate(z: Latents) -> Latents:
-    """Returns z unchanged if parse(serialise(z)) == z is promised for it.
+    """Returns z unchanged if parse(serialize(z)) == z is promised for it.
 
     Text and phrases: not empty, printable, single spaces only, no "|", no U+2581; phrases no parentheses.
 
@@ -157,7 +157,7 @@ def check_blob(blob: Sequence[int]) -> None:
     if not (inside and 1 <= minor <= major <= MAX_COORDINATE and 0 <= theta < HALF_TURN):
         raise latents_error(
             f"blob {tuple(blob)}",
-            "centre 0..1000, 1 <= r_minor <= r_major <= 1000, 0 <= theta < 180",
+            "center 0..1000, 1 <= r_minor <= r_major <= 1000, 0 <= theta < 180",
             "correct the numbers",
         )
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kaleido_jax.config import Config, Model, sample_shapes
+from kaleido_jax.config.schema import Config, Model, sample_shapes
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.models.point_net import PointNet
 from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder, LayerCache, Unstacked
@@ -20,21 +20,21 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Kaleido(nn.Module):
     """Parts under the names `encoder`, `prior` and `denoiser`; without latents (the baseline) there is no prior.
 
-    encoder_rows and prior_rows are token table rows: the encoder's stays as T5 has it, the prior's is longer by
-    the vokens.
+    encoder_vocab_size and prior_vocab_size are the sizes of the token tables: the encoder's stays as T5 has it, the
+    prior's is longer by the vokens.
     """
 
     config: Model
-    encoder_rows: int
-    prior_rows: int
+    encoder_vocab_size: int
+    prior_vocab_size: int
     has_prior: bool = True
 
     def setup(self):
         """Builds the parts in the config's compute dtype."""
         c, dtype = self.config, DTYPES[self.config.precision]
-        self.encoder = Encoder(c.t5, self.encoder_rows, dtype)
+        self.encoder = Encoder(c.t5, self.encoder_vocab_size, dtype)
         if self.has_prior:
-            self.prior = Decoder(c.t5, self.prior_rows, dtype)
+            self.prior = Decoder(c.t5, self.prior_vocab_size, dtype)
         if c.denoiser is not None:
             self.denoiser = build_denoiser(c.denoiser, c.t5.d_model, dtype)
         else:
@@ -79,10 +79,10 @@ class Kaleido(nn.Module):
         return self.denoise(images, z[:, 0], self.condition(h_c, c_mask, *latents))
 
 
-def build_model(config: Config, base_rows: int) -> Kaleido:
-    """The model of an experiment whose vocabulary has `base_rows` token rows before the vokens."""
-    rows = base_rows + config.latents.num_vokens
-    return Kaleido(config.model, base_rows, rows, has_prior=bool(config.latents.segments))
+def build_model(config: Config, base_vocab_size: int) -> Kaleido:
+    """The model of an experiment whose vocabulary has `base_vocab_size` token rows before the vokens."""
+    rows = base_vocab_size + config.latents.codebook_size
+    return Kaleido(config.model, base_vocab_size, rows, has_prior=bool(config.latents.segments))
 
 
 def init_params(model: Kaleido, key) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _norm_inits():
 
 
 class GroupNorm(nn.Module):
-    """Group norm over contiguous channel ranges, in float32 or wider; see `normalise`."""
+    """Group norm over contiguous channel ranges, in float32 or wider; see `normalize`."""
 
     groups: int
     dtype: Any
@@ -163,7 +163,7 @@ class GroupNorm(nn.Module):
             scale = 1 + scale.astype(wide)
             a, b = a * scale, b * scale + shift.astype(wide)
         rows = (x.shape[0], x.shape[-1])
-        return normalise(x.astype(self.dtype), jnp.broadcast_to(a, rows), jnp.broadcast_to(b, rows), self.groups)
+        return normalize(x.astype(self.dtype), jnp.broadcast_to(a, rows), jnp.broadcast_to(b, rows), self.groups)
 
 
 def layer_norm(dtype) -> nn.LayerNorm:
@@ -177,38 +177,38 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x: Float[Array, "b h w c"], a: Float[Array, "b c"], b: Float[Array, "b c"], groups: int):
+def normalize(x: Float[Array, "b h w c"], a: Float[Array, "b c"], b: Float[Array, "b c"], groups: int):
     """(x - mean) / std * a + b with mean and std of a sample's group of channels, in the dtype of x.
 
     Statistics are those of a and b, float32 or wider, in two passes (parity needs them). The gradient is written out:
     sums over positions alone give those of a and b and both corrections of that of x, where automatic differentiation
     goes over x for each parameter and for the two passes.
     """
-    return _normalise_forward(x, a, b, groups)[0]
+    return _normalize_forward(x, a, b, groups)[0]
 
 
-def _normalise_forward(x, a, b, groups):
+def _normalize_forward(x, a, b, groups):
     positions = x.shape[1] * x.shape[2]
     mean = _over_groups(sum_positions(x.astype(a.dtype)) / positions, groups)
-    centred = x - mean[:, None, None]
-    std_inv = jax.lax.rsqrt(_over_groups(sum_positions(centred**2) / positions, groups) + NORM_EPS)
-    y = centred * (std_inv * a)[:, None, None] + b[:, None, None]
+    centered = x - mean[:, None, None]
+    std_inv = jax.lax.rsqrt(_over_groups(sum_positions(centered**2) / positions, groups) + NORM_EPS)
+    y = centered * (std_inv * a)[:, None, None] + b[:, None, None]
     return y.astype(x.dtype), (x, a, mean, std_inv)
 
 
-def _normalise_backward(groups, kept, dy):
+def _normalize_backward(groups, kept, dy):
     x, a, mean, std_inv = kept
-    dy, centred = dy.astype(a.dtype), x - mean[:, None, None]
+    dy, centered = dy.astype(a.dtype), x - mean[:, None, None]
     positions = x.shape[1] * x.shape[2]
     db = sum_positions(dy)
-    da = sum_positions(dy * centred) * std_inv
+    da = sum_positions(dy * centered) * std_inv
     constant = -std_inv * _over_groups(a * db / positions, groups)
     slope = -(std_inv**2) * _over_groups(a * da / positions, groups)
-    dx = dy * (a * std_inv)[:, None, None] + centred * slope[:, None, None] + constant[:, None, None]
+    dx = dy * (a * std_inv)[:, None, None] + centered * slope[:, None, None] + constant[:, None, None]
     return dx.astype(x.dtype), da, db
 
 
-normalise.defvjp(_normalise_forward, _normalise_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _over_groups(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:

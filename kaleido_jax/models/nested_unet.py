@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kaleido_jax.config import UNet as UNetConfig
-from kaleido_jax.config import nested
+from kaleido_jax.config.schema import UNet as UNetConfig
+from kaleido_jax.config.schema import nested
 from kaleido_jax.models.layers import conv
 from kaleido_jax.models.unet import Condition, UNet
 
@@ -65,7 +65,7 @@ class NestedUNet(nn.Module):
         first = _first_rows(condition, rows)
         temb = self.outer.temb(times[:rows], first.pooled, {k: v[:rows] for k, v in (micros or {}).items()})
         x = images[0].astype(jnp.promote_types(self.dtype, jnp.float32))
-        if self.config.normalise_input:
+        if self.config.normalize_input:
             x = x / jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True)
         x = self.outer.conv_in(x.astype(self.dtype))
         x = x if features is None else x + features

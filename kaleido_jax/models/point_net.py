@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kaleido_jax.config import PointNet as PointNetConfig
+from kaleido_jax.config.schema import PointNet as PointNetConfig
 from kaleido_jax.models.layers import linear
 from kaleido_jax.models.unet import Condition, EmbeddingMLP, mean_over_tokens
 
@@ -19,7 +19,7 @@ class PointNet(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        """Input, residual layers, zero-initialised output."""
+        """Input, residual layers, zero-initialized output."""
         c = self.config
         self.cond_emb = linear(self.text_channels, c.emb_channels, self.dtype)
         self.time = EmbeddingMLP(c.emb_channels, self.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from kaleido_jax.config import T5
+from kaleido_jax.config.schema import T5
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import Dense
 
@@ -62,7 +62,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Normalises the last axis."""
+        """Normalizes the last axis."""
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), x.shape[-1:])
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + NORM_EPS)
@@ -95,7 +95,7 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without scaling: T5 folds 1/sqrt(head_dim) into the query's initialisation."""
+    """Multi-head attention without scaling: T5 folds 1/sqrt(head_dim) into the query's initialization."""
 
     config: T5
     dtype: Any

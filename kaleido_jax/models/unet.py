@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from kaleido_jax.config import UNet as UNetConfig
+from kaleido_jax.config.schema import UNet as UNetConfig
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import GroupNorm, conv, gelu, layer_norm, linear
 

@@ -8,17 +8,17 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from kaleido_jax.config import Config
-from kaleido_jax.config_checks import check_devices
+from kaleido_jax.config.checks import check_devices
+from kaleido_jax.config.schema import Config
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.kaleido import build_model
-from kaleido_jax.train import checkpoints
-from kaleido_jax.train.captions import class_captions, encode_once
+from kaleido_jax.runtime import checkpoints
+from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch, replicated
+from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
+from kaleido_jax.train.caption_cache import class_captions, encode_once
 from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
-from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch, replicated
 from kaleido_jax.train.state import State, count, create_state, make_optimizer
 from kaleido_jax.train.step import make_train_step
-from kaleido_jax.xla_flags import warn_of_wrong_reductions
 
 
 def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State:
@@ -41,7 +41,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     check_devices(config, jax.device_count())
     warn_of_wrong_reductions(jax.default_backend())
     mesh = make_mesh(config)
-    model = build_model(config, tokenizer.base_rows)
+    model = build_model(config, tokenizer.base_vocab_size)
     optimizer = make_optimizer(config.train)
 
     # ---------------------------------------------------------------- state, born sharded

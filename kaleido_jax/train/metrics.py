@@ -13,7 +13,7 @@ from clu import metrics as clu_metrics
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from kaleido_jax.progress import clock
+from kaleido_jax.runtime.progress import clock
 
 
 class MetricWriter:

@@ -1,4 +1,4 @@
-"""The state of a run, as one pytree, and the optimiser (paper, table B.2)."""
+"""The state of a run, as one pytree, and the optimizer (paper, table B.2)."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from kaleido_jax.config import Config, Train
-from kaleido_jax.interop.checkpoint import STACKS, load_t5
+from kaleido_jax.config.schema import Config, Train
+from kaleido_jax.interop.t5.load import STACKS, load_t5
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import Kaleido, init_params
-from kaleido_jax.randomness import purpose_key
-from kaleido_jax.train.checkpoints import abstract
-from kaleido_jax.train.handover import load_inner
-from kaleido_jax.train.sharding import shardings_of
+from kaleido_jax.runtime.checkpoints import abstract
+from kaleido_jax.runtime.mesh import shardings_of
+from kaleido_jax.runtime.randomness import purpose_key
+from kaleido_jax.train.warm_start import load_inner
 
-# Hundreds of small random draws run once: compiling them without optimisation took a third of the time on CPU.
+# Hundreds of small random draws run once: compiling them without optimization took a third of the time on CPU.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -55,7 +55,7 @@ def make_optimizer(config: Train) -> optax.GradientTransformation:
 
 
 def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:
-    """(trainable, frozen) parts of a model's parameters: a frozen encoder is in no optimiser, EMA or checkpoint."""
+    """(trainable, frozen) parts of a model's parameters: a frozen encoder is in no optimizer, EMA or checkpoint."""
     if config.model.t5.encoder.trainable:
         return params, {}
     return {k: v for k, v in params.items() if k != "encoder"}, {"encoder": params["encoder"]}
@@ -129,12 +129,12 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
         return jax.ShapeDtypeStruct(shape.shape, jnp.bfloat16 if half else jnp.float32, sharding=sharding)
 
     wanted, places = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
-    tokenizer = load_tokenizer(t5.vocabulary, config.latents.num_vokens)
+    tokenizer = load_tokenizer(t5.vocabulary, config.latents.codebook_size)
     return load_t5(
         t5.checkpoint,
         jax.tree_util.tree_map_with_path(target, wanted, places),
         num_pieces=tokenizer.num_pieces,
-        base_rows=tokenizer.base_rows,
+        base_vocab_size=tokenizer.base_vocab_size,
         seed=config.seed,
     )
 

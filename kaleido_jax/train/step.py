@@ -1,11 +1,11 @@
-"""The joint loss L = L_DM + eta * L_AR (paper, Eq. 1) and one optimiser step on it."""
+"""The joint loss L = L_DM + eta * L_AR (paper, Eq. 1) and one optimizer step on it."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from kaleido_jax.config import Config, sample_shapes, scales
+from kaleido_jax.config.schema import Config, sample_shapes, scales
 from kaleido_jax.diffusion.process import (
     diffusion_loss,
     loss_weight,
@@ -17,8 +17,8 @@ from kaleido_jax.diffusion.process import (
 from kaleido_jax.models.decode import shift_right
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.models.t5 import PAD
-from kaleido_jax.randomness import sample_keys
-from kaleido_jax.train.captions import ROW, TABLE
+from kaleido_jax.runtime.randomness import sample_keys
+from kaleido_jax.train.caption_cache import ROW, TABLE
 from kaleido_jax.train.state import State, learning_rate
 
 

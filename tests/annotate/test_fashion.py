@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from kaleido_jax.annotate import build_vocab, fashion
-from kaleido_jax.annotate.features import FOREGROUND_FROM, appearance_features
-from kaleido_jax.annotate.quantiser import fit_quantiser, load_quantiser, save_quantiser
-from kaleido_jax.annotate.quantiser_quality import quality
-from kaleido_jax.annotate.runner import QUANTISER, make_records
-from kaleido_jax.data.sources import open_source
+from kaleido_jax.annotate.job.run import QUANTIZER, make_records
+from kaleido_jax.annotate.vokens.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate.vokens.quality import quality
+from kaleido_jax.annotate.vokens.quantizer import fit_quantizer, load_quantizer, save_quantizer
+from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.types import validate
@@ -35,8 +35,8 @@ def features(source):
 
 
 @pytest.fixture(scope="module")
-def quantiser(features):
-    return fit_quantiser(features, codebook=16)
+def quantizer(features):
+    return fit_quantizer(features, codebook_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +68,15 @@ def test_source_has_every_class_in_any_ten_in_a_row(source):
     assert source[13].caption == source.class_names[source.label(13)]
 
 
-def test_box_is_the_thresholded_garment(source, quantiser):
+def test_box_is_the_thresholded_garment(source, quantizer):
     for index in range(40):
         example = source[index]
-        z = validate(fashion.annotate(example.image, example.caption, quantiser))
+        z = validate(fashion.annotate(example.image, example.caption, quantizer))
         rows, columns = np.nonzero(example.image[..., 0] >= FOREGROUND_FROM)
         edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         np.testing.assert_allclose(z.bbox[0].box, edges * 1000 / 32, atol=0.5)  # rounded to whole units
         assert z.bbox[0].phrase == z.blob[0].phrase == example.caption
-        assert z == fashion.annotate(example.image, example.caption, quantiser)
+        assert z == fashion.annotate(example.image, example.caption, quantizer)
 
 
 def test_text_says_what_is_measured():
@@ -89,44 +89,44 @@ def test_text_says_what_is_measured():
         fashion.annotate(np.zeros_like(image), "bag")
 
 
-def test_vokens_do_not_see_place_and_tone(quantiser):
+def test_vokens_do_not_see_place_and_tone(quantizer):
     image = np.zeros((32, 32, 3), np.uint8)
     image[4:16, 4:20] = np.arange(40, 232, dtype=np.uint8).reshape(12, 16)[..., None]
     moved = np.roll(image, (8, 5), axis=(0, 1))
     np.testing.assert_allclose(appearance_features(moved), appearance_features(image))
-    codes = quantiser.encode(np.stack([appearance_features(moved), appearance_features(image)]))
+    codes = quantizer.encode(np.stack([appearance_features(moved), appearance_features(image)]))
     np.testing.assert_array_equal(codes[0], codes[1])
 
 
-def test_each_level_of_the_quantiser_brings_the_image_nearer(quantiser, features):
-    told = quality(quantiser, features)
+def test_each_level_of_the_quantizer_brings_the_image_nearer(quantizer, features):
+    told = quality(quantizer, features)
     assert (np.diff(told["rmse"]) < 0).all() and told["explained_variance"][-1] > 0.8
     assert min(told["codes_used"]) > 0.8  # no codebook is idle on what it was fitted on
-    codes = quantiser.encode(features)
+    codes = quantizer.encode(features)
     assert codes.shape == (200, 8) and codes.min() >= 0 and codes.max() < 16
 
 
-def test_quantiser_file_gives_the_same_codes_and_tells_damage(quantiser, features, tmp_path):
-    path = tmp_path / QUANTISER
-    save_quantiser(quantiser, path, {"seed": 1})
-    loaded, fitted_for = load_quantiser(path)
-    assert fitted_for == {"seed": 1} and loaded.fingerprint == quantiser.fingerprint
-    np.testing.assert_array_equal(loaded.encode(features), quantiser.encode(features))
-    assert fit_quantiser(features, codebook=16).fingerprint == quantiser.fingerprint
+def test_quantizer_file_gives_the_same_codes_and_tells_damage(quantizer, features, tmp_path):
+    path = tmp_path / QUANTIZER
+    save_quantizer(quantizer, path, {"seed": 1})
+    loaded, fitted_for = load_quantizer(path)
+    assert fitted_for == {"seed": 1} and loaded.fingerprint == quantizer.fingerprint
+    np.testing.assert_array_equal(loaded.encode(features), quantizer.encode(features))
+    assert fit_quantizer(features, codebook_size=16).fingerprint == quantizer.fingerprint
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     for damaged in (bytes(content), bytes(content[:100]), b"<html>"):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="is damaged"):
-            load_quantiser(path)
+            load_quantizer(path)
     with pytest.raises(UserError, match="distinct images"):
-        fit_quantiser(features[:10], codebook=16)
+        fit_quantizer(features[:10], codebook_size=16)
 
 
 def test_shipped_vocabulary_is_what_the_tool_builds(tokenizer, tmp_path):
     path = tmp_path / "spiece.model"
     path.write_bytes(build_vocab.build())
-    built = Tokenizer(path, extra_ids=0, num_vokens=64)
+    built = Tokenizer(path, extra_ids=0, codebook_size=64)
     # Pieces, not bytes: the last digits of the scores may differ between builds of sentencepiece.
     assert [built.piece(i) for i in range(built.num_pieces)] == [
         tokenizer.piece(i) for i in range(tokenizer.num_pieces)
@@ -168,14 +168,14 @@ def test_processes_share_the_shards(tmp_path, tokenizer):
 
 
 def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
-    manifest = make_records(tmp_path, split="train", tokenizer=tokenizer, caption_tokens=3, **SETTINGS)
+    manifest = make_records(tmp_path, split="train", tokenizer=tokenizer, max_caption_tokens=3, **SETTINGS)
     assert manifest.left_out == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
     assert manifest.max_tokens["caption"] == 3
-    assert manifest.reasons == {"length: caption of N tokens, more than data.caption_tokens = N": 7}
+    assert manifest.reasons == {"length: caption of N tokens, more than data.max_caption_tokens = N": 7}
     assert manifest.failures[0]["id"] == "fashion/train/000000"
 
 
-def test_quantiser_of_another_setup_is_not_overwritten(tmp_path, tokenizer):
+def test_quantizer_of_another_setup_is_not_overwritten(tmp_path, tokenizer):
     make_records(tmp_path, split="train", tokenizer=tokenizer, **SETTINGS)
     with pytest.raises(UserError, match="was fitted for"):
         make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook": 8})

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaleido_jax.annotate.annotators import AnnotatorSettings, open_annotators
-from kaleido_jax.config_checks import validate
-from kaleido_jax.data.sources import Example
+from kaleido_jax.annotate.registry import AnnotatorSettings, open_annotators
+from kaleido_jax.config.checks import validate
+from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents import types
-from kaleido_jax.latents.grammar import parse, serialise
-from tests.annotate import onnx_files
-from tests.annotate.test_detector import raw_output
+from kaleido_jax.latents.grammar import parse, serialize
+from tests.annotate.vision import onnx_files
+from tests.annotate.vision.test_detector import raw_output
 
 pytest.importorskip("onnxruntime")
 CONFIG = Path(__file__).parents[2] / "configs" / "annotate_onnx.py"
@@ -55,9 +55,9 @@ def settings(tmp_path_factory):
     return config, AnnotatorSettings(
         config=config.annotate,
         source="coco",
-        quantiser=folder / "quantiser.safetensors",
+        quantizer=folder / "quantizer.safetensors",
         vokens_per_image=config.latents.vokens_per_image,
-        codebook=config.latents.num_vokens,
+        codebook_size=config.latents.codebook_size,
         image_size=64,
     )
 
@@ -79,4 +79,4 @@ def test_they_make_all_segments_of_a_photo_in_an_order_that_works(settings):
         xc, yc, major, minor, _ = latents.blob[0].blob
         np.testing.assert_allclose((xc, yc), ((x.mean() + 0.5) / 0.064, (y.mean() + 0.5) / 0.064), atol=25)
         assert 120 < minor <= major < 190
-        assert parse(serialise(types.validate(latents), segments), segments) == latents
+        assert parse(serialize(types.validate(latents), segments), segments) == latents

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from kaleido_jax.annotate.runner import make_records
+from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import decode_image, open_records
 from kaleido_jax.errors import UserError
@@ -13,7 +13,7 @@ from kaleido_jax.latents.grammar import from_tokens
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, select
 
-SIZES = {"batch_size": 8, "caption_tokens": 8, "latents_tokens": 96, "seed": 5}
+SIZES = {"batch_size": 8, "max_caption_tokens": 8, "max_latents_tokens": 96, "seed": 5}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,11 +113,13 @@ def test_one_unshuffled_epoch_ends(loader):
 
 
 def test_overlong_samples_are_named_before_the_first_batch(loader):
-    with pytest.raises(UserError, match=r"latents of sample fashion/train/\d+ has \d+ tokens.*latents.max_tokens = 40"):
-        loader(latents_tokens=40)
-    with pytest.raises(UserError, match=r"caption of sample fashion/train/000000 .*data.caption_tokens = 3"):
-        loader(caption_tokens=3)
-    next(loader(segments=("voken",), latents_tokens=16))  # exactly long enough
+    with pytest.raises(
+        UserError, match=r"latents of sample fashion/train/\d+ has \d+ tokens.*latents.max_latents_tokens = 40"
+    ):
+        loader(max_latents_tokens=40)
+    with pytest.raises(UserError, match=r"caption of sample fashion/train/000000 .*data.max_caption_tokens = 3"):
+        loader(max_caption_tokens=3)
+    next(loader(segments=("voken",), max_latents_tokens=16))  # exactly long enough
 
 
 def test_batches_that_do_not_divide_are_refused(loader):

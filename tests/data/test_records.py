@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kaleido_jax.annotate import fashion
-from kaleido_jax.annotate.runner import make_records
+from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.data.records import decode_image, open_records, write_shard
-from kaleido_jax.data.sources import open_source
+from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.grammar import segment_tokens
 from kaleido_jax.latents.tokenizer import load_tokenizer
@@ -61,7 +61,7 @@ def test_manifest_tells_how_the_records_were_made(made, opening, tokenizer):
     assert manifest.source == {"name": "fashion"} | {k: v for k, v in SETTINGS.items() if k != "source"}
     assert manifest.counts == {"text": 40, "bbox": 40, "voken": 40}
     assert [s.records for s in manifest.shards] == [16, 16, 8]
-    assert manifest.vocabulary == tokenizer.fingerprint and manifest.num_vokens == 64
+    assert manifest.vocabulary == tokenizer.fingerprint and manifest.codebook_size == 64
     assert manifest.max_tokens["voken"] == 16  # 8 vokens, 7 joints, eos
     assert manifest.max_tokens["text | voken"] == manifest.max_tokens["text"] + 16
 
@@ -99,7 +99,7 @@ def test_missing_segments_are_named(made, opening):
 def test_another_vocabulary_is_refused(made, opening):
     with pytest.raises(UserError, match="made with vocabulary"):
         open_records(made / "train", **opening | {"tokenizer": load_tokenizer("t5", 64)})
-    with pytest.raises(UserError, match="latents.num_vokens"):
+    with pytest.raises(UserError, match="latents.codebook_size"):
         open_records(made / "train", **opening | {"tokenizer": load_tokenizer("fashion", 128)})
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.config import Diffusion, Sample
+from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.diffusion.guidance import (
     annealed,
     autoguidance,
@@ -22,7 +22,7 @@ from kaleido_jax.diffusion.guidance import (
 from kaleido_jax.diffusion.process import convert, expand
 from kaleido_jax.diffusion.samplers import SAMPLERS, reverse
 from kaleido_jax.diffusion.schedule import make_gammas, shift
-from kaleido_jax.randomness import sample_keys
+from kaleido_jax.runtime.randomness import sample_keys
 
 DIFFUSION, BATCH = Diffusion(), 4
 SHAPES, SCALES = ((4, 4, 3), (2, 2, 3)), (2, 1)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.config import Diffusion, Sample
+from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.diffusion.guidance import classifier_free, no_guidance
 from kaleido_jax.diffusion.process import (
     add_noise,
@@ -16,7 +16,7 @@ from kaleido_jax.diffusion.process import (
 )
 from kaleido_jax.diffusion.samplers import ancestral_step, ddim_step, reverse
 from kaleido_jax.diffusion.schedule import log_snr, make_gammas, shift, step_list
-from kaleido_jax.randomness import sample_keys
+from kaleido_jax.runtime.randomness import sample_keys
 
 RNG = np.random.default_rng(0)
 X0, X_T, NOISE = (jnp.asarray(RNG.normal(size=(4, 6, 6, 3)), jnp.float32) for _ in range(3))

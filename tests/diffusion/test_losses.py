@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.config import Diffusion
+from kaleido_jax.config.schema import Diffusion
 from kaleido_jax.diffusion.process import diffusion_loss, from_x0_eps, loss_weight, mixed_rows, noised
 from kaleido_jax.diffusion.schedule import make_gammas, vdm_weights
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.config import Diffusion, Model, Sample, sample_shapes, scales
+from kaleido_jax.config.schema import Diffusion, Model, Sample, sample_shapes, scales
 from kaleido_jax.diffusion.process import add_noise, expand, from_x0_eps, per_sample_normal
 from kaleido_jax.diffusion.samplers import SAMPLERS, ddim_step, multistep_x0, reverse
 from kaleido_jax.diffusion.schedule import SCHEDULES, make_gammas, shift
 from kaleido_jax.models.nested_unet import build_denoiser
-from kaleido_jax.randomness import sample_keys
+from kaleido_jax.runtime.randomness import sample_keys
 from tests.tiny import small_nest
 
 DIFFUSION = Diffusion()

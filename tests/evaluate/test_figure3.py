@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from kaleido_jax import main
-from kaleido_jax.config_checks import validate
+from kaleido_jax.config.checks import validate
 from kaleido_jax.evaluate import figure3
 
 

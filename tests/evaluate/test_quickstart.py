@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.annotate.fashion import annotate
-from kaleido_jax.data.sources import open_source
+from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.evaluate import quickstart
 from tests.tiny import tiny_config
 

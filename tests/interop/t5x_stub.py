@@ -11,7 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 
-from kaleido_jax.config import T5
+from kaleido_jax.config.schema import T5
 from kaleido_jax.models.t5 import DecoderLayer, EncoderLayer, RelativeBias, RMSNorm
 
 

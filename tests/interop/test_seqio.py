@@ -33,7 +33,7 @@ def run(source, *args):
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """(folder, tokenizer) of records in two shards."""
-    from kaleido_jax.annotate.runner import make_records
+    from kaleido_jax.annotate.job.run import make_records
     from kaleido_jax.latents.tokenizer import load_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("records"), load_tokenizer("fashion", 64)
@@ -49,7 +49,7 @@ import numpy as np, seqio, tensorflow as tf
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import open_records
 from kaleido_jax.errors import UserError
-from kaleido_jax.interop import seqio_tasks
+from kaleido_jax.interop import seqio as seqio_tasks
 folder, sizes = sys.argv[1], json.loads(sys.argv[2])
 names = seqio_tasks.register(folder, "fashion", 64)
 words = seqio_tasks.vocabulary("fashion", 64)
@@ -63,7 +63,7 @@ def seqio_batches(name, sizes, **options):
 for kind, segments in seqio_tasks.KINDS.items():
     records = open_records(folder + "/train", segments=segments, tokenizer=words.tokenizer, image_size=16)
     ours = list(make_loader(records, segments=segments, tokenizer=words.tokenizer, batch_size=8, seed=0, shuffle=False,
-                            num_epochs=1, caption_tokens=sizes["inputs"], latents_tokens=sizes["targets"]))
+                            num_epochs=1, max_caption_tokens=sizes["inputs"], max_latents_tokens=sizes["targets"]))
     theirs = seqio_batches("kaleido_prior_" + kind, sizes, shuffle=False)
     assert len(ours) == len(theirs) == 3
     for a, b in zip(ours, theirs):
@@ -86,7 +86,7 @@ told["decoded"] = [words.decode(example["targets"]), words.decode_tf(tf.constant
                    words.decode_tf(tf.constant([example["inputs"]] * 2)).numpy()[1].decode()]
 told["encoded"] = [words.encode("a bag"), words.encode_tf(tf.constant("a bag")).numpy().tolist(),
                    tf.data.Dataset.from_tensors("a bag").map(words.encode_tf).get_single_element().numpy().tolist()]
-told["unused row"] = words.decode([words.tokenizer.vocab_size, 5])
+told["unused row"] = words.decode([words.tokenizer.num_text_ids, 5])
 told["equal"] = [words == seqio_tasks.vocabulary("fashion", 64), words == seqio_tasks.vocabulary("fashion", 65)]
 try:
     seqio_batches("kaleido_prior_combined", sizes | {"targets": 30}, shuffle=False)
@@ -143,7 +143,8 @@ gin.parse_config_files_and_bindings([sys.argv[1]], json.loads(sys.argv[2]))
 called = program()
 module, data, model = called["model"].module, called["dataset_cfg"], called["model"]
 print(json.dumps({
-    "network": type(module).__name__, "sizes": [module.encoder_rows, module.config.vocab_size, module.config.emb_dim],
+    "network": type(module).__name__,
+    "sizes": [module.encoder_vocab_size, module.config.vocab_size, module.config.emb_dim],
     "gated": module.config.mlp_activations, "dropout": module.config.dropout_rate,
     "task": data["mixture_or_task_name"], "lengths": data["task_feature_lengths"], "split": data["split"],
     "path": called["restore_checkpoint_cfg"]["path"], "output": called["output_dir"],
@@ -165,16 +166,16 @@ def test_gin_files_build_the_model_and_the_data(file, name, output, records, tmp
         f"{output}_OUTPUT_DIR": str(tmp_path),
         "T5_VOCABULARY": "fashion",
         "NUM_VOKENS": 64,
-        "PRIOR_ROWS": records[1].rows,
+        "PRIOR_ROWS": records[1].vocab_size,
         "KIND": "voken",
     }
     told = run(GIN, f"launch/t5x/{file}.gin", json.dumps([f"{k} = {v!r}" for k, v in bindings.items()]), name)
-    assert told["network"] == "TwoTables" and told["sizes"] == [32128, records[1].rows, 2048]
+    assert told["network"] == "TwoTables" and told["sizes"] == [32128, records[1].vocab_size, 2048]
     assert (told["gated"], told["dropout"]) == (["gelu", "linear"], 0.0)
     assert (told["task"], told["split"]) == ("kaleido_prior_voken", "test")
     assert told["lengths"] == {"inputs": 128, "targets": 416}
     assert (told["path"], told["output"]) == ("there/checkpoint_0", str(tmp_path))
-    assert (told["rows"], told["equal"]) == (records[1].rows, True)
+    assert (told["rows"], told["equal"]) == (records[1].vocab_size, True)
     assert told["decode"]["temperature"] == 1.0 and told["decode"]["topk"] == 0
     assert (told["iterator"], told["mode"]) == ((False, "predict") if file == "infer" else (None, None))
 
@@ -186,16 +187,16 @@ from tests.interop import t5x_stub
 t5x_stub.install()
 import jax, numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from kaleido_jax.interop.checkpoint import load_t5, open_t5
-from kaleido_jax.interop.t5_names import abstract_params, sizes
-from kaleido_jax.interop.t5x_network import TwoTables
+from kaleido_jax.interop.t5.load import load_t5, open_t5
+from kaleido_jax.interop.t5.names import abstract_params, sizes
+from kaleido_jax.interop.t5.t5x_network import TwoTables
 from kaleido_jax.models.t5 import Decoder, Encoder
 from t5x.examples.t5.network import T5Config
 source, rows = open_t5(sys.argv[1]), json.loads(sys.argv[2])
 c, _ = sizes(source)
 config = T5Config(vocab_size=rows[1], emb_dim=c.d_model, num_heads=c.num_heads, head_dim=c.head_dim, mlp_dim=c.d_ff,
                   num_encoder_layers=c.num_encoder_layers, num_decoder_layers=c.num_decoder_layers)
-model = TwoTables(config, encoder_rows=rows[0])
+model = TwoTables(config, encoder_vocab_size=rows[0])
 captions, inputs = np.asarray([[5, 6, 1, 0], [7, 1, 0, 0]]), np.asarray([[0, 9, 3], [0, rows[1] - 1, 4]])
 shapes = jax.eval_shape(model.init, jax.random.key(0), captions, inputs)["params"]
 shapes = {name: list(leaf.shape) for name, leaf in flatten_dict(jax.tree.map(lambda x: getattr(x, "value", x), shapes,
@@ -207,7 +208,7 @@ for name in stored:
 params = unflatten_dict({name: source.read(ours) for name, ours in stored.items()}, sep="/")
 theirs = model.apply({"params": params}, captions, inputs)
 targets = dict(zip(("encoder", "prior"), (abstract_params(c, n)[i] for i, n in enumerate(rows))))
-loaded = load_t5(sys.argv[1], targets, num_pieces=1, base_rows=rows[0], seed=0)
+loaded = load_t5(sys.argv[1], targets, num_pieces=1, base_vocab_size=rows[0], seed=0)
 h_c = Encoder(c, rows[0]).apply({"params": loaded["encoder"]}, captions)
 _, logits = Decoder(c, rows[1]).apply({"params": loaded["prior"]}, inputs, h_c, captions != 0)
 off = float(np.abs(np.asarray(theirs) - np.asarray(logits)).max())
@@ -218,10 +219,10 @@ print(json.dumps({"shapes": shapes, "stored": {n: list(source.shape(ours)) for n
 def test_a_model_with_two_tables_has_the_names_of_its_t5x_checkpoint(tmp_path):
     import numpy as np
 
-    from kaleido_jax.config import T5
-    from kaleido_jax.interop.t5_names import TABLE, expected_shapes, layouts
-    from kaleido_jax.interop.t5x import write_t5x
-    from tests.interop.test_t5_checkpoints import Arrays
+    from kaleido_jax.config.schema import T5
+    from kaleido_jax.interop.t5.names import TABLE, expected_shapes, layouts
+    from kaleido_jax.interop.t5.t5x import write_t5x
+    from tests.interop.t5.test_checkpoints import Arrays
 
     config, rows = T5(d_model=8, d_ff=12, num_heads=2, head_dim=3, num_encoder_layers=2, num_decoder_layers=1), (16, 24)
     rng, shapes = np.random.default_rng(0), expected_shapes(layouts(config, rows[1]))

@@ -100,7 +100,7 @@ def numeric_bias(name, strength):
     tokenizer, machine = TOKENIZERS[name], constraint(name)
     bias = np.where(machine.row_of < len(machine.classes) - 1, strength, 0.0)
     bias[[*tokenizer.encode("|"), tokenizer.eos_id]] = strength
-    bias[tokenizer.base_rows :] = strength
+    bias[tokenizer.base_vocab_size :] = strength
     return bias.astype(np.float32)
 
 
@@ -119,10 +119,10 @@ def check_valid(rows, segments, name):
     for row in np.asarray(rows):
         ended = np.flatnonzero(row == tokenizer.eos_id)
         assert len(ended) == 1 and not row[ended[0] + 1 :].any()
-        z = grammar.from_tokens(row, segments, tokenizer, num_vokens=VOKENS)
+        z = grammar.from_tokens(row, segments, tokenizer, vokens_per_image=VOKENS)
         # More than parsing: it is letter by letter what the grammar would write.
         if "voken" not in segments and "" not in (z.bbox, z.blob) and () not in (z.bbox, z.blob):
-            assert tokenizer.decode(row[: ended[0]].tolist()) == grammar.serialise(z, segments)
+            assert tokenizer.decode(row[: ended[0]].tolist()) == grammar.serialize(z, segments)
 
 
 @pytest.mark.parametrize("segments", [("text",), ("voken",), ("bbox", "blob"), PAPER, SEGMENTS], ids="-".join)

@@ -106,7 +106,7 @@ def test_fit_to_exact_points_is_exact():
 
 @pytest.mark.parametrize("size", [48, 200])
 @pytest.mark.parametrize("fit", [geometry.mask_to_fitted_ellipse, geometry.mask_to_ellipse])
-def test_rasterised_ellipse_is_found_again(size, fit):
+def test_rasterized_ellipse_is_found_again(size, fit):
     ellipses = random_ellipses(100, size)
     found = np.stack([fit(mask) for mask in geometry.ellipse_mask(ellipses, size)])
     pixel = 1000 / size

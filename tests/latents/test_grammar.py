@@ -17,7 +17,7 @@ from kaleido_jax.latents.types import (
     validate,
 )
 
-TOKENIZERS = {name: load_tokenizer(name, num_vokens) for name, num_vokens in (("t5", 8192), ("fashion", 64))}
+TOKENIZERS = {name: load_tokenizer(name, codebook_size) for name, codebook_size in (("t5", 8192), ("fashion", 64))}
 MANY = 10_000
 CHOICES = [tuple(s for i, s in enumerate(SEGMENTS) if bits >> i & 1) for bits in range(16)]
 SPECIAL = [
@@ -119,14 +119,14 @@ def many_tokens(request):
 def test_string_round_trip_is_exact_10000_times(many):
     for z, segments in many:
         wanted = select(z, segments)
-        assert grammar.parse(grammar.serialise(z, segments), segments) == wanted
+        assert grammar.parse(grammar.serialize(z, segments), segments) == wanted
         assert Latents.from_json(wanted.to_json()) == wanted
 
 
 def test_token_round_trip_is_exact_10000_times(many_tokens):
     tokenizer, rows = many_tokens
     for z, segments, ids in rows:
-        assert ids[-1] == tokenizer.eos_id and min(ids) >= 0 and max(ids) < tokenizer.rows
+        assert ids[-1] == tokenizer.eos_id and min(ids) >= 0 and max(ids) < tokenizer.vocab_size
         assert grammar.from_tokens([*ids, 0, 0, 5], segments, tokenizer) == select(z, segments)
 
 
@@ -134,7 +134,7 @@ def test_joined_segment_tokens_equal_tokens_of_the_joined_string(many_tokens):
     tokenizer, rows = many_tokens
     for z, segments, ids in rows[:2000]:
         if "voken" not in segments:
-            assert ids[:-1] == tokenizer.encode(grammar.serialise(z, segments))
+            assert ids[:-1] == tokenizer.encode(grammar.serialize(z, segments))
 
 
 def test_10000_mutated_strings_are_refused_or_valid(many):
@@ -143,7 +143,7 @@ def test_10000_mutated_strings_are_refused_or_valid(many):
     cuts = np.sort(rng.random((MANY, 2)))
     inserted = rng.integers(0, len(pieces), MANY)
     for (z, segments), (start, stop), piece in zip(many, cuts, inserted, strict=True):
-        string = grammar.serialise(z, segments)
+        string = grammar.serialize(z, segments)
         start = int(start * len(string))
         stop = min(int(stop * len(string)), start + 4)
         try:
@@ -153,14 +153,14 @@ def test_10000_mutated_strings_are_refused_or_valid(many):
             refused += 1
             continue
         assert validate(found) is found
-        assert grammar.parse(grammar.serialise(found, segments), segments) == found
+        assert grammar.parse(grammar.serialize(found, segments), segments) == found
     assert 0.1 * MANY < refused < 0.9 * MANY  # both ways were taken
 
 
 def test_10000_mutated_tokens_are_refused_or_valid(many_tokens):
     tokenizer, rows = many_tokens
     rng = np.random.default_rng(3)
-    places, others = rng.random((MANY, 2)), rng.integers(0, tokenizer.rows, (MANY, 2))
+    places, others = rng.random((MANY, 2)), rng.integers(0, tokenizer.vocab_size, (MANY, 2))
     refused = 0
     for (_, segments, ids), at, other in zip(rows, places, others, strict=True):
         ids = list(ids)
@@ -175,14 +175,14 @@ def test_10000_mutated_tokens_are_refused_or_valid(many_tokens):
     assert 0.1 * MANY < refused < 0.99 * MANY
 
 
-def test_serialised_form_is_the_papers():
+def test_serialized_form_is_the_papers():
     z = Latents(
         text="a small black boot",
         bbox=(Box(phrase="boot", box=(1, 33, 995, 995)), Box(phrase="lap", box=(1, 630, 785, 998))),
         blob=(Blob(phrase="boot", blob=(500, 514, 410, 90, 12)),),
         voken=(17, 403),
     )
-    assert grammar.serialise(z, SEGMENTS) == (
+    assert grammar.serialize(z, SEGMENTS) == (
         "a small black boot | boot (1, 33, 995, 995) lap (1, 630, 785, 998) | boot (500, 514, 410, 90, 12) | I17#I403"
     )
     ids = grammar.segment_tokens(z, "voken", TOKENIZERS["t5"])
@@ -214,15 +214,15 @@ def test_text_that_looks_like_vokens_stays_text():
 def test_latents_that_cannot_round_trip_are_refused(change, told):
     good = Latents(text="a", bbox=(), blob=(), voken=(1,))
     with pytest.raises(LatentsError, match=told.replace("|", r"\|")):
-        grammar.serialise(dataclasses.replace(good, **change), SEGMENTS)
+        grammar.serialize(dataclasses.replace(good, **change), SEGMENTS)
 
 
 def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
     tokenizer = TOKENIZERS["fashion"]
     ids = grammar.to_tokens(Latents(voken=(1, 2, 3)), ("voken",), tokenizer)
-    assert grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=3).voken == (1, 2, 3)
+    assert grammar.from_tokens(ids, ("voken",), tokenizer, vokens_per_image=3).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):
-        grammar.from_tokens(ids, ("voken",), tokenizer, num_vokens=4)
+        grammar.from_tokens(ids, ("voken",), tokenizer, vokens_per_image=4)
     with pytest.raises(LatentsError, match="vokens joined by '#'"):
         grammar.from_tokens([ids[0], ids[0], ids[2], tokenizer.eos_id], ("voken",), tokenizer)
     with pytest.raises(LatentsError, match="voken 64"):

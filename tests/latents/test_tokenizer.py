@@ -41,13 +41,13 @@ def test_t5_golden_vocabulary_has_the_reference_sizes(golden_t5):
     assert (len(model), hashlib.sha256(model).hexdigest()) == (GOLDEN["size_bytes"], GOLDEN["sha256"])
     assert (golden_t5.pad_id, golden_t5.eos_id, golden_t5.unk_id) == (GOLDEN["pad"], GOLDEN["eos"], GOLDEN["unk"])
     assert (golden_t5.num_pieces, golden_t5.extra_ids) == (GOLDEN["piece_size"], GOLDEN["extra_ids"])
-    assert golden_t5.base_rows == GOLDEN["model_vocab_rows"]
+    assert golden_t5.base_vocab_size == GOLDEN["model_vocab_rows"]
     assert golden_t5.decode([GOLDEN["extra_id_0"]]) == "<extra_id_0>"
 
 
 def test_t5_rows_are_the_papers(t5):
-    assert (t5.num_pieces, t5.vocab_size, t5.base_rows, t5.rows) == (32000, 32100, 32128, 40320)
-    assert t5.rows == 315 * 128
+    assert (t5.num_pieces, t5.num_text_ids, t5.base_vocab_size, t5.vocab_size) == (32000, 32100, 32128, 40320)
+    assert t5.vocab_size == 315 * 128
 
 
 def test_vokens_come_after_the_pieces_and_show_by_name(t5):
@@ -66,7 +66,7 @@ def test_control_strings_in_text_stay_text(t5):
 
 def test_fashion_vocabulary_is_small_and_knows_plain_english():
     fashion = load_tokenizer("fashion", 64)
-    assert fashion.base_rows == 1152 and fashion.rows == 1216
+    assert fashion.base_vocab_size == 1152 and fashion.vocab_size == 1216
     assert fashion.unk_id not in fashion.encode(string.ascii_letters + string.digits)
     sentence = "a small bright ankle boot at the lower left, wide, full and plain"
     assert fashion.decode(fashion.encode(sentence)) == sentence

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.models.layers import NORM_EPS, add_bias, conv, linear, normalise, project, sum_positions
+from kaleido_jax.models.layers import NORM_EPS, add_bias, conv, linear, normalize, project, sum_positions
 
 RNG = np.random.default_rng(0)
 
@@ -75,4 +75,4 @@ def test_the_norm_and_its_gradient_are_those_of_the_textbook(groups):
         normed = ((grouped - mean) / jnp.sqrt(var + NORM_EPS)).reshape(x.shape)
         return normed * a[:, None, None] + b[:, None, None]
 
-    _same_gradients(lambda x, a, b: normalise(x + 3, a, b, groups), textbook, (3, 5, 4, 8), (3, 8), (3, 8))
+    _same_gradients(lambda x, a, b: normalize(x + 3, a, b, groups), textbook, (3, 5, 4, 8), (3, 8), (3, 8))

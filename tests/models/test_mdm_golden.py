@@ -16,11 +16,11 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from kaleido_jax import config as cfg
+from kaleido_jax.config import schema as cfg
 from kaleido_jax.diffusion import process, samplers, schedule
 from kaleido_jax.diffusion.guidance import classifier_free
 from kaleido_jax.errors import UserError
-from kaleido_jax.interop import mdm
+from kaleido_jax.interop.mdm import names as mdm
 from kaleido_jax.models import unet
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.train.state import learning_rate, make_optimizer

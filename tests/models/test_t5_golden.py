@@ -12,8 +12,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from kaleido_jax.errors import UserError
-from kaleido_jax.interop import t5x
-from kaleido_jax.interop.checkpoint import open_t5
+from kaleido_jax.interop.t5 import t5x
+from kaleido_jax.interop.t5.load import open_t5
 from kaleido_jax.models import decode
 from kaleido_jax.models.t5 import (
     EOS,

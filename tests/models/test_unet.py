@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.config import nested
+from kaleido_jax.config.schema import nested
 from kaleido_jax.models.nested_unet import build_denoiser
 from tests.tiny import tiny_config
 

@@ -9,7 +9,7 @@ import pytest
 
 from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model, init_params
-from kaleido_jax.train.sharding import make_mesh
+from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.train.state import create_state, learning_rate, make_optimizer, split_frozen
 from kaleido_jax.train.step import joint_loss, make_train_step, mixed_inputs, token_loss
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
@@ -115,7 +115,7 @@ def test_token_loss_is_the_mean_over_valid_tokens_and_log_v_when_uniform():
 def test_mixed_inputs_swap_their_share_of_the_valid_tokens_for_what_the_logits_say():
     targets, weights = BATCH["decoder_target_tokens"], BATCH["decoder_loss_weights"]
     keys = jax.random.split(jax.random.key(0), len(targets))
-    sure = 50.0 * jax.nn.one_hot(jnp.full(targets.shape, 2), ROWS + CONFIG.latents.num_vokens)
+    sure = 50.0 * jax.nn.one_hot(jnp.full(targets.shape, 2), ROWS + CONFIG.latents.codebook_size)
     given = decode.shift_right(targets)
     np.testing.assert_array_equal(mixed_inputs(keys, sure, BATCH, 0.0), given)
     np.testing.assert_array_equal(
@@ -164,7 +164,7 @@ import jax, numpy as np, jax.numpy as jnp
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
 from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model
-from kaleido_jax.train.sharding import batch_sharding, make_mesh, put_batch
+from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch
 from kaleido_jax.train.state import create_state, make_optimizer
 from kaleido_jax.train.step import make_train_step
 out = {}

@@ -1,0 +1,269 @@
+"""Where shards are made: in this process, in a pool of processes, or on a Ray cluster. All run the same make_shard.
+
+Models stay loaded: each worker opens the job once and then makes shard after shard.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol
+
+from kaleido_jax.annotate.job.shards import Advance, Job, close_job, make_shard, open_job
+from kaleido_jax.errors import UserError, user_error
+
+RETRIES = 3  # how often Ray starts a dead worker again before the job gives up
+_POLL_SEC = 1.0  # between looks at how far the workers are
+_AGAIN = "start the job again, finished shards are kept; with less memory a worker, lower annotate.num_workers"
+
+
+class Engine(Protocol):
+    """Makes shards; used as a context manager, so that its workers end with it."""
+
+    def specification(self) -> str:
+        """The job's hash, from a worker: only those have the annotators at hand."""
+        ...
+
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+        """(shard, what is in the .json beside it) as they are finished, in any order."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------- this process
+class InProcess:
+    """One shard after the other, right here."""
+
+    def __init__(self, job: Job):
+        """Loads nothing yet."""
+        self._job = job
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        close_job()
+
+    def specification(self) -> str:
+        """The job's hash."""
+        return open_job(self._job).specification
+
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+        """Shards in their order."""
+        for shard, indices in shards.items():
+            yield shard, make_shard(self._job, shard, indices, advance)
+
+
+# --------------------------------------------------------------------------------------------- local pool
+class LocalPool:
+    """A pool of processes; they are spawned, since a forked jax can hang."""
+
+    def __init__(self, job: Job, num_workers: int):
+        """Starts no process before it is needed."""
+        spawn = multiprocessing.get_context("spawn")
+        self._count = spawn.Value("q", 0)
+        self._pool = ProcessPoolExecutor(
+            num_workers, mp_context=spawn, initializer=_start_worker, initargs=(job, self._count)
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # After an error nothing that waits is worth its time; a shard in hand is finished or thrown away whole.
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def specification(self) -> str:
+        """The job's hash, from one worker."""
+        try:
+            return self._pool.submit(_worker_specification).result()
+        except BrokenProcessPool as error:
+            raise _worker_died() from error
+
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+        """Shards as they are finished.
+
+        Raises:
+          UserError: a worker was killed, e.g. for its memory.
+        """
+        waiting = {self._pool.submit(_worker_make, shard, indices): shard for shard, indices in shards.items()}
+        told = 0
+        while waiting:
+            done, _ = wait(waiting, timeout=_POLL_SEC, return_when=FIRST_COMPLETED)
+            told = _tell(advance, told, self._count.value)
+            for future in done:
+                try:
+                    yield waiting.pop(future), future.result()
+                except BrokenProcessPool as error:
+                    raise _worker_died() from error
+
+
+_WORKER: dict = {}  # the job of this worker process and the counter it shares
+
+
+def _start_worker(job, count):
+    _WORKER.update(job=job, count=count)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    # A killed parent cannot end its pool, whose workers would then wait for work for ever.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _worker_specification():
+    return open_job(_WORKER["job"]).specification
+
+
+def _worker_make(shard, indices):
+    return make_shard(_WORKER["job"], shard, indices, _count_images)
+
+
+def _count_images(done):
+    with _WORKER["count"].get_lock():
+        _WORKER["count"].value += done
+
+
+def _worker_died():
+    return user_error("a worker process was killed", "that all live to the end", _AGAIN)
+
+
+# ---------------------------------------------------------------------------------------------------- Ray
+class RayWorker:
+    """The actor: one job with its models, on whatever machine Ray puts it."""
+
+    def __init__(self, job: Job):
+        """Also after a restart."""
+        self._job, self._done = job, 0
+
+    def specification(self) -> str:
+        """The job's hash."""
+        return open_job(self._job).specification
+
+    def make(self, shard: int, indices: range) -> dict:
+        """One shard."""
+        return make_shard(self._job, shard, indices, self._advance)
+
+    def images_done(self) -> int:
+        """Since the actor's start; answered while make() runs."""
+        return self._done
+
+    def process_id(self) -> int:
+        """Of the actor on its machine."""
+        return os.getpid()
+
+    def _advance(self, done):
+        self._done += done
+
+
+class RayCluster:
+    """Actors on a Ray cluster; dead ones are started again and make their shard anew.
+
+    The job's folder, the data and the weights must be at the same paths on every machine, and the package installed.
+    """
+
+    def __init__(self, job: Job, *, address: str | None, num_workers: int, num_cpus: float, num_gpus: float):
+        """Connects, and asks for the workers.
+
+        Args:
+          job: what to make.
+          address: of the cluster, e.g. "auto" or "ray://head:10001"; None starts a local one.
+          num_workers: actors; at least one is started.
+          num_cpus: that each holds.
+          num_gpus: that each holds; may be a fraction.
+
+        Raises:
+          UserError: ray is not installed, or nobody answers at the address.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise user_error("annotate.engine = 'ray' without ray", "the package", "pip install 'ray>=2.50'") from error
+        self._ray, self._ours = ray, not ray.is_initialized()
+        if self._ours:
+            try:
+                ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                told = " ".join(str(error).split())
+                found = f"no Ray cluster at {address!r} ({told})"
+                raise user_error(found, "its address", "set annotate.ray_address") from error
+        worker = ray.remote(RayWorker).options(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=RETRIES, max_task_retries=RETRIES, max_concurrency=2
+        )
+        self._job = ray.put(job)  # kept here as long as an actor may be started again with it
+        self._actors = [worker.remote(self._job) for _ in range(max(1, num_workers))]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._ours:
+            self._ray.shutdown()
+
+    @property
+    def actors(self) -> list:
+        """Handles of the actors."""
+        return list(self._actors)
+
+    def specification(self) -> str:
+        """The job's hash, from one actor."""
+        return self._get(self._actors[0].specification.remote())
+
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+        """Shards as they are finished, one at a time to an actor.
+
+        Raises:
+          UserError: an actor died more than RETRIES times.
+        """
+        todo, idle, running = list(shards.items())[::-1], list(self._actors), {}
+        finished_images = told = 0
+        while todo or running:
+            while todo and idle:
+                actor, (shard, indices) = idle.pop(), todo.pop()
+                running[actor.make.remote(shard, indices)] = (actor, shard)
+            done, _ = self._ray.wait(list(running), num_returns=1, timeout=_POLL_SEC)
+            for reference in done:
+                actor, shard = running.pop(reference)
+                idle.append(actor)
+                finished_images += len(shards[shard])
+                yield shard, self._get(reference)
+            told = _tell(advance, told, max(finished_images, self._images_done()))
+
+    def _images_done(self):
+        # An actor that is being started again answers later: it counts with its next shard.
+        asked = [actor.images_done.remote() for actor in self._actors]
+        ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=_POLL_SEC)
+        try:
+            return sum(self._ray.get(ready))
+        except self._ray.exceptions.RayActorError:
+            return 0
+
+    def _get(self, reference):
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        except self._ray.exceptions.RayActorError as error:
+            found = f"a Ray worker that died {RETRIES + 1} times"
+            raise user_error(found, "that it lives through a shard", "see Ray's log, then start again") from error
+
+
+def _tell(advance, told, count):
+    if count > told:
+        advance(count - told)
+    return max(count, told)
+
+
+def open_engine(
+    job: Job, *, engine: str, num_workers: int, ray_address: str | None, worker_cpus: float, worker_gpus: float
+) -> InProcess | LocalPool | RayCluster:
+    """The engine that a config names: "local" (0 workers: this process) or "ray"."""
+    if engine == "ray":
+        return RayCluster(job, address=ray_address, num_workers=num_workers, num_cpus=worker_cpus, num_gpus=worker_gpus)
+    return LocalPool(job, num_workers) if num_workers else InProcess(job)

@@ -1,0 +1,194 @@
+"""report.html beside a manifest: counts, failures, agreement with people's labels, and a sample of images with their z.
+
+One file without scripts that asks for nothing else: images are inside it. Every word of the data is escaped.
+"""
+
+import base64
+import io
+import zlib
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kaleido_jax.annotate.job.agreement import SMALLEST_PX
+from kaleido_jax.data.records import Manifest, Record, Records, read_manifest, write_atomically
+from kaleido_jax.latents.render.svg import to_svg
+from kaleido_jax.latents.types import Latents
+
+REPORT = "report.html"
+_DRAWN_PX = 320  # side of a picture, about a card's width on a phone
+_LOSSLESS_UP_TO_PX = 64  # larger pictures are shown as JPEG, a tenth of the bytes
+_REASONS_SHOWN, _FAILURES_SHOWN = 30, 20
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1a1c22; --soft: #5b6270; --line: #d9dde4;
+  --accent: #0b6bcb }
+@media (prefers-color-scheme: dark) { :root { --page: #101218; --card: #1a1d25; --ink: #eceef2; --soft: #a2a9b6;
+  --line: #323845; --accent: #6db3f8 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: break-word }
+main { max-width: 1280px; margin: 0 auto; padding: 24px 16px 48px }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 4px }
+h2 { font-size: 1.15rem; margin: 36px 0 12px }
+p { margin: 0 }
+.soft { color: var(--soft) }
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 150px), 1fr));
+  margin-top: 20px }
+.tile, .card, .table { background: var(--card); border: 1px solid var(--line); border-radius: 10px }
+.tile { padding: 12px 14px }
+.tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums }
+.table { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .92rem }
+th, td { text-align: left; vertical-align: top; padding: 8px 14px; border-top: 1px solid var(--line) }
+thead th { border-top: 0; color: var(--soft); font-weight: 500; white-space: nowrap }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 1% }
+.cards { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr));
+  align-items: start }
+.card { overflow: hidden }
+.card svg.kaleido-z { display: block; width: 100%; height: auto }
+.card div { padding: 12px 14px 14px; display: grid; gap: 8px; overflow-wrap: anywhere }
+.card h3 { margin: 0; font-size: 1rem; line-height: 1.35 }
+.card small { color: var(--soft); line-height: 1.4 }
+.voken { display: flex; flex-wrap: wrap; gap: 4px; list-style: none; margin: 0; padding: 0;
+  font-size: .8rem; font-variant-numeric: tabular-nums }
+.voken li { border: 1px solid var(--line); border-radius: 5px; padding: 0 6px }
+details { margin-top: 12px } summary { cursor: pointer; color: var(--accent) }
+"""
+
+
+def write_report(folder: Path, *, num_samples: int, seed: int) -> Path:
+    """Writes folder/report.html on the records that folder/manifest.json lists; the same records give the same file.
+
+    Args:
+      folder: of the manifest.
+      num_samples: images to show; all, where there are fewer.
+      seed: chooses them.
+
+    Raises:
+      UserError: the manifest or a record is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    records = Records(folder, manifest)
+    chosen = [records[index] for index in sample_indices(len(records), num_samples, seed)]
+    path = folder / REPORT
+    write_atomically(path, "".join(_page(manifest, chosen)).encode())
+    return path
+
+
+def sample_indices(count: int, num_samples: int, seed: int) -> list[int]:
+    """Which of `count` records are shown: a function of the seed, in their order."""
+    rng = np.random.default_rng((seed, zlib.crc32(b"annotate/report")))
+    return sorted(int(i) for i in rng.choice(count, min(num_samples, count), replace=False))
+
+
+def summary(manifest: Manifest) -> list[str]:
+    """The counts and the agreement in lines for a terminal."""
+    kinds = ", ".join(f"{segment} {count}" for segment, count in manifest.counts.items())
+    lines = [f"{manifest.num_records} records ({kinds}), {manifest.left_out} images left out"]
+    lines += [f"  {count} x {reason}" for reason, count in list(manifest.reasons.items())[:_REASONS_SHOWN]]
+    return lines + [f"{what}: {value}" for what, value, _ in agreement_rows(manifest)]
+
+
+def agreement_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """(what, value, how it is measured) of each agreement with what people drew."""
+    rows, found = [], manifest.agreement
+    for kind, plural, whose in (("box", "boxes", "boxes"), ("ellipse", "ellipses", "masks")):
+        if f"{kind}_objects" not in found:
+            continue
+        objects = f"{found[f'{kind}_objects']:,} objects over {SMALLEST_PX}x{SMALLEST_PX} px of the crop"
+        if f"{kind}_iou_median" in found:
+            rows.append((f"{kind} IoU with human {whose}, median", f"{found[f'{kind}_iou_median']:.3f}", objects))
+        share = f"{100 * found[f'{kind}_found']:.1f} %"
+        rows.append((f"human {whose} that meet one of z's {plural}", share, f"{objects}, paired one to one"))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------- the page
+def _page(manifest: Manifest, chosen: list[Record]) -> Iterable[str]:
+    title = " / ".join(part for part in (manifest.source["name"], manifest.source["split"]) if part)
+    yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>Annotation of {escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+    yield f"<h1>Annotation of {escape(title)}</h1>"
+    size, shards = manifest.source["image_size"], len(manifest.shards)
+    megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
+    yield f'<p class="soft">{size}x{size} px, {_count(shards, "shard")}, {megabytes:,.1f} MB, '
+    yield f"started {escape(manifest.date)} (UTC)</p>"
+    tiles = [("records", manifest.num_records), *manifest.counts.items(), ("images left out", manifest.left_out)]
+    yield '<div class="tiles">'
+    yield from (f'<div class="tile"><b>{number:,}</b>{escape(name)}</div>' for name, number in tiles)
+    yield "</div>"
+    if rows := agreement_rows(manifest):
+        yield "<h2>Agreement with people</h2>"
+        yield from _table(("measure", "value", "over"), [(w, _Number(v), o) for w, v, o in rows])
+    yield "<h2>Who made the latents</h2>"
+    yield from _table(("segment", "by"), [(s, _origin(told)) for s, told in manifest.provenance.items()])
+    yield from _failures(manifest)
+    what = f"{len(chosen):,} of {manifest.num_records:,} images, at random"
+    yield f"<h2>{what if len(chosen) < manifest.num_records else 'All images'}</h2>"
+    yield '<div class="cards">'
+    for record in chosen:
+        yield from _card(record)
+    yield "</div></main></body></html>\n"
+
+
+class _Number(str):
+    """A cell that is set to the right."""
+
+
+def _table(head, rows):
+    yield '<div class="table"><table><thead><tr>'
+    yield from (f"<th>{escape(cell)}</th>" for cell in head)
+    yield "</tr></thead><tbody>"
+    for row in rows:
+        cells = ((' class="number"' if isinstance(cell, _Number) else "", escape(cell)) for cell in row)
+        yield "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in cells) + "</tr>"
+    yield "</tbody></table></div>"
+
+
+def _origin(told):
+    return ", ".join(f"{key} {value}" for key, value in told.items())
+
+
+def _failures(manifest):
+    yield "<h2>Failures</h2>"
+    if not manifest.reasons:
+        yield "<p>None.</p>"
+        return
+    shown = list(manifest.reasons.items())[:_REASONS_SHOWN]
+    rest = sum(manifest.reasons.values()) - sum(count for _, count in shown)
+    rows = [(_Number(f"{count:,}"), reason) for reason, count in shown]
+    yield from _table(("count", "segment: reason"), rows + ([(_Number(f"{rest:,}"), "others")] if rest else []))
+    first = [(f["id"], f"{f['segment']}: {f['reason']}") for f in manifest.failures[:_FAILURES_SHOWN]]
+    yield f"<details><summary>The first {len(first)}; all are in the files beside the shards</summary>"
+    yield from _table(("image", "segment: reason"), first)
+    yield "</details>"
+
+
+def _card(record: Record):
+    z = record.latents
+    yield '<article class="card">'
+    yield to_svg(Latents(bbox=z.bbox, blob=z.blob), _DRAWN_PX, _data_url(record.image))
+    yield f"<div><h3>{escape(record.caption) or '(no caption)'}</h3>"
+    if z.text is not None:
+        yield f"<p>{escape(z.text)}</p>"
+    if z.voken is not None:
+        yield f'<ul class="voken" aria-label="vokens">{"".join(f"<li>{v}</li>" for v in z.voken)}</ul>'
+    yield f"<small>{escape(record.id)}{'<br>' + escape(record.credit) if record.credit else ''}</small></div></article>"
+
+
+def _data_url(png):
+    with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) > _LOSSLESS_UP_TO_PX:
+            out = io.BytesIO()
+            image.convert("RGB").save(out, "jpeg", quality=88)
+            return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _count(number, what):
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

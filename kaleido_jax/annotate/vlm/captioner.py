@@ -1,0 +1,61 @@
+"""The text segment: a vision-language model describes the crop in 50 to 80 words (paper, appendix A)."""
+
+from collections.abc import Sequence
+
+from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.vlm import prompts
+from kaleido_jax.annotate.vlm.answers import Answer, description_of
+from kaleido_jax.annotate.vlm.endpoint import Endpoint
+from kaleido_jax.annotate.vlm.local_model import LocalModel
+from kaleido_jax.annotate.vlm.model import VisionModel, ask_about
+from kaleido_jax.config.schema import Annotate
+from kaleido_jax.data.sources.base import Example
+from kaleido_jax.latents.types import Latents
+
+VERSION = "captioner/1"  # stored with every record; raise it when a rule of reading answers changes
+MAX_TOKENS = 256  # of an answer; 80 words are about 110, and a longer one is refused anyway
+
+
+class Captioner:
+    """Text from a vision-language model; an Annotator."""
+
+    segments = ("text",)
+    needs = ()
+
+    def __init__(self, model: VisionModel, *, instruction: str = "caption", image_size: int = 448):
+        """`instruction` is a key of prompts.TEXT; `image_size` px is the side of the picture shown."""
+        self.model, self._image_size = model, image_size
+        self._prompt = model.own_prompts.get("text", prompts.TEXT[instruction])
+        self.origin = {
+            **model.origin,
+            "rules": VERSION,
+            "prompt": prompts.prompt_hash(self._prompt),
+            "picture": f"{image_size} px",
+        }
+
+    def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
+        """See Annotator.
+
+        Raises:
+          UserError: no image can be described at all (no server, no weights).
+        """
+        filled = [prompts.fill(self._prompt, example.caption) for example in examples]
+        return ask_about(self.model, "text", examples, filled, image_size=self._image_size, read=_read)
+
+
+def open_captioner(config: Annotate) -> Captioner:
+    """The captioner of a config whose annotate.text.kind is "openai" or "transformers".
+
+    Raises:
+      UserError: no server or key is named, a package or the folder of weights is missing.
+    """
+    text = config.text
+    if text.kind == "openai":
+        model = Endpoint(config.endpoint, max_tokens=MAX_TOKENS, model=text.model)
+    else:
+        model = LocalModel(text.model, max_tokens=MAX_TOKENS, batch_size=text.batch_size)
+    return Captioner(model, instruction=text.instruction, image_size=text.image_size)
+
+
+def _read(answer: Answer) -> Latents:
+    return Latents(text=description_of(answer))

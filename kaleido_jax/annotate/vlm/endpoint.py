@@ -1,0 +1,302 @@
+"""A vision-language model behind an OpenAI-compatible server: many requests at once, and none of them lost."""
+
+import asyncio
+import base64
+import email.utils
+import io
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer
+from kaleido_jax.annotate.vlm.model import Pace, Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.config.schema import AnnotateEndpoint
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.types import Latents
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 1.0  # doubled with every failure of a question
+LONGEST_WAIT_S = 300.0  # between two tries, also where a server's Retry-After asks for more
+JPEG_QUALITY = 95
+MANY = 4  # one question, or a few, may be what makes a server fail; so many lost together are the server's fault
+RETRY_TEMPERATURE = 0.7  # the first answer is greedy; after an unusable one, the same again would help nobody
+# No answer to any image: no key, no money, not allowed, no such model.
+_FATAL = {401: "check the key", 402: "check the account", 403: "check the key's rights", 404: "check URL and model"}
+_TRANSIENT = (408, 409, 425, 429)  # and 5xx
+
+
+@dataclass
+class Usage:
+    """What was asked of a server so far, retries included."""
+
+    requests: int = 0
+    retries: int = 0
+    answers: int = 0
+    unanswered: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Trouble(Exception):
+    """A try without an answer; `again` says whether another may do better."""
+
+    def __init__(self, reason, *, again=True, reached=True):
+        super().__init__(one_line(reason))
+        self.again, self.reached = again, reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lost(Unanswered):
+    by_server: bool  # no try brought an answer that could be judged
+    reached: bool  # some try got as far as a response or a time-out
+
+
+class Endpoint:
+    """Asks a server, `concurrency` requests at a time. Attribute `usage` counts what was asked, `cost()` prices it.
+
+    A failed try is repeated after an exponential backoff with jitter (a function of the example's id); a server's
+    Retry-After, and requests_per_minute, hold back all requests of this object.
+    """
+
+    own_prompts: dict[str, str] = {}  # servers apply the model's chat template
+
+    def __init__(
+        self,
+        settings: AnnotateEndpoint,
+        *,
+        max_tokens: int,
+        model: str | None = None,
+        first_backoff_s: float | None = None,
+    ):
+        """The server of `settings`; `model` where it is another than there; answers of at most `max_tokens`.
+
+        Raises:
+          UserError: no URL or model, an unset key variable, or the openai package is missing.
+        """
+        self._settings, self._max_tokens = settings, max_tokens
+        self._first_backoff_s = FIRST_BACKOFF_S if first_backoff_s is None else first_backoff_s
+        self._model = model or settings.model
+        if not (settings.base_url and self._model):
+            group = "config.annotate.endpoint"
+            found = f"{group}.base_url = {settings.base_url!r} and model = {self._model!r}"
+            raise user_error(found, "a server's URL and the model's name there", f"set {group}.base_url and .model")
+        _import_openai()
+        self._key()
+        self._not_before = 0.0  # monotonic seconds; no request starts earlier
+        self._pace = Pace()
+        self.usage = Usage()
+        # A server does not tell which weights it has; a fixed revision belongs into the model's name.
+        self.origin = {
+            "model": self._model,
+            "version": "as served",
+            "server": "openai",
+            "format": settings.image_format,
+        }
+
+    def cost(self) -> float:
+        """What the tokens so far cost, in the currency of the prices."""
+        prices = self._settings.price_in, self._settings.price_out
+        return (self.usage.prompt_tokens * prices[0] + self.usage.completion_tokens * prices[1]) / 1e6
+
+    def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
+        """See VisionModel. Not to be called inside a running event loop.
+
+        Raises:
+          UserError: the server refuses the key or the model, cannot be reached at all, or has failed for each of
+            four questions or more.
+        """
+        if not questions:
+            return []
+        results = asyncio.run(self._ask_all(questions, read))
+        lost = [r for r in results if isinstance(r, _Lost)]
+        self.usage.answers += len(results) - len(lost)
+        self.usage.unanswered += len(lost)
+        if self._pace.due():
+            log.info("%s", self.report())
+        if len(lost) == len(results) and _server_is_ill(lost):
+            found = f"no answer from {self._settings.base_url} to any of {len(lost)} images ({lost[-1].reason})"
+            raise user_error(found, "a server that answers", "start it, or correct config.annotate.endpoint")
+        return results
+
+    def report(self) -> str:
+        """One line: answers, retries, tokens and cost so far."""
+        u = self.usage
+        return (
+            f"{self._model}: {u.answers} answers, {u.unanswered} images without, {u.requests} requests "
+            f"({u.retries} retries), {u.prompt_tokens} tokens in, {u.completion_tokens} out, cost {self.cost():.4g}"
+        )
+
+    # ------------------------------------------------------------------------------------------- one batch
+    async def _ask_all(self, questions, read):
+        openai = _import_openai()
+        slots = asyncio.Semaphore(self._settings.concurrency)
+        # A client belongs to its event loop, so each batch has its own. It shall not retry: that is done here.
+        async with openai.AsyncOpenAI(
+            base_url=self._settings.base_url, api_key=self._key(), max_retries=0, timeout=self._settings.timeout_s
+        ) as client:
+            return await asyncio.gather(*(self._ask_one(client, slots, question, read) for question in questions))
+
+    async def _ask_one(self, client, slots, question, read):
+        by_server, reached, unusable, reason = True, False, 0, ""
+        for attempt in range(self._settings.retries + 1):
+            self.usage.retries += attempt > 0
+            try:
+                async with slots:
+                    answer = await self._post(client, question, unusable)
+                return read(answer)
+            except UnusableAnswer as error:
+                by_server, reached, reason = False, True, str(error)
+                unusable += 1
+            except _Trouble as error:
+                reached, reason = reached or error.reached, str(error)
+                if not error.again:
+                    break
+                if attempt < self._settings.retries:
+                    await asyncio.sleep(self._backoff_s(question.id, attempt))
+        tries = f"{attempt + 1} tries" if attempt else "1 try"
+        return _Lost(reason=one_line(f"{reason} ({tries})"), by_server=by_server, reached=reached)
+
+    def _backoff_s(self, id, attempt):
+        jitter = 0.5 + seed_of(id, attempt) / 2**31  # 0.5..1.5
+        return min(self._first_backoff_s * 2**attempt * jitter, LONGEST_WAIT_S)
+
+    async def _turn(self):
+        while (wait := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+        per_minute = self._settings.requests_per_minute
+        self._not_before = time.monotonic() + (60 / per_minute if per_minute else 0)
+
+    # ------------------------------------------------------------------------------------------- one request
+    async def _post(self, client, question, unusable):
+        openai = _import_openai()
+        await self._turn()
+        self.usage.requests += 1
+        request = self._request(question, unusable)
+        try:
+            # The client's own time-out is for each read; a server that drips would never reach it.
+            async with asyncio.timeout(self._settings.timeout_s):
+                async with client.chat.completions.with_streaming_response.create(**request) as response:
+                    body = await self._body(response)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise _Trouble(f"no answer within {self._settings.timeout_s:g} s") from error
+        except openai.APIConnectionError as error:
+            raise _Trouble(f"no connection: {error.__cause__ or error}", reached=False) from error
+        except openai.APIStatusError as error:
+            raise self._refused(error) from error
+        except _transport_errors() as error:  # in the middle of the body, where openai does not wrap it
+            raise _Trouble(f"the connection broke off: {error}") from error
+        return self._answer(body)
+
+    def _request(self, question, unusable):
+        url = f"data:image/{self._settings.image_format};base64,{self._encoded(question)}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.prompt}]
+        request = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": content}],
+            self._settings.limit_field: self._max_tokens,
+        }
+        if self._settings.sampling:
+            # Of the unusable answers only: how often the server failed must not change what is asked.
+            request |= {"temperature": RETRY_TEMPERATURE if unusable else 0.0, "seed": seed_of(question.id, unusable)}
+        return request
+
+    def _encoded(self, question):
+        out = io.BytesIO()
+        if self._settings.image_format == "jpeg":
+            question.picture().save(out, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+        else:
+            question.picture().save(out, "png", compress_level=1)
+        return base64.b64encode(out.getvalue()).decode()
+
+    async def _body(self, response):
+        body = bytearray()
+        async for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > self._settings.max_answer_bytes:  # the rest is never read
+                raise UnusableAnswer(f"answer of more than {self._settings.max_answer_bytes} bytes")
+        return bytes(body)
+
+    def _answer(self, body):
+        try:
+            reply = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise _Trouble(f"{len(body)} bytes that are not JSON: {body[:60]!r}") from error
+        try:
+            choice = reply["choices"][0]
+            message, finish = choice["message"], choice.get("finish_reason")
+            text, refusal = message.get("content"), message.get("refusal")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            # Some routers report an upstream failure this way, with status 200.
+            raise _Trouble(f"JSON without choices: {body[:120].decode(errors='replace')}") from error
+        self._count(reply.get("usage"))
+        if refusal or finish == "content_filter":
+            raise UnusableAnswer(one_line(f"refused by the server's filter: {refusal or finish}"))
+        if isinstance(text, list):  # content parts
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+        return Answer(text=text if isinstance(text, str) else "", cut_off=finish == "length")
+
+    def _count(self, usage):
+        for name in ("prompt_tokens", "completion_tokens"):
+            tokens = usage.get(name) if isinstance(usage, dict) else None
+            if type(tokens) is int:
+                setattr(self.usage, name, getattr(self.usage, name) + tokens)
+
+    def _refused(self, error):
+        status, told = error.status_code, error.body or error.message
+        if isinstance(told, dict):  # {"message": ...} is OpenAI's, {"detail": ...} FastAPI's
+            told = told.get("message") or told.get("detail") or told
+        told = one_line(told)
+        if status in _FATAL:
+            found = f"{self._settings.base_url} answers {status} for model {self._model!r} ({told})"
+            return user_error(found, "a server that accepts requests", _FATAL[status])
+        if status not in _TRANSIENT and status < 500:  # this request, so this image, is refused for good
+            return _Trouble(f"status {status}: {told}", again=False)
+        wait = _retry_after_s(error.response.headers)
+        self._not_before = max(self._not_before, time.monotonic() + min(wait, LONGEST_WAIT_S))
+        return _Trouble(f"status {status}: {told}")
+
+    def _key(self):
+        name = self._settings.api_key_variable
+        if name is None:
+            return "none"  # openai wants some; servers without keys do not look at it
+        if not os.environ.get(name):
+            raise user_error(f"environment variable {name} is not set", "the server's key in it", "export it")
+        return os.environ[name]
+
+
+def _server_is_ill(lost):
+    return all(r.by_server for r in lost) and (len(lost) >= MANY or not any(r.reached for r in lost))
+
+
+def _retry_after_s(headers):
+    """The seconds of a Retry-After header, which holds a number or a date; 0 without a readable one."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _import_openai():
+    try:
+        import openai
+    except ImportError as error:
+        raise user_error(
+            "the package openai is missing", "it installed", "pip install 'kaleido_jax[annotate]'"
+        ) from error
+    return openai
+
+
+def _transport_errors():
+    """What openai's HTTP library raises: httpx2 with openai 3, httpx before; the other may be there as well."""
+    loaded = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return tuple(library.HTTPError for library in loaded)

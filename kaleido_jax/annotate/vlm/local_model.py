@@ -1,0 +1,179 @@
+"""A vision-language model in this process, by transformers and torch, from a local folder; nothing is downloaded."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer
+from kaleido_jax.annotate.vlm.model import Pace, Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.types import Latents
+
+log = logging.getLogger(__name__)
+
+RETRIES = 2  # of an unusable answer; these are sampled, since the greedy answer would come again
+RETRY_TEMPERATURE = 0.7
+
+# Models that know no chat but tasks: config's model_type -> segment -> prompt ({caption} as in prompts.py).
+OWN_PROMPTS = {
+    "florence2": {"text": "<MORE_DETAILED_CAPTION>", "bbox": "<CAPTION_TO_PHRASE_GROUNDING>{caption}"},
+    "kosmos-2": {"text": "Describe this image in detail:", "bbox": "<grounding>Describe this image in detail:"},
+}
+
+
+class LocalModel:
+    """Answers in batches of `batch_size`, greedily; the weights are read when the first question comes.
+
+    The questions of a batch share nothing but their padding, which is masked: an answer does not depend on the others
+    up to rounding (matrix products of other sizes add in another order).
+    """
+
+    def __init__(self, folder: str | Path | None, *, max_tokens: int, batch_size: int = 8, device: str | None = None):
+        """Weights in `folder`; answers of at most `max_tokens`; `device` as torch names it, None for the best there is.
+
+        Raises:
+          UserError: there is no such folder, it holds no model, or a package is missing.
+        """
+        self._folder, self._max_tokens, self._batch_size = Path(folder or ""), max_tokens, batch_size
+        self._device = device
+        config = _read_config(folder)
+        for package in ("torch", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                do = "pip install torch torchvision 'kaleido_jax[annotate]'"
+                raise user_error(f"the package {package} is missing", "it installed", do)
+        self.own_prompts = OWN_PROMPTS.get(config.get("model_type"), {})
+        # The folder's name alone, so that records made on two machines say the same.
+        self.origin = {"model": self._folder.resolve().name, "version": _fingerprint(self._folder)}
+        self._model = self._processor = None
+        self._pace = Pace()
+
+    def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
+        """See VisionModel.
+
+        Raises:
+          UserError: the weights cannot be read, or a batch does not fit the device's memory.
+        """
+        if not questions:
+            return []
+        self._load()
+        start, results = time.monotonic(), []
+        for first in range(0, len(questions), self._batch_size):
+            batch = questions[first : first + self._batch_size]
+            for question, answer in zip(batch, self._generate(batch), strict=True):
+                results.append(self._settle(question, answer, read))
+        taken = time.monotonic() - start
+        if self._pace.due():
+            log.info("%s: %d images in %.1f s", self.origin["model"], len(results), taken)
+        return results
+
+    def _settle(self, question, answer, read):
+        for attempt in range(RETRIES + 1):
+            try:
+                return read(answer)
+            except UnusableAnswer as error:
+                reason = str(error)
+            if attempt < RETRIES:  # alone, since sampling in a batch would depend on the others
+                [answer] = self._generate([question], seed=seed_of(question.id, attempt + 1))
+        return Unanswered(reason=one_line(f"{reason} ({RETRIES + 1} tries)"))
+
+    # ---------------------------------------------------------------------------------------- transformers
+    def _load(self):
+        if self._model is not None:
+            return
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self._device = self._device or _best_device(torch)
+        try:
+            self._processor = AutoProcessor.from_pretrained(self._folder, local_files_only=True)
+            model = AutoModelForImageTextToText.from_pretrained(
+                self._folder, local_files_only=True, dtype=_dtype(torch, self._device)
+            )
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            found = f"{self._folder} cannot be loaded ({one_line(error)})"
+            do = "name a folder with weights, config and processor files that this transformers knows"
+            raise user_error(found, "an image-text-to-text model of transformers", do) from error
+        if not self.own_prompts and not getattr(self._processor, "chat_template", None):
+            raise user_error(f"{self._folder} has no chat template", "an instruction-tuned model", "use another")
+        # What follows a prompt is written at its end, so the padding goes before it.
+        self._processor.tokenizer.padding_side = "left"
+        self._model = model.to(self._device).eval()
+
+    def _inputs(self, questions):
+        prompts, more = [question.prompt for question in questions], {}
+        if not self.own_prompts:
+            content = [[{"type": "image"}, {"type": "text", "text": prompt}] for prompt in prompts]
+            chats = [[{"role": "user", "content": parts}] for parts in content]
+            prompts = self._processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+            bos = self._processor.tokenizer.bos_token
+            more = {"add_special_tokens": False} if bos and prompts[0].startswith(bos) else {}
+        pictures = [[question.picture()] for question in questions]
+        return self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt", **more)
+
+    def _generate(self, questions, seed=None):
+        """The answers; greedy without a seed, sampled with one."""
+        import torch
+
+        inputs = self._inputs(questions).to(self._device, dtype=self._model.dtype)
+        how = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if seed is not None:
+            how = {"do_sample": True, "temperature": RETRY_TEMPERATURE}
+        devices = [torch.device(self._device)] if self._device.startswith("cuda") else []
+        try:
+            with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed or 0)
+                tokens = self._model.generate(**inputs, max_new_tokens=self._max_tokens, **how)
+        except torch.OutOfMemoryError as error:
+            do = "lower batch_size or image_size in config.annotate"
+            raise user_error(f"no memory for {len(questions)} images", f"enough on {self._device}", do) from error
+        encoder_decoder = self._model.config.is_encoder_decoder
+        prompt_length = 1 if encoder_decoder else inputs["input_ids"].shape[1]
+        return [self._answer(row) for row in tokens[:, prompt_length:].tolist()]
+
+    def _answer(self, tokens):
+        config = self._model.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        end = next((i for i, token in enumerate(tokens) if token in ends), None)
+        tokenizer = self._processor.tokenizer
+        frame = (tokenizer.bos_token_id, tokenizer.pad_token_id)
+        # Other special tokens stay: some models mark phrases and boxes by them.
+        kept = [token for token in tokens[:end] if token not in frame]
+        return Answer(text=tokenizer.decode(kept, skip_special_tokens=False), cut_off=end is None)
+
+
+def _read_config(folder):
+    path = Path(folder or "") / "config.json"
+    expected, do = "a folder with config.json and weights", "download the model there and name the folder in the config"
+    if folder is None or not path.exists():
+        raise user_error(f"no model at {folder}", expected, do)
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise user_error(f"{path} cannot be read", expected, do) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _fingerprint(folder):
+    # Names and sizes of the weights, not their bytes: reading 15 GB only to name them would take minutes.
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        digest.update(f"{path.name}:{path.stat().st_size}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _best_device(torch):
+    if torch.cuda.is_available():
+        return "cuda:0"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(torch, device):
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device == "mps" else torch.float32  # half precision is slower than single on a CPU

@@ -1,0 +1,145 @@
+"""Who writes the visual tokens: our quantizer over a feature of the image, or SEED (seed_tokenizer.py)."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kaleido_jax.annotate.annotator import Annotator, Failure
+from kaleido_jax.annotate.vokens.features import APPEARANCE, Feature, open_feature
+from kaleido_jax.annotate.vokens.quality import quality
+from kaleido_jax.annotate.vokens.quantizer import Quantizer, fit_quantizer, kind_of, load_quantizer, save_quantizer
+from kaleido_jax.config.schema import Annotate
+from kaleido_jax.data.sources.base import Example, Source, open_source
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.types import Latents
+
+log = logging.getLogger(__name__)
+
+_FIT_SEED = 0  # not the data's seed: training and test records must share one quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerTokenizer:
+    """The annotator of the voken segment: feature -> codes, one image at a time."""
+
+    feature: Feature
+    quantizer: Quantizer
+    segments: tuple[str, ...] = ("voken",)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Provenance; `version` changes with any number of the quantizer."""
+        return {
+            "model": "quantizer",
+            "version": self.quantizer.fingerprint,
+            "quantizer": kind_of(self.quantizer),
+            "feature": self.feature.name,
+            "feature_version": self.feature.version,
+        }
+
+    def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
+        """Latents with num_tokens vokens, each 0..codebook_size-1; it never fails for one image."""
+        # Row by row: a product of matrices may round differently with the number of rows.
+        rows = (self.quantizer.encode(self.feature([example.image]))[0] for example in examples)
+        return [Latents(voken=tuple(int(code) for code in row)) for row in rows]
+
+
+def open_voken(
+    config: Annotate,
+    *,
+    path: Path | str,
+    source: str | dict,
+    train: Source,
+    image_size: int,
+    num_tokens: int,
+    codebook_size: int,
+) -> Annotator:
+    """The annotator that config.voken names; fits its quantizer if there is none at `path` yet.
+
+    Args:
+      config: the group annotate.
+      path: of quantizer.safetensors; SEED does not need it.
+      source: which data these are, any JSON value; kept in the file, and another one is refused.
+      train: training examples, their images as they will be annotated (the square crop).
+      image_size: px of these images; kept in the file.
+      num_tokens: vokens an image (config.latents.vokens_per_image).
+      codebook_size: the most values a token may have (config.latents.codebook_size).
+
+    Raises:
+      UserError: weights that are missing or unfit, too few training images, or another quantizer at `path`.
+    """
+    settings = config.voken
+    if settings.kind == "seed":
+        from kaleido_jax.annotate.vokens.seed import open_seed
+
+        return open_seed(config, num_tokens=num_tokens, codebook_size=codebook_size)
+    feature = open_feature(settings.feature, settings.feature_model)
+    quantizer = fit_or_load(
+        Path(path),
+        source=source,
+        image_size=image_size,
+        num_tokens=num_tokens,
+        codebook_size=codebook_size,
+        fit_examples=settings.fit_examples,
+        feature=feature,
+        kind=settings.quantizer,
+        train=train,
+    )
+    return QuantizerTokenizer(feature=feature, quantizer=quantizer)
+
+
+def fit_or_load(
+    path: Path,
+    *,
+    source: str | dict,
+    image_size: int,
+    num_tokens: int,
+    codebook_size: int,
+    fit_examples: int,
+    feature: Feature = APPEARANCE,
+    kind: str = "residual",
+    train: Source | None = None,
+) -> Quantizer:
+    """The quantizer at `path`; if there is none, one is fitted on training images and stored there.
+
+    Args:
+      path: of the safetensors file.
+      source: what the images are, any JSON value; a shipped source's name where `train` is None.
+      image_size: px of the images.
+      num_tokens: tokens an image.
+      codebook_size: the most values of a token.
+      fit_examples: images to fit on, spread evenly over `train`; all, where it has fewer.
+      feature: what the quantizer sees.
+      kind: "residual" or "fsq".
+      train: examples to fit on; None opens the shipped source's training split.
+
+    Raises:
+      UserError: the one at `path` is damaged or was fitted for other arguments than these, or images are too few.
+    """
+    told = {
+        "source": source,
+        "image_size": image_size,
+        "num_tokens": num_tokens,
+        "codebook": codebook_size,
+        "fit_examples": fit_examples,
+    }
+    if feature != APPEARANCE or kind != "residual":  # the only ones that there were when files began
+        told |= {"feature": feature.name, "feature_version": feature.version, "quantizer": kind}
+    if path.exists():
+        quantizer, fitted_for = load_quantizer(path)
+        if fitted_for != told:
+            do = "use another folder, or delete this one's quantizer and records"
+            raise user_error(f"{path} was fitted for {fitted_for}", f"{told}", do)
+        return quantizer
+    if train is None:
+        train = open_source(source, "train", num_examples=fit_examples, seed=_FIT_SEED, image_size=image_size)
+    count = min(fit_examples, len(train))
+    # Spread, since many sources are in order of their classes.
+    features = feature(train[i * len(train) // count].image for i in range(count))
+    quantizer = fit_quantizer(features, kind=kind, num_tokens=num_tokens, codebook_size=codebook_size, seed=_FIT_SEED)
+    save_quantizer(quantizer, path, told)
+    fit = quality(quantizer, features)
+    log.info("quantizer: explains %.1f %% of the variance", 100 * fit["explained_variance"][-1])
+    return quantizer

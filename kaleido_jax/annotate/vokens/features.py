@@ -1,0 +1,139 @@
+"""What the vokens' quantizer sees of an image: one vector each.
+
+A feature is a plain callable with a fingerprint of all that its values depend on. None looks at two images at once,
+so a vector never depends on the batch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from kaleido_jax.annotate.vision.onnx_model import normalize, open_onnx, read_normalization
+from kaleido_jax.annotate.vokens.tiny_autoencoder import open_encoder
+from kaleido_jax.errors import user_error
+
+FEATURE_SIDE_PX = 16  # of "appearance" and "pixels"
+FOREGROUND_FROM = 16  # tones 0..255 from which a pixel belongs to a garment; black is the background
+_AUTOENCODER_PX = 64  # the paper's first resolution; a latent every 8 px, hence 64 of them
+_ONNX_PX = 224  # where the model's input has no fixed size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """A function image -> vector, and what tells it from others."""
+
+    name: str
+    version: str  # changes with the weights and the rule
+    of: Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, " f"]]
+
+    def __call__(self, images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n f"]:
+        """One float64 row an image."""
+        return np.stack([np.asarray(self.of(image), np.float64) for image in images])
+
+
+def appearance_features(image: UInt8[np.ndarray, "s s 3"]) -> Float[np.ndarray, "256"]:
+    """A garment on black without its place, size and tone: its box as 16x16 grey, 0..1 of its brightest tone.
+
+    An image without foreground gives zeros.
+    """
+    grey = image.mean(axis=-1)
+    mask = grey >= FOREGROUND_FROM
+    if not mask.any():
+        return np.zeros(FEATURE_SIDE_PX**2)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    crop = grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / grey.max()
+    small = Image.fromarray(crop.astype(np.float32)).resize((FEATURE_SIDE_PX,) * 2, Image.Resampling.BILINEAR)
+    return np.asarray(small, np.float64).ravel()
+
+
+def pixel_features(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "768"]:
+    """The whole image as 16x16 RGB, 0..1, each value the mean of the pixels it stands for."""
+    small = Image.fromarray(image).resize((FEATURE_SIDE_PX,) * 2, Image.Resampling.BOX)
+    return np.asarray(small, np.float64).ravel() / 255
+
+
+APPEARANCE = Feature(name="appearance", version="1", of=appearance_features)
+PIXELS = Feature(name="pixels", version="1", of=pixel_features)
+
+
+def open_feature(name: str, model: str | None = None) -> Feature:
+    """A feature by its name.
+
+    Args:
+      name: "appearance", "pixels", "autoencoder" (latents of the image at 64 px), "onnx" (the first output of an
+        image model, its mean over positions where it has some) or "transformers" (a Hugging Face vision model's pooled
+        output, or the mean over its tokens).
+      model: the last three: file (npz, safetensors or torch; ONNX) or folder of weights. None is ever downloaded.
+
+    Raises:
+      UserError: unknown name, or a model that is missing, not given or not of that kind.
+    """
+    if name in _WITHOUT_MODEL:
+        if model is not None:
+            raise user_error(f"feature {name!r} with a model", "none", "leave config.annotate.voken.feature_model out")
+        return _WITHOUT_MODEL[name]
+    if name not in _WITH_MODEL:
+        known = ", ".join((*_WITHOUT_MODEL, *_WITH_MODEL))
+        raise user_error(f"feature {name!r}", f"one of {known}", "correct config.annotate.voken.feature")
+    if model is None:
+        raise user_error(f"feature {name!r} without weights", "a path", "set config.annotate.voken.feature_model")
+    return _WITH_MODEL[name](Path(model))
+
+
+# ------------------------------------------------------------------------------------- those with weights
+def _autoencoder(path):
+    encoder = open_encoder(path)
+
+    def of(image):
+        small = Image.fromarray(image).resize((_AUTOENCODER_PX,) * 2, Image.Resampling.BICUBIC)
+        return encoder(np.asarray(small)).ravel()
+
+    return Feature(name="autoencoder", version=encoder.fingerprint, of=of)
+
+
+def _onnx(path):
+    model = open_onnx(path, side_px=_ONNX_PX)
+    told = read_normalization(path.parent)
+
+    def of(image):
+        small = Image.fromarray(image).resize((model.width, model.height), Image.Resampling.BICUBIC)
+        output = model(normalize(np.asarray(small), told))[0]
+        # A map (c, h, w) has its channels first, a row of tokens (t, c) last, as exporters write them.
+        return output.mean(axis=(1, 2)) if output.ndim == 3 else output.mean(axis=0) if output.ndim == 2 else output
+
+    version = hashlib.sha256(json.dumps([model.fingerprint, told.mean, told.std, told.scale]).encode()).hexdigest()[:16]
+    return Feature(name="onnx", version=version, of=of)
+
+
+def _transformers(path):
+    from kaleido_jax.annotate.vision.torch_models import fingerprint, load_local, torch_device
+
+    model, processor, torch = load_local(path, "AutoModel", "AutoImageProcessor")
+    device = torch_device(torch)
+    model = model.to(device)
+    # Of a model with two towers (CLIP, SigLIP) the image's alone.
+    tower = getattr(model, "vision_model", model)
+
+    def of(image):
+        inputs = processor(images=Image.fromarray(image), return_tensors="pt")
+        with torch.inference_mode():
+            out = tower(pixel_values=inputs["pixel_values"].to(device))
+        pooled = getattr(out, "pooler_output", None)
+        vector = out.last_hidden_state.flatten(2).mean(-1) if _is_map(out) else out.last_hidden_state.mean(1)
+        return (vector if pooled is None else pooled.flatten(1))[0].float().cpu().numpy()
+
+    return Feature(name="transformers", version=fingerprint(path), of=of)
+
+
+def _is_map(out):
+    return out.last_hidden_state.ndim == 4
+
+
+_WITHOUT_MODEL = {"appearance": APPEARANCE, "pixels": PIXELS}
+_WITH_MODEL = {"autoencoder": _autoencoder, "onnx": _onnx, "transformers": _transformers}

@@ -1,0 +1,51 @@
+"""How much of the features a quantizer's codes keep, and how well they use its codebook."""
+
+import numpy as np
+from jaxtyping import Float
+
+from kaleido_jax.annotate.vokens.quantizer import Quantizer
+from kaleido_jax.errors import user_error
+
+
+def quality(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict:
+    """How well it fits these features, one value a token.
+
+    Root mean squared error and explained variance (up to 1) after each token; share of used codes (0..1) and
+    perplexity (1..codebook_size) of each token.
+    """
+    codes = quantizer.encode(features)
+    errors = [np.mean((quantizer.decode(codes[:, : level + 1]) - features) ** 2) for level in range(codes.shape[1])]
+    counts = np.stack([np.bincount(column, minlength=quantizer.codebook_size) for column in codes.T])
+    share = counts / len(features)
+    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1)), axis=1)
+    return {
+        "rmse": [float(np.sqrt(error)) for error in errors],
+        "explained_variance": [float(1 - error / features.var(axis=0).mean()) for error in errors],
+        "codes_used": [float(np.mean(row > 0)) for row in counts],
+        "perplexity": [float(np.exp(value)) for value in entropy],
+    }
+
+
+def retrieval(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict:
+    """How far codes can stand for features when one looks for images; shares 0..1, best on images it was not fitted on.
+
+    neighbor_recall: of how many images the nearest other one is the same by decoded codes as by features.
+    identity_recall: of how many the nearest decoded codes are its own.
+
+    Raises:
+      UserError: fewer than 3 images, where this says nothing.
+    """
+    if len(features) < 3:
+        raise user_error(f"{len(features)} images", "at least 3", "use more")
+    decoded = quantizer.decode(quantizer.encode(features))
+    by_feature, by_code = (_nearest(x, x, exclude_self=True) for x in (features, decoded))
+    own = _nearest(features, decoded) == np.arange(len(features))
+    return {"neighbor_recall": float(np.mean(by_feature == by_code)), "identity_recall": float(own.mean())}
+
+
+def _nearest(queries, gallery, exclude_self=False):
+    # The squared distance less the query's own square.
+    distance = np.sum(gallery**2, axis=1) - 2 * queries @ gallery.T
+    if exclude_self:
+        np.fill_diagonal(distance, np.inf)
+    return np.argmin(distance, axis=1)

@@ -1,0 +1,192 @@
+"""Photographs as the model is trained on them: decoded, upright, cut to the center square and resized.
+
+Everything that people marked goes through the same map, since latents are told on the square crop.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kaleido_jax.data.sources.base import Example, LabeledObject
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.latents.types import MAX_COORDINATE
+
+MIN_VISIBLE = 0.25  # share of a box's or mask's area that the crop must keep, or the object is left out
+MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is more likely a bomb than a photo
+# What photographs come in. Pillow knows more, some of which start other programs (EPS) or hold no pixels.
+PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
+
+# What Pillow's decoders raise on broken files; found by harming files of every format in the test.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RuntimeError)
+_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+def decode_photo(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """An encoded image as RGB, turned upright by its EXIF orientation; the first frame if there are several.
+
+    Transparent parts show white, 16-bit greys keep their upper byte, CMYK is converted without its ink profile, and
+    color profiles are not applied.
+
+    Raises:
+      UserError: no image of PHOTO_FORMATS, broken or cut off, more than MAX_PIXELS, or of a mode without colors.
+    """
+    formats = [name for name in PHOTO_FORMATS if name in _known_formats()]
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height == 0:
+                raise user_error("an image without a pixel", "at least one", "leave the file out")
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(f"{image.width} x {image.height} px")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise user_error(
+            f"{len(data)} bytes that are no image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("a size beyond Pillow's own limit") from error
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise user_error(f"an image that cannot be decoded ({reason})", "a whole file", "fetch it again") from error
+
+
+def _too_large(found: str) -> UserError:
+    return user_error(f"an image of {found}", f"at most {MAX_PIXELS} px in all", "shrink it or leave it out")
+
+
+def _known_formats():
+    Image.init()  # open() fails on names that this build of Pillow lacks
+    return Image.OPEN
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow's own conversion clips at 255 instead of scaling.
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535) >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise user_error("an image of floats", "8 or 16 bits a channel", "convert it, since its white is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        # Transparent pixels hold any color at all; web images are drawn for white pages.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+# ---------------------------------------------------------------------------------------------- geometry
+def crop_window(size_px: tuple[int, int]) -> tuple[float, float, float]:
+    """(left, top, side) in px of the largest centered square of an image of (width, height)."""
+    width, height = size_px
+    side = min(width, height)
+    return (width - side) / 2, (height - side) / 2, float(side)
+
+
+def boxes_to_crop(boxes_px: Float[np.ndarray, "*n 4"], size_px: tuple[int, int]) -> Float[np.ndarray, "*n 4"]:
+    """Boxes (x1, y1, x2, y2) in px of the whole image -> 0..1000 of its square crop; what lies outside, beyond that.
+
+    For boxes in thousandths of the whole image, px are those divided by 1000 and multiplied by its size.
+
+    Args:
+      boxes_px: of any leading shape.
+      size_px: (width, height) of the whole image.
+    """
+    left, top, side = crop_window(size_px)
+    shift = np.array([left, top, left, top])
+    return (np.asarray(boxes_px, np.float64) - shift) * (MAX_COORDINATE / side)
+
+
+def boxes_from_crop(boxes: Float[np.ndarray, "*n 4"], size_px: tuple[int, int]) -> Float[np.ndarray, "*n 4"]:
+    """The inverse of boxes_to_crop."""
+    left, top, side = crop_window(size_px)
+    return np.asarray(boxes, np.float64) * (side / MAX_COORDINATE) + np.array([left, top, left, top])
+
+
+def cut_boxes(
+    boxes: Float[np.ndarray, "*n 4"], limit: float = MAX_COORDINATE
+) -> tuple[Float[np.ndarray, "*n 4"], Float[np.ndarray, "*n"]]:
+    """Boxes cut at 0..limit, and which share of its area each keeps, 0..1; a box without an area keeps 0."""
+    boxes = np.asarray(boxes, np.float64)
+    cut = np.clip(boxes, 0, limit)
+    before, after = _areas(boxes), _areas(cut)
+    return cut, np.where(before > 0, after / np.where(before > 0, before, 1), 0.0)
+
+
+def _areas(boxes):
+    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+
+
+# ------------------------------------------------------------------------------------------------ images
+def square_crop(example: Example, size_px: int) -> Example:
+    """The example's center square at size_px, with its objects in px of the result.
+
+    The short side is resized to size_px and the center kept (MDM), in one step: Pillow's Lanczos filter, which widens
+    when it shrinks and so leaves no aliasing. A square of that size is left as it is. Objects of which the crop keeps
+    less than MIN_VISIBLE of the box or of the mask are left out; those with neither stay.
+
+    Raises:
+      UserError: size_px is not positive, or a mask is not of the image's size.
+    """
+    if size_px < 1:
+        raise user_error(f"a crop of {size_px} px", "at least 1", "raise the size")
+    height, width = example.image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        image = example.image
+    else:
+        left, top, side = crop_window((width, height))
+        box, size = (left, top, left + side, top + side), (size_px, size_px)
+        image = np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.LANCZOS, box=box))
+    return replace(example, image=image, objects=_crop_objects(example, (width, height), size_px))
+
+
+def _crop_objects(example: Example, whole_px: tuple[int, int], size_px: int) -> tuple[LabeledObject, ...]:
+    cropped = []
+    for found in example.objects:
+        box, mask = found.box, found.mask
+        if mask is not None and mask.shape != whole_px[::-1]:
+            raise user_error(
+                f"a mask of {mask.shape[1]} x {mask.shape[0]} px in {example.id}",
+                f"{whole_px[0]} x {whole_px[1]} as its image",
+                "make both of one size",
+            )
+        box, box_share = (None, 1.0) if box is None else _crop_box(box, whole_px, size_px)
+        mask, mask_share = (None, 1.0) if mask is None else crop_mask(mask, size_px)
+        if min(box_share, mask_share) >= MIN_VISIBLE:
+            cropped.append(replace(found, box=box, mask=mask))
+    return tuple(cropped)
+
+
+def _crop_box(box: Sequence[float], whole_px: tuple[int, int], size_px: int):
+    cut, share = cut_boxes(boxes_to_crop(box, whole_px))
+    return tuple(float(v) for v in cut * (size_px / MAX_COORDINATE)), float(share)
+
+
+def crop_mask(mask: Bool[np.ndarray, "h w"], size_px: int) -> tuple[Bool[np.ndarray, "s s"], float]:
+    """The mask on the center square at size_px, and which share of its area the square keeps (0 for an empty mask).
+
+    A pixel is set where the object covers at least half of it. Of an object too thin for that, the pixel that it
+    covers most is set, so that no object in the crop comes out empty.
+    """
+    height, width = mask.shape
+    left, top, side = crop_window((width, height))
+    rows = _area_resize(mask.astype(np.float64), top, side, size_px)
+    cover = _area_resize(rows.T, left, side, size_px).T
+    share = cover.mean() * side**2 / mask.sum() if mask.any() else 0.0
+    out = cover >= 0.5 - 1e-9  # sums of halves are exact, those of thirds are not
+    if share > 0 and not out.any():
+        out[np.unravel_index(np.argmax(cover), cover.shape)] = True
+    return out, float(share)
+
+
+def _area_resize(values: Float[np.ndarray, "n m"], start: float, side: float, size_px: int):
+    """Means over size_px equal parts of [start, start + side] along the first axis; exact, also in mid-pixel."""
+    edges = start + np.linspace(0, side, size_px + 1)
+    below = np.minimum(np.floor(edges).astype(int), len(values) - 1)
+    until = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    at_edges = until[below] + (edges - below)[:, None] * values[below]
+    return np.diff(at_edges, axis=0) * (size_px / side)

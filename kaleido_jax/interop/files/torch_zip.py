@@ -1,0 +1,114 @@
+"""The tensors of a file that torch.save wrote (a zip with a pickle inside), read without torch and one at a time."""
+
+import math
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.interop.files.inert_pickle import DAMAGE, Tensor, read_program
+
+ZIP = b"PK\x03\x04"
+FETCH_AGAIN = "fetch or copy the file again"
+TENSOR_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
+MOST_PROGRAM_BYTES = 64 * 2**20  # of a state dict of a thousand tensors it takes 0.2 MB
+BAD_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error)
+
+
+# --------------------------------------------------------------------------------------------- the file
+class TorchZip:
+    """The state dict of a torch file; one tensor is read at a time, and its checksum is checked."""
+
+    def __init__(self, path: Path):
+        """Reads the zip's directory and the pickle, no tensor.
+
+        Raises:
+          UserError: no zip of torch, damage, or a dict that holds no tensors.
+        """
+        self.path, self._zip = path, _open(path)
+        self._entries = {info.filename: info for info in self._zip.infolist()}
+        programs = [name for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(programs) != 1:
+            raise self._damaged("no data.pkl" if not programs else "more than one data.pkl")
+        self._folder = programs[0].removesuffix("data.pkl")
+        if self._entries[programs[0]].file_size > MOST_PROGRAM_BYTES:
+            raise self._damaged(f"a pickle of {self._entries[programs[0]].file_size} bytes")
+        if self._folder + "byteorder" in self._entries and self._content("byteorder") != b"little":
+            raise self._damaged("another byte order than little")
+        try:
+            root = read_program(self._content("data.pkl"))
+        except DAMAGE as error:
+            raise self._damaged(" ".join(str(error)[:200].split()) or type(error).__name__) from error
+        self._tensors = self._state_dict(root)
+        self.names = tuple(sorted(self._tensors))
+        for name, tensor in self._tensors.items():
+            self._check(name, tensor)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; reads no data."""
+        return self._tensors[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in the type it is stored in."""
+        tensor = self._tensors[name]
+        content = self._content(f"data/{tensor.storage.key}")
+        storage = np.frombuffer(content, tensor.storage.dtype, len(content) // np.dtype(tensor.storage.dtype).itemsize)
+        strides = [stride * storage.itemsize for stride in tensor.strides]
+        return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
+
+    def _state_dict(self, root):
+        state = root.get("state_dict", root) if isinstance(root, dict) else None
+        if not isinstance(state, dict) or not state:
+            raise user_error(
+                f"{self.path} holds no state dict", "a dict of tensors, or one under 'state_dict'", "name another file"
+            )
+        for name, value in state.items():
+            if not TENSOR_NAME.fullmatch(str(name)) or not isinstance(value, Tensor):
+                raise user_error(
+                    f"{self.path}: {str(name)[:80]!r} in the state dict is no tensor", "tensors only", FETCH_AGAIN
+                )
+        return state
+
+    def _check(self, name, tensor):
+        """That a tensor lies inside its storage, and the storage inside the file."""
+        entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
+        itemsize = np.dtype(tensor.storage.dtype).itemsize
+        have = min(entry.file_size, entry.compress_size) // itemsize if entry else 0
+        size = math.prod(tensor.shape)
+        last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+        # No parameter overlaps itself; one that does could be any size when copied.
+        if entry is None or (size and (last >= have or size > have)):
+            raise user_error(
+                f"{self.path}: {name} of shape {tensor.shape} in a storage of {have} numbers",
+                f"at least {max(last + 1, size)}",
+                FETCH_AGAIN,
+            )
+
+    def _content(self, name):
+        info = self._entries[self._folder + name]
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise self._damaged(f"{name} compressed or encrypted")
+        try:
+            return self._zip.read(info)
+        except BAD_ZIP as error:
+            raise self._damaged(" ".join(str(error).split()) or type(error).__name__) from error
+
+    def _damaged(self, what) -> UserError:
+        return user_error(f"{self.path} is damaged or not of torch ({what})", "a file of torch.save", FETCH_AGAIN)
+
+
+def _open(path):
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(ZIP):
+        page = head.lstrip()[:1] == b"<"
+        found = "a web page" if page else "no zip" if head else "empty"
+        raise user_error(f"{path} is {found}", "the zip that torch.save writes (torch 1.6 or later)", FETCH_AGAIN)
+    try:
+        return zipfile.ZipFile(path)
+    except BAD_ZIP as error:
+        reason = " ".join(str(error).split())
+        raise user_error(f"{path} is damaged ({reason})", "the zip that torch.save writes", FETCH_AGAIN) from error

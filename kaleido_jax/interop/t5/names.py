@@ -1,0 +1,179 @@
+"""T5 v1.1 by t5x's names, whatever file it is in: its tensors, their shapes, and which of them make up ours."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from kaleido_jax.config.schema import T5
+from kaleido_jax.errors import user_error
+from kaleido_jax.models.t5 import Decoder, Encoder
+
+TABLE, HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
+LAYER = re.compile(r"/layers_(\d+)/")
+SIZED = ("relpos_bias/rel_embedding", "layers_0/attention/query/kernel", "layers_0/mlp/wi_0/kernel")
+FETCH_AGAIN = "fetch or copy the checkpoint again"
+
+
+class Source(Protocol):
+    """A checkpoint that is read one tensor at a time, by t5x's names.
+
+    A source whose stacks have a table each names them "encoder/" + TABLE and "decoder/" + TABLE.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; reads no data."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in the type it is stored in."""
+
+
+# ----------------------------------------------------------------------------------- names and shapes
+def t5x_names(stack: str, path: Sequence[str], num_layers: int, table: str = TABLE) -> list[str]:
+    """Names of the tensors that make up one of our leaves: one, or one a layer."""
+    if path[0] == "token_embedder":
+        return [table]
+    if path[0] != "layers":
+        return ["/".join((stack, *path))]
+    return ["/".join((stack, f"layers_{i}", *path[1:])) for i in range(num_layers)]
+
+
+def layout(stack: str, tree: dict, table: str = TABLE) -> dict:
+    """Path of each leaf of our `tree` (arrays or shapes) -> (its t5x names, the shape of each)."""
+    part = {}
+    for path, leaf in flatten_dict(tree).items():
+        names = t5x_names(stack, path, leaf.shape[0], table)
+        part[path] = (names, leaf.shape[1:] if path[0] == "layers" else leaf.shape)
+    return part
+
+
+def layouts(config: T5, rows: int) -> dict[str, dict]:
+    """`layout` of {"encoder": ..., "decoder": ...} for a model's sizes."""
+    trees = zip(("encoder", "decoder"), abstract_params(config, rows), strict=True)
+    return {stack: layout(stack, tree) for stack, tree in trees}
+
+
+def expected_shapes(parts: Mapping[str, dict]) -> dict[str, tuple[int, ...]]:
+    """t5x name -> shape of all tensors in `layouts`."""
+    return {n: tuple(shape) for part in parts.values() for names, shape in part.values() for n in names}
+
+
+def abstract_params(config: T5, rows: int) -> tuple[dict, dict]:
+    """Shapes of (encoder, decoder) parameters, without making any."""
+    tokens, states = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, config.d_model))
+    calls = (Encoder(config, rows), (tokens,)), (Decoder(config, rows), (tokens, states, tokens == 0))
+    return tuple(
+        nn.meta.unbox(jax.eval_shape(lambda m=model, a=args: m.init(jax.random.key(0), *a)))["params"]
+        for model, args in calls
+    )
+
+
+def check(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Compares names and shapes of tensors.
+
+    Raises:
+      UserError: names that are missing or unknown, or another shape; starts with `what`.
+    """
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    lists = [(len(names), kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+    if lists:
+        raise user_error(
+            f"{what} with " + " and ".join(f"{n} {kind} names ({some(names)})" for n, kind, names in lists),
+            f"the {len(expected)} tensors of T5 v1.1 of this size",
+            "check the layer counts in config.model.t5; v1.1 has gated MLPs and one relative bias a stack",
+        )
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise user_error(f"{what}: {name} has shape {tuple(found[name])}", f"{shape}", "correct config.model.t5")
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """The first names of a list, for an error's one line."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def refuse_layer_biases(path: Path, name: str) -> None:
+    """One relative bias a layer is another model.
+
+    Raises:
+      UserError: always.
+    """
+    raise user_error(
+        f"{path} holds a T5 with one relative bias a layer ({name}), as t5x's scanned layers and umT5 have it",
+        "one relative bias a stack (T5 v1.1, LM-adapted, Flan-T5)",
+        "take a checkpoint whose layers are not scanned",
+    )
+
+
+def sizes(source: Source) -> tuple[T5, int]:
+    """(config, table rows) of a source, from its shapes; the decoder's layers are 0 for a bare encoder.
+
+    Raises:
+      UserError: a tensor that tells a size is missing.
+    """
+    table = next((name for name in source.names if name.endswith(TABLE)), TABLE)
+    names = [table, *(f"encoder/{part}" for part in SIZED)]
+    for name in names:
+        if name not in source.names or len(source.shape(name)) != 2:
+            raise user_error(f"{source.path} without a matrix {name}", "a T5 v1.1 model", FETCH_AGAIN)
+    (rows, d_model), (heads, _), (_, inner), (_, d_ff) = map(source.shape, names)
+    layers = {"encoder": 0, "decoder": 0}
+    for name in source.names:
+        if found := LAYER.search(name):
+            stack = name.split("/")[0]
+            layers[stack] = max(layers[stack], int(found[1]) + 1)
+    return T5(
+        d_model=d_model,
+        d_ff=d_ff,
+        num_heads=heads,
+        head_dim=inner // heads,
+        num_encoder_layers=layers["encoder"],
+        num_decoder_layers=layers["decoder"],
+    ), rows
+
+
+# -------------------------------------------------------------------------------------- the one table
+def one_table(encoder: np.ndarray, decoder: np.ndarray) -> np.ndarray:
+    """The decoder's table (rows, d) if its first rows are the encoder's.
+
+    Raises:
+      UserError: they are not.
+    """
+    if not _begins_with(decoder, encoder):
+        raise user_error(
+            f"token tables of encoder {encoder.shape} and decoder {decoder.shape} that differ in the rows of both",
+            "one table: the models of Hugging Face and t5x read captions and latents with the same rows",
+            "take the kaleido format, or t5x's for launch/t5x; a prior that was trained has a table of its own",
+        )
+    return decoder
+
+
+def _begins_with(longer, shorter):
+    return len(shorter) <= len(longer) and np.array_equal(shorter, longer[: len(shorter)])
+
+
+def tensors(source: Source, two_tables: bool = False) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a source, with one table in the place of two; with `two_tables` two that differ stay two.
+
+    Raises:
+      UserError: two tables that differ, where they may not stay two.
+    """
+    tables = [f"{stack}/{TABLE}" for stack in ("encoder", "decoder") if f"{stack}/{TABLE}" in source.names]
+    if tables:
+        encoder, decoder = (source.read(name) for name in (tables * 2)[:2])
+        if two_tables and not _begins_with(decoder, encoder):
+            yield from zip(tables, (encoder, decoder), strict=True)
+        else:
+            yield TABLE, one_table(encoder, decoder)
+    for name in source.names:
+        if name not in tables:
+            yield name, source.read(name)

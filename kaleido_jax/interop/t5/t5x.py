@@ -1,0 +1,240 @@
+"""T5 v1.1 parameters under t5x's names ("encoder/layers_0/attention/query/kernel"), and t5x's checkpoint folders.
+
+Names and layouts are ours but for two things: our layers are stacked on a leading axis, and the token table
+that t5x shares between both stacks is a copy in each of ours.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+from flax import serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from kaleido_jax.config.schema import T5
+from kaleido_jax.errors import user_error
+from kaleido_jax.interop.t5.names import (
+    FETCH_AGAIN,
+    LAYER,
+    TABLE,
+    Source,
+    check,
+    expected_shapes,
+    layouts,
+    one_table,
+    refuse_layer_biases,
+    some,
+    t5x_names,
+    tensors,
+)
+
+# A table for each stack lies in t5x's network under the attribute that holds it there, see `interop.t5x_network`.
+OURS, THEIRS = "/token_embedder/", "/shared_embedding/"
+
+
+# ----------------------------------------------------------------------------------- names and shapes
+def from_flat(flat: Mapping[str, np.ndarray], config: T5) -> tuple[dict, dict]:
+    """(encoder, decoder) parameters, float32 numpy, from t5x's.
+
+    Args:
+      flat: t5x name -> array, parts joined by "/" and without "target/"; TABLE is (rows, d_model).
+      config: sizes of the model.
+
+    Raises:
+      UserError: names that are missing or unknown, or an array of another shape.
+    """
+    rows = flat[TABLE].shape[0] if TABLE in flat else 1
+    parts = layouts(config, rows)
+    check({name: value.shape for name, value in flat.items()}, expected_shapes(parts), "T5 weights")
+    return tuple(
+        unflatten_dict({path: _gather(flat, names) for path, (names, _) in part.items()}) for part in parts.values()
+    )
+
+
+def to_flat(encoder: dict, decoder: dict) -> dict[str, np.ndarray]:
+    """Inverse of `from_flat`; of two tables the longer is kept where it starts with the other.
+
+    Raises:
+      UserError: the two stacks' token tables differ, which t5x's model cannot hold.
+    """
+    flat = {}
+    for stack, params in (("encoder", encoder), ("decoder", decoder)):
+        for path, leaf in flatten_dict(params).items():
+            rows = leaf if path[0] == "layers" else [leaf]
+            names = t5x_names(stack, path, len(leaf))
+            flat |= {name: np.asarray(row) for name, row in zip(names, rows, strict=True)}
+    flat[TABLE] = one_table(*(np.asarray(part["token_embedder"]["embedding"]) for part in (encoder, decoder)))
+    return flat
+
+
+def _gather(flat, names):
+    arrays = [np.asarray(flat[name], np.float32) for name in names]
+    return np.stack(arrays) if LAYER.search(names[0]) else arrays[0]
+
+
+# --------------------------------------------------------------------------------------------- reading
+class T5xCheckpoint:
+    """A t5x checkpoint: `checkpoint_<step>/`, the folder around it, or a file with all tensors inside.
+
+    The optimizer's slots are never read. Where arrays lie follows from their names: what a spec says of its
+    kvstore is a place on the machine that wrote it.
+    """
+
+    def __init__(self, path: Path):
+        """Reads the msgpack file only.
+
+        Raises:
+          UserError: none or several checkpoints there, a damaged file, or one relative bias a layer.
+        """
+        self.path = _find(path)
+        stored = flatten_dict(_restore(self.path), is_leaf=lambda _, value: _is_spec(value), sep="/")
+        self._leaves = leaves = {name.replace(THEIRS, OURS): leaf for name, leaf in stored.items()}
+        self.names = tuple(sorted(leaves))
+        for stack in ("encoder", "decoder"):
+            if (name := f"{stack}/{stack}/relpos_bias/rel_embedding") in leaves:
+                refuse_layer_biases(self.path, name)
+        lost = [name for name in self.names if _is_spec(leaves[name]) and not self._folder(name).is_dir()]
+        if lost:
+            raise user_error(
+                f"{self.path} without the folders of {len(lost)} tensors ({some(lost)})",
+                f"one folder a tensor, such as {self._folder(lost[0]).name}",
+                FETCH_AGAIN,
+            )
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        leaf = self._leaves[name]
+        return tuple(leaf["metadata"]["shape"] if _is_spec(leaf) else leaf.shape)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, as it is stored.
+
+        Raises:
+          UserError: its array is damaged or has another shape than the checkpoint says.
+        """
+        leaf = self._leaves[name]
+        array = self._read_zarr(name, leaf) if _is_spec(leaf) else np.asarray(leaf)
+        # Before version 3 bfloat16 was kept as the bits of uint16; no T5 has integer parameters.
+        return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
+
+    def _folder(self, name):
+        return self.path.parent / _place(name)
+
+    def _read_zarr(self, name, spec):
+        import tensorstore
+
+        folder = self._folder(name)
+        try:
+            metadata = _zarr_metadata(folder, spec)
+            _check_array(folder, metadata, self.shape(name))
+            store = {"driver": "file", "path": f"{folder.absolute()}/"}
+            given = {"driver": "zarr", "kvstore": store, "metadata": metadata, "open": True, "assume_metadata": True}
+            return tensorstore.open(given, read=True).result().read().result()
+        except (ValueError, KeyError, OSError) as error:
+            reason = " ".join(str(error).split(" [")[0].split())  # tensorstore's whole spec follows
+            raise user_error(
+                f"tensor {name} in {folder} cannot be read ({reason})",
+                f"a zarr array of shape {self.shape(name)}",
+                FETCH_AGAIN,
+            ) from error
+
+
+def _place(name):
+    """The folder of a tensor."""
+    return f"target.{name.replace(OURS, THEIRS).replace('/', '.')}"
+
+
+def _find(path):
+    if path.is_file():
+        return path
+    if (path / "checkpoint").is_file():
+        return path / "checkpoint"
+    found = sorted(path.glob("checkpoint_*/checkpoint"))
+    if len(found) != 1:
+        have = f"{len(found)} checkpoints ({', '.join(f.parent.name for f in found)})" if found else "no checkpoint"
+        raise user_error(f"{have} in {path}", "one checkpoint_<step>/checkpoint", "name the folder of one step")
+    return found[0]
+
+
+def _restore(path):
+    """The tree of parameters in the msgpack file, with specs in the place of arrays."""
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+        target = tree.get("optimizer", tree)["target"]  # before version 1 there was no wrapper
+        return target | {}
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        raise user_error(
+            f"{path} is no t5x checkpoint ({type(error).__name__})", "a msgpack file with a target", FETCH_AGAIN
+        ) from error
+
+
+def _is_spec(leaf):
+    return isinstance(leaf, dict) and {"driver", "metadata"} <= leaf.keys()
+
+
+def _zarr_metadata(folder, spec):
+    """Of .zarray, or of the checkpoint file where the hidden file was lost on the way."""
+    hidden = folder / ".zarray"
+    if hidden.is_file():
+        return json.loads(hidden.read_text())
+    return _metadata(spec["dtype"], **spec["metadata"])
+
+
+def _metadata(dtype, **known):
+    dtype = dtype if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<").str
+    fixed = {"zarr_format": 2, "order": "C", "filters": None, "fill_value": None, "dimension_separator": "."}
+    return fixed | {"dtype": dtype} | known
+
+
+def _check_array(folder, metadata, shape):
+    if tuple(metadata["shape"]) != shape:
+        raise ValueError(f"its .zarray has shape {tuple(metadata['shape'])}")
+    if metadata.get("fill_value") is not None:
+        return
+    # Without a fill value every chunk is written, and tensorstore would read a lost one as zeros.
+    counts = [range(-(-size // chunk)) for size, chunk in zip(shape, metadata["chunks"], strict=True)]
+    for index in itertools.product(*counts):
+        chunk = metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
+        if not (folder / chunk).is_file():
+            raise ValueError(f"its chunk {chunk} is missing")
+
+
+# --------------------------------------------------------------------------------------------- writing
+def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
+    """Writes folder/checkpoint_<step>, which t5x and `T5xCheckpoint` read; types are kept.
+
+    Where the two stacks' token tables differ, t5x needs `interop.t5x_network` to hold them (launch/t5x).
+    """
+    import tensorstore
+
+    inside, specs = folder / f"checkpoint_{step}", {}
+    inside.mkdir(parents=True)
+    for name, array in tensors(source, two_tables=True):
+        place = _place(name)
+        metadata = {
+            "shape": list(array.shape),
+            "chunks": _chunks(array),
+            "compressor": {"id": "gzip", "level": 1},
+        }
+        store = {"driver": "file", "path": f"{(inside / place).absolute()}/"}
+        given = {"driver": "zarr", "kvstore": store, "metadata": _metadata(array.dtype.name, **metadata)}
+        tensorstore.open(given, create=True).result().write(array).result()
+        specs[name.replace(OURS, THEIRS)] = {
+            "driver": "zarr",
+            "dtype": array.dtype.name,
+            "kvstore": {"driver": "file", "path": f"{place}/"},
+            "metadata": metadata,
+        }
+    # No "param_states": t5x fails on empty dictionaries.
+    tree = {"version": 3, "optimizer": {"target": unflatten_dict(specs, sep="/"), "state": {"step": np.int32(step)}}}
+    (inside / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
+
+
+def _chunks(array, most_bytes=64 * 2**20):
+    """The whole array up to 64 MiB, else as many of its rows."""
+    rows = max(1, most_bytes // max(array[:1].nbytes, 1))
+    return [min(rows, array.shape[0]), *array.shape[1:]]

@@ -1,0 +1,424 @@
+"""The job as a whole: stopped, killed, spread over processes, limited; its failures and its report."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.annotate import registry as annotators
+from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.job import engines, shards
+from kaleido_jax.annotate.job.report import agreement_rows, sample_indices, write_report
+from kaleido_jax.annotate.job.run import annotate_data, make_records, reasons
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.schema import Annotate, default_config
+from kaleido_jax.data.records import Records, decode_image, open_records, read_manifest
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.types import SEGMENTS, Box, Latents
+from kaleido_jax.main import load_config, main
+from kaleido_jax.verbs import prepare_records
+from tests.annotate.vlm.openai_server import GOOD, serving
+
+FASHION = {
+    "source": "fashion",
+    "split": "train",
+    "num_examples": 60,
+    "seed": 1,
+    "image_size": 32,
+    "codebook": 8,
+    "fit_examples": 50,
+    "shard_size": 20,
+}
+DATE = "2026-01-01"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("fashion", 64)
+
+
+def _hashes(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+# ----------------------------------------------------------------------------------------------- killing
+_TWO_THOUSAND = {
+    "source": "fashion",
+    "split": "train",
+    "num_examples": 2000,
+    "seed": 0,
+    "image_size": 32,
+    "codebook": 16,
+    "fit_examples": 100,
+    "shard_size": 250,
+}
+_RUN = """
+import sys
+from pathlib import Path
+from kaleido_jax.annotate.job.run import make_records
+from kaleido_jax.config.schema import Annotate
+from kaleido_jax.latents.tokenizer import load_tokenizer
+
+settings = Annotate(date="2026-01-01", num_workers=int(sys.argv[2]))
+make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("fashion", 64), annotate=settings, **{keywords})
+"""
+
+
+def _start(folder, workers=0):
+    return subprocess.Popen([sys.executable, "-c", _RUN.format(keywords=_TWO_THOUSAND), str(folder), str(workers)])
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_path, tokenizer):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    make_records(undisturbed, tokenizer=tokenizer, annotate=Annotate(date=DATE), **_TWO_THOUSAND)
+    process = _start(killed)
+    shard = killed / "train" / "fashion-train-00002.array_record"
+    while not shard.with_suffix(".json").exists():  # written when the shard is finished
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = shard.stat().st_mtime_ns
+    assert len(list(shard.parent.glob("*.array_record"))) < 8 and not (shard.parent / "manifest.json").exists()
+    assert _start(killed).wait(60) == 0
+    assert shard.stat().st_mtime_ns == written  # finished shards are not made twice
+    assert _hashes(killed) == _hashes(undisturbed)
+    assert read_manifest(killed / "train").num_records == 2000
+
+
+def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
+    together = make_records(tmp_path / "a", tokenizer=tokenizer, annotate=Annotate(date=DATE), **FASHION)
+    pool = Annotate(date=DATE, num_workers=2)
+    assert make_records(tmp_path / "b", tokenizer=tokenizer, annotate=pool, **FASHION) == together
+    assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
+
+
+def test_a_worker_process_that_dies_is_told_in_one_line(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(engines, "_worker_make", _die)
+    with pytest.raises(UserError, match="a worker process was killed.*finished shards are kept") as error:
+        make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(num_workers=1), **FASHION)
+    assert "\n" not in str(error.value)
+
+
+def _die(shard, indices):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="finds children in /proc")
+def test_a_pool_ends_with_its_killed_parent(tmp_path):
+    parent = _start(tmp_path, workers=1)
+    while not list(tmp_path.glob("train/fashion-*.json")):
+        assert parent.poll() is None
+        time.sleep(0.02)
+    children = _children(parent.pid)
+    assert children
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{child}") for child in children):
+        assert time.monotonic() < deadline, "the workers outlived their parent"
+        time.sleep(0.05)
+
+
+def _children(parent):
+    stats = [(int(p.name), p / "stat") for p in Path("/proc").iterdir() if p.name.isdigit()]
+    return [
+        pid for pid, stat in stats if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[1] == str(parent)
+    ]
+
+
+# ------------------------------------------------------------------------------------------ what is stored
+def test_the_day_of_the_first_start_stays(tmp_path, tokenizer):
+    make_records(tmp_path, tokenizer=tokenizer, **FASHION)
+    path = tmp_path / "train" / "job.json"
+    job = json.loads(path.read_text())
+    path.write_text(json.dumps(job | {"date": "1999-12-31"}))
+    manifest = make_records(tmp_path, tokenizer=tokenizer, **FASHION)
+    assert manifest.date == "1999-12-31"  # and the shards with the other day were made again
+    record = Records(tmp_path / "train", manifest)[0]
+    assert record.provenance["bbox"] == {"model": "fashion", "version": "fashion/1", "date": "1999-12-31"} | {
+        "quantizer": manifest.provenance["bbox"]["quantizer"]
+    }
+    other = make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(date=DATE), **FASHION)
+    assert other.date == DATE
+
+
+def test_a_raised_limit_keeps_the_shards_there_are(tmp_path, tokenizer):
+    small = make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(date=DATE, limit=40), **FASHION)
+    assert small.num_records == 40
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "train").glob("*.array_record")}
+    whole = make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(date=DATE), **FASHION)
+    assert whole.num_records == 60 and whole.shards[:2] == small.shards
+    assert all((tmp_path / "train" / name).stat().st_mtime_ns == time for name, time in times.items())
+
+
+class _Picky:
+    """Boxes for images of even number only, and no image alike with another in the batch."""
+
+    segments, needs, origin = ("bbox",), ("text",), {"model": "picky", "version": "1"}
+
+    def __call__(self, examples, so_far):
+        assert all(z.text for z in so_far)
+        return [self._one(e) for e in examples]
+
+    def _one(self, example):
+        if int(example.id[-1]) % 2:
+            return Failure(segment="bbox", reason=f"odd\nnumber {example.id[-3:]}")
+        return Latents(bbox=(Box(phrase="it", box=(0, 0, 500, 500)),))
+
+
+@pytest.fixture
+def picky(monkeypatch):
+    monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings, source: _Picky())
+    settings = Annotate(date=DATE)
+    return replace(settings, bbox=replace(settings.bbox, kind="onnx"))
+
+
+def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, tokenizer, picky):
+    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate=picky, **FASHION)
+    assert manifest.num_records == manifest.left_out == 30
+    assert manifest.counts == dict.fromkeys(SEGMENTS, 30)
+    assert manifest.reasons == {"bbox: odd number N": 30}
+    assert manifest.failures[0] == {"id": "fashion/train/000001", "segment": "bbox", "reason": "odd number 001"}
+    notes = json.loads((tmp_path / "train" / "fashion-train-00001.json").read_text())
+    assert [f["id"][-2:] for f in notes["failures"]] == [str(n) for n in range(21, 40, 2)]
+    records = Records(tmp_path / "train", manifest)
+    assert {r.provenance["bbox"]["model"] for r in records} == {"picky"}
+    assert {r.provenance["text"]["model"] for r in records} == {"fashion"}
+
+
+def test_records_may_lack_what_is_not_required_and_are_then_refused_where_it_is_needed(tmp_path, tokenizer, picky):
+    picky = replace(picky, required=("text", "voken"))
+    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate=picky, **FASHION)
+    assert manifest.num_records == 60 and manifest.left_out == 0 and manifest.counts["bbox"] == 30
+    opening = {"tokenizer": tokenizer, "image_size": 32}
+    assert len(open_records(tmp_path / "train", segments=("text", "voken"), **opening)) == 60
+    with pytest.raises(UserError, match="without bbox"):
+        open_records(tmp_path / "train", segments=("text", "bbox"), **opening)
+
+
+def test_an_annotator_without_what_it_needs_is_refused_before_any_image(tmp_path, tokenizer, picky):
+    with pytest.raises(UserError, match="bbox without text"):
+        make_records(tmp_path, tokenizer=tokenizer, annotate=picky, segments=("bbox", "blob"), **FASHION)
+
+
+def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path, tokenizer, monkeypatch):
+    class Server(_Picky):
+        calls = 0
+
+        def __call__(self, examples, so_far):
+            Server.calls += 1
+            if Server.calls > 3:  # batches of 16: in the second shard
+                raise user_error("no server", "one", "start it")
+            return [Latents(bbox=()) for _ in examples]
+
+    monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings, source: Server())
+    settings = Annotate(date=DATE)
+    settings = replace(settings, bbox=replace(settings.bbox, kind="onnx"))
+    with pytest.raises(UserError, match="no server"):
+        make_records(tmp_path, tokenizer=tokenizer, annotate=settings, **FASHION)
+    files = sorted(p.name for p in (tmp_path / "train").iterdir())
+    assert files == ["fashion-train-00000.array_record", "fashion-train-00000.json", "job.json"]
+
+
+def test_equal_reasons_count_as_one_whatever_their_numbers():
+    told = [{"segment": "image", "reason": f"a photo of {n}x2 px"} for n in (10, 300)]
+    assert reasons([*told, {"segment": "text", "reason": "none"}]) == {"image: a photo of NxN px": 2, "text: none": 1}
+
+
+def test_a_shard_is_the_same_in_batches_of_any_size(tmp_path, tokenizer):
+    for name, batch in (("a", 1), ("b", 16)):
+        settings = Annotate(date=DATE, batch_size=batch)
+        make_records(tmp_path / name, tokenizer=tokenizer, annotate=settings, **FASHION)
+    assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
+
+
+def test_a_job_opens_its_annotators_once(tmp_path, tokenizer, monkeypatch):
+    opened = []
+    monkeypatch.setattr(shards, "open_annotators", lambda *a: opened.append(1) or annotators.open_annotators(*a))
+    make_records(tmp_path, tokenizer=tokenizer, **FASHION)
+    assert opened == [1]
+
+
+# ------------------------------------------------------------------------------- labels, by the same road
+def _coco(folder):
+    """Four photos of 40x30 px: one complete, one without captions, one without objects, one broken."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8)).save(folder / "images" / f"{number}.png")
+    (folder / "images" / "3.png").write_bytes(b"\x89PNG, cut off")
+    images = [
+        {
+            "id": n,
+            "file_name": f"{n}.png",
+            "width": 40,
+            "height": 30,
+            "license": 4,
+            "captions": [] if n == 1 else ["a {bold} cat & co, one would say", "<b>a cat</b>"],
+        }
+        for n in range(4)
+    ]
+    objects = [
+        {
+            "id": n,
+            "image_id": n,
+            "category_id": 1,
+            "iscrowd": 0,
+            "bbox": [10, 5, 10, 20],
+            "segmentation": [[10, 5, 20, 5, 20, 25, 10, 25]],
+        }
+        for n in (0, 1, 3)
+    ]
+    table = {
+        "images": images,
+        "annotations": objects,
+        "categories": [{"id": 1, "name": "cat"}],
+        "licenses": [{"id": 4, "name": "CC <BY>"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(table))
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("coco")
+    _coco(folder / "data")
+    config = default_config()
+    config.data.source, config.data.root = "coco", str(folder / "data")
+    config.latents.codebook_size, config.latents.vokens_per_image = 64, 4
+    config.annotate.image_size, config.annotate.date = 30, DATE
+    config.annotate.segments = ("text", "bbox", "blob")
+    config.model.t5.vocabulary = "fashion"
+    return annotate_data(validate(config), folder / "work", tokenizer), folder / "work"
+
+
+def test_labels_become_latents_on_the_square_crop(annotated):
+    manifest, folder = annotated
+    record = Records(folder, manifest)[0]
+    assert record.id == "coco/000000000000" and record.caption == "<b>a cat</b>" and record.credit == "CC <BY>"
+    assert decode_image(record.image).shape == (30, 30, 3)
+    assert record.latents.text == "a bold cat & co, one would say"  # no braces in the vocabulary
+    # The crop begins 5 px from the left: 5..15 of 30 px across, 5..25 down.
+    assert record.latents.bbox == (Box(phrase="cat", box=(167, 167, 500, 833)),)
+    xc, yc, major, minor, theta = record.latents.blob[0].blob
+    assert (xc, yc, theta) == (333, 500, 90)
+    np.testing.assert_allclose((major, minor), (2 / 12**0.5 * 20 / 30 * 1000, 2 / 12**0.5 * 10 / 30 * 1000), atol=1)
+    assert [shard.file for shard in manifest.shards] == ["records/coco-00000.array_record"]
+
+
+def test_failures_name_the_image_and_the_reason(annotated):
+    manifest, _ = annotated
+    assert manifest.num_records == 1 and manifest.left_out == 3
+    failures = {(f["id"][-1], f["segment"]): f["reason"] for f in manifest.failures}
+    assert failures.keys() == {("1", "text"), ("2", "bbox"), ("2", "blob"), ("3", "image")}
+    assert failures["1", "text"] == "the data has no caption of it"
+
+
+def test_the_report_is_whole_repeatable_and_escapes_the_data(annotated, tmp_path):
+    _, folder = annotated
+    page = write_report(folder, num_samples=100, seed=0).read_text()
+    assert page == write_report(folder, num_samples=100, seed=0).read_text()
+    assert "&lt;b&gt;a cat&lt;/b&gt;" in page and "cat &amp; co" in page and "CC &lt;BY&gt;" in page
+    assert "<b>a cat" not in page and "<script" not in page
+    assert page.count('class="kaleido-z"') == 1 and "the data has no caption of it" in page
+    assert 'src="http' not in page and "data:image/png;base64," in page
+    assert sample_indices(1000, 5, 0) == sample_indices(1000, 5, 0) != sample_indices(1000, 5, 1)
+    assert sample_indices(3, 100, 0) == [0, 1, 2]
+
+
+def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
+    _coco(tmp_path / "data")
+    work, config = tmp_path / "work", tmp_path / "config.py"
+    config.write_text(
+        "from configs.annotate_coco import get_config as coco\n"
+        "def get_config():\n"
+        "    config = coco()\n"
+        "    config.model.denoiser.image_size = 32\n"
+        "    config.annotate.image_size = 0\n"
+        "    config.latents.segments = config.annotate.segments = ('text', 'bbox', 'blob')\n"
+        "    return config\n"
+    )
+    command = ["annotate", f"--config={config}", f"--config.data.root={tmp_path / 'data'}", f"--workdir={work}"]
+    main([*command, "--limit=2", "--sample_report=7"])
+    told = capsys.readouterr().out
+    assert "1 records (text 1, bbox 1, blob 1), 1 images left out" in told
+    assert f"report: {work / 'report.html'}" in told
+    assert {p.name for p in work.iterdir()} == {"records", "manifest.json", "report.html", "job.json"}
+    config = validate(load_config(str(config), []))
+    records = prepare_records(config, work, load_tokenizer("t5", 64))
+    assert len(records) == 1
+    elsewhere = validate(load_config(command[1].removeprefix("--config="), [f"--config.data.records={work}"]))
+    assert prepare_records(elsewhere, tmp_path / "other", load_tokenizer("t5", 64))[0] == records[0]
+    with pytest.raises(UserError, match="make them with `annotate`"):
+        prepare_records(config, tmp_path / "empty", load_tokenizer("t5", 64))
+
+
+def _table(folder, captions):
+    folder.mkdir()
+    Image.new("RGB", (40, 30), (90, 140, 30)).save(folder / "one.png")
+    rows = "".join(f"one.png,{caption}\n" for caption in captions)
+    (folder / "train.csv").write_text(f"image,caption\n{rows}")
+
+
+def _asking(folder, server):
+    config = default_config()
+    config.data.source, config.data.root, config.data.split = "table", str(folder), "train"
+    config.annotate.text.kind, config.annotate.segments = "openai", ("text",)
+    config.annotate.image_size, config.annotate.text.image_size, config.annotate.shard_size = 30, 28, 2
+    config.annotate.endpoint.base_url, config.annotate.endpoint.model = server.base_url, "tiny"
+    return validate(config)
+
+
+def test_a_server_describes_the_images_and_what_it_refuses_is_counted(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the extra annotate is not installed")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    tokenizer = load_tokenizer("t5", 8192)
+    _table(tmp_path / "data", [f"image n{n}" for n in range(5)])
+    with serving({"n1": [400]}) as server:
+        manifest = annotate_data(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
+        asked = len(server.times)
+        annotate_data(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
+        assert len(server.times) == asked  # a finished job asks nobody
+    assert manifest.num_records == 4 and [f["id"] for f in manifest.failures] == ["table/train/00000001"]
+    record = Records(tmp_path / "work", manifest)[0]
+    assert record.latents.text == GOOD and record.caption == "image n0"
+    assert record.provenance["text"].keys() >= {"model", "prompt", "date"}
+    assert record.provenance["text"]["model"] == "tiny"
+
+
+def test_all_images_bad_is_one_line(tmp_path, tokenizer):
+    _coco(tmp_path / "data")
+    for path in (tmp_path / "data" / "images").iterdir():
+        path.unlink()
+    config = default_config()
+    config.data.source, config.data.root = "coco", str(tmp_path / "data")
+    config.annotate.image_size, config.annotate.segments = 30, ("text",)
+    config.latents.codebook_size = 64
+    with pytest.raises(UserError, match="none of 4 examples has all of text .image: image file: No such file") as error:
+        annotate_data(validate(config), tmp_path / "work", tokenizer)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not os.environ.get("KALEIDO_COCO_FIXTURES"), reason="KALEIDO_COCO_FIXTURES names no folder")
+def test_ellipses_of_human_masks_agree_with_them(tmp_path):
+    from configs.annotate_coco import get_config
+
+    config = get_config()
+    config.data.root = os.environ["KALEIDO_COCO_FIXTURES"]
+    config.annotate.segments = ("text", "bbox", "blob")
+    manifest = annotate_data(validate(config), tmp_path, load_tokenizer("t5", 64))
+    assert manifest.counts == {"text": 168, "bbox": 168, "blob": 168}
+    assert manifest.agreement["ellipse_iou_median"] >= 0.75 and manifest.agreement["ellipse_objects"] > 400
+    assert manifest.agreement["box_iou_median"] >= 0.98
+    assert len(agreement_rows(manifest)) == 4

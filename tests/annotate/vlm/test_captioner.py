@@ -1,0 +1,217 @@
+import dataclasses
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import example as case
+from hypothesis import given
+
+from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.vlm import prompts
+from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer, description_of
+from kaleido_jax.annotate.vlm.captioner import Captioner, open_captioner
+from kaleido_jax.annotate.vlm.model import Unanswered, seed_of
+from kaleido_jax.config.schema import Annotate, AnnotateEndpoint, AnnotateText
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.types import Latents, validate
+from tests.annotate.vlm.openai_server import GOOD, example
+
+
+class Recorded:
+    """A VisionModel that gives one answer to all, and keeps what it was asked."""
+
+    origin = {"model": "recorded"}
+
+    def __init__(self, text, own_prompts=None):
+        self.text, self.own_prompts, self.questions = text, own_prompts or {}, []
+
+    def ask(self, questions, read):
+        self.questions += questions
+        try:
+            return [read(Answer(text=self.text)) for _ in questions]
+        except UnusableAnswer as error:
+            return [Unanswered(reason=str(error)) for _ in questions]
+
+
+# ------------------------------------------------------------------------------------------------- answers
+USABLE = {
+    "plain": GOOD,
+    "paragraphs": GOOD.replace(". ", ".\n\n"),
+    "fenced": f"```\n{GOOD}\n```",
+    "fenced json": f'```json\n{{"description": "{GOOD}"}}\n```',
+    "json": f'{{"title": "A dog", "caption": "{GOOD}"}}',
+    "json of another name": f'{{"answer": "{GOOD}", "words": 73}}',
+    "json string": f'"{GOOD}"',
+    "thoughts": f"<think>\nThe user wants 50 words. <PERSON> is a tag.\n</think>\n\n{GOOD}",
+}
+
+
+@pytest.mark.parametrize("text", USABLE.values(), ids=USABLE)
+def test_usable_answers_become_the_text(text):
+    assert description_of(Answer(text=text)) == GOOD
+
+
+def test_the_separator_of_segments_is_replaced():
+    assert description_of(Answer(text=GOOD.replace(", its", " | its"))) == GOOD.replace(", its", " / its")
+
+
+OTHERS = "The picture shows a wooden table by the window with cups on it, "
+REFUSED = {
+    "": "empty",
+    " \n\t": "empty",
+    "{}": "empty",
+    '{"description": 5}': "empty",
+    "I'm sorry, but I can't assist with that request.": "refusal",
+    "I\u2019m sorry, I can\u2019t help with identifying or describing people in images.": "refusal",
+    "Sorry, I cannot view images directly, and so I have no way to describe what is shown in this one.": "refusal",
+    "I am unable to view the image. Please provide a description of it, and I will write the text.": "refusal",
+    "As an AI language model, I don't have the ability to see images, but here is what I could say.": "refusal",
+    "I can't provide a description of the person in this picture because that would not be right.": "refusal",
+    "I apologize, but no image seems to be attached to the message. Could you please send it again?": "refusal",
+    "A dog on a sofa.": "5 words",
+    "the dog and the cat " * 40: "200 words",
+    "一只棕色的小狗躺在沙发上。" * 5: "60 of 60 letters are not Latin",
+    "Собака лежит на диване. " * 5: "letters are not Latin",
+    "Un petit chien brun est couché sur les genoux d'une personne en jean bleu, la tête tournée vers un ordinateur "
+    "portable ouvert, dans un salon clair où l'on devine un canapé gris.": "not English",
+    "Un perro pequeño y marrón descansa en el regazo de una persona con vaqueros azules, junto a un ordenador portátil "
+    "abierto, en un salón luminoso con un sofá gris al fondo.": "not English",
+    OTHERS + "and <PERSON> smiles at the camera.": "placeholder tag '<PERSON>'",
+    OTHERS + "and [NAME] smiles at the camera.": "placeholder tag '[NAME]'",
+    OTHERS + "and <person> smiles at the camera.": "placeholder tag '<person>'",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_useless_answers_are_refused_with_the_reason(text):
+    with pytest.raises(UnusableAnswer) as error:
+        description_of(Answer(text=text))
+    assert REFUSED[text] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OTHERS + "under a neon sign that says \u201cI'm sorry\u201d and a poster with the words \u5c45\u9152\u5c4b.",
+        '"Open" says the sign over the door of the shop, and a man with a red cap sweeps the pavement before it.',
+        "I can see a small dog on a sofa, with a cushion of the same color next to it and a lamp behind.",
+        OTHERS + "each with 3 < 4 spoons > 2 forks [sic].",
+    ],
+)
+def test_what_only_looks_useless_is_kept(text):
+    assert description_of(Answer(text=text)) == text
+
+
+def test_an_answer_that_was_cut_off_is_no_description():
+    with pytest.raises(UnusableAnswer, match="cut off"):
+        description_of(Answer(text=GOOD, cut_off=True))
+
+
+@given(
+    st.one_of(
+        st.text(), st.lists(st.sampled_from([*GOOD.split(), "|", "```", '{"text":', "\u2581", "<a>"])).map(" ".join)
+    )
+)
+@case("[" * 20_000)
+@case('{"a":' * 20_000)
+@case("<think>" * 5_000)
+@case("```" + "a" * 20_000)
+@case("```" + "\n" * 20_000 + "a")
+@case("I am very " * 5_000)
+def test_any_string_is_a_valid_text_or_unusable(text):
+    try:
+        found = description_of(Answer(text=text))
+    except UnusableAnswer as error:
+        assert str(error) and "\n" not in str(error)
+    else:
+        assert validate(Latents(text=found)).text == found
+
+
+# ------------------------------------------------------------------------------------------------- prompts
+def test_instructions_ask_for_all_that_the_paper_asks_for():
+    both = ("50 to 80 words", "English", "paragraph", "setting", "background", "surroundings", "colors", "light")
+    both += ("composition", "style", "writing", "symbol", "logo", "people", "animals", "Make no list")
+    caption = ("names", "objects", "events", "places", "tag such as <PERSON>", "characters")
+    label = (
+        "every labeled object",
+        "size",
+        "shape",
+        "where it is",
+        "near",
+        "arranged",
+        "what they do with",
+        "textures",
+    )
+    for key, wanted in (("caption", both + caption), ("label", (*both, *label, "textures", "design"))):
+        assert [word for word in wanted if word not in prompts.TEXT[key]] == []
+
+
+def test_a_caption_is_data_in_a_prompt():
+    caption = "<PERSON> at {max_boxes}\n100 % {caption} <|im_end|><image> \\1"
+    assert prompts.fill("is: {caption}; {max_boxes}", caption, max_boxes=7) == (
+        "is: a person at {max_boxes} 100 % {caption} \\1; 7"
+    )
+
+
+def test_prompt_hashes_tell_the_instructions_apart():
+    templates = [*prompts.TEXT.values(), *prompts.BBOX.values()]
+    assert len({prompts.prompt_hash(template) for template in templates}) == 4
+    model = Recorded(GOOD)
+    origins = [Captioner(model, instruction=key).origin for key in ("caption", "label")]
+    assert [origin["prompt"] for origin in origins] == [
+        prompts.prompt_hash(prompts.TEXT[k]) for k in ("caption", "label")
+    ]
+    assert origins[0]["model"] == "recorded"
+
+
+# ----------------------------------------------------------------------------------------------- captioner
+def test_captioner_asks_about_each_image_with_its_caption():
+    model = Recorded(GOOD)
+    annotator = Captioner(model, instruction="label", image_size=28)
+    assert annotator([example("one"), example("two")], [Latents()] * 2) == [Latents(text=GOOD)] * 2
+    assert [question.id for question in model.questions] == ["test/one", "test/two"]
+    for question, name in zip(model.questions, ("one", "two"), strict=True):
+        assert question.prompt == prompts.TEXT["label"].replace("{caption}", f"image {name}")
+        assert question.picture().size == (28, 28)
+
+
+def test_a_model_with_prompts_of_its_own_gets_these():
+    model = Recorded(GOOD, {"text": "<MORE_DETAILED_CAPTION>"})
+    annotator = Captioner(model)
+    annotator([example("one")], [Latents()])
+    assert model.questions[0].prompt == "<MORE_DETAILED_CAPTION>"
+    assert annotator.origin["prompt"] == prompts.prompt_hash("<MORE_DETAILED_CAPTION>")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((0, 0, 3), np.uint8),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        None,
+    ],
+)
+def test_images_that_cannot_be_shown_fail_alone(image):
+    bad = dataclasses.replace(example("bad"), image=image)
+    results = Captioner(Recorded(GOOD))([example("one"), bad, example("two")], [Latents()] * 3)
+    assert [type(result) for result in results] == [Latents, Failure, Latents]
+    assert results[1].segment == "text" and "square RGB" in results[1].reason
+
+
+def test_seeds_belong_to_the_image_and_the_try():
+    seeds = {seed_of(id, k) for id in ("a", "b") for k in range(100)}
+    assert len(seeds) == 200 and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_opening_without_server_or_weights_says_what_is_missing(tmp_path):
+    pytest.importorskip("openai", reason="openai is not installed")
+    with pytest.raises(UserError, match=r"base_url = None .*; set config.annotate.endpoint.base_url"):
+        open_captioner(Annotate(text=AnnotateText(kind="openai")))
+    config = Annotate(
+        endpoint=AnnotateEndpoint(base_url="http://localhost:1/v1", model="m"), text=AnnotateText(kind="openai")
+    )
+    assert open_captioner(config).origin["model"] == "m"
+    with pytest.raises(UserError, match="no model at .*nowhere; expected a folder with config.json"):
+        open_captioner(Annotate(text=AnnotateText(kind="transformers", model=str(tmp_path / "nowhere"))))

@@ -1,0 +1,110 @@
+"""The verb `annotate` with a server: every image of the data ends in the records or in the list of failures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.annotate.vlm.openai_server import GOOD, serving
+
+pytest.importorskip("openai", reason="openai is not installed: pip install 'kaleido_jax[annotate]'")
+
+from kaleido_jax import main, verbs
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.schema import default_config
+from kaleido_jax.data.records import read_manifest
+from kaleido_jax.errors import UserError
+
+BOXES = '```json\n[{"bbox_2d": [14, 7, 28, 28], "label": "the garment"}]\n```'
+
+
+def answers(text, boxes=(BOXES,)):
+    """Behaviors by what is asked: a description, or boxes."""
+    counts = {"text": 0, "boxes": 0}
+
+    def behave(body):
+        kind = "boxes" if "bbox_2d" in body["messages"][0]["content"][1]["text"] else "text"
+        script = boxes if kind == "boxes" else text
+        counts[kind] += 1
+        return script[min(counts[kind], len(script)) - 1]
+
+    return behave
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three classes of one image each."""
+    for k, name in enumerate(("image_good", "image_late", "image_never")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((40, 50, 3), 60 * k, np.uint8)).save(folder / "one.png")
+    return tmp_path / "data"
+
+
+def config(data, server):
+    values = default_config()
+    values.model.t5.vocabulary = "fashion"
+    values.data.source, values.data.root = "folder", str(data)
+    values.latents.segments = values.annotate.segments = ("text", "bbox")
+    values.annotate.image_size, values.annotate.date = 32, "2026-01-01"
+    values.annotate.endpoint.base_url, values.annotate.endpoint.model = server.base_url, "tiny"
+    values.annotate.endpoint.retries = 2
+    values.annotate.text.kind = values.annotate.bbox.kind = "openai"
+    values.annotate.bbox.coordinates, values.annotate.bbox.image_size = "pixels", 28
+    return validate(values)
+
+
+def test_each_image_is_in_the_records_or_among_the_failures(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    scripts = {
+        "good": answers([GOOD]),
+        "late": answers(["I'm sorry, I can't help with that.", GOOD], ["no boxes here", BOXES]),
+        "never": answers(["I'm sorry, I can't help with that."]),
+    }
+    workdir = tmp_path / "run"
+    with serving(scripts) as server:
+        verbs.annotate(config(data, server), workdir)
+        manifest = read_manifest(workdir)
+        assert manifest.num_records == 2
+        [failure] = [f for path in workdir.rglob("*.json") for f in _failures(path)]
+        assert failure["id"] == "folder/image_never/one.png" and failure["segment"] == "text"
+        assert failure["reason"].startswith("refusal") and failure["reason"].endswith("(3 tries)")
+        asked = sum(map(len, server.requests.values()))
+        verbs.annotate(config(data, server), workdir)  # all is done already
+        assert sum(map(len, server.requests.values())) == asked
+
+
+def _failures(path):
+    content = json.loads(path.read_text())
+    return content["failures"] if isinstance(content, dict) and "shard" in content else []
+
+
+def test_a_server_that_is_away_stops_the_job_and_it_goes_on_later(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("kaleido_jax.annotate.vlm.endpoint.FIRST_BACKOFF_S", 0.01)
+    workdir = tmp_path / "run"
+    with serving() as server:
+        given = config(data, server)
+    with pytest.raises(UserError, match="no answer from"):
+        verbs.annotate(given, workdir)
+    with serving(default=answers([GOOD])) as server:
+        verbs.annotate(config(data, server), workdir)
+    assert read_manifest(workdir).num_records == 3
+
+
+@pytest.mark.parametrize("name, instruction, source", [("imagenet", "label", "folder"), ("cc12m", "caption", "table")])
+def test_the_recipes_ask_as_the_paper_does_and_fit_its_models(name, instruction, source):
+    values = main.load_config(f"configs/annotate_{name}.py", [])
+    values.annotate.voken.model = "seed"
+    recipe, model = validate(values), validate(main.load_config(f"configs/{name}_combined.py", []))
+    assert (recipe.annotate.text.instruction, recipe.data.source) == (instruction, source)
+    assert (recipe.annotate.text.kind, recipe.annotate.bbox.kind, recipe.annotate.voken.kind) == (
+        "openai",
+        "openai",
+        "seed",
+    )
+    assert recipe.latents == model.latents
+    assert recipe.model.t5.vocabulary == model.model.t5.vocabulary
+    assert recipe.data.max_caption_tokens == model.data.max_caption_tokens
+    assert recipe.annotate.image_size == model.model.denoiser.image_size

@@ -1,0 +1,758 @@
+"""T5 checkpoints of all formats: read, loaded, written, and refused in one line when damaged.
+
+Reference files are those of tests/t5_files.py; the tests of them have t5_golden in their names.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+import weakref
+from functools import cache
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tensorstore
+from flax import serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from kaleido_jax import main, verbs
+from kaleido_jax.config.checks import validate
+from kaleido_jax.errors import UserError
+from kaleido_jax.interop.t5 import huggingface, t5x
+from kaleido_jax.interop.t5 import load as checkpoint
+from kaleido_jax.interop.t5.names import HEAD, TABLE, abstract_params, expected_shapes, layout, layouts, sizes
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder
+from kaleido_jax.runtime import checkpoints
+from kaleido_jax.runtime.mesh import make_mesh
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.train import loop
+from kaleido_jax.train.state import create_state, make_optimizer
+from tests.t5_files import reference, sizes_of, step_folder, tensors
+
+TOLERANCE = 1e-4  # float32, from the README
+VARIANTS = ("gcs", "gfile", "top_level_path", "version0")
+FORMATS = ("t5x", "huggingface", "kaleido")
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+# ----------------------------------------------------------------------------------------- the files
+@cache
+def golden_params():
+    """Those of t5x_checkpoint."""
+    return {name.replace(".", "/"): value for name, value in tensors("golden/t5x_tiny_params").items()}
+
+
+def read_all(path):
+    source = checkpoint.open_t5(path)
+    arrays = {name: source.read(name) for name in source.names}
+    assert {name: source.shape(name) for name in arrays} == {name: value.shape for name, value in arrays.items()}
+    return arrays
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def copied(tmp_path, name="t5x_checkpoint"):
+    """A copy of a step's folder to damage."""
+    folder = tmp_path / "checkpoint_7"
+    shutil.copytree(step_folder(name), folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+class Arrays:
+    """A source from memory."""
+
+    def __init__(self, flat):
+        self.path, self.flat, self.names = Path("memory"), flat, tuple(sorted(flat))
+
+    def shape(self, name):
+        return self.flat[name].shape
+
+    def read(self, name):
+        return self.flat[name]
+
+
+def bf16(flat):
+    return {name: value.astype(jnp.bfloat16) for name, value in flat.items()}
+
+
+# --------------------------------------------------------------------------------------------- t5x
+def test_t5_golden_t5x_folder_its_parent_and_its_file_give_the_parameters():
+    step = step_folder("t5x_checkpoint")
+    for path in (step, step.parent, step / "checkpoint"):
+        same(read_all(path), golden_params())
+
+
+def test_t5_golden_bfloat16_is_read_as_stored():
+    same(read_all(step_folder("t5x_checkpoint_bf16")), bf16(golden_params()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_t5_golden_places_of_other_machines_do_not_matter(variant, tmp_path):
+    folder = copied(tmp_path)
+    shutil.copyfile(reference("t5x_msgpack_variants", f"checkpoint.{variant}"), folder / "checkpoint")
+    same(read_all(folder), golden_params())
+
+
+@pytest.mark.parametrize("name", ["t5x_checkpoint", "t5x_checkpoint_bf16"])
+def test_t5_golden_hidden_files_may_be_lost(name, tmp_path):
+    folder = copied(tmp_path, name)
+    for hidden in folder.glob("*/.zarray"):
+        hidden.unlink()
+    same(read_all(folder), bf16(golden_params()) if name.endswith("bf16") else golden_params())
+
+
+def test_t5_golden_bits_of_version_2_are_bfloat16(tmp_path):
+    folder = copied(tmp_path, "t5x_checkpoint_bf16")
+    for hidden in folder.glob("*/.zarray"):
+        hidden.write_text(json.dumps(json.loads(hidden.read_text()) | {"dtype": "<u2"}))
+    same(read_all(folder), bf16(golden_params()))
+
+
+@pytest.mark.parametrize("compressor", [{"id": "zstd", "level": 1}, {"id": "gzip", "level": 1}, None])
+def test_t5_golden_a_chunk_for_each_shard_is_read(compressor, tmp_path):
+    folder = copied(tmp_path)
+    for name, value in golden_params().items():
+        place = folder / f"target.{name.replace('/', '.')}"
+        shutil.rmtree(place)
+        metadata = {"shape": value.shape, "chunks": [-(-n // 3) for n in value.shape], "compressor": compressor}
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{place}/"}, "metadata": metadata}
+        tensorstore.open(spec, create=True, dtype="float32").result().write(value).result()
+    same(read_all(folder), golden_params())
+
+
+def test_t5_golden_all_tensors_may_be_in_the_file(tmp_path):
+    tree = {
+        "version": 2,
+        "optimizer": {"target": unflatten_dict(golden_params(), sep="/"), "state": {"step": np.int32(3)}},
+    }
+    (tmp_path / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
+    same(read_all(tmp_path), golden_params())
+    bits = {name: value.view(np.uint16) for name, value in bf16(golden_params()).items()}
+    (tmp_path / "checkpoint").write_bytes(serialization.msgpack_serialize({"target": unflatten_dict(bits, sep="/")}))
+    same(read_all(tmp_path), bf16(golden_params()))
+
+
+def test_t5_golden_scanned_layers_are_refused_by_name():
+    with pytest.raises(UserError, match="one relative bias a layer .*encoder/encoder/relpos_bias.*not scanned"):
+        checkpoint.open_t5(step_folder("t5x_checkpoint_scan"))
+
+
+def test_one_of_several_checkpoints_must_be_named(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"checkpoint_{step}").mkdir()
+        (tmp_path / f"checkpoint_{step}" / "checkpoint").write_bytes(b"")
+    with pytest.raises(UserError, match="2 checkpoints .checkpoint_1, checkpoint_2. in"):
+        checkpoint.open_t5(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- Hugging Face
+def hf_folder():
+    return reference("hf_checkpoint", "model.safetensors").parent
+
+
+def hf_copy(tmp_path, change=lambda stored: stored, config=None):
+    """A folder with changed tensors, and their t5x names before the change."""
+    stored = change(load_file(hf_folder() / "model.safetensors"))
+    save_file(stored, tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_t5_golden_huggingface_file_and_folder_give_the_parameters():
+    stored = load_file(hf_folder() / "model.safetensors")
+    for path in (hf_folder(), hf_folder() / "model.safetensors"):
+        found = read_all(path)
+        config, rows = sizes_of("hf_checkpoint")
+        shapes = expected_shapes(layouts(config, rows))
+        assert len(found) == len(stored) and {name: value.shape for name, value in found.items()} == shapes
+        for name, value in found.items():
+            given = stored[huggingface.to_hf(name)]
+            np.testing.assert_array_equal(value, given if value.ndim == 1 or name == TABLE else given.T)
+
+
+def test_t5_golden_huggingface_shards_are_followed(tmp_path):
+    stored = load_file(hf_folder() / "model.safetensors")
+    each = sum(value.nbytes for value in stored.values()) // 4
+    huggingface.write_safetensors(stored.items(), tmp_path, shard_bytes=each)
+    index = tmp_path / huggingface.INDEX
+    assert len(set(json.loads(index.read_text())["weight_map"].values())) > 2 and len(list(tmp_path.iterdir())) > 3
+    for path in (tmp_path, index):
+        same(read_all(path), read_all(hf_folder()))
+    missing = next(tmp_path.glob("*-00002-of-*"))
+    missing.unlink()
+    with pytest.raises(UserError, match=f"no file .*{missing.name}"):
+        checkpoint.open_t5(tmp_path)
+
+
+def test_t5_golden_copies_and_legacy_tensors_are_ignored(tmp_path):
+    def change(stored):
+        copies = {f"{stack}.embed_tokens.weight": stored["shared.weight"] for stack in ("encoder", "decoder")}
+        return stored | copies | {huggingface.LEGACY: np.zeros((32, 4), np.float32)}
+
+    same(read_all(hf_copy(tmp_path, change)), read_all(hf_folder()))
+
+
+@pytest.mark.parametrize("table", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_t5_golden_a_bare_encoder_is_read(table, tmp_path):
+    def change(stored):
+        encoder = {name: value for name, value in stored.items() if name.startswith("encoder.")}
+        return encoder | {table: stored["shared.weight"]}
+
+    found = read_all(hf_copy(tmp_path, change))
+    same(found, {name: value for name, value in read_all(hf_folder()).items() if not name.startswith("decoder/")})
+    config, rows = sizes(checkpoint.open_t5(tmp_path))
+    encoder, _ = abstract_params(dataclasses.replace(config, num_decoder_layers=1), rows)
+    load(tmp_path, {"encoder": encoder})
+    with pytest.raises(UserError, match="holds an encoder alone"):
+        load(tmp_path, targets_of(checkpoint.open_t5(hf_folder())))
+
+
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize(("config", "scaled"), [(None, True), ({"scale_decoder_outputs": False}, False)])
+def test_t5_golden_a_tied_head_is_the_table(config, scaled, equal, tmp_path):
+    def change(stored):
+        table = stored["shared.weight"]
+        return (
+            stored | {"lm_head.weight": table} if equal else {k: v for k, v in stored.items() if k != "lm_head.weight"}
+        )
+
+    found = read_all(hf_copy(tmp_path, change, config))
+    factor = sizes_of("hf_checkpoint")[0].d_model ** -0.5 if scaled else 1
+    np.testing.assert_allclose(found[HEAD], found[TABLE].T * factor, rtol=1e-6)
+
+
+def test_t5_golden_an_untied_file_without_head_has_lost_it(tmp_path):
+    def change(stored):
+        return {name: value for name, value in stored.items() if name != "lm_head.weight"}
+
+    folder = hf_copy(tmp_path, change, {"tie_word_embeddings": False})
+    with pytest.raises(UserError, match=f"model.safetensors with 1 missing names .{HEAD}."):
+        load(folder, targets_of(checkpoint.open_t5(hf_folder())))
+
+
+def test_t5_golden_a_bias_for_each_layer_is_refused(tmp_path):
+    name = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+    with pytest.raises(UserError, match=f"one relative bias a layer .{name}.*umT5"):
+        checkpoint.open_t5(hf_copy(tmp_path, lambda stored: stored | {name: np.zeros((32, 4), np.float32)}))
+
+
+# ------------------------------------------------------------------------------------------ loading
+def targets_of(source, rows=None):
+    """Shapes of {"encoder", "prior"} as float32 for the sizes of a source."""
+    config, base = sizes(source)
+    encoder, prior = abstract_params(config, base)
+    if rows is not None:
+        prior = abstract_params(config, rows)[1]
+    return {"encoder": encoder, "prior": prior}
+
+
+def load(path, targets, num_pieces=1, base_vocab_size=None, seed=0):
+    """By default all rows of the file's table are those before the vokens."""
+    rows = sizes(checkpoint.open_t5(path))[1] if base_vocab_size is None else base_vocab_size
+    return checkpoint.load_t5(path, targets, num_pieces=num_pieces, base_vocab_size=rows, seed=seed)
+
+
+def forward(path, batch, tag=""):
+    source = checkpoint.open_t5(path)
+    config, rows = sizes(source)
+    params = load(path, targets_of(source))
+    captions, inputs = batch[f"{tag}encoder_input_tokens"], batch[f"{tag}decoder_input_tokens"]
+    states = Encoder(config, rows).apply({"params": params["encoder"]}, captions)
+    _, logits = Decoder(config, rows).apply({"params": params["prior"]}, inputs, states, captions != PAD)
+    return np.asarray(logits)[batch[f"{tag}decoder_target_tokens"] != PAD]
+
+
+@pytest.mark.parametrize(("name", "golden"), [("t5x_checkpoint", "t5x_tiny"), ("hf_checkpoint", "hf_tiny")])
+def test_t5_golden_imported_logits_equal(name, golden):
+    batch = load_file(reference("golden", f"{golden}.safetensors"))
+    valid = batch["short.decoder_target_tokens"] != PAD
+    np.testing.assert_allclose(
+        forward(reference(name), batch, "short."), batch["short.logits"][valid], rtol=0, atol=TOLERANCE
+    )
+
+
+def test_t5_golden_logits_of_the_upstream_file_equal():
+    batch = load_file(reference("upstream_fixture", "golden.safetensors"))
+    logits = forward(reference("upstream_fixture", "test_t5_tiny.checkpoint_0"), batch)
+    valid = batch["decoder_target_tokens"] != PAD
+    np.testing.assert_allclose(logits[:, :512], batch["logits_first_512"][valid], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(jax.nn.logsumexp(logits, axis=-1), batch["logsumexp"][valid], rtol=0, atol=TOLERANCE)
+
+
+def test_t5_golden_loaded_parameters_are_the_file_stacked():
+    source = checkpoint.open_t5(reference("t5x_checkpoint"))
+    loaded = load(source.path, targets_of(source))
+    same(t5x.to_flat(loaded["encoder"], loaded["prior"]), golden_params())
+
+
+def test_t5_golden_stored_bfloat16_where_the_target_says_so():
+    source = checkpoint.open_t5(reference("t5x_checkpoint"))
+    target = targets_of(source)["encoder"]
+    half = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), target)
+    loaded = load(source.path, {"encoder": half})["encoder"]
+    expected = load(source.path, {"encoder": target})["encoder"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), loaded, expected)
+
+
+# --------------------------------------------------------------------------------------- vocabulary
+def test_t5_golden_vokens_get_rows_near_the_mean_and_old_rows_stay():
+    source = checkpoint.open_t5(reference("t5x_checkpoint"))
+    config, rows = sizes(source)
+    targets = targets_of(source, rows + 1000)
+    first, again, other = (load(source.path, targets, seed=seed)["prior"] for seed in (0, 0, 1))
+    for old, new, same_seed, other_seed in (
+        (source.read(TABLE), *(np.asarray(p["token_embedder"]["embedding"]) for p in (first, again, other))),
+        (source.read(HEAD).T, *(np.asarray(p["logits_dense"]["kernel"]).T for p in (first, again, other))),
+    ):
+        np.testing.assert_array_equal(new[:rows], old)
+        np.testing.assert_array_equal(new, same_seed)
+        assert not np.array_equal(new[rows:], other_seed[rows:])
+        std = old.std(0)
+        noise = (new[rows:] - old.mean(0)) / std
+        np.testing.assert_allclose(np.mean(noise), 0, atol=5 * 0.02 / 1000**0.5 / config.d_model**0.5)
+        np.testing.assert_allclose(np.std(noise, axis=0), 0.02, rtol=0.15)  # 1000 draws: five sigma is 11 %
+    new = np.asarray(first["token_embedder"]["embedding"])[rows:], np.asarray(first["logits_dense"]["kernel"]).T[rows:]
+    assert abs(np.corrcoef(*(np.ravel(part - part.mean(0)) for part in new))[0, 1]) < 0.05  # draws of their own
+
+
+def test_padding_rows_that_a_file_lacks_are_the_same_in_both_tables():
+    old = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    encoder, prior = (checkpoint.fit_rows(old, rows, 128, seed=3, purpose="t5_table") for rows in (128, 160))
+    np.testing.assert_array_equal(encoder, prior[:128])
+    np.testing.assert_array_equal(encoder[:100], old)
+
+
+def test_padding_rows_of_a_file_do_not_become_vokens_but_our_own_rows_stay():
+    old = np.random.default_rng(0).normal(size=(192, 8)).astype(np.float32)
+    fitted = checkpoint.fit_rows(old, 256, 128, seed=3, purpose="t5_table")
+    np.testing.assert_array_equal(fitted[:128], old[:128])
+    assert not np.isin(old[128:], fitted).any()
+    np.testing.assert_array_equal(checkpoint.fit_rows(old, 192, 128, seed=3, purpose="t5_table"), old)
+
+
+def test_t5_golden_a_table_shorter_than_the_vocabulary_is_refused():
+    source = checkpoint.open_t5(reference("t5x_checkpoint"))
+    _, rows = sizes(source)
+    told = f"{TABLE} has {rows} rows; expected one for each of the tokenizer's {rows + 1} pieces"
+    with pytest.raises(UserError, match=told):
+        load(source.path, targets_of(source), num_pieces=rows + 1)
+
+
+# --------------------------------------------------------------------------------------- converting
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["t5x_checkpoint", "t5x_checkpoint_bf16", "hf_checkpoint"])
+def test_t5_golden_round_trips_are_the_identity(name, form, tmp_path):
+    given = read_all(reference(name))
+    checkpoint.convert(reference(name), tmp_path / "there", form)
+    for back in ("t5x", "huggingface"):
+        checkpoint.convert(tmp_path / "there", tmp_path / back, back)
+        same(read_all(tmp_path / back), given)
+    source = checkpoint.open_t5(tmp_path / "there")
+    ours, theirs = (load(path, targets_of(source)) for path in (tmp_path / "there", reference(name)))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_t5_golden_written_huggingface_folder_equals_the_one_of_transformers(tmp_path):
+    checkpoint.convert(hf_folder(), tmp_path / "t5x", "t5x")
+    checkpoint.convert(tmp_path / "t5x", tmp_path / "out", "huggingface")
+    same(load_file(tmp_path / "out" / "model.safetensors"), load_file(hf_folder() / "model.safetensors"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    expected = json.loads(reference("hf_checkpoint", "config.json").read_text())
+    assert {key: expected[key] for key in config} == config
+
+
+def test_t5_golden_written_t5x_folder_has_the_form_of_t5x(tmp_path):
+    checkpoint.convert(reference("t5x_checkpoint"), tmp_path / "out", "t5x")
+    given, found = step_folder("t5x_checkpoint"), tmp_path / "out" / "checkpoint_0"
+    trees = [serialization.msgpack_restore((folder / "checkpoint").read_bytes()) for folder in (given, found)]
+    assert trees[0]["version"] == trees[1]["version"]
+    assert trees[0]["optimizer"]["target"] == trees[1]["optimizer"]["target"]
+    assert set(trees[1]["optimizer"]["state"]) == {"step"}  # an empty param_states would break t5x
+    for array in given.glob("target.*/.zarray"):
+        assert json.loads(array.read_text()) == json.loads((found / array.parent.name / ".zarray").read_text())
+
+
+def test_t5_golden_special_ids_are_those_of_transformers():
+    told = json.loads(reference("hf_checkpoint", "generation_config.json").read_text())
+    assert (told["decoder_start_token_id"], told["pad_token_id"], told["eos_token_id"]) == (PAD, PAD, EOS)
+
+
+def test_large_arrays_are_written_in_chunks_of_64_mib():
+    assert t5x._chunks(np.empty((40320, 2048), np.float32)) == [8192, 2048]
+    assert t5x._chunks(np.empty((64,), np.float32)) == [64]
+
+
+def test_t5_golden_two_tables_have_a_form_only_where_one_begins_with_the_other(tmp_path):
+    source = checkpoint.open_t5(reference("t5x_checkpoint"))
+    (config, rows), targets = sizes(source), targets_of(source, sizes(source)[1] + 32)
+    loaded = load(source.path, targets)
+    flat = {
+        f"{stack}/{TABLE}": loaded[part]["token_embedder"]["embedding"] for part, stack in checkpoint.STACKS.items()
+    }
+    rest = {name: source.read(name) for name in source.names if name not in (TABLE, HEAD)}
+    both = {name: np.asarray(value) for name, value in flat.items()} | rest
+    both[HEAD] = np.asarray(loaded["prior"]["logits_dense"]["kernel"])
+    plan = {p: layout(s, loaded[p], f"{s}/{TABLE}") for p, s in checkpoint.STACKS.items()}
+    checkpoint.write_kaleido(Arrays(both), tmp_path / "ours", plan)
+    same(read_all(tmp_path / "ours"), both)
+    for form in ("t5x", "huggingface"):
+        checkpoint.convert(tmp_path / "ours", tmp_path / form, form)
+        assert checkpoint.open_t5(tmp_path / form).shape(TABLE) == (rows + 32, config.d_model)
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / form, targets, base_vocab_size=rows), loaded)
+    both[f"decoder/{TABLE}"] = both[f"decoder/{TABLE}"] + 1
+    checkpoint.write_kaleido(Arrays(both), tmp_path / "trained", plan)
+    shapes = (re.escape(str((size, config.d_model))) for size in (rows, rows + 32))
+    with pytest.raises(UserError, match="tables of encoder {} and decoder {} that differ".format(*shapes)):
+        checkpoint.convert(tmp_path / "trained", tmp_path / "refused", "huggingface")
+    assert not (tmp_path / "refused").exists()
+    checkpoint.convert(tmp_path / "trained", tmp_path / "two", "t5x")  # for interop.t5x_network
+    same(read_all(tmp_path / "two"), both)
+
+
+def test_t5_golden_a_folder_with_files_is_not_written_over(tmp_path):
+    (tmp_path / "mine.txt").write_text("dear")
+    with pytest.raises(UserError, match="exists"):
+        checkpoint.convert(reference("t5x_checkpoint"), tmp_path, "t5x")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
+    flags = [f"--input={reference('t5x_checkpoint')}", f"--output={tmp_path / 'out'}", "--format=huggingface"]
+    verbs.convert(*main.parse_convert(flags))
+    config, _ = sizes_of("t5x_checkpoint")
+    count = 6 + 9 * config.num_encoder_layers + 14 * config.num_decoder_layers
+    assert f"{count} tensors" in capsys.readouterr().out
+    for wrong, told in (
+        (flags[:2], "no --format"),
+        ([*flags, "--config=x.py"], "unknown flag --config"),
+        ([*flags, "--format=pickle"], "--format=pickle; expected one of t5x, huggingface, kaleido, mdm"),
+    ):
+        with pytest.raises(UserError, match=told):
+            main.parse_convert(wrong)
+
+
+# ------------------------------------------------------------------------------------------ damage
+KERNEL = "encoder/layers_0/mlp/wo/kernel"
+
+
+def test_t5_golden_damaged_t5x_folders_are_refused_in_one_line(tmp_path):
+    folder = copied(tmp_path)
+    place = folder / f"target.{KERNEL.replace('/', '.')}"
+    chunk, hidden = place / "0.0", place / ".zarray"
+    if not hidden.is_file():
+        pytest.skip("t5x_checkpoint has no .zarray files")
+    whole, header, targets = chunk.read_bytes(), json.loads(hidden.read_text()), targets_of(checkpoint.open_t5(folder))
+    config, _ = sizes_of("t5x_checkpoint")
+
+    def told(path=folder):
+        with pytest.raises(UserError) as caught:
+            load(path, targets)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    chunk.write_bytes(whole[: len(whole) // 2])
+    assert KERNEL in told() and str(place) in told() and "cannot be read" in told()
+    chunk.unlink()
+    assert KERNEL in told() and "chunk 0.0 is missing" in told()
+    chunk.write_bytes(whole)
+    hidden.write_text(json.dumps(header | {"shape": [config.d_ff - 1, config.d_model]}))
+    for rows in (config.d_ff - 1, config.d_ff):
+        assert KERNEL in told() and str((rows, config.d_model)) in told()
+    hidden.write_text("<html>")
+    assert KERNEL in told() and str(place) in told()
+    shutil.rmtree(place)
+    assert KERNEL in told() and str(folder / "checkpoint") in told()
+    (folder / "checkpoint").write_bytes((folder / "checkpoint").read_bytes()[:99])
+    assert "no t5x checkpoint" in told() and str(folder / "checkpoint") in told()
+    (folder / "checkpoint").write_bytes(b"model_checkpoint_path: 'model.ckpt-1'")
+    assert "no t5x checkpoint" in told()
+
+
+def test_t5_golden_other_names_and_shapes_are_refused_in_one_line(tmp_path):
+    targets = targets_of(checkpoint.open_t5(hf_folder()))
+    name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    config, rows = sizes_of("hf_checkpoint")
+    d, f = config.d_model, config.d_ff
+
+    def told(change):
+        with pytest.raises(UserError) as caught:
+            load(hf_copy(tmp_path, change), targets)
+        assert "\n" not in str(caught.value) and "model.safetensors" in str(caught.value)
+        return str(caught.value)
+
+    assert f"1 missing names ({KERNEL})" in told(lambda s: {k: v for k, v in s.items() if k != name})
+    assert "1 unknown names (lora.weight)" in told(lambda s: s | {"lora.weight": np.zeros(1, np.float32)})
+    shape = told(lambda s: s | {name: np.zeros((d, f - 1), np.float32)})
+    assert f"{KERNEL} has shape {(f - 1, d)}; expected {(f, d)}" in shape
+    head = told(lambda s: s | {"lm_head.weight": np.zeros((rows + 2, d), np.float32)})
+    assert f"{HEAD} has shape {(d, rows + 2)}; expected {(d, rows)}" in head
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x80\x02}q\x00.", b"PK\x03\x04zip of torch", b"<html><body>404</body></html>", b""]
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "folder"])
+def test_files_that_are_no_safetensors_are_refused_in_one_line(name, content, tmp_path):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        (path / "pytorch_model.bin").write_bytes(content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        checkpoint.open_t5(path)
+    pickled = name != "model.safetensors" or content[:1] in (b"\x80", b"P")
+    assert ("pickle" in str(caught.value)) == pickled
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_safetensors_header_that_starts_like_a_pickle_is_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for length in range(200):
+        save_file({"a" * 300: np.zeros(1, np.float32)}, path, metadata={"x": "y" * (200 + length)})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            assert not huggingface.is_pickle(path)
+            return
+    raise AssertionError("no such header was made")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_safetensors_are_not_mapped_once_a_tensor_is_read(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.arange(64, dtype=np.float32)}, path)
+    files = huggingface.Safetensors(path)
+    array = files.read("a")
+    assert str(path) not in Path("/proc/self/maps").read_text()  # else its pages would stay beside the arrays
+    np.testing.assert_array_equal(array, np.arange(64))
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        files.read("a")
+
+
+def test_truncated_safetensors_and_indices_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(64, np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        checkpoint.open_t5(path)
+    index = tmp_path / huggingface.INDEX
+    for text, told in (
+        ("<html>", "index.json is damaged"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "points to '../model.safetensors'"),
+    ):
+        index.write_text(text)
+        with pytest.raises(UserError, match=told):
+            checkpoint.open_t5(tmp_path)
+
+
+def test_nothing_at_the_path_is_told(tmp_path):
+    with pytest.raises(UserError, match="no T5 checkpoint at .*gone"):
+        checkpoint.open_t5(tmp_path / "gone")
+    with pytest.raises(UserError, match="holds no T5 checkpoint"):
+        checkpoint.open_t5(tmp_path)
+
+
+# ----------------------------------------------------------------------------- the start of a model
+def toy(path, trainable, precision="bfloat16"):
+    """The toy's config, started from a checkpoint of its sizes with random numbers."""
+    from configs.toy import get_config
+
+    config = get_config()
+    config.model.t5.checkpoint = str(path)
+    config.model.t5.encoder.trainable = trainable
+    config.model.precision = precision
+    return validate(config)
+
+
+@pytest.fixture
+def t5_file(tmp_path):
+    """(path, t5x name -> array) of random weights for the toy's T5."""
+    t5 = toy(tmp_path, True).model.t5
+    rows = load_tokenizer(t5.vocabulary, 4).base_vocab_size
+    rng = np.random.default_rng(5)
+    shapes = expected_shapes(layouts(t5, rows))
+    flat = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    huggingface.write_huggingface(Arrays(flat), tmp_path / "t5")
+    return tmp_path / "t5", flat
+
+
+def start(config, **options):
+    model = build_model(config, load_tokenizer(config.model.t5.vocabulary, 4).base_vocab_size)
+    return create_state(config, model, make_optimizer(config.train), make_mesh(config), **options)
+
+
+def test_a_frozen_encoder_and_the_prior_start_from_the_checkpoint(t5_file):
+    path, flat = t5_file
+    state, frozen, _ = start(toy(path, trainable=False))
+    assert set(frozen) == {"encoder"} and set(state.params) == set(state.ema) == {"prior", "denoiser"}
+    for part, leaf in flatten_dict(frozen["encoder"]).items():
+        full = part[-1] in ("scale", "rel_embedding")
+        assert leaf.dtype == (jnp.float32 if full else jnp.bfloat16), part
+    expected, _ = t5x.from_flat(flat, toy(path, trainable=True).model.t5)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), frozen["encoder"], expected)
+    for tree in (state.params, state.ema):
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tree))
+        np.testing.assert_array_equal(
+            tree["prior"]["layers"]["mlp"]["wo"]["kernel"][0], flat["decoder/layers_0/mlp/wo/kernel"]
+        )
+        np.testing.assert_array_equal(tree["prior"]["token_embedder"]["embedding"][: len(flat[TABLE])], flat[TABLE])
+    assert any("mu" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
+    moved = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 1), moved, state.ema)  # buffers of their own
+
+
+def test_a_trainable_encoder_starts_from_the_checkpoint_and_is_float32(t5_file):
+    path, flat = t5_file
+    state, frozen, _ = start(toy(path, trainable=True))
+    assert frozen == {}
+    found = state.params["encoder"]["layers"]["mlp"]["wo"]["kernel"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found[0], flat["encoder/layers_0/mlp/wo/kernel"])
+
+
+def test_a_state_that_is_restored_afterwards_loads_the_frozen_part_alone(t5_file):
+    path, flat = t5_file
+    state, frozen, _ = start(toy(path, trainable=False, precision="float32"), pretrained=False)
+    found = state.params["prior"]["layers"]["mlp"]["wo"]["kernel"][0]
+    assert not np.array_equal(found, flat["decoder/layers_0/mlp/wo/kernel"])
+    np.testing.assert_array_equal(
+        frozen["encoder"]["layers"]["mlp"]["wo"]["kernel"][0], flat["encoder/layers_0/mlp/wo/kernel"]
+    )
+
+
+def test_the_rest_of_the_model_is_drawn_as_without_a_checkpoint(t5_file):
+    path, _ = t5_file
+    config = toy(path, trainable=True)
+    t5 = dataclasses.replace(config.model.t5, checkpoint=None)
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
+    states = [start(c)[0].params["denoiser"] for c in (config, plain)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_pipeline_takes_a_frozen_encoder_from_the_checkpoint(t5_file, tmp_path):
+    path, _ = t5_file
+    config = toy(path, trainable=False)
+    state, frozen, _ = start(config)
+    saved = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    with checkpoints.open_manager(tmp_path, config.train) as manager:
+        manager.save(1, args=saved)
+    pipeline = KaleidoPipeline.from_workdir(config, tmp_path)
+    assert set(pipeline.params) == {"encoder", "prior", "denoiser"}
+    jax.tree.map(np.testing.assert_array_equal, pipeline.params["encoder"], frozen["encoder"])
+    shutil.rmtree(path)
+    with pytest.raises(UserError, match="no T5 checkpoint at"):
+        KaleidoPipeline.from_workdir(config, tmp_path)
+
+
+def test_weights_that_are_not_there_are_told_before_anything_starts(tmp_path):
+    for trainable in (False, True):
+        with pytest.raises(UserError, match="gone' is not on this machine"):
+            verbs.check_weights(toy(tmp_path / "gone", trainable))
+    verbs.check_weights(toy(tmp_path, trainable=True))
+
+
+class Held(Arrays):
+    """Counts the bytes of tensors that are alive."""
+
+    alive, most = 0, 0
+
+    def read(self, name):
+        array = self.flat[name].copy()
+        Held.alive += array.nbytes
+        Held.most = max(Held.most, Held.alive)
+        weakref.finalize(array, self._gone, array.nbytes)
+        return array
+
+    @staticmethod
+    def _gone(nbytes):
+        Held.alive -= nbytes
+
+
+def test_loading_holds_one_tensor_of_the_file_at_a_time(t5_file, monkeypatch):
+    path, flat = t5_file
+    t5 = toy(path, trainable=True).model.t5
+    monkeypatch.setattr(checkpoint, "open_t5", lambda _: Held(flat))
+    half = jax.tree.map(  # another type, so that nothing of the file can be a parameter's memory
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), abstract_params(t5, len(flat[TABLE]))
+    )
+    load(path, dict(zip(checkpoint.STACKS, half, strict=True)), base_vocab_size=len(flat[TABLE]))
+    assert 0 < Held.most <= 2 * max(value.nbytes for value in flat.values())
+
+
+@pytest.mark.slow
+def test_training_with_a_frozen_encoder_goes_on_from_its_checkpoint(t5_file, tmp_path):
+    path, flat = t5_file
+    config = toy(path, trainable=False)
+    tokenizer = load_tokenizer("fashion", 4)
+    targets = np.full((8, 2), [tokenizer.base_vocab_size, 1], np.int32)
+    batch = {
+        "image": np.zeros((8, 2), np.float32),
+        "encoder_input_tokens": np.full((8, 4), 5, np.int32),
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": np.ones((8, 2), np.float32),
+        "sample_id": np.arange(8),
+    }
+
+    def train(num_steps):
+        again = dataclasses.replace(config.train, num_steps=num_steps, batch_size=8, log_every_steps=1)
+        batches = iter(grain.MapDataset.source([batch] * 8).to_iter_dataset())
+        return loop.train(dataclasses.replace(config, train=again), tmp_path, tokenizer, batches)
+
+    first, second = train(1), train(2)
+    assert (int(first.step), int(second.step)) == (1, 2)
+    assert set(second.params) == set(second.ema) == {"prior", "denoiser"}
+    for state in (first, second):  # small steps from the file's numbers, not from drawn ones
+        kernel = np.asarray(state.params["prior"]["layers"]["mlp"]["wo"]["kernel"][0])
+        np.testing.assert_allclose(kernel, flat["decoder/layers_0/mlp/wo/kernel"], atol=1e-3)
+    stored = ocp.PyTreeCheckpointer().restore((tmp_path / "checkpoints" / "2" / "state").absolute())
+    assert set(stored["params"]) == set(stored["ema"]) == {"prior", "denoiser"}
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(stored)]
+    assert any("['mu']['prior']" in path for path in paths) and not any("['encoder']" in path for path in paths)
+
+
+SHARDED = """
+import jax, numpy as np
+from tests.interop.t5.test_checkpoints import start, toy
+from kaleido_jax.config import schema as cfg
+import dataclasses
+config = dataclasses.replace(toy({path!r}, trainable=False), mesh=cfg.Mesh(data=2, fsdp=2, tensor=2))
+state, frozen, (shardings, frozen_shardings) = start(config)
+kernel = state.params["prior"]["layers"]["mlp"]["wi_0"]["kernel"]
+assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor"), kernel.sharding
+same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), frozen, frozen_shardings)
+assert all(jax.tree.leaves(same)), same
+sums = [float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves((frozen, state.params["prior"]))]
+print("sums", sums)
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_hold_the_same_weights_as_one(t5_file, eight_devices):
+    path, _ = t5_file
+    state, frozen, _ = start(toy(path, trainable=False))
+    leaves = jax.tree.leaves((frozen, state.params["prior"]))
+    sums = [float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in leaves]
+    assert f"sums {sums}" in eight_devices(SHARDED.format(path=str(path)))

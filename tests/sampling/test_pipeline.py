@@ -1,0 +1,76 @@
+"""Guidance and samplers through the public API, on random weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.models.kaleido import abstract_params, build_model
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from tests.tiny import single_net_config
+
+CONFIG = single_net_config(sample__num_steps=3, sample__gamma=3.0, sample__sampler="ddim")
+CAPTIONS, LATENTS = ["bag", "coat"], [(5, 6, 7, 1), (8, 9, 1)]
+
+
+def random_params(tokenizer, seed):
+    rng = np.random.default_rng(seed)
+    shapes = abstract_params(build_model(CONFIG, tokenizer.base_vocab_size))
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3, jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    tokenizer = load_tokenizer(CONFIG.model.t5.vocabulary, CONFIG.latents.codebook_size)
+    params = random_params(tokenizer, 0)
+    return KaleidoPipeline(CONFIG, params, tokenizer, bad_params=random_params(tokenizer, 1))
+
+
+def draw(pipeline, captions=CAPTIONS, latents=LATENTS, indices=None, **sample):
+    settings = dataclasses.replace(CONFIG.sample, **sample)
+    return pipeline.draw(captions, latents, seed=0, indices=indices, sample=settings)
+
+
+@pytest.fixture(scope="module")
+def with_cfg(pipeline):
+    return draw(pipeline)
+
+
+@pytest.mark.parametrize(
+    "same_as_cfg",
+    [
+        {"guidance": "cads", "cads_tau": (1.0, 1.0)},
+        {"guidance": "apg", "apg_eta": 1.0, "apg_momentum": 0.0},
+        {"guidance_interval": (0.0, 1e9)},
+    ],
+)
+def test_a_rule_with_everything_off_draws_what_cfg_draws(pipeline, with_cfg, same_as_cfg):
+    np.testing.assert_allclose(draw(pipeline, **same_as_cfg), with_cfg, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", ["cads", "apg", "autoguidance"])
+def test_a_rule_changes_the_image_and_a_sample_stays_its_own(pipeline, with_cfg, guidance):
+    settings = {"guidance": guidance, "cads_tau": (0.2, 0.6)}
+    images = draw(pipeline, **settings)
+    assert np.isfinite(images).all() and np.abs(images - with_cfg).max() > 1e-3
+    alone = draw(pipeline, CAPTIONS[1:], LATENTS[1:], [1], **settings)
+    np.testing.assert_allclose(alone[0], images[1], atol=1e-4)
+
+
+def test_autoguidance_away_from_the_same_weights_is_no_guidance(pipeline):
+    same = KaleidoPipeline(CONFIG, pipeline.params, pipeline.tokenizer, bad_params=pipeline.params)
+    np.testing.assert_allclose(draw(same, guidance="autoguidance"), draw(pipeline, gamma=1.0), atol=1e-4)
+    without = KaleidoPipeline(CONFIG, pipeline.params, pipeline.tokenizer)
+    with pytest.raises(UserError, match="bad_params"):
+        draw(without, guidance="autoguidance")
+    np.testing.assert_array_equal(draw(without, gamma=1.0, guidance="autoguidance"), draw(without, gamma=1.0))
+
+
+def test_one_compiled_function_serves_every_gamma(pipeline, with_cfg):
+    before = KaleidoPipeline._draw_images._cache_size()
+    assert np.abs(draw(pipeline, gamma=5.0) - with_cfg).max() > 1e-3
+    assert KaleidoPipeline._draw_images._cache_size() == before
