@@ -15,10 +15,10 @@ from pathlib import Path
 import sentencepiece
 
 from kaleido_jax.annotate import fashion
-from kaleido_jax.data.records import write_atomically
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.latents.geometry import MAX_COORDINATE
 from kaleido_jax.latents.grammar import serialize
+from kaleido_jax.runtime.files import write_atomically
 
 MAX_PIECES = 250  # without the numbers below; the trainer finds that fewer are worth having
 NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time

@@ -6,10 +6,7 @@ A file is written under a temporary name and renamed: a reader sees the old one 
 import hashlib
 import io
 import json
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from PIL import Image
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, check_segments
+from kaleido_jax.runtime.files import replacing, write_atomically
 
 VERSION = 2  # of the record and manifest layout
 MANIFEST = "manifest.json"
@@ -101,27 +99,6 @@ class Records:
 
 
 # ------------------------------------------------------------------------------------------------ writing
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it becomes `path` at the end and is removed after an error.
-
-    The name is unique, so several processes may write the same file at once; the last one stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a whole file in one step, making its folder if need be."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def write_shard(path: Path, records: Iterable[Record], folder: Path | None = None) -> Shard:
     """Writes one shard; the same records give the same bytes.
 

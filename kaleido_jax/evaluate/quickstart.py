@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 from kaleido_jax.annotate.vokens.features import FOREGROUND_FROM
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.loader import to_model_range
-from kaleido_jax.data.records import write_atomically
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.evaluate.latents import latents_report
 from kaleido_jax.latents.geometry import box_iou, mask_to_box
+from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import purpose_key
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config, identity, to_json
-from kaleido_jax.data.records import write_atomically
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import write_atomically
 
 CONFIG = "config.json"
 

@@ -10,10 +10,10 @@ from absl import logging
 from PIL import Image, ImageDraw
 
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.records import replacing, write_atomically
 from kaleido_jax.data.sources.base import FashionSource
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.render.image import BACKGROUND, INK, font_for, latents_panel, wrap
+from kaleido_jax.runtime.files import replacing, write_atomically
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, SampledLatents, to_uint8
 
 PANEL_PX, IMAGE_PX, GAP_PX = 256, 192, 12

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from kaleido_jax.annotate.job.agreement import SMALLEST_PX
-from kaleido_jax.data.records import Manifest, Record, Records, read_manifest, write_atomically
+from kaleido_jax.data.records import Manifest, Record, Records, read_manifest
 from kaleido_jax.latents.render.svg import to_svg
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.runtime.files import write_atomically
 
 REPORT = "report.html"
 _DRAWN_PX = 320  # side of a picture, about a card's width on a phone

@@ -19,11 +19,12 @@ from kaleido_jax.annotate.job.engines import open_engine
 from kaleido_jax.annotate.job.shards import Job, finished, notes_path, shard_ranges
 from kaleido_jax.annotate.registry import AnnotatorSettings, fit_vokens
 from kaleido_jax.config.schema import Annotate, Config, records_size
-from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, write_atomically, write_manifest
+from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, write_manifest
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import SEGMENTS, check_segments
+from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import progress as progress_of
 
 QUANTIZER = "quantizer.safetensors"

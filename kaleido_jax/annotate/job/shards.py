@@ -17,12 +17,13 @@ from kaleido_jax.annotate.annotator import Annotator, Failure
 from kaleido_jax.annotate.job import agreement
 from kaleido_jax.annotate.registry import AnnotatorSettings, open_annotators
 from kaleido_jax.data.crop import square_crop
-from kaleido_jax.data.records import VERSION, Record, encode_image, longest, write_atomically, write_shard
+from kaleido_jax.data.records import VERSION, Record, encode_image, longest, write_shard
 from kaleido_jax.data.sources.base import Example, Source, open_source
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.grammar import SEPARATOR, fit, segment_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, select
+from kaleido_jax.runtime.files import write_atomically
 
 Advance = Callable[[int], None]  # called with the number of images just done
 

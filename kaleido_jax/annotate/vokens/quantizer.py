@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.cluster.vq import vq
 
-from kaleido_jax.data.records import write_atomically
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import write_atomically
 
 _KMEANS_ROUNDS = 20  # the error changes by less than 0.1 % after that
 _FEWEST_LEVELS, _MOST_LEVELS = 5, 8  # of a finite scalar (Mentzer et al. 2023, section 4.1 and table 1)

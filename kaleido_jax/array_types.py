@@ -1,0 +1,29 @@
+"""Array types: a name for each shape that crosses a function's border; the tests check them at run time.
+
+Axes: b batch, t tokens, d width of the states, v vocabulary, h and w pixels, n anything counted.
+"""
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+# On the device
+Sample = Float[Array, "b ..."]  # images (b, h, w, 3) of one resolution in the model range, or points (b, dim)
+Pyramid = list[Float[Array, "b ..."]]  # one Sample per resolution, high to low; outer ones may have fewer rows
+Times = Int[Array, "b"]  # network times 0..N-1 of the discrete schedule
+AlphaBar = Float[Array, "b"]  # signal level alpha_bar of each sample, 0..1
+PerSample = Float[Array, "b"]  # one number per sample
+Scalar = Float[Array, ""]
+Keys = Key[Array, "b"]  # one random key per sample
+Tokens = Int[Array, "b t"]
+Mask = Bool[Array, "b t"]  # True = a valid position
+States = Float[Array, "b t d"]  # of T5, H_c or H_z
+Logits = Float[Array, "b t v"]
+TokenLogits = Float[Array, "b v"]  # of one position
+
+# On the host
+Image = UInt8[np.ndarray, "h w 3"]
+SquareImage = UInt8[np.ndarray, "s s 3"]
+Images = UInt8[np.ndarray, "n h w 3"]
+ImageMask = Bool[np.ndarray, "h w"]
+Boxes = Float[np.ndarray, "*n 4"]  # (x1, y1, x2, y2)
+HostTokens = Int[np.ndarray, "b t"]
