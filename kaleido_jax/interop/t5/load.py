@@ -214,8 +214,9 @@ def fit_rows(
     """A table of `vocab_size` rows from an old one (V, d), float32.
 
     A table that has `vocab_size` rows already is kept whole (it is one of ours). Of another the first
-    `base_vocab_size` are kept: what lies behind them is padding there and vokens here. A new row is the mean of the kept ones plus
-    N(0, (0.02 of their standard deviation, dimension by dimension)^2), a function of (seed, purpose, row).
+    `base_vocab_size` are kept: what lies behind them is padding there and vokens here. A new row is the mean of the
+    kept ones plus N(0, (0.02 of their standard deviation, dimension by dimension)^2), a function of (seed, purpose,
+    row).
     """
     kept = old if len(old) == vocab_size else old[: min(base_vocab_size, vocab_size)]
     kept = kept.astype(np.float32, copy=False)
