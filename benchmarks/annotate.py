@@ -38,7 +38,7 @@ SHARD_SIZE = 250
 class NoAnnotator:
     """Answers at once, with a text."""
 
-    segments, needs, origin = ("text",), (), {"model": "none", "version": "1"}
+    segments, needs, metadata = ("text",), (), {"model": "none", "version": "1"}
 
     def __call__(self, examples, so_far):
         """One answer an example."""

@@ -136,7 +136,7 @@ def voken_rows(examples, weights):
     for feature in features:
         values = feature(example.image for example in examples)
         for kind, tokens, codebook in QUANTIZERS:
-            quantizer = fit_quantizer(values[~held], kind=kind, num_tokens=tokens, codebook_size=codebook)
+            quantizer = fit_quantizer(values[~held], kind=kind, vokens_per_image=tokens, codebook_size=codebook)
             fitted, told = quality(quantizer, values[~held]), quality(quantizer, values[held])
             found = retrieval(quantizer, values[held])
             rows.append(

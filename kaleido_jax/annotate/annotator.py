@@ -25,7 +25,7 @@ class Annotator(Protocol):
 
     segments: tuple[str, ...]  # what it fills
     needs: tuple[str, ...]  # segments that must be there before it runs, e.g. blob from bbox
-    origin: Mapping[str, str]  # provenance: "model", "version", "prompt" (a hash) ...; no date, nothing that varies
+    metadata: Mapping[str, str]  # provenance: "model", "version", "prompt" (a hash) ...; no date, nothing that varies
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
         """One answer an example: latents with this annotator's segments alone, or why there are none.

@@ -47,9 +47,9 @@ class FashionAnnotator:
     def __init__(self, quantizer: ResidualQuantizer, segments: Sequence[str] = SEGMENTS):
         """Fills `segments`, each as annotate() does."""
         self.segments = check_segments(segments)
-        self.origin = {"model": "fashion", "version": VERSION}
+        self.metadata = {"model": "fashion", "version": VERSION}
         if "voken" in self.segments:
-            self.origin |= {"quantizer": quantizer.fingerprint}
+            self.metadata |= {"quantizer": quantizer.fingerprint}
         self._quantizer = quantizer
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:

@@ -20,7 +20,7 @@ class LabeledText:
 
     segments = ("text",)
     needs = ()
-    origin = {"model": "labels", "version": VERSION}
+    metadata = {"model": "labels", "version": VERSION}
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
         """One answer an example."""
@@ -42,7 +42,7 @@ class LabeledBoxes:
 
     def __init__(self, max_objects: int):
         """Keeps the `max_objects` largest of an image."""
-        self.origin = {"model": "labels", "version": VERSION}
+        self.metadata = {"model": "labels", "version": VERSION}
         self._max_objects = max_objects
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
@@ -66,7 +66,7 @@ class LabeledBlobs:
 
     def __init__(self, max_objects: int):
         """Keeps the `max_objects` largest of an image."""
-        self.origin = {"model": "labels, second moments", "version": VERSION}
+        self.metadata = {"model": "labels, second moments", "version": VERSION}
         self._max_objects = max_objects
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:

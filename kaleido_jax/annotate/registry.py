@@ -37,7 +37,7 @@ class AnnotatorSettings:
         """What of it decides the latents, as JSON; no paths."""
         groups = {s: dataclasses.asdict(getattr(self.config, s)) for s in segments}
         kept = {s: {k: v for k, v in group.items() if not _changes_nothing(k)} for s, group in groups.items()}
-        return kept | {"max_boxes": self.config.bbox.max_boxes, "vokens": (self.vokens_per_image, self.codebook)}
+        return kept | {"max_boxes": self.config.bbox.max_boxes, "vokens": (self.vokens_per_image, self.codebook_size)}
 
 
 def open_annotators(settings: AnnotatorSettings, segments: Sequence[str], source: Source) -> list[Annotator]:
@@ -72,8 +72,8 @@ def fit_vokens(settings: AnnotatorSettings, segments: Sequence[str], source: Sou
             settings.quantizer,
             source=settings.source,
             image_size=settings.image_size,
-            num_tokens=settings.vokens_per_image,
-            codebook_size=settings.codebook,
+            vokens_per_image=settings.vokens_per_image,
+            codebook_size=settings.codebook_size,
             fit_examples=settings.config.voken.fit_examples,
         )
     else:
@@ -137,7 +137,7 @@ def _in_order(annotators):
 
 
 def _changes_nothing(name):
-    # What is at a path is in the annotator's origin, and no answer depends on the batch.
+    # What is at a path is in the annotator's metadata, and no answer depends on the batch.
     return name in ("model", "feature_model", "batch_size")
 
 
@@ -190,8 +190,8 @@ def _vokens(settings, source):
         source={"name": settings.source, "examples": source.fingerprint},
         train=Cropped(source, settings.image_size),
         image_size=settings.image_size,
-        num_tokens=settings.vokens_per_image,
-        codebook_size=settings.codebook,
+        vokens_per_image=settings.vokens_per_image,
+        codebook_size=settings.codebook_size,
     )
 
 

@@ -315,7 +315,7 @@ IDENTITY_FREE_FIELDS = {
     "annotate": (
         "batch_size",
         "date",
-        "endpoint",  # which model it was is in the origin of the latents
+        "endpoint",  # which model it was is in the metadata of the latents
         "engine",
         "num_workers",
         "ray_address",

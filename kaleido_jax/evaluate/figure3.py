@@ -120,7 +120,9 @@ def _tokenized(config, tokenizer, pipeline, points, classes):
     captions = pipeline.caption_tokens(list(CLASSES))[classes]
     data = {"image": points, "encoder_input_tokens": captions}
     if config.latents.segments:
-        quantizer = fit_quantizer(points, num_tokens=1, codebook_size=config.latents.codebook_size, seed=config.seed)
+        quantizer = fit_quantizer(
+            points, vokens_per_image=1, codebook_size=config.latents.codebook_size, seed=config.seed
+        )
         codes = quantizer.encode(points)[:, 0]
         table = np.asarray(
             [

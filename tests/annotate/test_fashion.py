@@ -18,7 +18,7 @@ SETTINGS = {
     "num_examples": 70,
     "seed": 3,
     "image_size": 32,
-    "codebook": 16,
+    "codebook_size": 16,
     "shard_size": 32,
     "fit_examples": 100,
 }
@@ -178,6 +178,6 @@ def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
 def test_quantizer_of_another_setup_is_not_overwritten(tmp_path, tokenizer):
     make_records(tmp_path, split="train", tokenizer=tokenizer, **SETTINGS)
     with pytest.raises(UserError, match="was fitted for"):
-        make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook": 8})
+        make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook_size": 8})
     with pytest.raises(UserError, match="codebook of 128"):
-        make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook": 128})
+        make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook_size": 128})

@@ -30,7 +30,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def records(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("records")
-    sizes = {"num_examples": 44, "image_size": 32, "codebook": 8, "shard_size": 20, "fit_examples": 50}
+    sizes = {"num_examples": 44, "image_size": 32, "codebook_size": 8, "shard_size": 20, "fit_examples": 50}
     make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
     return open_records(folder / "train", segments=SEGMENTS, tokenizer=tokenizer, image_size=32)
 

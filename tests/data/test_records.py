@@ -15,7 +15,7 @@ from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import select
 
 SETTINGS = {"source": "fashion", "split": "train", "num_examples": 40, "seed": 0, "image_size": 32}
-SMALL = {"codebook": 8, "shard_size": 16, "fit_examples": 50}
+SMALL = {"codebook_size": 8, "shard_size": 16, "fit_examples": 50}
 
 
 @pytest.fixture(scope="module")

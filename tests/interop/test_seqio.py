@@ -37,7 +37,7 @@ def records(tmp_path_factory):
     from kaleido_jax.latents.tokenizer import load_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("records"), load_tokenizer("fashion", 64)
-    sizes = {"num_examples": 24, "image_size": 16, "codebook": 8, "shard_size": 16, "fit_examples": 50}
+    sizes = {"num_examples": 24, "image_size": 16, "codebook_size": 8, "shard_size": 16, "fit_examples": 50}
     make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
     return folder, tokenizer
 

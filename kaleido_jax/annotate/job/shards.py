@@ -83,8 +83,8 @@ class OpenJob:
         self.source: Source = open_source(**job.source)
         self.annotators: list[Annotator] = open_annotators(job.annotators, job.segments, self.source)
         self.separator = len(job.tokenizer.encode(SEPARATOR))
-        self.origins = {s: dict(a.origin) for a in self.annotators for s in a.segments}
-        told = job.told() | {"origins": self.origins, "examples": self.source.fingerprint, "date": job.date}
+        self.metadata = {s: dict(a.metadata) for a in self.annotators for s in a.segments}
+        told = job.told() | {"metadata": self.metadata, "examples": self.source.fingerprint, "date": job.date}
         self.specification = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -127,7 +127,7 @@ def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda d
         "specification": opened.specification,
         "indices": (indices.start, indices.stop),
         "shard": asdict(written),
-        "provenance": opened.origins,
+        "provenance": opened.metadata,
         "counts": dict(notes.counts),
         "max_tokens": longest(notes.lengths),
         "left_out": len(indices) - written.records,
@@ -223,7 +223,7 @@ def _record(opened, example, z, notes) -> Record | None:
         caption_tokens=job.tokenizer.encode(example.caption),
         latents=kept,
         tokens=tokens,
-        provenance={s: opened.origins[s] | {"date": job.date} for s in tokens},
+        provenance={s: opened.metadata[s] | {"date": job.date} for s in tokens},
         credit=example.credit,
     )
 

@@ -47,7 +47,7 @@ class Detector:
     needs: tuple[str, ...] = ()
 
     @property
-    def origin(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Provenance."""
         return {"model": "yolox", "version": self.model.fingerprint, "threshold": str(self.threshold)}
 

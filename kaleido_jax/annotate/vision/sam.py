@@ -17,7 +17,7 @@ _CLASSES = {
 
 
 def open_sam(folder: Path):
-    """A masker (see segmenter.py) that prompts SAM with all boxes of an image at once, one mask each, and its origin.
+    """A masker (see segmenter.py) that prompts SAM with all boxes of an image at once, one mask each, and its metadata.
 
     Raises:
       UserError: torch or transformers are missing, or the folder holds no such model.

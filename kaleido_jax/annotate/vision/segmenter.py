@@ -34,7 +34,7 @@ class Segmenter:
     """The annotator of the blob segment; phrases and order are those of bbox."""
 
     masks: Masker
-    origin: Mapping[str, str]
+    metadata: Mapping[str, str]
     segments: tuple[str, ...] = ("blob",)
     needs: tuple[str, ...] = ("bbox",)
 
@@ -71,10 +71,10 @@ def open_segmenter(config: Annotate) -> Segmenter:
     if settings.kind == "sam":
         from kaleido_jax.annotate.vision.sam import open_sam
 
-        masks, origin = open_sam(path)
+        masks, metadata = open_sam(path)
     else:
-        masks, origin = onnx_masks(path)
-    return Segmenter(masks=masks, origin=origin)
+        masks, metadata = onnx_masks(path)
+    return Segmenter(masks=masks, metadata=metadata)
 
 
 def onnx_masks(path: Path) -> tuple[Masker, dict[str, str]]:

@@ -26,8 +26,8 @@ class Captioner:
         """`instruction` is a key of prompts.TEXT; `image_size` px is the side of the picture shown."""
         self.model, self._image_size = model, image_size
         self._prompt = model.own_prompts.get("text", prompts.TEXT[instruction])
-        self.origin = {
-            **model.origin,
+        self.metadata = {
+            **model.metadata,
             "rules": VERSION,
             "prompt": prompts.prompt_hash(self._prompt),
             "picture": f"{image_size} px",

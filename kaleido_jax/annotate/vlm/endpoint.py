@@ -91,7 +91,7 @@ class Endpoint:
         self._pace = Pace()
         self.usage = Usage()
         # A server does not tell which weights it has; a fixed revision belongs into the model's name.
-        self.origin = {
+        self.metadata = {
             "model": self._model,
             "version": "as served",
             "server": "openai",

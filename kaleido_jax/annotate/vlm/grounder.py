@@ -48,8 +48,8 @@ class Grounder:
         self.model, self._image_size, self._max_boxes = model, image_size, max_boxes
         self._seen_px = (image_size, image_size) if coordinates == "pixels" else None
         self._prompt = model.own_prompts.get("bbox", prompts.BBOX[instruction])
-        self.origin = {
-            **model.origin,
+        self.metadata = {
+            **model.metadata,
             "rules": VERSION,
             "prompt": prompts.prompt_hash(self._prompt),
             "picture": f"{image_size} px",

@@ -49,7 +49,7 @@ class LocalModel:
                 raise user_error(f"the package {package} is missing", "it installed", do)
         self.own_prompts = OWN_PROMPTS.get(config.get("model_type"), {})
         # The folder's name alone, so that records made on two machines say the same.
-        self.origin = {"model": self._folder.resolve().name, "version": _fingerprint(self._folder)}
+        self.metadata = {"model": self._folder.resolve().name, "version": _fingerprint(self._folder)}
         self._model = self._processor = None
         self._pace = Pace()
 
@@ -69,7 +69,7 @@ class LocalModel:
                 results.append(self._settle(question, answer, read))
         taken = time.monotonic() - start
         if self._pace.due():
-            log.info("%s: %d images in %.1f s", self.origin["model"], len(results), taken)
+            log.info("%s: %d images in %.1f s", self.metadata["model"], len(results), taken)
         return results
 
     def _settle(self, question, answer, read):

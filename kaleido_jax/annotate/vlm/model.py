@@ -46,7 +46,7 @@ class Unanswered:
 class VisionModel(Protocol):
     """A model that answers about images: Endpoint or LocalModel."""
 
-    origin: Mapping[str, str]  # provenance: "model", "version" where it is known
+    metadata: Mapping[str, str]  # provenance: "model", "version" where it is known
     own_prompts: Mapping[str, str]  # segment -> prompt, of a model that follows only those it was trained with
 
     def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:

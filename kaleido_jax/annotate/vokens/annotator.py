@@ -29,7 +29,7 @@ class QuantizerTokenizer:
     needs: tuple[str, ...] = ()
 
     @property
-    def origin(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Provenance; `version` changes with any number of the quantizer."""
         return {
             "model": "quantizer",
@@ -40,7 +40,7 @@ class QuantizerTokenizer:
         }
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """Latents with num_tokens vokens, each 0..codebook_size-1; it never fails for one image."""
+        """Latents with vokens_per_image vokens, each 0..codebook_size-1; it never fails for one image."""
         # Row by row: a product of matrices may round differently with the number of rows.
         rows = (self.quantizer.encode(self.feature([example.image]))[0] for example in examples)
         return [Latents(voken=tuple(int(code) for code in row)) for row in rows]
@@ -53,7 +53,7 @@ def open_voken(
     source: str | dict,
     train: Source,
     image_size: int,
-    num_tokens: int,
+    vokens_per_image: int,
     codebook_size: int,
 ) -> Annotator:
     """The annotator that config.voken names; fits its quantizer if there is none at `path` yet.
@@ -64,7 +64,7 @@ def open_voken(
       source: which data these are, any JSON value; kept in the file, and another one is refused.
       train: training examples, their images as they will be annotated (the square crop).
       image_size: px of these images; kept in the file.
-      num_tokens: vokens an image (config.latents.vokens_per_image).
+      vokens_per_image: vokens an image (config.latents.vokens_per_image).
       codebook_size: the most values a token may have (config.latents.codebook_size).
 
     Raises:
@@ -74,13 +74,13 @@ def open_voken(
     if settings.kind == "seed":
         from kaleido_jax.annotate.vokens.seed import open_seed
 
-        return open_seed(config, num_tokens=num_tokens, codebook_size=codebook_size)
+        return open_seed(config, vokens_per_image=vokens_per_image, codebook_size=codebook_size)
     feature = open_feature(settings.feature, settings.feature_model)
     quantizer = fit_or_load(
         Path(path),
         source=source,
         image_size=image_size,
-        num_tokens=num_tokens,
+        vokens_per_image=vokens_per_image,
         codebook_size=codebook_size,
         fit_examples=settings.fit_examples,
         feature=feature,
@@ -95,7 +95,7 @@ def fit_or_load(
     *,
     source: str | dict,
     image_size: int,
-    num_tokens: int,
+    vokens_per_image: int,
     codebook_size: int,
     fit_examples: int,
     feature: Feature = APPEARANCE,
@@ -108,7 +108,7 @@ def fit_or_load(
       path: of the safetensors file.
       source: what the images are, any JSON value; a shipped source's name where `train` is None.
       image_size: px of the images.
-      num_tokens: tokens an image.
+      vokens_per_image: tokens an image.
       codebook_size: the most values of a token.
       fit_examples: images to fit on, spread evenly over `train`; all, where it has fewer.
       feature: what the quantizer sees.
@@ -121,8 +121,8 @@ def fit_or_load(
     told = {
         "source": source,
         "image_size": image_size,
-        "num_tokens": num_tokens,
-        "codebook": codebook_size,
+        "vokens_per_image": vokens_per_image,
+        "codebook_size": codebook_size,
         "fit_examples": fit_examples,
     }
     if feature != APPEARANCE or kind != "residual":  # the only ones that there were when files began
@@ -138,7 +138,9 @@ def fit_or_load(
     count = min(fit_examples, len(train))
     # Spread, since many sources are in order of their classes.
     features = feature(train[i * len(train) // count].image for i in range(count))
-    quantizer = fit_quantizer(features, kind=kind, num_tokens=num_tokens, codebook_size=codebook_size, seed=_FIT_SEED)
+    quantizer = fit_quantizer(
+        features, kind=kind, vokens_per_image=vokens_per_image, codebook_size=codebook_size, seed=_FIT_SEED
+    )
     save_quantizer(quantizer, path, told)
     fit = quality(quantizer, features)
     log.info("quantizer: explains %.1f %% of the variance", 100 * fit["explained_variance"][-1])

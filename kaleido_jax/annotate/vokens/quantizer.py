@@ -37,7 +37,7 @@ class ResidualQuantizer:
     codebooks: Float[np.ndarray, "levels codes d"]
 
     @property
-    def num_tokens(self) -> int:
+    def vokens_per_image(self) -> int:
         """Vokens an image (levels)."""
         return self.codebooks.shape[0]
 
@@ -58,7 +58,7 @@ class ResidualQuantizer:
     def encode(self, features: Float[np.ndarray, "n f"]) -> Int[np.ndarray, "n levels"]:
         """The codes of each feature vector, each 0..codebook_size-1, coarse to fine."""
         residual = (features - self.mean) @ self.components.T
-        codes = np.empty((len(features), self.num_tokens), np.int64)
+        codes = np.empty((len(features), self.vokens_per_image), np.int64)
         for level, (codebook, norms) in enumerate(zip(self.codebooks, self._norms, strict=True)):
             # Squared distance less the residual's own square, which does not change the nearest code.
             codes[:, level] = np.argmin(norms - 2 * residual @ codebook.T, axis=1)
@@ -66,7 +66,7 @@ class ResidualQuantizer:
         return codes
 
     def decode(self, codes: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n f"]:
-        """The feature vectors that the first k levels of codes stand for (k <= num_tokens)."""
+        """The feature vectors that the first k levels of codes stand for (k <= vokens_per_image)."""
         levels = np.arange(codes.shape[1])
         return self.codebooks[levels, codes].sum(axis=1) @ self.components + self.mean
 
@@ -87,7 +87,7 @@ class FiniteScalarQuantizer:
     values: Float[np.ndarray, "d most"]  # what each level stands for; zero beyond a coefficient's last
 
     @property
-    def num_tokens(self) -> int:
+    def vokens_per_image(self) -> int:
         """Vokens an image."""
         return len(self.components) // len(self.levels)
 
@@ -108,10 +108,10 @@ class FiniteScalarQuantizer:
     def encode(self, features: Float[np.ndarray, "n f"]) -> Int[np.ndarray, "n tokens"]:
         """The codes of each feature vector, each 0..codebook_size-1."""
         cells = _cells((features - self.mean) @ self.components.T, self.scale, self.levels)
-        return cells.reshape(len(features), self.num_tokens, -1) @ self._radix
+        return cells.reshape(len(features), self.vokens_per_image, -1) @ self._radix
 
     def decode(self, codes: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n f"]:
-        """The feature vectors that the first k tokens of codes stand for (k <= num_tokens)."""
+        """The feature vectors that the first k tokens of codes stand for (k <= vokens_per_image)."""
         cells = (codes[..., None] // self._radix % self.levels).reshape(len(codes), -1)
         dims = np.arange(cells.shape[1])
         return self.values[dims, cells] @ self.components[: len(dims)] + self.mean
@@ -177,7 +177,7 @@ def fit_quantizer(
     features: Float[np.ndarray, "n f"],
     *,
     kind: str = "residual",
-    num_tokens: int = 8,
+    vokens_per_image: int = 8,
     codebook_size: int = 64,
     dims: int = 32,
     seed: int = 0,
@@ -187,7 +187,7 @@ def fit_quantizer(
     Args:
       features: one row an image; float64 for the same bits everywhere.
       kind: "residual" (PCA, then one k-means codebook a token) or "fsq".
-      num_tokens: tokens an image.
+      vokens_per_image: tokens an image.
       codebook_size: entries of each token's codebook; of "fsq" the most that the product of its levels may be.
       dims: "residual": coefficients that PCA keeps. "fsq" keeps all that its tokens hold.
       seed: "residual": of k-means.
@@ -199,7 +199,7 @@ def fit_quantizer(
         raise user_error(f"quantizer {kind!r}", f"one of {', '.join(KINDS)}", "correct the name")
     mean = features.mean(axis=0)
     if kind == "fsq":
-        return _fit_scalars(features, mean, num_tokens, fsq_levels(codebook_size))
+        return _fit_scalars(features, mean, vokens_per_image, fsq_levels(codebook_size))
     distinct = len(np.unique(features, axis=0))
     if distinct < codebook_size:
         raise user_error(f"{distinct} distinct images", f"at least {codebook_size}, one a code", "use more examples")
@@ -207,7 +207,7 @@ def fit_quantizer(
     residual = (features - mean) @ components.T
     rng = np.random.default_rng(seed)
     codebooks = []
-    for _ in range(num_tokens):
+    for _ in range(vokens_per_image):
         codebooks.append(_kmeans(residual, codebook_size, rng))
         residual = residual - codebooks[-1][vq(residual, codebooks[-1], check_finite=False)[0]]
     return ResidualQuantizer(mean=mean, components=components, codebooks=np.stack(codebooks))
@@ -236,20 +236,20 @@ def fsq_levels(codebook_size: int) -> tuple[int, ...]:
     return max(fitting, key=math.prod)
 
 
-def _fit_scalars(features, mean, num_tokens, levels):
-    dims, levels = num_tokens * len(levels), np.array(levels)
+def _fit_scalars(features, mean, vokens_per_image, levels):
+    dims, levels = vokens_per_image * len(levels), np.array(levels)
     components = _principal(features - mean, dims)
     if len(components) < dims or len(features) <= dims:
         raise user_error(
             f"{len(features)} images with {features.shape[1]} features for {dims} coefficients",
-            f"more than {dims} of both, {len(levels)} for each of {num_tokens} tokens",
+            f"more than {dims} of both, {len(levels)} for each of {vokens_per_image} tokens",
             "use more examples, fewer tokens or a smaller codebook",
         )
     coefficients = (features - mean) @ components.T
     scale = coefficients.std(axis=0)
     cells = _cells(coefficients, scale, levels)
     values = np.zeros((dims, max(levels)))
-    for dim, count in enumerate(np.tile(levels, num_tokens)):
+    for dim, count in enumerate(np.tile(levels, vokens_per_image)):
         held = np.bincount(cells[:, dim], minlength=count)
         sums = np.bincount(cells[:, dim], coefficients[:, dim], minlength=count)
         # A cell in which no image fell stands for its middle: the coefficient that bounding takes there.

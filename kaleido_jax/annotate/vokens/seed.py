@@ -47,24 +47,24 @@ class SeedTokenizer:
 
     ids: Callable[[Float32[np.ndarray, "b 3 s s"]], Int[np.ndarray, "b t"]]
     image_size: int  # px, of the model's input
-    num_tokens: int
+    vokens_per_image: int
     codebook_size: int
     fingerprint: str
     segments: tuple[str, ...] = ("voken",)
     needs: tuple[str, ...] = ()
 
     @property
-    def origin(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Provenance."""
         return {"model": "seed", "version": self.fingerprint}
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """Latents with num_tokens vokens, each 0..codebook_size-1; it never fails for one image."""
+        """Latents with vokens_per_image vokens, each 0..codebook_size-1; it never fails for one image."""
         return [Latents(voken=tuple(int(i) for i in row)) for row in self.encode([e.image for e in examples])]
 
     def encode(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Int[np.ndarray, "n t"]:
         """The tokens of each image, in order; images are stretched to the model's square by Pillow's bicubic filter."""
-        rows = [np.empty((0, self.num_tokens), np.int64)]
+        rows = [np.empty((0, self.vokens_per_image), np.int64)]
         for start in range(0, len(images), BATCH_IMAGES):
             some = images[start : start + BATCH_IMAGES]
             pixels = np.zeros((BATCH_IMAGES, 3, self.image_size, self.image_size), np.float32)
@@ -75,13 +75,13 @@ class SeedTokenizer:
         return np.concatenate(rows)
 
 
-def open_seed(config: Annotate, *, num_tokens: int, codebook_size: int) -> SeedTokenizer:
+def open_seed(config: Annotate, *, vokens_per_image: int, codebook_size: int) -> SeedTokenizer:
     """SEED from the weights at config.voken.model.
 
     Args:
       config: the group annotate; voken.model is seed_quantizer.pt or its folder. The pickle in it is not run. If it
         has no image encoder, eva_vit_g.pth (BLIP-2's) is read beside it.
-      num_tokens: vokens an image that the model to be trained expects (config.latents.vokens_per_image).
+      vokens_per_image: vokens an image that the model to be trained expects (config.latents.vokens_per_image).
       codebook_size: its rows for vokens (config.latents.codebook_size).
 
     Raises:
@@ -92,10 +92,10 @@ def open_seed(config: Annotate, *, num_tokens: int, codebook_size: int) -> SeedT
         raise user_error("config.annotate.voken.model is not set", f"the folder of {WEIGHTS_FILE}", "set it")
     path = Path(config.voken.model)
     seed = load_seed(path / WEIGHTS_FILE if path.is_dir() else path)
-    if seed.num_tokens != num_tokens or seed.codebook_size > codebook_size:
+    if seed.vokens_per_image != vokens_per_image or seed.codebook_size > codebook_size:
         raise user_error(
-            f"{seed.num_tokens} vokens an image of {seed.codebook_size} codes",
-            f"config.latents.vokens_per_image = {num_tokens}, codebook_size = {codebook_size}",
+            f"{seed.vokens_per_image} vokens an image of {seed.codebook_size} codes",
+            f"config.latents.vokens_per_image = {vokens_per_image}, codebook_size = {codebook_size}",
             "set these to SEED's",
         )
     return seed
@@ -135,7 +135,7 @@ def load_seed(path: Path) -> SeedTokenizer:
     return SeedTokenizer(
         ids=ids,
         image_size=image_size,
-        num_tokens=count,
+        vokens_per_image=count,
         codebook_size=len(codes),
         fingerprint=weights.fingerprint,
     )

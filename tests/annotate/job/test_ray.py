@@ -23,7 +23,7 @@ SETTINGS = {
     "num_examples": 1500,
     "seed": 0,
     "image_size": 32,
-    "codebook": 16,
+    "codebook_size": 16,
     "fit_examples": 100,
     "shard_size": 500,
 }

@@ -35,7 +35,7 @@ FASHION = {
     "num_examples": 60,
     "seed": 1,
     "image_size": 32,
-    "codebook": 8,
+    "codebook_size": 8,
     "fit_examples": 50,
     "shard_size": 20,
 }
@@ -58,7 +58,7 @@ _TWO_THOUSAND = {
     "num_examples": 2000,
     "seed": 0,
     "image_size": 32,
-    "codebook": 16,
+    "codebook_size": 16,
     "fit_examples": 100,
     "shard_size": 250,
 }
@@ -166,7 +166,7 @@ def test_a_raised_limit_keeps_the_shards_there_are(tmp_path, tokenizer):
 class _Picky:
     """Boxes for images of even number only, and no image alike with another in the batch."""
 
-    segments, needs, origin = ("bbox",), ("text",), {"model": "picky", "version": "1"}
+    segments, needs, metadata = ("bbox",), ("text",), {"model": "picky", "version": "1"}
 
     def __call__(self, examples, so_far):
         assert all(z.text for z in so_far)

@@ -87,7 +87,7 @@ def test_annotator_gives_thousandths_of_the_image_and_an_empty_tuple_for_nothing
     assert [len(z.bbox) for z in opened(path, max_boxes=1)([example(32, 32)], [None])] == [1]
     [none] = opened(path, threshold=0.95)([example(32, 32)], [None])
     assert none.bbox == () and none.text is None
-    assert detector.segments == ("bbox",) and detector.origin["version"] == open_onnx(path, side_px=1).fingerprint
+    assert detector.segments == ("bbox",) and detector.metadata["version"] == open_onnx(path, side_px=1).fingerprint
 
 
 def test_files_that_do_not_fit_are_told(tmp_path):

@@ -31,7 +31,7 @@ def opened(path, kind="onnx"):
 
 # ------------------------------------------------------------------------------------- masks -> ellipses
 def fixed(masks):
-    return Segmenter(masks=lambda image, px: masks[: len(px)], origin={"model": "fixed"})
+    return Segmenter(masks=lambda image, px: masks[: len(px)], metadata={"model": "fixed"})
 
 
 def test_blobs_are_the_moments_of_the_masks_under_the_boxes_phrases():
@@ -56,7 +56,7 @@ def test_an_empty_mask_leaves_its_object_out_and_all_empty_is_a_failure():
 def test_the_masker_is_asked_in_pixels():
     example, mask = photo(side=200)
     asked = []
-    Segmenter(masks=lambda image, px: asked.append(px) or [mask], origin={})([example], [boxes((100, 0, 505, 1000))])
+    Segmenter(masks=lambda image, px: asked.append(px) or [mask], metadata={})([example], [boxes((100, 0, 505, 1000))])
     np.testing.assert_allclose(asked[0], [(20, 0, 101, 200)])
 
 
@@ -68,7 +68,7 @@ def test_an_onnx_mask_model_finds_the_bright_ellipse(tmp_path):
     [z] = segmenter([example], [boxes((150, 150, 850, 650))])
     found = ellipse_mask(np.array(z.blob[0].blob, np.float64), 100)
     assert mask_iou(found, mask) > 0.9
-    assert segmenter.needs == ("bbox",) and len(segmenter.origin["version"]) == 16
+    assert segmenter.needs == ("bbox",) and len(segmenter.metadata["version"]) == 16
 
 
 def test_a_mask_stays_inside_its_box_and_does_not_depend_on_other_boxes(tmp_path):
@@ -202,7 +202,7 @@ def test_sam_gives_a_mask_a_box_as_its_own_program_does_one_by_one(kind, request
         decided = np.abs(soft) > 1e-4 * np.abs(soft).max()  # where rounding does not decide
         np.testing.assert_array_equal(mask[decided], soft[decided] > 0)
         assert decided.mean() > 0.99
-    assert segmenter.origin["model"] == kind
+    assert segmenter.metadata["model"] == kind
 
 
 def test_sam_as_annotator_and_other_folders(sam_folder, tmp_path):

@@ -20,7 +20,7 @@ from tests.annotate.vlm.openai_server import GOOD, example
 class Recorded:
     """A VisionModel that gives one answer to all, and keeps what it was asked."""
 
-    origin = {"model": "recorded"}
+    metadata = {"model": "recorded"}
 
     def __init__(self, text, own_prompts=None):
         self.text, self.own_prompts, self.questions = text, own_prompts or {}, []
@@ -157,11 +157,11 @@ def test_prompt_hashes_tell_the_instructions_apart():
     templates = [*prompts.TEXT.values(), *prompts.BBOX.values()]
     assert len({prompts.prompt_hash(template) for template in templates}) == 4
     model = Recorded(GOOD)
-    origins = [Captioner(model, instruction=key).origin for key in ("caption", "label")]
-    assert [origin["prompt"] for origin in origins] == [
+    kept = [Captioner(model, instruction=key).metadata for key in ("caption", "label")]
+    assert [metadata["prompt"] for metadata in kept] == [
         prompts.prompt_hash(prompts.TEXT[k]) for k in ("caption", "label")
     ]
-    assert origins[0]["model"] == "recorded"
+    assert kept[0]["model"] == "recorded"
 
 
 # ----------------------------------------------------------------------------------------------- captioner
@@ -180,7 +180,7 @@ def test_a_model_with_prompts_of_its_own_gets_these():
     annotator = Captioner(model)
     annotator([example("one")], [Latents()])
     assert model.questions[0].prompt == "<MORE_DETAILED_CAPTION>"
-    assert annotator.origin["prompt"] == prompts.prompt_hash("<MORE_DETAILED_CAPTION>")
+    assert annotator.metadata["prompt"] == prompts.prompt_hash("<MORE_DETAILED_CAPTION>")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,6 @@ def test_opening_without_server_or_weights_says_what_is_missing(tmp_path):
     config = Annotate(
         endpoint=AnnotateEndpoint(base_url="http://localhost:1/v1", model="m"), text=AnnotateText(kind="openai")
     )
-    assert open_captioner(config).origin["model"] == "m"
+    assert open_captioner(config).metadata["model"] == "m"
     with pytest.raises(UserError, match="no model at .*nowhere; expected a folder with config.json"):
         open_captioner(Annotate(text=AnnotateText(kind="transformers", model=str(tmp_path / "nowhere"))))

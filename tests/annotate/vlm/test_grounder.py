@@ -95,10 +95,10 @@ def test_the_question_names_the_caption_and_the_limit():
     assert '[{"bbox_2d": [x1, y1, x2, y2], "label"' in question.prompt and "not this" not in question.prompt
 
 
-def test_origin_tells_what_changes_the_boxes():
+def test_metadata_tells_what_changes_the_boxes():
     model = Recorded("[]")
-    origins = [
-        Grounder(model, **how).origin
+    seen = [
+        Grounder(model, **how).metadata
         for how in ({}, {"coordinates": "pixels"}, {"max_boxes": 3}, {"image_size": 56}, {"instruction": "caption"})
     ]
-    assert len({tuple(sorted(origin.items())) for origin in origins}) == 5
+    assert len({tuple(sorted(metadata.items())) for metadata in seen}) == 5

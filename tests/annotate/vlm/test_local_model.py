@@ -136,13 +136,13 @@ def test_captions_cannot_write_special_tokens(folders):
     assert isinstance(annotator([bad], [Latents()])[0], Failure)  # of the text, not of the processor
 
 
-def test_origin_is_the_folders_content_not_its_place(folders, tmp_path):
+def test_metadata_is_the_folders_content_not_its_place(folders, tmp_path):
     copy = tmp_path / "elsewhere" / "llava"
     shutil.copytree(folders("llava"), copy)
-    origin = LocalModel(folders("llava"), max_tokens=4).origin
-    assert LocalModel(copy, max_tokens=4).origin == origin
+    metadata = LocalModel(folders("llava"), max_tokens=4).metadata
+    assert LocalModel(copy, max_tokens=4).metadata == metadata
     (copy / "more.safetensors").write_bytes(b"1")
-    assert LocalModel(copy, max_tokens=4).origin != origin
+    assert LocalModel(copy, max_tokens=4).metadata != metadata
 
 
 def test_what_is_no_model_is_told_in_one_line(folders, tmp_path):

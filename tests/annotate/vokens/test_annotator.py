@@ -43,7 +43,7 @@ class Pictures:
 def opened(path, train, **settings):
     config = Annotate(voken=AnnotateVoken(**{"quantizer": "fsq", "fit_examples": 60} | settings))
     return open_voken(
-        config, path=path, source={"name": "pictures"}, train=train, image_size=48, num_tokens=4, codebook_size=64
+        config, path=path, source={"name": "pictures"}, train=train, image_size=48, vokens_per_image=4, codebook_size=64
     )
 
 
@@ -54,7 +54,7 @@ def test_annotator_is_fitted_once_and_its_answers_do_not_depend_on_the_batch(tmp
     tokenizer = opened(path, train)
     assert len(set(train.asked)) == 60 and max(train.asked) >= 125  # spread over the source
     again = opened(path, Pictures([]))  # it is there already: no image is asked for
-    assert again.origin == tokenizer.origin and tokenizer.origin["feature"] == "pixels"
+    assert again.metadata == tokenizer.metadata and tokenizer.metadata["feature"] == "pixels"
     examples = [Example(id=str(i), image=p, caption="") for i, p in enumerate(pictures(9, seed=1))]
     together = tokenizer(examples, [None] * 9)
     assert together == [again([e], [None])[0] for e in examples]
@@ -72,9 +72,9 @@ def test_a_quantizer_of_another_feature_kind_or_source_is_refused(tmp_path):
 
 
 def test_the_shipped_sources_file_has_no_new_fields(tmp_path):
-    keys = {"source", "image_size", "num_tokens", "codebook", "fit_examples"}
+    keys = {"source", "image_size", "vokens_per_image", "codebook_size", "fit_examples"}
     path = tmp_path / "quantizer.safetensors"
-    fit_or_load(path, source="fashion", image_size=32, num_tokens=2, codebook_size=8, fit_examples=40)
+    fit_or_load(path, source="fashion", image_size=32, vokens_per_image=2, codebook_size=8, fit_examples=40)
     quantizer, told = load_quantizer(path)
     assert set(told) == keys
     example = open_source("fashion", "test", num_examples=1, seed=0)[0]

@@ -24,7 +24,7 @@ def vectors(count, dims=24, seed=0):
 
 @pytest.fixture(scope="module")
 def fsq():
-    return fit_quantizer(vectors(2000), kind="fsq", num_tokens=6, codebook_size=64)
+    return fit_quantizer(vectors(2000), kind="fsq", vokens_per_image=6, codebook_size=64)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_scalars_are_bounded_rounded_and_counted_in_mixed_radix():
     codes = quantizer.encode(features)
     assert codes.tolist() == [[0], [3 + 4 * 2], [3 + 4], [2 + 4], [1 + 4]]
     assert quantizer.decode(codes).tolist() == [[-9, -5], [9, 5], [9, 0], [1, 0], [-1, 0]]
-    assert (quantizer.num_tokens, quantizer.codebook_size) == (1, 12)
+    assert (quantizer.vokens_per_image, quantizer.codebook_size) == (1, 12)
 
 
 def test_normal_coefficients_use_all_codes_about_alike(fsq):
@@ -84,7 +84,7 @@ def test_coding_what_was_decoded_changes_nothing(fsq):
 def test_wide_features_give_the_same_directions_as_narrow_ones():
     narrow = vectors(60, dims=40)
     wide = np.concatenate([narrow, np.zeros((60, 1100))], axis=1)  # takes the images' products instead
-    a, b = (fit_quantizer(x, kind="fsq", num_tokens=4, codebook_size=64) for x in (narrow, wide))
+    a, b = (fit_quantizer(x, kind="fsq", vokens_per_image=4, codebook_size=64) for x in (narrow, wide))
     np.testing.assert_allclose(b.components[:, :40], a.components, atol=1e-9)
     np.testing.assert_array_equal(a.encode(narrow), b.encode(wide))
 
@@ -92,12 +92,12 @@ def test_wide_features_give_the_same_directions_as_narrow_ones():
 @pytest.mark.parametrize("kind", ["residual", "fsq"])
 def test_file_gives_the_same_codes_and_tells_damage(kind, tmp_path):
     features, path = vectors(200), tmp_path / "q.safetensors"
-    quantizer = fit_quantizer(features, kind=kind, num_tokens=4, codebook_size=16)
+    quantizer = fit_quantizer(features, kind=kind, vokens_per_image=4, codebook_size=16)
     save_quantizer(quantizer, path, {"seed": 1})
     loaded, fitted_for = load_quantizer(path)
     assert kind_of(loaded) == kind and fitted_for == {"seed": 1} and loaded.fingerprint == quantizer.fingerprint
     np.testing.assert_array_equal(loaded.encode(features), quantizer.encode(features))
-    assert fit_quantizer(features, kind=kind, num_tokens=4, codebook_size=16).fingerprint == quantizer.fingerprint
+    assert fit_quantizer(features, kind=kind, vokens_per_image=4, codebook_size=16).fingerprint == quantizer.fingerprint
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -107,9 +107,9 @@ def test_file_gives_the_same_codes_and_tells_damage(kind, tmp_path):
 
 def test_too_few_images_and_unknown_kinds_are_told():
     with pytest.raises(UserError, match="12 images with 24 features for 12 coefficients"):
-        fit_quantizer(vectors(12), kind="fsq", num_tokens=6, codebook_size=64)
+        fit_quantizer(vectors(12), kind="fsq", vokens_per_image=6, codebook_size=64)
     with pytest.raises(UserError, match="40 images with 24 features for 30 coefficients"):
-        fit_quantizer(vectors(40), kind="fsq", num_tokens=15, codebook_size=64)
+        fit_quantizer(vectors(40), kind="fsq", vokens_per_image=15, codebook_size=64)
     with pytest.raises(UserError, match="quantizer 'vq'"):
         fit_quantizer(vectors(12), kind="vq")
     with pytest.raises(UserError, match="a codebook of 1"):
@@ -120,7 +120,7 @@ def test_too_few_images_and_unknown_kinds_are_told():
 def test_retrieval_gets_better_with_tokens_and_is_perfect_for_perfect_codes(kind):
     fit, held = vectors(1000), vectors(120, seed=3)
     few, many = (
-        retrieval(fit_quantizer(fit, kind=kind, num_tokens=tokens, codebook_size=64), held) for tokens in (1, 6)
+        retrieval(fit_quantizer(fit, kind=kind, vokens_per_image=tokens, codebook_size=64), held) for tokens in (1, 6)
     )
     assert few["neighbor_recall"] < many["neighbor_recall"] and few["identity_recall"] < many["identity_recall"]
     assert many["identity_recall"] > 0.95

@@ -155,7 +155,7 @@ def tokenizer(weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("seed")
     torch_files.write(folder / "seed_quantizer.pt", weights)
     config = Annotate(voken=AnnotateVoken(kind="seed", model=str(folder)))
-    return seed_tokenizer.open_seed(config, num_tokens=QUERIES, codebook_size=8192)
+    return seed_tokenizer.open_seed(config, vokens_per_image=QUERIES, codebook_size=8192)
 
 
 def test_tokens_are_those_of_the_independent_forward_pass(weights, tokenizer):
@@ -182,7 +182,7 @@ def test_an_answer_does_not_depend_on_the_batch_and_fits_the_interface(tokenizer
     assert together == [tokenizer([example], [None])[0] for example in examples]
     assert not any(isinstance(z, Failure) for z in together)
     assert {len(z.voken) for z in together} == {QUERIES}
-    assert tokenizer.origin == {"model": "seed", "version": tokenizer.fingerprint} and tokenizer([], []) == []
+    assert tokenizer.metadata == {"model": "seed", "version": tokenizer.fingerprint} and tokenizer([], []) == []
 
 
 def test_other_sizes_are_stretched_by_the_bicubic_filter(tokenizer):
@@ -204,9 +204,9 @@ def test_what_does_not_fit_is_told(weights, tmp_path):
     path = torch_files.write(tmp_path / "seed_quantizer.pt", weights)
     config = Annotate(voken=AnnotateVoken(kind="seed", model=str(path)))
     with pytest.raises(UserError, match=r"5 vokens an image of 300 codes; expected .*vokens_per_image = 32"):
-        seed_tokenizer.open_seed(config, num_tokens=32, codebook_size=8192)
+        seed_tokenizer.open_seed(config, vokens_per_image=32, codebook_size=8192)
     with pytest.raises(UserError, match="voken.model is not set"):
-        seed_tokenizer.open_seed(Annotate(), num_tokens=5, codebook_size=300)
+        seed_tokenizer.open_seed(Annotate(), vokens_per_image=5, codebook_size=300)
     lacking = {n: a for n, a in weights.items() if n != "quantize.embedding.weight"}
     with pytest.raises(UserError, match=r"without quantize\.embedding\.weight"):
         seed_tokenizer.load_seed(torch_files.write(tmp_path / "lacking.pt", lacking))
