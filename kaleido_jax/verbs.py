@@ -116,16 +116,15 @@ def evaluate(config: Config, workdir: Path) -> None:
 def plan(config: Config, workdir: Path | None = None) -> None:
     """Parameters of the config, from shapes alone."""
     del workdir
-    from kaleido_jax.models.kaleido import abstract_params, build_model
-    from kaleido_jax.train.state import count, split_frozen
+    from kaleido_jax.models.kaleido import abstract_params, build_model, count_params, split_frozen
 
     tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
     params = abstract_params(build_model(config, tokenizer.base_vocab_size))
     trainable, frozen = split_frozen(params, config)
     for name, part in params.items():
         state = "trainable" if name in trainable else "frozen"
-        say(f"{name:<10} {count(part):>15,} parameters, {state}")
-    say(f"{'total':<10} {count(trainable):>15,} trainable, {count(frozen):,} frozen")
+        say(f"{name:<10} {count_params(part):>15,} parameters, {state}")
+    say(f"{'total':<10} {count_params(trainable):>15,} trainable, {count_params(frozen):,} frozen")
 
 
 def convert(source: Path, output: Path, form: str) -> None:

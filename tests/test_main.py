@@ -11,8 +11,7 @@ from kaleido_jax import main, verbs
 from kaleido_jax.config.checks import lookup, validate
 from kaleido_jax.config.schema import Init, nested
 from kaleido_jax.errors import UserError
-from kaleido_jax.models.kaleido import Kaleido, abstract_params
-from kaleido_jax.train.state import count, split_frozen
+from kaleido_jax.models.kaleido import Kaleido, abstract_params, count_params, split_frozen
 
 FASHION = "--config=configs/fashion_combined.py"
 
@@ -126,9 +125,9 @@ def test_imagenet_combined_is_the_papers():
 
     params = shapes_of(config)
     trainable, frozen = split_frozen(params, config)
-    assert count(params["denoiser"]) == 449_833_286  # the published count of this net
-    assert count(params["prior"]) == 1_725_582_336  # 1.73B with 40320 rows in table and head
-    assert set(trainable) == {"prior", "denoiser"} and count(frozen) == 1_223_527_424
+    assert count_params(params["denoiser"]) == 449_833_286  # the published count of this net
+    assert count_params(params["prior"]) == 1_725_582_336  # 1.73B with 40320 rows in table and head
+    assert set(trainable) == {"prior", "denoiser"} and count_params(frozen) == 1_223_527_424
 
 
 def load(spec):
@@ -152,7 +151,7 @@ RELEASED = {64: (713, 461_359_107), 256: (889, 476_613_958), 1024: (1063, 480_97
 def test_mdms_configs_are_the_released_nets(size):
     config = load(f"mdm_{size}.py")
     denoiser = shapes_of(config)["denoiser"]
-    assert (len(jax.tree.leaves(denoiser)), count(denoiser)) == RELEASED[size]
+    assert (len(jax.tree.leaves(denoiser)), count_params(denoiser)) == RELEASED[size]
     nets = nested(config.model.denoiser)
     assert [net.image_size for net in nets] == [px for px in (1024, 256, 64) if px <= size]
     assert [net.normalize_input for net in nets] == {64: [False], 256: [False] * 2, 1024: [False, True, False]}[size]

@@ -15,6 +15,7 @@ from absl import logging
 from jaxtyping import Float, Int
 
 from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
+from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import Config
 from kaleido_jax.latents.grammar import to_tokens
 from kaleido_jax.latents.tokenizer import load_tokenizer
@@ -25,7 +26,8 @@ from kaleido_jax.runtime.mesh import make_mesh, put_batch
 from kaleido_jax.runtime.workdir import open_workdir
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train.metrics import Averages, Progress
-from kaleido_jax.train.state import create_state, make_optimizer
+from kaleido_jax.train.optimizer import make_optimizer
+from kaleido_jax.train.state import create_state
 from kaleido_jax.train.step import make_train_step
 
 GAMMAS = (1.0, 2.0, 4.0, 8.0)
@@ -96,7 +98,7 @@ def _summary(report):
 # ------------------------------------------------------------------------------------ training, sampling
 def _train(config, points, classes, name):
     tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
-    mesh, model = make_mesh(config), build_model(config, tokenizer.base_vocab_size)
+    mesh, model = make_mesh(mesh_sizes(config.mesh, jax.device_count())), build_model(config, tokenizer.base_vocab_size)
     optimizer = make_optimizer(config.train)
     state, frozen, (shardings, _) = create_state(config, model, optimizer, mesh)
     pipeline = functools.partial(KaleidoPipeline, config, tokenizer=tokenizer, chunk=config.eval.num_samples)

@@ -100,6 +100,18 @@ def abstract_params(model: Kaleido) -> dict[str, Any]:
     return nn.meta.unbox(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
 
 
+def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:
+    """(trainable, frozen) parts of a model's parameters: a frozen encoder is in no optimizer, EMA or checkpoint."""
+    if config.model.t5.encoder.trainable:
+        return params, {}
+    return {k: v for k, v in params.items() if k != "encoder"}, {"encoder": params["encoder"]}
+
+
+def count_params(tree: Any) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def null_tokens(length: int) -> Int[Array, "1 t"]:
     """The empty caption, a lone eos: what (c, z) is replaced by when dropped, with every z position masked."""
     return jnp.zeros((1, length), jnp.int32).at[0, 0].set(EOS)

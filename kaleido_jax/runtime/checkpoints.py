@@ -6,17 +6,12 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from kaleido_jax.config.schema import Train
 from kaleido_jax.errors import user_error
 
 
-def open_manager(workdir: Path, config: Train | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; with a config they may also be written."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=config.keep_checkpoints if config else None,
-        create=config is not None,
-        read_only=config is None,
-    )
+def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir, read only; with `keep` they may also be written, and as many are kept."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
     return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
 
 

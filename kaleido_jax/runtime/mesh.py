@@ -1,13 +1,12 @@
 """The mesh, and which array axis goes where: one table from the models' logical axis names to mesh axes."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-from kaleido_jax.config.checks import mesh_sizes
-from kaleido_jax.config.schema import Config
 
 RULES = {
     "embed": "fsdp",
@@ -25,11 +24,9 @@ RULES = {
 BATCH = P(("data", "fsdp"))
 
 
-def make_mesh(config: Config) -> Mesh:
-    """All devices as a mesh with axes data, fsdp and tensor."""
-    devices = jax.devices()
-    sizes = mesh_sizes(config.mesh, len(devices))
-    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """All devices as a mesh; `sizes` of the axes data, fsdp and tensor have the number of devices as their product."""
+    return Mesh(np.asarray(jax.devices()).reshape(tuple(sizes.values())), tuple(sizes))
 
 
 def shardings_of(boxed, mesh: Mesh):

@@ -12,23 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import Config, Sample, sample_shapes, scales
 from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
 from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.errors import user_error
+from kaleido_jax.interop.t5.load import load_pretrained
 from kaleido_jax.latents.automaton import compile_grammar
 from kaleido_jax.latents.grammar import from_tokens, prefix_tokens, to_tokens
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.types import Latents, LatentsError
 from kaleido_jax.models.decode import sample_tokens, shift_right
-from kaleido_jax.models.kaleido import build_model, init_params, null_tokens
+from kaleido_jax.models.kaleido import build_model, init_params, null_tokens, split_frozen
 from kaleido_jax.models.t5 import EOS, PAD
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
-from kaleido_jax.train.state import load_pretrained, split_frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class KaleidoPipeline:
         trainable, frozen = split_frozen(boxed, config)
         if frozen and config.model.t5.checkpoint is None:
             raise user_error("a frozen encoder without weights", "config.model.t5.checkpoint", "set it to where T5 is")
-        mesh = make_mesh(config)
+        mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
         shapes = nn.meta.unbox(trainable)
         wanted = checkpoints.abstract(shapes, shardings_of(trainable, mesh))
         ema, step = checkpoints.restore_ema(workdir, wanted)

@@ -8,16 +8,17 @@ import jax
 from absl import logging
 from clu import parameter_overview
 
-from kaleido_jax.config.checks import check_devices
+from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
 from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.models.kaleido import build_model, count_params
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch, replicated
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
 from kaleido_jax.train.caption_cache import class_captions, encode_once
 from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
-from kaleido_jax.train.state import State, count, create_state, make_optimizer
+from kaleido_jax.train.optimizer import make_optimizer
+from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.step import make_train_step
 
 
@@ -40,18 +41,20 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     # ---------------------------------------------------------------- mesh and model
     check_devices(config, jax.device_count())
     warn_of_wrong_reductions(jax.default_backend())
-    mesh = make_mesh(config)
+    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
     model = build_model(config, tokenizer.base_vocab_size)
     optimizer = make_optimizer(config.train)
 
     # ---------------------------------------------------------------- state, born sharded
-    manager = checkpoints.open_manager(workdir, config.train)
+    manager = checkpoints.open_manager(workdir, keep=config.train.keep_checkpoints)
     fresh = manager.latest_step() is None
     state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh, pretrained=fresh)
     (workdir / "parameters.txt").write_text(
         parameter_overview.get_parameter_overview(state.params, include_stats=False)
     )
-    logging.info("%.2fM trainable, %.2fM frozen parameters", count(state.params) / 1e6, count(frozen) / 1e6)
+    logging.info(
+        "%.2fM trainable, %.2fM frozen parameters", count_params(state.params) / 1e6, count_params(frozen) / 1e6
+    )
 
     captions = class_captions(config, tokenizer)
     if captions:

@@ -19,7 +19,8 @@ from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.models.t5 import PAD
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.train.caption_cache import ROW, TABLE
-from kaleido_jax.train.state import State, learning_rate
+from kaleido_jax.train.optimizer import learning_rate
+from kaleido_jax.train.state import State
 
 
 def token_loss(logits: Float[Array, "b t v"], targets, weights) -> Float[Array, ""]:

@@ -23,7 +23,7 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.interop.mdm import names as mdm
 from kaleido_jax.models import unet
 from kaleido_jax.models.nested_unet import build_denoiser
-from kaleido_jax.train.state import learning_rate, make_optimizer
+from kaleido_jax.train.optimizer import learning_rate, make_optimizer
 
 FOLDER = Path(os.environ.get("KALEIDO_MDM_GOLDEN") or Path(__file__).parents[1] / "golden" / "mdm")
 # From the README there: float32 against float64 differs by 8e-6 in networks and 2e-5 after sampling.

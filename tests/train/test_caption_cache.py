@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from kaleido_jax import verbs
+from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.models.kaleido import build_model, init_params
+from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.train import loop
 from kaleido_jax.train.caption_cache import TABLE, class_captions, encode_once
-from kaleido_jax.train.state import split_frozen
 from kaleido_jax.train.step import joint_loss
 from tests.tiny import single_net_config, tiny_batch
 
@@ -43,7 +43,7 @@ def test_the_step_with_a_table_is_the_step_with_the_encoder(parts):
     batch = jax.tree.map(jnp.asarray, table.add_rows(batch))
     loss = jax.jit(lambda params: joint_loss(params, model, CONFIG, batch, 0)[1])
     before = loss(trainable | frozen)
-    kept, shardings = encode_once(table, model, frozen, make_mesh(CONFIG))
+    kept, shardings = encode_once(table, model, frozen, make_mesh(mesh_sizes(CONFIG.mesh, jax.device_count())))
     assert set(kept) == {TABLE} and kept[TABLE]["states"].shape[0] == len(NAMES) + 1
     assert jax.tree.structure(kept) == jax.tree.structure(shardings)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(frozen["encoder"]))

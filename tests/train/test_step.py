@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.models import decode
-from kaleido_jax.models.kaleido import build_model, init_params
+from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime.mesh import make_mesh
-from kaleido_jax.train.state import create_state, learning_rate, make_optimizer, split_frozen
+from kaleido_jax.train.optimizer import learning_rate, make_optimizer
+from kaleido_jax.train.state import create_state
 from kaleido_jax.train.step import joint_loss, make_train_step, mixed_inputs, token_loss
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
 
@@ -98,7 +100,9 @@ def test_baseline_has_no_prior_and_trains(model):
     config = _change(CONFIG, "latents", segments=())
     batch = {k: BATCH[k] for k in ("image", "encoder_input_tokens")}
     baseline = build_model(config, ROWS)
-    state, frozen, _ = create_state(config, baseline, make_optimizer(config.train), make_mesh(config))
+    state, frozen, _ = create_state(
+        config, baseline, make_optimizer(config.train), make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+    )
     assert set(state.params) == {"encoder", "denoiser"}
     _, metrics = jax.jit(make_train_step(baseline, config, make_optimizer(config.train)))(state, frozen, batch)
     assert "loss_ar" not in metrics and np.isfinite(metrics["loss"])
@@ -140,7 +144,7 @@ def test_scheduled_sampling_changes_the_ar_loss_alone(model, params):
 def test_a_few_steps_lower_the_loss_on_one_batch(model):
     config = _change(CONFIG, "train", learning_rate=3e-3, num_steps=30, warmup_steps=1)
     optimizer = make_optimizer(config.train)
-    state, frozen, _ = create_state(config, model, optimizer, make_mesh(config))
+    state, frozen, _ = create_state(config, model, optimizer, make_mesh(mesh_sizes(config.mesh, jax.device_count())))
     step = jax.jit(make_train_step(model, config, optimizer))
     losses = []
     for _ in range(12):
@@ -164,15 +168,17 @@ import jax, numpy as np, jax.numpy as jnp
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
 from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch
-from kaleido_jax.train.state import create_state, make_optimizer
+from kaleido_jax.train.state import create_state
+from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.step import make_train_step
 out = {}
 for name, mesh in {"one": None, "eight": dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)}.items():
     config = single_net_config(**(mesh or {}))
     optimizer = make_optimizer(config.train)
     one = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    m = make_mesh(config) if mesh else one
+    m = make_mesh(mesh_sizes(config.mesh, jax.device_count())) if mesh else one
     model = build_model(config, 256)
     state, frozen, (shardings, _) = create_state(config, model, optimizer, m)
     step = jax.jit(make_train_step(model, config, optimizer), out_shardings=(shardings, None))

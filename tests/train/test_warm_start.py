@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from kaleido_jax import verbs
+from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import UNet, to_config_dict
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5.load import load_t5
@@ -20,7 +21,8 @@ from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.runtime.workdir import open_workdir
-from kaleido_jax.train.state import State, create_state, make_optimizer
+from kaleido_jax.train.optimizer import make_optimizer
+from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.warm_start import CARRIED, load_inner
 from tests.interop.files import torch_files
 from tests.tiny import tiny_config
@@ -55,7 +57,7 @@ def run(ema, tmp_path_factory):
     folder = open_workdir(LOW, tmp_path_factory.mktemp("low") / "run")
     params = jax.tree.map(np.zeros_like, ema)
     state = State(step=np.int32(2), params=params, ema=ema, opt_state=make_optimizer(LOW.train).init(params))
-    with checkpoints.open_manager(folder, LOW.train) as manager:
+    with checkpoints.open_manager(folder, keep=LOW.train.keep_checkpoints) as manager:
         manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
     return folder
 
@@ -69,7 +71,13 @@ def model_of(config):
 
 
 def state_from(config, **options):
-    return create_state(config, model_of(config), make_optimizer(config.train), make_mesh(config), **options)[0]
+    return create_state(
+        config,
+        model_of(config),
+        make_optimizer(config.train),
+        make_mesh(mesh_sizes(config.mesh, jax.device_count())),
+        **options,
+    )[0]
 
 
 def equal(found, expected):
@@ -201,7 +209,7 @@ def test_a_frozen_encoder_comes_along_from_its_file(run, ema, tmp_path):
     folder = open_workdir(config, tmp_path / "run")
     trained = {"prior": jax.tree.map(lambda leaf: leaf + 1, ema["prior"]), "denoiser": ema["denoiser"]}
     state = State(step=np.int32(2), params=trained, ema=trained, opt_state=make_optimizer(config.train).init(trained))
-    with checkpoints.open_manager(folder, config.train) as manager:
+    with checkpoints.open_manager(folder, keep=config.train.keep_checkpoints) as manager:
         manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
     verbs.convert(folder, tmp_path / "out", "t5x")
     equal(stored_t5(ema, tmp_path / "out"), {"encoder": ema["encoder"], "prior": trained["prior"]})

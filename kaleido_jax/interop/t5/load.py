@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Float
 
+from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.t5.huggingface import (
     INDEX,
@@ -42,6 +43,7 @@ from kaleido_jax.interop.t5.names import (
     t5x_names,
 )
 from kaleido_jax.interop.t5.t5x import T5xCheckpoint, write_t5x
+from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime.randomness import sample_keys
 
 STACKS = {"encoder": "encoder", "prior": "decoder"}  # our part -> T5's stack
@@ -159,6 +161,35 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
     }
     logging.info("%s start from %s", " and ".join(loaded), source.path)
     return loaded
+
+
+def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
+    """The encoder and prior of config.model.t5.checkpoint, as far as `shapes` has them; {} where none is set.
+
+    A frozen encoder computed with in bfloat16 is stored so, but for its norm scales and relative bias: they are
+    tiny and read in float32.
+
+    Raises:
+      UserError: the checkpoint is missing, damaged or of another size.
+    """
+    t5, parts = config.model.t5, [part for part in STACKS if part in shapes]
+    if t5.checkpoint is None or not parts:
+        return {}
+
+    def target(path, shape, sharding):
+        frozen = path[0].key == "encoder" and not t5.encoder.trainable
+        half = frozen and config.model.precision == "bfloat16" and path[-1].key not in ("scale", "rel_embedding")
+        return jax.ShapeDtypeStruct(shape.shape, jnp.bfloat16 if half else jnp.float32, sharding=sharding)
+
+    wanted, places = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
+    tokenizer = load_tokenizer(t5.vocabulary, config.latents.codebook_size)
+    return load_t5(
+        t5.checkpoint,
+        jax.tree_util.tree_map_with_path(target, wanted, places),
+        num_pieces=tokenizer.num_pieces,
+        base_vocab_size=tokenizer.base_vocab_size,
+        seed=config.seed,
+    )
 
 
 def _table(source, stack):

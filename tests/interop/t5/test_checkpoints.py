@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from kaleido_jax import main, verbs
-from kaleido_jax.config.checks import validate
+from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5 import huggingface, t5x
 from kaleido_jax.interop.t5 import load as checkpoint
@@ -35,7 +35,8 @@ from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train import loop
-from kaleido_jax.train.state import create_state, make_optimizer
+from kaleido_jax.train.optimizer import make_optimizer
+from kaleido_jax.train.state import create_state
 from tests.t5_files import reference, sizes_of, step_folder, tensors
 
 TOLERANCE = 1e-4  # float32, from the README
@@ -600,7 +601,9 @@ def t5_file(tmp_path):
 
 def start(config, **options):
     model = build_model(config, load_tokenizer(config.model.t5.vocabulary, 4).base_vocab_size)
-    return create_state(config, model, make_optimizer(config.train), make_mesh(config), **options)
+    return create_state(
+        config, model, make_optimizer(config.train), make_mesh(mesh_sizes(config.mesh, jax.device_count())), **options
+    )
 
 
 def test_a_frozen_encoder_and_the_prior_start_from_the_checkpoint(t5_file):
@@ -656,7 +659,7 @@ def test_the_pipeline_takes_a_frozen_encoder_from_the_checkpoint(t5_file, tmp_pa
     config = toy(path, trainable=False)
     state, frozen, _ = start(config)
     saved = ocp.args.Composite(state=ocp.args.StandardSave(state))
-    with checkpoints.open_manager(tmp_path, config.train) as manager:
+    with checkpoints.open_manager(tmp_path, keep=config.train.keep_checkpoints) as manager:
         manager.save(1, args=saved)
     pipeline = KaleidoPipeline.from_workdir(config, tmp_path)
     assert set(pipeline.params) == {"encoder", "prior", "denoiser"}
