@@ -167,7 +167,7 @@ def test_another_net_is_refused_by_name(run, converted, tmp_path):
         (converted / "mdm", wider, r"config.init.inner: .* has shape \(.*\); expected"),
         (converted / "vis_model.pth", {"model__denoiser__inner__num_text_layers": 2}, "missing names"),
         (run, {"model__denoiser__inner__num_groups": 2}, "has model.denoiser.num_groups = 4; expected 2"),
-        (run, {"latents__num_vokens": 128}, "the prior of .* has shape"),
+        (run, {"latents__codebook_size": 128}, "the prior of .* has shape"),
         (tmp_path / "nothing", {}, "no weights at"),
     ):
         with pytest.raises(UserError, match=told) as caught:
