@@ -53,7 +53,7 @@ def make_case(name: str, batch: int = 0) -> Case:
 
 
 def _without_remat(net):
-    return dataclasses.replace(net, remat=False, inner=None if net.inner is None else _without_remat(net.inner))
+    return dataclasses.replace(net, remat="none", inner=None if net.inner is None else _without_remat(net.inner))
 
 
 def inputs(case: Case) -> dict:

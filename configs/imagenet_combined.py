@@ -36,7 +36,7 @@ def get_config():
         text_proj_channels=1024,
         num_text_layers=2,
         masked_cross_attention=True,
-        remat=True,
+        remat="full",
     )
     outer = UNet(
         image_size=256,
@@ -46,7 +46,7 @@ def get_config():
         attention_ffn=False,
         mid_blocks=False,
         emb_channels=1024,
-        remat=True,
+        remat="full",
         inner=inner,
     )
     config.model.denoiser = to_config_dict(outer)

@@ -31,7 +31,7 @@ def get_config():
         emb_channels=1024,
         normalize_input=False,
         micro=(("scale", 1024.0),),
-        remat=True,
+        remat="full",
     )
     inner, config.model.denoiser = config.model.denoiser, to_config_dict(outer)
     inner.normalize_input = True

@@ -28,7 +28,7 @@ def get_config():
         emb_channels=1024,
         normalize_input=False,
         micro=(("scale", 256.0),),
-        remat=True,
+        remat="full",
     )
     inner, config.model.denoiser = config.model.denoiser, to_config_dict(outer)
     config.model.denoiser.inner = inner

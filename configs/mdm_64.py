@@ -31,7 +31,7 @@ def get_config():
         num_text_layers=0,
         masked_cross_attention=False,  # padding is hidden from the pooled text alone
         micro=(("scale", 64.0),),
-        remat=True,
+        remat="full",
     )
     config.model.denoiser = to_config_dict(net)
     config.model.precision = "bfloat16"  # what ml-mdm's flag fp16 means

@@ -16,7 +16,6 @@ from kaleido_jax.latents.types import SEGMENTS
 CHOICES = {
     "recipe": ("train", "figure3"),
     "model.precision": ("bfloat16", "float32"),
-    "model.t5.remat": ("none", "full", "dots"),
     "diffusion.schedule": ("squared_cosine", "cosine", "linear"),
     "diffusion.prediction": ("v", "eps", "x0"),
     "diffusion.loss_space": ("v", "eps", "x0"),
@@ -85,6 +84,8 @@ def _convert(hint, value, path):
         hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
+    if typing.get_origin(hint) is typing.Literal:
+        return _choice(value, typing.get_args(hint), path)
     if typing.get_origin(hint) is tuple:
         return _convert_tuple(hint, value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -117,11 +118,15 @@ def lookup(config, path: str):
 
 def _check_choices(config):
     for path, allowed in CHOICES.items():
-        value = lookup(config, path)
-        if value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1)
-            do = f"did you mean '{near[0]}'?" if near else "choose one"
-            raise user_error(f"config.{path} = {value!r}", f"one of {', '.join(allowed)}", do)
+        _choice(lookup(config, path), allowed, path)
+
+
+def _choice(value, allowed, path):
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        do = f"did you mean '{near[0]}'?" if near else "choose one"
+        raise user_error(f"config.{path} = {value!r}", f"one of {', '.join(allowed)}", do)
+    return value
 
 
 AT_LEAST = {

@@ -8,9 +8,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import SEGMENTS
+
+# What a layer keeps for the backward pass: everything, the products with its weights, or its inputs only.
+Remat = Literal["none", "dots", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class T5:
     head_dim: int = 64
     num_encoder_layers: int = 24
     num_decoder_layers: int = 24
-    remat: str = "none"  # "none", "full" (keep layer inputs only) or "dots" (keep matmul outputs)
+    remat: Remat = "none"  # of every layer
     encoder: T5Encoder = field(default_factory=T5Encoder)
 
 
@@ -53,7 +57,7 @@ class UNet:
     masked_cross_attention: bool = True  # hide padding from attention over text
     normalize_input: bool = False  # divide the noisy input by its own standard deviation; outer nets only
     micro: tuple[tuple[str, float], ...] = ()  # micro conditions as (name, default), e.g. (("scale", 64.0),)
-    remat: bool = False  # recompute residual and attention blocks in the backward pass
+    remat: Remat = "none"  # of residual and attention blocks
     inner: "UNet | None" = None
 
 

@@ -18,13 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 from kaleido_jax.config.schema import T5
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import Dense
+from kaleido_jax.models.remat import rematerialize
 
 PAD, EOS, UNK = 0, 1, 2  # the decoder starts from PAD
 NUM_BUCKETS, MAX_DISTANCE, NORM_EPS = 32, 128, 1e-6
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 def relative_buckets(query_length: int, key_length: int, bidirectional: bool) -> np.ndarray:
@@ -239,8 +236,7 @@ def _transposed(params):
 
 def _stack(layer, length, remat, methods):
     """Scans `layer` over its parameters; `methods` maps each method to the scan axes of its arguments."""
-    if remat != "none":
-        layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False, methods=["__call__"])
+    layer = rematerialize(layer, remat, scanned=True)
     common = {
         "variable_axes": {"params": 0, "intermediates": 0},
         "split_rngs": {"params": True},

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from kaleido_jax.config.schema import UNet as UNetConfig
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import GroupNorm, conv, gelu, layer_norm, linear
+from kaleido_jax.models.remat import rematerialize
 
 NUM_HEADS = 8  # everywhere in MDM
 ATTENTION_GROUPS = 32
@@ -235,10 +236,10 @@ class Level(nn.Module):
 
     def setup(self):
         """resnets_j, attn_m with m = j * num_attn + index, resample."""
-        remat = nn.remat if self.config.remat else lambda module: module
-        self.resnets = [remat(ResNet)(a, self.channels, self.config, self.dtype) for a in self.in_channels]
+        resnet, attention = (rematerialize(block, self.config.remat) for block in (ResNet, AttentionBlock))
+        self.resnets = [resnet(a, self.channels, self.config, self.dtype) for a in self.in_channels]
         self.attn = [
-            remat(AttentionBlock)(self.channels, self.text_width, self.config, self.dtype)
+            attention(self.channels, self.text_width, self.config, self.dtype)
             for _ in range(self.num_attn * len(self.in_channels))
         ]
         if self.resample_stride:

@@ -15,10 +15,10 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5 import t5x
 from kaleido_jax.interop.t5.load import open_t5
 from kaleido_jax.models import decode
+from kaleido_jax.models.remat import POLICIES
 from kaleido_jax.models.t5 import (
     EOS,
     PAD,
-    REMAT_POLICIES,
     Decoder,
     DecoderLayer,
     Encoder,
@@ -230,7 +230,7 @@ def test_log_z_of_the_z_loss_equals():
     np.testing.assert_allclose(1e-4 * np.square(log_z).sum(), with_z[0] - plain[0], rtol=1e-3)  # a difference of sums
 
 
-@pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
+@pytest.mark.parametrize("remat", sorted(POLICIES))
 def test_recomputed_layers_give_the_same_gradients(remat):
     captions, inputs, targets = short_batch(golden("t5x"))
     config, rows = sizes_of("t5x_checkpoint")
