@@ -19,7 +19,8 @@ def get_config():
     config.name = "annotate_coco"
     config.data.source = "coco"
     config.data.root = None  # --config.data.root
-    config.data.licenses = ()  # e.g. (4, 5, 7): CC BY, CC BY-SA and no known restriction, which may be shown anywhere
+    # E.g. (4, 5, 7): CC BY, CC BY-SA and no known restriction, which may be shown anywhere.
+    config.data.coco.licenses = ()
     config.annotate.image_size = 256
 
     # text: the longest caption; bbox and blob: the ten largest objects; voken: finite scalars fitted on these photos,

@@ -56,8 +56,8 @@ def get_config():
 
     config.data.source = "fashion"
     config.data.max_caption_tokens = 8
-    config.data.num_train = 20_000
-    config.data.num_test = 2_000
+    config.data.fashion.num_train = 20_000
+    config.data.fashion.num_test = 2_000
 
     train = config.train
     train.batch_size = 16  # batches of 32 make too few steps in the time, batches of 8 keep two cores less busy

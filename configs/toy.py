@@ -27,7 +27,6 @@ def get_config():
     config.model.precision = "float32"
 
     config.data.max_caption_tokens = 4
-    config.data.num_train = 20_000  # points
 
     config.diffusion.p_uncond = 0.2  # guidance needs a good unconditional model
 

@@ -210,7 +210,7 @@ def make_fashion(config: Config, folder: Path, tokenizer: Tokenizer) -> None:
     from kaleido_jax.annotate.job.run import make_records
 
     limit = config.annotate.limit
-    for split, number in (("train", config.data.num_train), ("test", config.data.num_test)):
+    for split, number in (("train", config.data.fashion.num_train), ("test", config.data.fashion.num_test)):
         make_records(
             folder,
             source=config.data.source,

@@ -38,7 +38,7 @@ def tiny_config_dict():
         inner=inner,
     )
     config.model.denoiser = to_config_dict(outer)
-    config.data.num_train, config.data.num_test = 128, 16
+    config.data.fashion.num_train, config.data.fashion.num_test = 128, 16
     config.train.batch_size, config.train.num_steps, config.train.warmup_steps = 8, 4, 1
     config.train.log_every_steps, config.train.checkpoint_every_steps = 2, 2
     config.sample.num_steps = config.eval.num_steps = 2

@@ -113,6 +113,28 @@ class Latents:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataFashion:
+    """The generated garments."""
+
+    num_train: int = 20_000  # training records
+    num_test: int = 2_000  # held-out records
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCoco:
+    """COCO's JSON."""
+
+    licenses: tuple[int, ...] = ()  # ids of the photos' licenses to keep; () = all
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTable:
+    """Tables of captions: CSV, TSV or JSONL."""
+
+    columns: tuple[str, str, str] = ("image", "caption", "description")  # the last may be absent
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Where images, captions and latents come from."""
 
@@ -121,15 +143,14 @@ class Data:
     split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
     labels: tuple[str, ...] = ()  # files of labels below root; () = where the data set has them by custom
     images: str = ""  # folder of the images below root; "" = where the data set has them by custom
-    columns: tuple[str, str, str] = ("image", "caption", "description")  # of a table; the last may be absent
-    licenses: tuple[int, ...] = ()  # coco: ids of the photos' licenses to keep; () = all
     records: str | None = None  # folder with manifest.json, or with one for each split; None = the workdir's
-    num_train: int = 20_000  # training records made from a shipped source
-    num_test: int = 2_000  # held-out records made from a shipped source
     max_caption_tokens: int = 128  # bucket length of c in tokens, eos included
     class_captions: tuple[str, ...] = ()  # every caption there is, where few: a frozen encoder then runs once on each
     verify: str = "full"  # record shards are checked by "full" (sha256) or "size" when opened
     fetch: str = ""  # what to say when the records are missing: where to get the data
+    fashion: DataFashion = field(default_factory=DataFashion)
+    coco: DataCoco = field(default_factory=DataCoco)
+    table: DataTable = field(default_factory=DataTable)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ CLASSES = ("a", "b")
 # class, has a side to prefer. Centers in the model range; the first mode of a class is the near one.
 MODES = np.asarray([[[-0.10, 0.10], [-0.60, 0.60]], [[0.10, -0.10], [0.60, -0.60]]], np.float32)
 SHARES = (0.4, 0.6)  # true share of each mode in its class
+NUM_POINTS = 20_000  # of the training set
 SPREAD = 0.06  # standard deviation of a mode
 
 
@@ -69,7 +70,7 @@ def run(config: Config, workdir: Path) -> str:
     if path.exists() and json.loads(path.read_text())["of"] == told:
         return f"{path}: {_summary(json.loads(path.read_text()))}"
 
-    points, classes = draw_points(config.data.num_train, config.seed)
+    points, classes = draw_points(NUM_POINTS, config.seed)
     standard = dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=()))
     clouds = {}
     for name, c in (("standard", standard), ("latent_augmented", config)):

@@ -15,7 +15,6 @@ def _config(**train):
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, num_steps=3, log_every_steps=2, batch_size=16, **train),
-        data=dataclasses.replace(config.data, num_train=400),
         sample=dataclasses.replace(config.sample, num_steps=4),
         eval=dataclasses.replace(config.eval, num_samples=40),
     )

@@ -129,8 +129,8 @@ def annotate_data(config: Config, workdir: Path, tokenizer: Tokenizer, progress:
         "root": str(Path(data.root).resolve()) if data.root else None,
         "labels": data.labels,
         "images": data.images,
-        "columns": data.columns,
-        "licenses": data.licenses,
+        "columns": data.table.columns,
+        "licenses": data.coco.licenses,
     }
     job = _make_job(
         workdir,

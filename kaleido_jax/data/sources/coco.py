@@ -51,7 +51,8 @@ class CocoSource:
             chosen = [i for i in chosen if i.get("license") in licenses]
         if not chosen:
             what = f"split {split!r}" + (f" under licenses {tuple(licenses)}" if licenses else "")
-            raise user_error(f"no image of {what} in {files[0]}", "at least one", "change data.split or data.licenses")
+            do = "change data.split or data.coco.licenses"
+            raise user_error(f"no image of {what} in {files[0]}", "at least one", do)
         self._order = sorted(chosen, key=lambda image: image["id"])
         self._split = split
 

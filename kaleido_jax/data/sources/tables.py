@@ -228,7 +228,8 @@ def _read_csv(path, needed):
     missing = [column for column in needed if column not in (reader.fieldnames or ())]
     if missing:
         have = ", ".join(reader.fieldnames or ()) or "nothing"
-        raise user_error(f"{path} has columns {have}", f"a column {missing[0]}", "set data.columns, or add a header")
+        do = "set data.table.columns, or add a header"
+        raise user_error(f"{path} has columns {have}", f"a column {missing[0]}", do)
     return list(reader), hashlib.sha256(content).hexdigest()[:16]
 
 
