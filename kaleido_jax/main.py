@@ -84,7 +84,7 @@ def split_verb(argv: list[str]) -> tuple[str, list[str]]:
         raise user_error(f"verbs {' '.join(words)}", "one verb; flag values follow '='", "correct the command")
     verb = words[0] if words else "train"
     if verb not in VERBS:
-        from kaleido_jax.runtime.workdir import nearest
+        from kaleido_jax.errors import nearest
 
         near = nearest(verb, VERBS)
         do = f"did you mean '{near}'?" if near else "see --help"

@@ -9,11 +9,12 @@ from absl import logging
 
 from kaleido_jax.config.checks import check_devices
 from kaleido_jax.config.schema import Config, records_size
+from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import MANIFEST, find_records, open_records, read_manifest
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
-from kaleido_jax.runtime.workdir import check_workdir, open_workdir
+from kaleido_jax.runtime.workdir import locked
 
 
 def start_logging() -> None:
@@ -55,16 +56,17 @@ def train(config: Config, workdir: Path) -> None:
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
     tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
-    open_workdir(config, workdir)
-    records = prepare_records(config, workdir, tokenizer)
-    if loop.finished(workdir, config):
-        say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
-    else:
-        loop.train(config, workdir, tokenizer, make_batches(config, records, tokenizer))
-    if config.train.sample_at_end:
-        sample(config, workdir)
-    if config.eval.protocol != "none":
-        evaluate(config, workdir)
+    with locked(workdir):
+        open_workdir(config, workdir)
+        records = prepare_records(config, workdir, tokenizer)
+        if loop.finished(workdir, config):
+            say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
+        else:
+            loop.train(config, workdir, tokenizer, make_batches(config, records, tokenizer))
+        if config.train.sample_at_end:
+            sample(config, workdir)
+        if config.eval.protocol != "none":
+            evaluate(config, workdir)
 
 
 def annotate(config: Config, workdir: Path) -> None:

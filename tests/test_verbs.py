@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from kaleido_jax import verbs
+from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.mesh import put_batch
-from kaleido_jax.runtime.workdir import open_workdir
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8
 from kaleido_jax.train import loop
 from tests.tiny import tiny_config

@@ -17,13 +17,13 @@ from jaxtyping import Float, Int
 from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import Config
+from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.latents.grammar import to_tokens
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime.files import replacing, write_atomically
 from kaleido_jax.runtime.mesh import make_mesh, put_batch
-from kaleido_jax.runtime.workdir import open_workdir
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train.metrics import Averages, Progress
 from kaleido_jax.train.optimizer import make_optimizer

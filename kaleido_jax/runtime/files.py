@@ -1,11 +1,17 @@
-"""Files written whole or not at all, and fingerprints of contents."""
+"""Files and folders written whole or not at all, what is wrong with those of users, and fingerprints."""
 
 import hashlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from kaleido_jax.errors import UserError, user_error
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -27,6 +33,62 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a whole file in one step, making its folder if need be."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def make_folder(path: Path, name: str) -> Path:
+    """Makes a folder, and those around it, that files can be written into; `name` is the user's, e.g. "--workdir".
+
+    Raises:
+      UserError: a file is in the way, nothing can be written there, or the path is too long.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _cannot_write(path, name, error) from error
+    return path
+
+
+def _cannot_write(path: Path, name: str, error: OSError | ValueError) -> UserError:
+    reason = "it is a file" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or str(error)
+    shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
+    return user_error(f"nothing can be written to {name}={shown} ({reason})", "a folder to write into", "name another")
+
+
+@contextmanager
+def new_folder(path: Path, name: str) -> Iterator[Path]:
+    """A folder under a temporary name that becomes `path` when all went well and is removed after an error.
+
+    Raises:
+      UserError: `path` exists and is not empty, or nothing can be written there.
+    """
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise user_error(f"{name}={path} exists", "a new folder", "name another or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{os.getpid()}"
+        temporary.mkdir()
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, name, error) from error
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Nothing, unless the file is a git-LFS pointer in the place of its content.
+
+    Raises:
+      UserError: it is.
+    """
+    with path.open("rb") as file:
+        pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    if pointer:
+        raise user_error(
+            f"{path} is a git-LFS pointer", "the file that it stands for", f"run `git lfs pull` in {path.parent}"
+        )
 
 
 def fingerprint(*parts: bytes | str) -> str:

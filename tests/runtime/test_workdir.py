@@ -1,33 +1,45 @@
-import json
+import subprocess
+import sys
 
 import pytest
 
 from kaleido_jax.errors import UserError
-from kaleido_jax.runtime.workdir import CONFIG, check_workdir, open_workdir
-from tests.tiny import single_net_config, tiny_config
+from kaleido_jax.runtime.workdir import CONFIG, locked, read_config
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from kaleido_jax.runtime.workdir import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
-def test_a_field_younger_than_the_workdir_has_its_default_there(tmp_path):
-    open_workdir(tiny_config(), tmp_path)
-    stored = json.loads((tmp_path / CONFIG).read_text())
-    del stored["diffusion"]["vdm_weights"], stored["train"]["mixed_ratio"]
-    (tmp_path / CONFIG).write_text(json.dumps(stored))
-    check_workdir(tiny_config(), tmp_path)
-    with pytest.raises(UserError, match="diffusion.vdm_weights = False there"):
-        check_workdir(tiny_config(diffusion__vdm_weights=True), tmp_path)
+def test_a_second_run_is_refused_and_a_killed_one_lets_go(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training in .*; expected one run"), locked(tmp_path):
+            raise AssertionError("not refused")
+        first.kill()
+    with locked(tmp_path), pytest.raises(UserError, match="another process"), locked(tmp_path):
+        raise AssertionError("not refused")
+    with locked(tmp_path):
+        pass
 
 
-def test_how_it_is_sampled_may_change_in_a_workdir(tmp_path):
-    open_workdir(tiny_config(), tmp_path)
-    check_workdir(tiny_config(sample__sampler="heun", sample__guidance="apg"), tmp_path)
-    with pytest.raises(UserError, match="train.mixed_ratio"):
-        check_workdir(tiny_config(train__mixed_ratio=(2, 1)), tmp_path)
+@pytest.mark.parametrize("content", [b"[]", b"null", b"5", b'{"seed": ', b"\xff{}", b"[" * 100_000])
+def test_a_config_that_is_no_object_is_one_line(content, tmp_path):
+    (tmp_path / CONFIG).write_bytes(content)
+    with pytest.raises(UserError, match="config.json is damaged") as caught:
+        read_config(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_nets_of_another_depth_are_still_different(tmp_path):
-    open_workdir(single_net_config(), tmp_path / "one")
-    with pytest.raises(UserError, match="belongs to another config"):
-        check_workdir(tiny_config(), tmp_path / "one")
-    open_workdir(tiny_config(), tmp_path / "two")
-    with pytest.raises(UserError, match="belongs to another config"):
-        check_workdir(single_net_config(), tmp_path / "two")
+def test_a_workdir_without_a_config_has_none(tmp_path):
+    assert read_config(tmp_path) is None and read_config(tmp_path / "gone") is None
+    (tmp_path / "file").touch()
+    assert read_config(tmp_path / "file") is None
+    (tmp_path / CONFIG).mkdir()
+    with pytest.raises(UserError, match=r"config.json is damaged \(Is a directory\)"):
+        read_config(tmp_path)

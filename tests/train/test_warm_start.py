@@ -14,13 +14,13 @@ from safetensors.numpy import load_file
 from kaleido_jax import verbs
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import UNet, to_config_dict
+from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5.load import load_t5
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh
-from kaleido_jax.runtime.workdir import open_workdir
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.warm_start import CARRIED, load_inner

@@ -17,9 +17,9 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.torch_zip import TorchZip
 from kaleido_jax.interop.mdm import names as mdm
 from kaleido_jax.interop.t5.huggingface import PICKLES, Safetensors, is_pickle, write_safetensors
-from kaleido_jax.interop.t5.load import new_folder
 from kaleido_jax.interop.t5.names import Source
 from kaleido_jax.models.unet import NUM_HEADS
+from kaleido_jax.runtime.files import new_folder
 
 PART = "denoiser"
 CONFIG = "denoiser.json"
@@ -237,7 +237,7 @@ def convert(source: Source, output: Path, form: str) -> str:
             else:
                 yield "/".join((PART, *path)), mdm.from_torch(array, shape)
 
-    with new_folder(output) as folder:
+    with new_folder(output, "--output") as folder:
         write_safetensors(tensors(), folder)
         values = {
             "denoiser": dataclasses.asdict(config),

@@ -5,9 +5,6 @@ The formats are t5x's (t5x.py), Hugging Face's (huggingface.py) and our own: saf
 """
 
 import dataclasses
-import os
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +41,7 @@ from kaleido_jax.interop.t5.names import (
 )
 from kaleido_jax.interop.t5.t5x import T5xCheckpoint, write_t5x
 from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.runtime.files import new_folder
 from kaleido_jax.runtime.randomness import sample_keys
 
 STACKS = {"encoder": "encoder", "prior": "decoder"}  # our part -> T5's stack
@@ -276,7 +274,7 @@ def convert(source: Path | Source, output: Path, form: str) -> Source:
     source = open_t5(source) if isinstance(source, Path) else source
     plan = _whole(source)
     _check_source(source, plan)
-    with new_folder(output) as folder:
+    with new_folder(output, "--output") as folder:
         if form == "kaleido":
             write_kaleido(source, folder, plan)
         else:
@@ -304,22 +302,3 @@ def _whole(source):
     if not _has_decoder(source):
         del trees["prior"]
     return {part: layout(STACKS[part], tree, _table(source, STACKS[part])) for part, tree in trees.items()}
-
-
-@contextmanager
-def new_folder(path: Path):
-    """A folder under a temporary name that gets its own when all went well.
-
-    Raises:
-      UserError: it exists and is not empty.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise user_error(f"--output={path} exists", "a new folder", "name another or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

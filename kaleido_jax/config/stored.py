@@ -1,0 +1,49 @@
+"""Config of a workdir: config.json, and whether it is of the same experiment."""
+
+import dataclasses
+from pathlib import Path
+
+from kaleido_jax.config.schema import Config, identity, to_json
+from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import make_folder, write_atomically
+from kaleido_jax.runtime.workdir import CONFIG, read_config
+
+
+def open_workdir(config: Config, workdir: Path) -> Path:
+    """Makes the workdir, or checks that it belongs to this config; then stores the config as config.json.
+
+    Fields that do not change the work (sample, eval, mesh, intervals) may differ from run to run, and so may
+    train.num_steps, to train longer; a cosine rate then follows the new length from there.
+
+    Raises:
+      UserError: it belongs to another config (the first difference is named), config.json is damaged, or nothing can
+        be written there.
+    """
+    check_workdir(config, workdir)
+    write_atomically(make_folder(workdir, "--workdir") / CONFIG, to_json(config).encode())
+    return workdir
+
+
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Checks that a workdir, if there is one, belongs to this config; makes and writes nothing.
+
+    A field that is younger than the workdir has its default there, which is how the work was done before.
+
+    Raises:
+      UserError: it belongs to another config (the first difference is named), or config.json is damaged.
+    """
+    values = read_config(workdir)
+    if values is None:
+        return
+    stored = identity(values)
+    mine, defaults = (identity(dataclasses.asdict(c)) for c in (config, Config()))
+    stored = {key: defaults[key] for key in mine if key in defaults} | stored
+    different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
+    if different:
+        key = different[0]
+        more = f" and {len(different) - 1} more fields differ" if len(different) > 1 else ""
+        raise user_error(
+            f"workdir {workdir} belongs to another config: {key} = {stored.get(key)!r} there{more}",
+            f"{mine.get(key)!r}",
+            "use another --workdir or the config it was made with",
+        )

@@ -1,0 +1,42 @@
+import pytest
+
+from kaleido_jax.errors import UserError
+from kaleido_jax.runtime.files import make_folder, new_folder, refuse_lfs_pointer
+
+
+def nowhere(tmp_path):
+    """Places where nobody, not even root, can make a folder."""
+    (tmp_path / "file").touch()
+    return (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("a" * 300), tmp_path / "nul\0", "/proc/x")
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_where_nothing_can_be_written_is_one_line(number, tmp_path):
+    path = type(tmp_path)(nowhere(tmp_path)[number])
+    for make in (make_folder, lambda path, name: new_folder(path, name).__enter__()):
+        with pytest.raises(UserError, match="--output=.*; expected a .*folder.*; name another") as caught:
+            make(path, "--output")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a" / "b", "--output") as folder:
+        (folder / "half").touch()
+        raise ZeroDivisionError
+    assert not list((tmp_path / "a").iterdir())
+    with new_folder(tmp_path / "a" / "b", "--output") as folder:
+        (folder / "whole").touch()
+        assert not (tmp_path / "a" / "b").exists()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["whole"]
+    with pytest.raises(UserError, match="exists; expected a new folder"), new_folder(tmp_path / "a", "--output"):
+        raise AssertionError("not refused")
+
+
+def test_a_pointer_of_git_lfs_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="model.safetensors is a git-LFS pointer; .*git lfs pull"):
+        refuse_lfs_pointer(path)
+    path.write_bytes(b"version of something else")
+    refuse_lfs_pointer(path)
