@@ -8,11 +8,13 @@ from pathlib import Path
 from absl import logging
 
 from kaleido_jax.config.checks import check_devices
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config, records_size
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import MANIFEST, find_records, open_records, read_manifest
 from kaleido_jax.errors import user_error
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.runtime.workdir import locked
 
@@ -55,14 +57,14 @@ def train(config: Config, workdir: Path) -> None:
 
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
+    codec = open_codec(config)
     with locked(workdir):
         open_workdir(config, workdir)
-        records = prepare_records(config, workdir, tokenizer)
+        records = prepare_records(config, workdir, codec)
         if loop.finished(workdir, config):
             say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
         else:
-            loop.train(config, workdir, tokenizer, make_batches(config, records, tokenizer))
+            loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
         if config.train.sample_at_end:
             sample(config, workdir)
         if config.eval.protocol != "none":
@@ -183,7 +185,7 @@ def check_weights(config: Config, fresh: bool = True) -> None:
         )
 
 
-def prepare_records(config: Config, workdir: Path, tokenizer: Tokenizer):
+def prepare_records(config: Config, workdir: Path, codec: Codec):
     """The training records: made once from a shipped source, or found at config.data.records.
 
     Raises:
@@ -191,7 +193,7 @@ def prepare_records(config: Config, workdir: Path, tokenizer: Tokenizer):
     """
     folder = records_folder(config, workdir)
     if config.data.source == "fashion":
-        make_fashion(config, folder, tokenizer)
+        make_fashion(config, folder, codec.tokenizer)
     elif not (find_records(folder) / MANIFEST).exists():
         raise user_error(
             f"no records in {folder}",
@@ -200,8 +202,7 @@ def prepare_records(config: Config, workdir: Path, tokenizer: Tokenizer):
         )
     return open_records(
         find_records(folder),
-        segments=config.latents.segments,
-        tokenizer=tokenizer,
+        codec=codec,
         image_size=config.model.denoiser.image_size,
         verify=config.data.verify,
     )
@@ -237,14 +238,13 @@ def records_folder(config: Config, workdir: Path) -> Path:
     return workdir if (workdir / MANIFEST).exists() else workdir / "records"
 
 
-def make_batches(config: Config, records, tokenizer: Tokenizer):
+def make_batches(config: Config, records, codec: Codec):
     """This process's share of the training batches, as an iterator that can be checkpointed."""
     import jax
 
     return make_loader(
         records,
-        segments=config.latents.segments,
-        tokenizer=tokenizer,
+        codec=codec,
         batch_size=config.train.batch_size,
         max_caption_tokens=config.data.max_caption_tokens,
         max_latents_tokens=config.latents.max_latents_tokens,

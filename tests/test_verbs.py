@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from kaleido_jax import verbs
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.mesh import put_batch
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8
@@ -149,7 +149,7 @@ def test_a_damaged_record_file_is_named(workdir, tmp_path, harm):
         shard.unlink()
     config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match=shard.name):
-        verbs.prepare_records(config, tmp_path, load_tokenizer("fashion", 64))
+        verbs.prepare_records(config, tmp_path, open_codec(config))
 
 
 def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
@@ -160,7 +160,7 @@ def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
     path.write_text(json.dumps(manifest))
     config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match="without voken"):
-        verbs.prepare_records(config, tmp_path, load_tokenizer("fashion", 64))
+        verbs.prepare_records(config, tmp_path, open_codec(config))
 
 
 def test_nothing_to_sample_from_is_one_line(tmp_path):
@@ -171,10 +171,10 @@ def test_nothing_to_sample_from_is_one_line(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_the_evidence_written(workdir, tmp_path, monkeypatch):
     shutil.copytree(workdir / "records", tmp_path / "records")
-    tokenizer = load_tokenizer("fashion", 64)
+    codec = open_codec(CONFIG)
     open_workdir(CONFIG, tmp_path)
-    batches = verbs.make_batches(CONFIG, verbs.prepare_records(CONFIG, tmp_path, tokenizer), tokenizer)
+    batches = verbs.make_batches(CONFIG, verbs.prepare_records(CONFIG, tmp_path, codec), codec)
     monkeypatch.setattr(loop, "put_batch", lambda b, mesh: put_batch(b | {"image": b["image"] * np.nan}, mesh))
     with pytest.raises(FloatingPointError, match="lower config.train.learning_rate"):
-        loop.train(CONFIG, tmp_path, tokenizer, batches)
+        loop.train(CONFIG, tmp_path, codec.tokenizer, batches)
     assert "NaN" in (tmp_path / "metrics.jsonl").read_text()

@@ -6,11 +6,9 @@ import grain
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from kaleido_jax.data.records import Records, decode_image
+from kaleido_jax.data.records import Record, Records, decode_image
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.grammar import join_segments
-from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.types import check_segments
+from kaleido_jax.latents.codec import Codec
 
 _BUFFERED_BATCHES = 4  # read ahead while the device computes
 
@@ -18,8 +16,7 @@ _BUFFERED_BATCHES = 4  # read ahead while the device computes
 def make_loader(
     records: Records,
     *,
-    segments: Sequence[str],
-    tokenizer: Tokenizer,
+    codec: Codec,
     batch_size: int,
     max_caption_tokens: int,
     max_latents_tokens: int,
@@ -44,8 +41,7 @@ def make_loader(
 
     Args:
       records: as of open_records.
-      segments: latents in z; () for the baseline.
-      tokenizer: the records' vocabulary.
+      codec: writes z; the records' vocabulary, and no segments for the baseline.
       batch_size: samples of all processes together.
       max_caption_tokens: bucket length of c, eos included.
       max_latents_tokens: bucket length of z, eos included.
@@ -60,15 +56,14 @@ def make_loader(
     Raises:
       UserError: a sample longer than its bucket (named, before the first batch), or sizes that do not divide.
     """
-    segments = check_segments(segments)
-    _check_lengths(records, segments, tokenizer, max_caption_tokens, max_latents_tokens)
+    _check_lengths(records, codec, max_caption_tokens, max_latents_tokens)
     if batch_size % process_count:
         raise user_error(f"train.batch_size = {batch_size}", f"a multiple of {process_count} processes", "change it")
 
-    def read(index):
+    def read(index: int) -> dict[str, np.ndarray]:
         record = records[int(index)]
         image = {"image": to_model_range(decode_image(record.image)), "sample_id": np.int64(index)}
-        return _tokens(record, segments, tokenizer, max_caption_tokens, max_latents_tokens) | image
+        return _tokens(record, codec, max_caption_tokens, max_latents_tokens) | image
 
     order = grain.MapDataset.range(len(records))
     if shuffle:
@@ -104,12 +99,12 @@ def pad_tokens(ids: Sequence[int], length: int, name: str, sample: str, field: s
     return padded
 
 
-def _tokens(record, segments, tokenizer, max_caption_tokens, max_latents_tokens):
-    caption = [*record.caption_tokens, tokenizer.eos_id]
+def _tokens(record: Record, codec: Codec, max_caption_tokens: int, max_latents_tokens: int) -> dict[str, np.ndarray]:
+    caption = [*record.caption_tokens, codec.tokenizer.eos_id]
     padded = pad_tokens(caption, max_caption_tokens, "caption", record.id, "data.max_caption_tokens")
     tokens = {"encoder_input_tokens": padded}
-    if segments:
-        ids = join_segments(record.tokens, segments, tokenizer)
+    if codec.segments:
+        ids = codec.join(record.tokens)
         target = pad_tokens(ids, max_latents_tokens, "latents", record.id, "latents.max_latents_tokens")
         tokens |= {
             "decoder_target_tokens": target,
@@ -119,10 +114,10 @@ def _tokens(record, segments, tokenizer, max_caption_tokens, max_latents_tokens)
     return tokens
 
 
-def _check_lengths(records, segments, tokenizer, max_caption_tokens, max_latents_tokens):
+def _check_lengths(records: Records, codec: Codec, max_caption_tokens: int, max_latents_tokens: int) -> None:
     longest = records.manifest.max_tokens
-    joined = longest[" | ".join(segments)] if segments else 0
+    joined = longest[" | ".join(codec.segments)] if codec.segments else 0
     if longest["caption"] <= max_caption_tokens and joined <= max_latents_tokens:
         return
     for index in range(len(records)):  # some sample is too long: better found now than hours into a run
-        _tokens(records[index], segments, tokenizer, max_caption_tokens, max_latents_tokens)
+        _tokens(records[index], codec, max_caption_tokens, max_latents_tokens)

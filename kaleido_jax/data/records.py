@@ -6,7 +6,7 @@ A file is written under a temporary name and renamed: a reader sees the old one 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.types import Latents, check_segments
+from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import replacing, write_atomically
 
 VERSION = 2  # of the record and manifest layout
@@ -161,8 +161,7 @@ def decode_image(png: bytes) -> UInt8[np.ndarray, "s s 3"]:
 def open_records(
     folder: Path | str,
     *,
-    segments: Sequence[str],
-    tokenizer: Tokenizer,
+    codec: Codec,
     image_size: int,
     verify: str = "full",
 ) -> Records:
@@ -170,8 +169,7 @@ def open_records(
 
     Args:
       folder: holds manifest.json, which names the shards relative to it.
-      segments: segments that every record must hold; () for the baseline.
-      tokenizer: must be the vocabulary of the stored tokens.
+      codec: its vocabulary must be that of the stored tokens, and every record must hold its segments.
       image_size: px, side of the stored images.
       verify: "full" compares every shard's sha256, "size" only its length in bytes.
 
@@ -180,7 +178,7 @@ def open_records(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    _check_use(folder, manifest, check_segments(segments), tokenizer, image_size)
+    _check_use(folder, manifest, codec, image_size)
     for shard in manifest.shards:
         _check_shard(folder / shard.file, shard, verify)
     return Records(folder, manifest)
@@ -227,19 +225,19 @@ class _Instruction:
         return _Instruction(str(folder / shard.file), 0, shard.records, shard.records)
 
 
-def _check_use(folder, manifest, segments, tokenizer, image_size):
-    missing = [s for s in segments if manifest.counts.get(s, 0) < manifest.num_records]
+def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) -> None:
+    missing = [s for s in codec.segments if manifest.counts.get(s, 0) < manifest.num_records]
     have = ", ".join(s for s, count in manifest.counts.items() if count == manifest.num_records) or "none"
     if missing:
         raise user_error(
             f"records in {folder} without {', '.join(missing)} (they hold {have})",
-            f"latents.segments = {tuple(segments)}",
+            f"latents.segments = {codec.segments}",
             "annotate with these segments, or take them out of latents.segments",
         )
-    if manifest.vocabulary != tokenizer.fingerprint:
+    if manifest.vocabulary != codec.tokenizer.fingerprint:
         raise user_error(
             f"records in {folder} made with vocabulary {manifest.vocabulary} ({manifest.codebook_size} vokens)",
-            f"{tokenizer.fingerprint} ({tokenizer.codebook_size} vokens)",
+            f"{codec.tokenizer.fingerprint} ({codec.tokenizer.codebook_size} vokens)",
             "correct model.t5.vocabulary or latents.codebook_size, or annotate again",
         )
     if manifest.source["image_size"] != image_size:

@@ -16,10 +16,9 @@ from jaxtyping import Float, Int
 
 from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
 from kaleido_jax.config.checks import mesh_sizes
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import open_workdir
-from kaleido_jax.latents.grammar import to_tokens
-from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime.files import replacing, write_atomically
@@ -98,12 +97,13 @@ def _summary(report):
 
 # ------------------------------------------------------------------------------------ training, sampling
 def _train(config, points, classes, name):
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
-    mesh, model = make_mesh(mesh_sizes(config.mesh, jax.device_count())), build_model(config, tokenizer.base_vocab_size)
+    codec = open_codec(config)
+    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+    model = build_model(config, codec.tokenizer.base_vocab_size)
     optimizer = make_optimizer(config.train)
     state, frozen, (shardings, _) = create_state(config, model, optimizer, mesh)
-    pipeline = functools.partial(KaleidoPipeline, config, tokenizer=tokenizer, chunk=config.eval.num_samples)
-    data = _tokenized(config, tokenizer, pipeline(params={}), points, classes)
+    pipeline = functools.partial(KaleidoPipeline, config, codec=codec, chunk=config.eval.num_samples)
+    data = _tokenized(config, codec, pipeline(params={}), points, classes)
     train_step = jax.jit(make_train_step(model, config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
     progress = Progress(config.train.num_steps, 0, config.train.batch_size, name)
     averages, rng = Averages(), np.random.default_rng((config.seed, 4))
@@ -118,7 +118,7 @@ def _train(config, points, classes, name):
     return pipeline(params=state.ema, step=config.train.num_steps)
 
 
-def _tokenized(config, tokenizer, pipeline, points, classes):
+def _tokenized(config, codec, pipeline, points, classes):
     """The whole data set as one batch: q(z | x) is the nearest of k-means' four centers."""
     captions = pipeline.caption_tokens(list(CLASSES))[classes]
     data = {"image": points, "encoder_input_tokens": captions}
@@ -127,13 +127,7 @@ def _tokenized(config, tokenizer, pipeline, points, classes):
             points, vokens_per_image=1, codebook_size=config.latents.codebook_size, seed=config.seed
         )
         codes = quantizer.encode(points)[:, 0]
-        table = np.asarray(
-            [
-                to_tokens(Latents(voken=(k,)), config.latents.segments, tokenizer)
-                for k in range(config.latents.codebook_size)
-            ],
-            np.int32,
-        )
+        table = np.asarray([codec.encode(Latents(voken=(k,))) for k in range(config.latents.codebook_size)], np.int32)
         target = table[codes]
         shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
         weights = np.ones(target.shape, np.float32)

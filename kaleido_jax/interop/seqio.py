@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from kaleido_jax.data.records import MANIFEST, Records, open_records, read_manifest
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.grammar import join_segments, parse, serialize
+from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.grammar import parse, serialize
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.types import LatentsError
 
@@ -136,7 +137,7 @@ def _register(kind, splits, words, verify):
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(
-            dataset_fn=_dataset_fn(splits, segments, words.tokenizer, verify),
+            dataset_fn=_dataset_fn(splits, Codec(tokenizer=words.tokenizer, segments=segments), verify),
             splits=tuple(splits),
             num_input_examples={split: read_manifest(folder).num_records for split, folder in splits.items()},
         ),
@@ -148,14 +149,14 @@ def _register(kind, splits, words, verify):
 
 
 # ---------------------------------------------------------------------------------------------- records
-def _dataset_fn(splits, segments, tokenizer, verify):
+def _dataset_fn(splits, codec, verify):
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         folder = splits[split]
         size = read_manifest(folder).source["image_size"]
-        records = open_records(folder, segments=segments, tokenizer=tokenizer, image_size=size, verify=verify)
+        records = open_records(folder, codec=codec, image_size=size, verify=verify)
         order = np.random.default_rng(seed).permutation(len(records)) if shuffle_files else range(len(records))
         return tf.data.Dataset.from_generator(
-            lambda: (_example(records, int(index), segments, tokenizer) for index in order),
+            lambda: (_example(records, int(index), codec) for index in order),
             output_signature={
                 "inputs": tf.TensorSpec([None], tf.int32),
                 "targets": tf.TensorSpec([None], tf.int32),
@@ -168,14 +169,14 @@ def _dataset_fn(splits, segments, tokenizer, verify):
     return dataset_fn
 
 
-def _example(records: Records, index: int, segments: Sequence[str], tokenizer: Tokenizer) -> dict:
+def _example(records: Records, index: int, codec: Codec) -> dict:
     record = records[index]
     return {
-        "inputs": np.asarray([*record.caption_tokens, tokenizer.eos_id], np.int32),
-        "targets": np.asarray(join_segments(record.tokens, segments, tokenizer), np.int32),
+        "inputs": np.asarray([*record.caption_tokens, codec.tokenizer.eos_id], np.int32),
+        "targets": np.asarray(codec.join(record.tokens), np.int32),
         "id": record.id,
         "inputs_pretokenized": record.caption,
-        "targets_pretokenized": serialize(record.latents, segments),
+        "targets_pretokenized": serialize(record.latents, codec.segments),
     }
 
 

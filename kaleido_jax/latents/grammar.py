@@ -4,7 +4,8 @@ At token level vokens are single ids and never pass through a string: text that 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import (
@@ -16,7 +17,6 @@ from kaleido_jax.latents.types import (
     clean_phrase,
     clean_text,
     latents_error,
-    segments_of,
     select,
     validate,
 )
@@ -46,7 +46,8 @@ def parse(string: str, segments: Sequence[str]) -> Latents:
     """
     segments = check_segments(segments)
     parts = string.split(SEPARATOR) if segments else []
-    _check_count(len(parts), segments)
+    if len(parts) != len(segments):
+        raise wrong_count(len(parts), segments)
     return validate(Latents(**{s: _READ[s](part.strip()) for s, part in zip(segments, parts, strict=True)}))
 
 
@@ -107,12 +108,7 @@ _READ = {
 
 # ------------------------------------------------------------------------------------------- token level
 def segment_tokens(z: Latents, segment: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of one segment, without separator and eos.
-
-    Raises:
-      LatentsError: z is not valid, lacks the segment, or holds characters or vokens the vocabulary has not.
-    """
-    z = validate(select(z, (segment,)))
+    """Ids of one segment, without separator and eos."""
     if segment == "voken":
         return _voken_tokens(z.voken, tokenizer)
     string = _WRITE[segment](getattr(z, segment))
@@ -121,75 +117,9 @@ def segment_tokens(z: Latents, segment: str, tokenizer: Tokenizer) -> list[int]:
         raise latents_error(
             f"{segment} {string[:80]!r} reads back as {tokenizer.decode(ids)[:80]!r}",
             "characters the vocabulary knows",
-            "replace them, or use grammar.fit()",
+            "replace them, or use Codec.fit()",
         )
     return ids
-
-
-def join_segments(tokens: Mapping[str, Sequence[int]], segments: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """The segments' ids joined by those of "|", then eos; equal to tokenizing the joined string.
-
-    Raises:
-      LatentsError: a segment is missing in `tokens`.
-    """
-    separator = tokenizer.encode(SEPARATOR)
-    joined = []
-    for position, segment in enumerate(check_segments(segments)):
-        if segment not in tokens:
-            raise latents_error(f"tokens of {', '.join(tokens) or 'nothing'}", f"{segment} too", "add the segment")
-        joined += (separator if position else []) + list(tokens[segment])
-    return [*joined, tokenizer.eos_id]
-
-
-def to_tokens(z: Latents, segments: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Ids of z, eos included; from_tokens() gives z back exactly.
-
-    Raises:
-      LatentsError: as segment_tokens.
-    """
-    return join_segments({s: segment_tokens(z, s, tokenizer) for s in segments}, segments, tokenizer)
-
-
-def prefix_tokens(z: Latents, segments: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Ids that lock z, the first of the segments, at the start of a sequence: up to the next segment, or with eos.
-
-    Raises:
-      LatentsError: z does not hold the first segments, or cannot be written.
-    """
-    have = segments_of(z)
-    if have != tuple(segments[: len(have)]):
-        raise latents_error(
-            f"a prefix of {', '.join(have)}", f"the first of {', '.join(segments)}", "add those before or drop some"
-        )
-    if have == tuple(segments):
-        return to_tokens(z, segments, tokenizer)
-    return join_segments({s: segment_tokens(z, s, tokenizer) for s in have}, have, tokenizer)[:-1] + (
-        tokenizer.encode(SEPARATOR) if have else []
-    )
-
-
-def from_tokens(
-    ids: Sequence[int], segments: Sequence[str], tokenizer: Tokenizer, vokens_per_image: int | None = None
-) -> Latents:
-    """The latents in a token sequence, read up to the first eos; pads are skipped.
-
-    Args:
-      ids: ints, e.g. one row of sampled tokens.
-      segments: which segments it holds.
-      tokenizer: the vocabulary it was written with.
-      vokens_per_image: if given, the voken segment must have exactly this length.
-
-    Raises:
-      LatentsError: the sequence does not hold these segments.
-    """
-    segments = check_segments(segments)
-    parts = _split(_content(ids, tokenizer), tokenizer.encode(SEPARATOR)) if segments else []
-    _check_count(len(parts), segments)
-    found = {s: _segment_from_tokens(s, part, tokenizer) for s, part in zip(segments, parts, strict=True)}
-    count = len(found.get("voken", ()))
-    if vokens_per_image is not None and "voken" in segments and count != vokens_per_image:
-        raise latents_error(f"{count} vokens", f"{vokens_per_image} per image", "sample again")
-    return validate(Latents(**found))
 
 
 def fit(z: Latents, tokenizer: Tokenizer) -> Latents:
@@ -215,36 +145,15 @@ def _voken_tokens(voken, tokenizer):
     return joined
 
 
-def _content(ids, tokenizer):
-    content = []
-    for token in map(int, ids):
-        if token == tokenizer.eos_id:
-            break
-        if token != tokenizer.pad_id:
-            content.append(token)
-    return content
+def wrong_count(found: int, segments: Sequence[str]) -> LatentsError:
+    """The error of a line or sequence with another number of segments."""
+    return latents_error(
+        f"{found} segments", f"{len(segments)} ({', '.join(segments)})", "check the ' | ' between them"
+    )
 
 
-def _split(ids, separator):
-    parts, part, position = [], [], 0
-    while position < len(ids):
-        if ids[position : position + len(separator)] == separator:
-            parts.append(part)
-            part, position = [], position + len(separator)
-        else:
-            part.append(ids[position])
-            position += 1
-    return [*parts, part]
-
-
-def _check_count(found, segments):
-    if found != len(segments):
-        raise latents_error(
-            f"{found} segments", f"{len(segments)} ({', '.join(segments)})", "check the ' | ' between them"
-        )
-
-
-def _segment_from_tokens(segment, ids, tokenizer):
+def segment_from_tokens(segment: str, ids: Sequence[int], tokenizer: Tokenizer) -> Any:
+    """The value of one segment."""
     if segment == "voken":
         return _vokens_from_tokens(ids, tokenizer)
     foreign = [i for i in ids if not tokenizer.unk_id < i < tokenizer.num_pieces]

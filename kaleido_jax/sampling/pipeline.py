@@ -13,14 +13,13 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from kaleido_jax.config.checks import mesh_sizes
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config, Sample, sample_shapes, scales
 from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
 from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.t5.load import load_pretrained
-from kaleido_jax.latents.automaton import compile_grammar
-from kaleido_jax.latents.grammar import from_tokens, prefix_tokens, to_tokens
-from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents, LatentsError
 from kaleido_jax.models.decode import sample_tokens, shift_right
 from kaleido_jax.models.kaleido import build_model, init_params, null_tokens, split_frozen
@@ -51,7 +50,7 @@ class KaleidoPipeline:
         self,
         config: Config,
         params: dict,
-        tokenizer: Tokenizer,
+        codec: Codec,
         step: int = 0,
         chunk: int = 50,
         bad_params: dict | None = None,
@@ -60,10 +59,10 @@ class KaleidoPipeline:
 
         `bad_params` is the same of a worse model, for autoguidance.
         """
-        self.config, self.params, self.tokenizer, self.step, self.chunk = config, params, tokenizer, step, chunk
+        self.config, self.params, self.codec, self.step, self.chunk = config, params, codec, step, chunk
         self.bad_params = bad_params
         warn_of_wrong_reductions(jax.default_backend())
-        self._model = build_model(config, tokenizer.base_vocab_size)
+        self._model = build_model(config, codec.tokenizer.base_vocab_size)
 
     @staticmethod
     def from_workdir(config: Config, workdir: Path) -> "KaleidoPipeline":
@@ -74,8 +73,8 @@ class KaleidoPipeline:
         Raises:
           UserError: no such checkpoint there, or no T5 weights for a frozen encoder.
         """
-        tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
-        model = build_model(config, tokenizer.base_vocab_size)
+        codec = open_codec(config)
+        model = build_model(config, codec.tokenizer.base_vocab_size)
         boxed = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
         trainable, frozen = split_frozen(boxed, config)
         if frozen and config.model.t5.checkpoint is None:
@@ -89,7 +88,7 @@ class KaleidoPipeline:
             folder = Path(config.sample.autoguidance_workdir or workdir)
             bad, _ = checkpoints.restore_ema(folder, wanted, config.sample.autoguidance_step)
         loaded = load_pretrained(config, nn.meta.unbox(frozen), shardings_of(frozen, mesh))
-        return KaleidoPipeline(config, ema | loaded, tokenizer, step, bad_params=bad and bad | loaded)
+        return KaleidoPipeline(config, ema | loaded, codec, step, bad_params=bad and bad | loaded)
 
     # -------------------------------------------------------------------------------------- latents
     def sample_latents(
@@ -130,7 +129,7 @@ class KaleidoPipeline:
     def _constraint(self):
         """The grammar's tables on the host, for checks, and on the device, for the loop."""
         latents = self.config.latents
-        host = compile_grammar(self.tokenizer, latents.segments, latents.vokens_per_image)
+        host = self.codec.constraint
         if int(host.tokens_to_end(host.start(1))[0]) > latents.max_latents_tokens:
             raise user_error(
                 f"config.latents.max_latents_tokens = {latents.max_latents_tokens}",
@@ -147,11 +146,12 @@ class KaleidoPipeline:
         for i, (row, given) in enumerate(zip(out, prefix, strict=True)):
             ids = given or ()
             if isinstance(given, Latents):
-                ids = prefix_tokens(given, self.config.latents.segments, self.tokenizer)
-            if len(ids) > limit or not all(0 < token < self.tokenizer.vocab_size for token in ids):
+                ids = self.codec.prefix(given)
+            vocab_size = self.codec.tokenizer.vocab_size
+            if len(ids) > limit or not all(0 < token < vocab_size for token in ids):
                 raise user_error(
                     f"prefix {i} of {len(ids)} tokens",
-                    f"at most {limit} (config.latents.max_latents_tokens), ids 1..{self.tokenizer.vocab_size - 1}",
+                    f"at most {limit} (config.latents.max_latents_tokens), each from 1 to {vocab_size - 1}",
                     "shorten or correct it",
                 )
             if grammar:
@@ -163,7 +163,7 @@ class KaleidoPipeline:
         place, wrong = self._constraint[0].follow(ids)
         if wrong is not None:
             raise user_error(
-                f"prefix {i} with {self.tokenizer.piece(ids[wrong])!r} as token {wrong}",
+                f"prefix {i} with {self.codec.tokenizer.piece(ids[wrong])!r} as token {wrong}",
                 "what the grammar may go on with",
                 "correct it, or set config.sample.grammar = False",
             )
@@ -179,12 +179,7 @@ class KaleidoPipeline:
         ended = np.flatnonzero(row == EOS)
         ids = tuple(int(i) for i in (row[: ended[0] + 1] if len(ended) else row))
         try:
-            z = from_tokens(
-                list(ids),
-                self.config.latents.segments,
-                self.tokenizer,
-                vokens_per_image=self.config.latents.vokens_per_image,
-            )
+            z = self.codec.decode(ids)
         except LatentsError as error:
             return SampledLatents(tokens=ids, latents=None, problem=str(error))
         if not len(ended):
@@ -288,7 +283,7 @@ class KaleidoPipeline:
         limit = self.config.data.max_caption_tokens
         out = np.zeros((len(captions), limit), np.int32)
         for row, caption in zip(out, captions, strict=True):
-            ids = [*self.tokenizer.encode(caption), EOS]
+            ids = [*self.codec.tokenizer.encode(caption), EOS]
             if len(ids) > limit:
                 raise user_error(
                     f"caption '{caption[:40]}...' of {len(ids)} tokens",
@@ -304,7 +299,7 @@ class KaleidoPipeline:
         Raises:
           UserError: not valid, segments missing, or longer than the config's bucket.
         """
-        ids = to_tokens(z, self.config.latents.segments, self.tokenizer)
+        ids = self.codec.encode(z)
         if len(ids) > self.config.latents.max_latents_tokens:
             raise user_error(
                 f"latents of {len(ids)} tokens",

@@ -9,7 +9,7 @@ from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import decode_image, open_records
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.grammar import from_tokens
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, select
 
@@ -32,13 +32,13 @@ def records(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("records")
     sizes = {"num_examples": 44, "image_size": 32, "codebook_size": 8, "shard_size": 20, "fit_examples": 50}
     make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
-    return open_records(folder / "train", segments=SEGMENTS, tokenizer=tokenizer, image_size=32)
+    return open_records(folder / "train", codec=Codec(tokenizer=tokenizer, segments=SEGMENTS), image_size=32)
 
 
 @pytest.fixture
 def loader(records, tokenizer):
     def make(segments=("text", "bbox", "voken"), **changes):
-        return make_loader(records, segments=segments, tokenizer=tokenizer, **SIZES | changes)
+        return make_loader(records, codec=Codec(tokenizer=tokenizer, segments=segments), **SIZES | changes)
 
     return make
 
@@ -56,7 +56,7 @@ def assert_same(batches, expected):
 
 
 def test_batch_holds_what_the_records_hold(loader, records, tokenizer):
-    segments = ("text", "bbox", "voken")
+    codec = Codec(tokenizer=tokenizer, segments=("text", "bbox", "voken"), vokens_per_image=8)
     batch = next(loader())
     shapes = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
     assert shapes == {
@@ -70,7 +70,7 @@ def test_batch_holds_what_the_records_hold(loader, records, tokenizer):
     for row, index in enumerate(batch["sample_id"]):
         record, target = records[index], batch["decoder_target_tokens"][row]
         assert tokenizer.decode(batch["encoder_input_tokens"][row]) == record.caption
-        assert from_tokens(target, segments, tokenizer, 8) == select(record.latents, segments)
+        assert codec.decode(target) == select(record.latents, codec.segments)
         np.testing.assert_array_equal(batch["decoder_loss_weights"][row], target != 0)
         np.testing.assert_array_equal(batch["decoder_input_tokens"][row], [0, *target[:-1]])
         np.testing.assert_array_equal(batch["image"][row] * 128 + 127, decode_image(record.image))
@@ -133,6 +133,7 @@ def test_damage_met_while_training_is_a_user_error(records, tokenizer, tmp_path)
     folder = shutil.copytree(records._folder, tmp_path / "train")
     for path in folder.glob("*.array_record"):
         path.write_bytes(bytes(path.stat().st_size))
-    damaged = open_records(folder, segments=SEGMENTS, tokenizer=tokenizer, image_size=32, verify="size")
+    codec = Codec(tokenizer=tokenizer, segments=SEGMENTS)
+    damaged = open_records(folder, codec=codec, image_size=32, verify="size")
     with pytest.raises(UserError, match="is damaged"):
-        next(make_loader(damaged, segments=SEGMENTS, tokenizer=tokenizer, **SIZES))
+        next(make_loader(damaged, codec=codec, **SIZES))

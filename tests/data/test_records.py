@@ -10,7 +10,7 @@ from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.data.records import decode_image, open_records, write_shard
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.grammar import segment_tokens
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import select
 
@@ -37,10 +37,10 @@ def copy(made, tmp_path):
 
 @pytest.fixture
 def opening(tokenizer):
-    return {"segments": ("text", "bbox", "voken"), "tokenizer": tokenizer, "image_size": 32}
+    return {"codec": Codec(tokenizer=tokenizer, segments=("text", "bbox", "voken")), "image_size": 32}
 
 
-def test_records_hold_what_the_source_and_the_annotator_gave(made, opening, tokenizer):
+def test_records_hold_what_the_source_and_the_annotator_gave(made, opening):
     records = open_records(made / "train", **opening)
     source = open_source("fashion", "train", num_examples=40, seed=0)
     assert len(records) == 40
@@ -51,7 +51,7 @@ def test_records_hold_what_the_source_and_the_annotator_gave(made, opening, toke
         z = fashion.annotate(example.image, example.caption)
         assert select(record.latents, ("text", "bbox")) == select(z, ("text", "bbox"))
         for segment in ("text", "bbox", "voken"):
-            assert record.tokens[segment] == segment_tokens(record.latents, segment, tokenizer)
+            assert record.tokens[segment] == opening["codec"].segment_tokens(record.latents, segment)
     with pytest.raises(IndexError):
         records[40]
 
@@ -91,16 +91,16 @@ def test_damage_found_while_reading_is_a_user_error(copy, opening):
         records[3]
 
 
-def test_missing_segments_are_named(made, opening):
+def test_missing_segments_are_named(made, tokenizer):
     with pytest.raises(UserError, match=r"without blob \(they hold text, bbox, voken\)"):
-        open_records(made / "train", **opening | {"segments": ("text", "blob")})
+        open_records(made / "train", codec=Codec(tokenizer=tokenizer, segments=("text", "blob")), image_size=32)
 
 
-def test_another_vocabulary_is_refused(made, opening):
+def test_another_vocabulary_is_refused(made):
     with pytest.raises(UserError, match="made with vocabulary"):
-        open_records(made / "train", **opening | {"tokenizer": load_tokenizer("t5", 64)})
+        open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("t5", 64), segments=()), image_size=32)
     with pytest.raises(UserError, match="latents.codebook_size"):
-        open_records(made / "train", **opening | {"tokenizer": load_tokenizer("fashion", 128)})
+        open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("fashion", 128), segments=()), image_size=32)
 
 
 def test_another_image_size_is_refused(made, opening):

@@ -50,6 +50,7 @@ from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import open_records
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop import seqio as seqio_tasks
+from kaleido_jax.latents.codec import Codec
 folder, sizes = sys.argv[1], json.loads(sys.argv[2])
 names = seqio_tasks.register(folder, "fashion", 64)
 words = seqio_tasks.vocabulary("fashion", 64)
@@ -61,8 +62,9 @@ def seqio_batches(name, sizes, **options):
     return list(data.batch(8, drop_remainder=True).as_numpy_iterator())
 
 for kind, segments in seqio_tasks.KINDS.items():
-    records = open_records(folder + "/train", segments=segments, tokenizer=words.tokenizer, image_size=16)
-    ours = list(make_loader(records, segments=segments, tokenizer=words.tokenizer, batch_size=8, seed=0, shuffle=False,
+    codec = Codec(tokenizer=words.tokenizer, segments=segments)
+    records = open_records(folder + "/train", codec=codec, image_size=16)
+    ours = list(make_loader(records, codec=codec, batch_size=8, seed=0, shuffle=False,
                             num_epochs=1, max_caption_tokens=sizes["inputs"], max_latents_tokens=sizes["targets"]))
     theirs = seqio_batches("kaleido_prior_" + kind, sizes, shuffle=False)
     assert len(ours) == len(theirs) == 3

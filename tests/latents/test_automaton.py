@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import automaton, grammar
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import SEGMENTS, Latents, select
 from kaleido_jax.models import decode
 from tests.latents.test_grammar import TOKENIZERS, writable_latents
@@ -22,8 +23,12 @@ QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(Heal
 
 
 @functools.cache
+def codec(name, segments=SEGMENTS):
+    return Codec(tokenizer=TOKENIZERS[name], segments=segments, vokens_per_image=VOKENS)
+
+
 def constraint(name, segments=SEGMENTS):
-    return automaton.compile_grammar(TOKENIZERS[name], segments, VOKENS)
+    return codec(name, segments).constraint
 
 
 def parts(name, *strings):
@@ -39,7 +44,7 @@ def test_what_the_grammar_writes_is_accepted(name):
         segments = EVERY[i % len(EVERY)]
         z = dataclasses.replace(z, voken=tuple(rng.integers(0, 64, VOKENS).tolist()))
         machine = constraint(name, segments)
-        place, wrong = machine.follow(grammar.to_tokens(z, segments, tokenizer))
+        place, wrong = machine.follow(codec(name, segments).encode(z))
         assert wrong is None and place.node[0] == automaton.DONE and machine.tokens_to_end(place) == 0
 
 
@@ -78,7 +83,7 @@ def test_only_what_the_grammar_writes_is_accepted(name, segments, strings, accep
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 @pytest.mark.parametrize("count", [VOKENS - 1, VOKENS, VOKENS + 1])
 def test_vokens_are_counted(name, count):
-    ids = grammar.to_tokens(Latents(voken=tuple(range(count))), ("voken",), TOKENIZERS[name])
+    ids = codec(name, ("voken",)).encode(Latents(voken=tuple(range(count))))
     assert (constraint(name, ("voken",)).follow(ids)[1] is None) == (count == VOKENS)
 
 
@@ -91,7 +96,7 @@ def test_a_vocabulary_that_cannot_write_numbers_is_refused():
             return TOKENIZERS["fashion"].piece(token).replace("7", "x")
 
     with pytest.raises(UserError, match="without 7"):
-        automaton.compile_grammar(Poor(), ("bbox",), VOKENS)
+        dataclasses.replace(codec("fashion", ("bbox",)), tokenizer=Poor()).constraint  # noqa: B018
 
 
 # ------------------------------------------------------------------------------------- random sampling
@@ -119,7 +124,7 @@ def check_valid(rows, segments, name):
     for row in np.asarray(rows):
         ended = np.flatnonzero(row == tokenizer.eos_id)
         assert len(ended) == 1 and not row[ended[0] + 1 :].any()
-        z = grammar.from_tokens(row, segments, tokenizer, vokens_per_image=VOKENS)
+        z = codec(name, segments).decode(row)
         # More than parsing: it is letter by letter what the grammar would write.
         if "voken" not in segments and "" not in (z.bbox, z.blob) and () not in (z.bbox, z.blob):
             assert tokenizer.decode(row[: ended[0]].tolist()) == grammar.serialize(z, segments)
@@ -144,7 +149,7 @@ def test_boxes_are_reached_and_the_shortest_budget_suffices():
     machine = constraint("fashion", segments)
     # Of a thousand pieces that are numbers, a stronger bias would leave no room for "(" behind a phrase.
     rows = draw(machine, numeric_bias("fashion", 4.0), 3, max_len=48, rows=32)
-    boxes = [grammar.from_tokens(row, segments, TOKENIZERS["fashion"]).bbox for row in np.asarray(rows)]
+    boxes = [codec("fashion", segments).decode(row).bbox for row in np.asarray(rows)]
     assert np.mean([len(found) > 0 for found in boxes]) > 0.5
     shortest = int(machine.tokens_to_end(machine.start(1))[0])
     assert shortest == 2 * VOKENS + 1
@@ -186,7 +191,7 @@ def test_locked_segments_are_kept_and_the_rest_is_valid():
     check_valid(rows, SEGMENTS, "fashion")
     for row, ids in zip(rows, locked, strict=True):
         assert row[: len(ids)].tolist() == ids
-    z = grammar.from_tokens(rows[2], SEGMENTS, tokenizer)
+    z = codec("fashion").decode(rows[2])
     assert select(z, ("text",)).text == "a" and z.bbox[0].box == (1, 33, 995, 996)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.latents import grammar
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import (
     SEGMENTS,
@@ -38,6 +39,11 @@ ALPHABETS = [
     np.arange(0xA0, 0x3000),
     np.arange(0x110000),
 ]
+
+
+def codec(tokenizer, segments=SEGMENTS):
+    """A codec for any number of vokens."""
+    return Codec(tokenizer=tokenizer, segments=segments)
 
 
 def random_strings(rng, count):
@@ -87,9 +93,9 @@ def random_latents(rng, count, texts, phrases):
 def writable_latents(tokenizer, rng, count):
     """As random_latents, in words that the vocabulary can write."""
     strings = random_strings(rng, 1000)
-    texts = cleaned(strings, lambda s: grammar.fit(Latents(text=clean_text(s)), tokenizer).text)
+    texts = cleaned(strings, lambda s: codec(tokenizer).fit(Latents(text=clean_text(s))).text)
     boxes = ((Box(phrase=clean_phrase(s), box=(0, 0, 1, 1)),) for s in cleaned(strings, clean_phrase))
-    phrases = cleaned(list(boxes), lambda box: grammar.fit(Latents(bbox=box), tokenizer).bbox[0].phrase)
+    phrases = cleaned(list(boxes), lambda box: codec(tokenizer).fit(Latents(bbox=box)).bbox[0].phrase)
     return random_latents(rng, count, texts, phrases)
 
 
@@ -112,7 +118,7 @@ def many_tokens(request):
     tokenizer, rng = TOKENIZERS[request.param], np.random.default_rng(1)
     rows = []
     for z, segments in zip(writable_latents(tokenizer, rng, MANY), choices(rng, MANY), strict=True):
-        rows.append((z, segments, grammar.to_tokens(z, segments, tokenizer)))
+        rows.append((z, segments, codec(tokenizer, segments).encode(z)))
     return tokenizer, rows
 
 
@@ -127,7 +133,7 @@ def test_token_round_trip_is_exact_10000_times(many_tokens):
     tokenizer, rows = many_tokens
     for z, segments, ids in rows:
         assert ids[-1] == tokenizer.eos_id and min(ids) >= 0 and max(ids) < tokenizer.vocab_size
-        assert grammar.from_tokens([*ids, 0, 0, 5], segments, tokenizer) == select(z, segments)
+        assert codec(tokenizer, segments).decode([*ids, 0, 0, 5]) == select(z, segments)
 
 
 def test_joined_segment_tokens_equal_tokens_of_the_joined_string(many_tokens):
@@ -167,7 +173,7 @@ def test_10000_mutated_tokens_are_refused_or_valid(many_tokens):
         for place, token in zip(at, other, strict=True):
             ids[int(place * len(ids))] = int(token)
         try:
-            found = grammar.from_tokens(ids, segments, tokenizer)
+            found = codec(tokenizer, segments).decode(ids)
         except LatentsError:
             refused += 1
             continue
@@ -185,16 +191,16 @@ def test_serialized_form_is_the_papers():
     assert grammar.serialize(z, SEGMENTS) == (
         "a small black boot | boot (1, 33, 995, 995) lap (1, 630, 785, 998) | boot (500, 514, 410, 90, 12) | I17#I403"
     )
-    ids = grammar.segment_tokens(z, "voken", TOKENIZERS["t5"])
+    ids = codec(TOKENIZERS["t5"]).segment_tokens(z, "voken")
     assert ids == [32128 + 17, 4663, 32128 + 403]
 
 
 def test_text_that_looks_like_vokens_stays_text():
     tokenizer = TOKENIZERS["t5"]
     z = Latents(text="I17#I403", voken=(17,))
-    ids = grammar.segment_tokens(z, "text", tokenizer)
-    assert max(ids) < tokenizer.num_pieces
-    assert grammar.from_tokens(grammar.to_tokens(z, ("text", "voken"), tokenizer), ("text", "voken"), tokenizer) == z
+    words = codec(tokenizer, ("text", "voken"))
+    assert max(words.segment_tokens(z, "text")) < tokenizer.num_pieces
+    assert words.decode(words.encode(z)) == z
 
 
 @pytest.mark.parametrize(
@@ -218,22 +224,22 @@ def test_latents_that_cannot_round_trip_are_refused(change, told):
 
 
 def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
-    tokenizer = TOKENIZERS["fashion"]
-    ids = grammar.to_tokens(Latents(voken=(1, 2, 3)), ("voken",), tokenizer)
-    assert grammar.from_tokens(ids, ("voken",), tokenizer, vokens_per_image=3).voken == (1, 2, 3)
+    three = Codec(tokenizer=TOKENIZERS["fashion"], segments=("voken",), vokens_per_image=3)
+    ids = three.encode(Latents(voken=(1, 2, 3)))
+    assert three.decode(ids).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):
-        grammar.from_tokens(ids, ("voken",), tokenizer, vokens_per_image=4)
+        dataclasses.replace(three, vokens_per_image=4).decode(ids)
     with pytest.raises(LatentsError, match="vokens joined by '#'"):
-        grammar.from_tokens([ids[0], ids[0], ids[2], tokenizer.eos_id], ("voken",), tokenizer)
+        three.decode([ids[0], ids[0], ids[2], three.tokenizer.eos_id])
     with pytest.raises(LatentsError, match="voken 64"):
-        grammar.to_tokens(Latents(voken=(64,)), ("voken",), tokenizer)
+        three.encode(Latents(voken=(64,)))
 
 
 def test_characters_outside_the_vocabulary_are_told_and_fit_drops_them():
     z = Latents(text="a {boot} ~")
     with pytest.raises(LatentsError, match="vocabulary knows"):
-        grammar.to_tokens(z, ("text",), TOKENIZERS["t5"])
-    assert grammar.fit(z, TOKENIZERS["t5"]).text == "a boot"
+        codec(TOKENIZERS["t5"], ("text",)).encode(z)
+    assert codec(TOKENIZERS["t5"]).fit(z).text == "a boot"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from kaleido_jax import main
 from kaleido_jax.config.checks import validate
-from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.runtime import xla_flags
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -20,13 +20,13 @@ def test_points_drawn_on_cpu_are_finite_and_do_not_depend_on_the_chunk():
     """Fails where LIBRARY_FUSION_TYPE_REDUCE is on (jaxlib 0.10.2): NaN in 20 to 100 rows, other values in 400."""
     config = validate(main.load_config("configs/toy.py", []))
     config = dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=()))
-    tokenizer, rng = load_tokenizer("fashion", 4), np.random.default_rng(0)
-    shapes = abstract_params(build_model(config, tokenizer.base_vocab_size))
+    codec, rng = open_codec(config), np.random.default_rng(0)
+    shapes = abstract_params(build_model(config, codec.tokenizer.base_vocab_size))
     params = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
     captions = ["a", "b"] * 1000
     settings = dataclasses.replace(config.sample, gamma=8.0, num_steps=30)
     whole, parts = (
-        KaleidoPipeline(config, params, tokenizer, chunk=chunk).draw(captions, None, seed=0, sample=settings)
+        KaleidoPipeline(config, params, codec, chunk=chunk).draw(captions, None, seed=0, sample=settings)
         for chunk in (2000, 100)
     )
     assert np.isfinite(whole).all() and np.isfinite(parts).all() and whole.std() > 0.1

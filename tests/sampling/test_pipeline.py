@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.tiny import single_net_config
@@ -17,17 +17,16 @@ CONFIG = single_net_config(sample__num_steps=3, sample__gamma=3.0, sample__sampl
 CAPTIONS, LATENTS = ["bag", "coat"], [(5, 6, 7, 1), (8, 9, 1)]
 
 
-def random_params(tokenizer, seed):
+def random_params(codec, seed):
     rng = np.random.default_rng(seed)
-    shapes = abstract_params(build_model(CONFIG, tokenizer.base_vocab_size))
+    shapes = abstract_params(build_model(CONFIG, codec.tokenizer.base_vocab_size))
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3, jnp.float32), shapes)
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    tokenizer = load_tokenizer(CONFIG.model.t5.vocabulary, CONFIG.latents.codebook_size)
-    params = random_params(tokenizer, 0)
-    return KaleidoPipeline(CONFIG, params, tokenizer, bad_params=random_params(tokenizer, 1))
+    codec = open_codec(CONFIG)
+    return KaleidoPipeline(CONFIG, random_params(codec, 0), codec, bad_params=random_params(codec, 1))
 
 
 def draw(pipeline, captions=CAPTIONS, latents=LATENTS, indices=None, **sample):
@@ -62,9 +61,9 @@ def test_a_rule_changes_the_image_and_a_sample_stays_its_own(pipeline, with_cfg,
 
 
 def test_autoguidance_away_from_the_same_weights_is_no_guidance(pipeline):
-    same = KaleidoPipeline(CONFIG, pipeline.params, pipeline.tokenizer, bad_params=pipeline.params)
+    same = KaleidoPipeline(CONFIG, pipeline.params, pipeline.codec, bad_params=pipeline.params)
     np.testing.assert_allclose(draw(same, guidance="autoguidance"), draw(pipeline, gamma=1.0), atol=1e-4)
-    without = KaleidoPipeline(CONFIG, pipeline.params, pipeline.tokenizer)
+    without = KaleidoPipeline(CONFIG, pipeline.params, pipeline.codec)
     with pytest.raises(UserError, match="bad_params"):
         draw(without, guidance="autoguidance")
     np.testing.assert_array_equal(draw(without, gamma=1.0, guidance="autoguidance"), draw(without, gamma=1.0))

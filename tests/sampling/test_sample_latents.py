@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import pytest
 
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Box, Latents, select
 from kaleido_jax.models.kaleido import build_model, init_params
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -22,9 +22,9 @@ BOX = Latents(text="a bag", bbox=(Box(phrase="bag", box=(100, 100, 400, 401)),))
 
 @pytest.fixture(scope="module")
 def pipeline():
-    tokenizer = load_tokenizer("fashion", CONFIG.latents.codebook_size)
-    params = nn.meta.unbox(init_params(build_model(CONFIG, tokenizer.base_vocab_size), jax.random.key(0)))
-    return KaleidoPipeline(CONFIG, params, tokenizer, chunk=4)  # one compiled function for many tests
+    codec = open_codec(CONFIG)
+    params = nn.meta.unbox(init_params(build_model(CONFIG, codec.tokenizer.base_vocab_size), jax.random.key(0)))
+    return KaleidoPipeline(CONFIG, params, codec, chunk=4)  # one compiled function for many tests
 
 
 def test_an_untrained_model_parses_always_with_the_grammar_and_never_without(pipeline):
@@ -35,7 +35,7 @@ def test_an_untrained_model_parses_always_with_the_grammar_and_never_without(pip
 
 
 def test_locked_segments_come_back_and_the_others_differ(pipeline):
-    locked = [TEXT, None, BOX, pipeline.tokenizer.encode("a small")]
+    locked = [TEXT, None, BOX, pipeline.codec.tokenizer.encode("a small")]
     rows = pipeline.sample_latents(CAPTIONS, seed=2, sample=GRAMMAR, prefix=locked)
     assert select(rows[0].latents, ("text",)) == TEXT
     assert select(rows[2].latents, ("text", "bbox")) == BOX
@@ -52,7 +52,7 @@ def test_locked_segments_come_back_and_the_others_differ(pipeline):
 
 def test_a_prefix_is_kept_without_the_grammar_too(pipeline):
     rows = pipeline.sample_latents(["bag"], seed=2, prefix=[TEXT])
-    ids = pipeline.tokenizer.encode("a small bag |")
+    ids = pipeline.codec.tokenizer.encode("a small bag |")
     assert rows[0].tokens[: len(ids)] == tuple(ids)
 
 
@@ -71,7 +71,7 @@ def test_prefixes_that_cannot_be_are_refused(pipeline):
     with pytest.raises(UserError, match="a prefix of bbox; expected the first of text, bbox"):
         draw(Latents(bbox=()))
     with pytest.raises(UserError, match="as token 0"):
-        draw(pipeline.tokenizer.encode("|"))
+        draw(pipeline.codec.tokenizer.encode("|"))
     with pytest.raises(UserError, match="which needs"):
         draw(Latents(text="a bag " * 28 + "end"))
     with pytest.raises(UserError, match="each from 1 to"):

@@ -70,6 +70,7 @@ def test_a_run_trains_on_the_table(tmp_path):
     names = open_source("fashion", "train", num_examples=1, seed=0, image_size=8).class_names
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, class_captions=tuple(names)))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=2))
-    batches = verbs.make_batches(config, verbs.prepare_records(config, tmp_path, TOKENIZER), TOKENIZER)
+    codec = open_codec(config)
+    batches = verbs.make_batches(config, verbs.prepare_records(config, tmp_path, codec), codec)
     state = loop.train(config, tmp_path, TOKENIZER, batches)
     assert int(state.step) == 2 and set(state.params) == {"prior", "denoiser"}

@@ -20,7 +20,7 @@ from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.records import VERSION, Record, encode_image, longest, write_shard
 from kaleido_jax.data.sources.base import Example, Source, open_source
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.latents.grammar import SEPARATOR, fit, segment_tokens
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, select
 from kaleido_jax.runtime.files import write_atomically
@@ -82,7 +82,7 @@ class OpenJob:
         self.job = job
         self.source: Source = open_source(**job.source)
         self.annotators: list[Annotator] = open_annotators(job.annotators, job.segments, self.source)
-        self.separator = len(job.tokenizer.encode(SEPARATOR))
+        self.codec = Codec(tokenizer=job.tokenizer, segments=job.segments)
         self.metadata = {s: dict(a.metadata) for a in self.annotators for s in a.segments}
         told = job.told() | {"metadata": self.metadata, "examples": self.source.fingerprint, "date": job.date}
         self.specification = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -172,7 +172,7 @@ def _annotate(opened: OpenJob, indices: range, notes: _Notes, advance: Advance) 
         latents = _run(annotator, examples, latents, notes)
     for example, z in zip(examples, latents, strict=True):
         record = _record(opened, example, z, notes)
-        lengths = record and _lengths(record, opened.separator)
+        lengths = record and _lengths(record, len(opened.codec.separator))
         if record is not None and _fits(record.id, lengths, job, notes):
             notes.lengths.append(lengths)
             notes.counts.update(record.tokens.keys())
@@ -210,7 +210,7 @@ def _record(opened, example, z, notes) -> Record | None:
         if getattr(z, segment) is None:
             continue
         try:
-            part, tokens[segment] = _tokens(select(z, (segment,)), segment, job.tokenizer)
+            part, tokens[segment] = _tokens(select(z, (segment,)), segment, opened.codec)
             kept = replace(kept, **{segment: getattr(part, segment)})
         except UserError as error:
             notes.fail(example.id, Failure(segment=segment, reason=str(error)))
@@ -228,12 +228,12 @@ def _record(opened, example, z, notes) -> Record | None:
     )
 
 
-def _tokens(part, segment, tokenizer):
+def _tokens(part: Latents, segment: str, codec: Codec) -> tuple[Latents, list[int]]:
     try:
-        return part, segment_tokens(part, segment, tokenizer)
+        return part, codec.segment_tokens(part, segment)
     except UserError:  # mostly characters that the vocabulary has not: "<", "{" in T5's
-        part = fit(part, tokenizer)
-        return part, segment_tokens(part, segment, tokenizer)
+        part = codec.fit(part)
+        return part, codec.segment_tokens(part, segment)
 
 
 def _fits(example_id, lengths, job, notes):

@@ -20,9 +20,11 @@ from kaleido_jax.annotate.job import engines, shards
 from kaleido_jax.annotate.job.report import agreement_rows, sample_indices, write_report
 from kaleido_jax.annotate.job.run import annotate_data, make_records, reasons
 from kaleido_jax.config.checks import validate
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Annotate, default_config
 from kaleido_jax.data.records import Records, decode_image, open_records, read_manifest
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, Box, Latents
 from kaleido_jax.main import load_config, main
@@ -66,6 +68,7 @@ _RUN = """
 import sys
 from pathlib import Path
 from kaleido_jax.annotate.job.run import make_records
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.latents.tokenizer import load_tokenizer
 
@@ -202,10 +205,10 @@ def test_records_may_lack_what_is_not_required_and_are_then_refused_where_it_is_
     picky = replace(picky, required=("text", "voken"))
     manifest = make_records(tmp_path, tokenizer=tokenizer, annotate=picky, **FASHION)
     assert manifest.num_records == 60 and manifest.left_out == 0 and manifest.counts["bbox"] == 30
-    opening = {"tokenizer": tokenizer, "image_size": 32}
-    assert len(open_records(tmp_path / "train", segments=("text", "voken"), **opening)) == 60
+    codec = Codec(tokenizer=tokenizer, segments=("text", "voken"))
+    assert len(open_records(tmp_path / "train", codec=codec, image_size=32)) == 60
     with pytest.raises(UserError, match="without bbox"):
-        open_records(tmp_path / "train", segments=("text", "bbox"), **opening)
+        open_records(tmp_path / "train", codec=replace(codec, segments=("text", "bbox")), image_size=32)
 
 
 def test_an_annotator_without_what_it_needs_is_refused_before_any_image(tmp_path, tokenizer, picky):
@@ -356,12 +359,12 @@ def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
     assert f"report: {work / 'report.html'}" in told
     assert {p.name for p in work.iterdir()} == {"records", "manifest.json", "report.html", "job.json"}
     config = validate(load_config(str(config), []))
-    records = prepare_records(config, work, load_tokenizer("t5", 64))
+    records = prepare_records(config, work, open_codec(config))
     assert len(records) == 1
     elsewhere = validate(load_config(command[1].removeprefix("--config="), [f"--config.data.records={work}"]))
-    assert prepare_records(elsewhere, tmp_path / "other", load_tokenizer("t5", 64))[0] == records[0]
+    assert prepare_records(elsewhere, tmp_path / "other", open_codec(elsewhere))[0] == records[0]
     with pytest.raises(UserError, match="make them with `annotate`"):
-        prepare_records(config, tmp_path / "empty", load_tokenizer("t5", 64))
+        prepare_records(config, tmp_path / "empty", open_codec(config))
 
 
 def _table(folder, captions):

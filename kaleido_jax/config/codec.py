@@ -1,0 +1,14 @@
+"""Codec of a config: how its latents are written as tokens."""
+
+from kaleido_jax.config.schema import Config
+from kaleido_jax.latents.codec import Codec
+
+
+def open_codec(config: Config) -> Codec:
+    """The vocabulary, the segments and the number of vokens of a config as one value.
+
+    Raises:
+      UserError: config.model.t5.vocabulary cannot be read or is no sentencepiece model.
+    """
+    latents = config.latents
+    return Codec.open(config.model.t5.vocabulary, latents.codebook_size, latents.segments, latents.vokens_per_image)

@@ -1,0 +1,154 @@
+"""Codec of the latents: z <-> token ids, "text | bbox | blob | voken" and eos, with one vocabulary and its grammar.
+
+Vokens are single ids and never pass through a string: text that looks like a voken stays text.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kaleido_jax.latents import grammar
+from kaleido_jax.latents.grammar import SEPARATOR
+from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
+from kaleido_jax.latents.types import (
+    Latents,
+    check_segments,
+    latents_error,
+    segments_of,
+    select,
+    validate,
+)
+
+if TYPE_CHECKING:
+    from kaleido_jax.latents.constrain import Constraint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """How latents are written as tokens: the vocabulary, which segments in which order, and how many vokens."""
+
+    tokenizer: Tokenizer
+    segments: tuple[str, ...]  # () = the baseline, without latents
+    vokens_per_image: int | None = None  # length of the voken segment; None = any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", check_segments(self.segments))
+
+    @staticmethod
+    def open(vocabulary: str, codebook_size: int, segments: Sequence[str], vokens_per_image: int | None) -> "Codec":
+        """The codec of a shipped vocabulary or a sentencepiece file, see load_tokenizer.
+
+        Raises:
+          UserError: the file cannot be used, or the segments are not known, distinct and in order.
+        """
+        tokenizer = load_tokenizer(vocabulary, codebook_size)
+        return Codec(tokenizer=tokenizer, segments=tuple(segments), vokens_per_image=vokens_per_image)
+
+    @property
+    def separator(self) -> list[int]:
+        """The ids between two segments, of " | "."""
+        return self.tokenizer.encode(SEPARATOR)
+
+    def encode(self, z: Latents) -> list[int]:
+        """Ids of z, eos included; decode() gives z back exactly.
+
+        Raises:
+          LatentsError: as segment_tokens.
+        """
+        return self.join({s: self.segment_tokens(z, s) for s in self.segments})
+
+    def segment_tokens(self, z: Latents, segment: str) -> list[int]:
+        """Ids of one segment, without separator and eos.
+
+        Raises:
+          LatentsError: z is not valid, lacks the segment, or holds characters or vokens the vocabulary has not.
+        """
+        return grammar.segment_tokens(validate(select(z, (segment,))), segment, self.tokenizer)
+
+    def join(self, tokens: Mapping[str, Sequence[int]]) -> list[int]:
+        """The ids of each segment joined by those of " | ", then eos; equal to tokenizing the joined string.
+
+        Raises:
+          LatentsError: a segment is missing in `tokens`.
+        """
+        joined: list[int] = []
+        for position, segment in enumerate(self.segments):
+            if segment not in tokens:
+                raise latents_error(f"tokens of {', '.join(tokens) or 'nothing'}", f"{segment} too", "add the segment")
+            joined += (self.separator if position else []) + list(tokens[segment])
+        return [*joined, self.tokenizer.eos_id]
+
+    def prefix(self, z: Latents) -> list[int]:
+        """Ids that lock z, the first of the segments, at the start: up to the next segment, or with eos if z is whole.
+
+        Raises:
+          LatentsError: z does not hold the first segments, or cannot be written.
+        """
+        have = segments_of(z)
+        if have != self.segments[: len(have)]:
+            raise latents_error(
+                f"a prefix of {', '.join(have)}",
+                f"the first of {', '.join(self.segments)}",
+                "add those before or drop some",
+            )
+        if have == self.segments:
+            return self.encode(z)
+        return [i for s in have for i in (*self.segment_tokens(z, s), *self.separator)]
+
+    def decode(self, ids: Sequence[int]) -> Latents:
+        """The latents in a token sequence, read up to the first eos; pads are skipped.
+
+        Raises:
+          LatentsError: the sequence does not hold these segments.
+        """
+        parts = _split(self._content(ids), self.separator) if self.segments else []
+        if len(parts) != len(self.segments):
+            raise grammar.wrong_count(len(parts), self.segments)
+        pairs = zip(self.segments, parts, strict=True)
+        found = {s: grammar.segment_from_tokens(s, part, self.tokenizer) for s, part in pairs}
+        count = len(found.get("voken", ()))
+        if self.vokens_per_image is not None and "voken" in self.segments and count != self.vokens_per_image:
+            raise latents_error(f"{count} vokens", f"{self.vokens_per_image} per image", "sample again")
+        return validate(Latents(**found))
+
+    def fit(self, z: Latents) -> Latents:
+        """Changes text and phrases of z to what the vocabulary can write: unknown characters are dropped.
+
+        Raises:
+          LatentsError: nothing of a text or phrase is left.
+        """
+        return grammar.fit(z, self.tokenizer)
+
+    @functools.cached_property
+    def constraint(self) -> "Constraint":
+        """The grammar of these segments as tables in numpy, for constrained sampling (T5's: 5 MB).
+
+        Raises:
+          UserError: the vocabulary lacks a piece that the grammar needs.
+        """
+        # Here, since it needs jax, which reading and writing records does not.
+        from kaleido_jax.latents.automaton import compile_grammar
+
+        return compile_grammar(self.tokenizer, self.segments, self.vokens_per_image)
+
+    def _content(self, ids: Sequence[int]) -> list[int]:
+        content = []
+        for token in map(int, ids):
+            if token == self.tokenizer.eos_id:
+                break
+            if token != self.tokenizer.pad_id:
+                content.append(token)
+        return content
+
+
+def _split(ids: Sequence[int], separator: Sequence[int]) -> list[list[int]]:
+    parts, position = [[]], 0
+    while position < len(ids):
+        if ids[position : position + len(separator)] == separator:
+            parts.append([])
+            position += len(separator)
+        else:
+            parts[-1].append(ids[position])
+            position += 1
+    return parts
