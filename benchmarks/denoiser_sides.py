@@ -117,17 +117,17 @@ class Ours:
 
         from kaleido_jax.diffusion.guidance import classifier_free
         from kaleido_jax.diffusion.samplers import reverse_step
-        from kaleido_jax.diffusion.schedule import make_gammas
+        from kaleido_jax.diffusion.schedule import alpha_bar_table
 
         denoise = lambda *args: self.net.apply({"params": params}, *args)  # noqa: E731
         times = jnp.full(self.case.batch, TIME - 1)
         predictions = classifier_free(denoise, condition, unconditional, GUIDANCE)(images, times)
-        table = jnp.asarray(make_gammas(self.case.diffusion.schedule, self.case.diffusion.num_steps))
-        gammas = (table[TIME], table[TIME], table[NEXT_TIME])
+        table = jnp.asarray(alpha_bar_table(self.case.diffusion.schedule, self.case.diffusion.num_steps))
+        alpha_bars = (table[TIME], table[TIME], table[NEXT_TIME])
         sample = cfg.Sample(sampler="ddim", ddim_eta=0.0)
         scales = cfg.scales(cfg.Model(denoiser=self.case.net))
         carried = [()] * len(images)
-        return reverse_step(images, carried, predictions, images, gammas, self.case.diffusion, sample, scales)[0]
+        return reverse_step(images, carried, predictions, images, alpha_bars, self.case.diffusion, sample, scales)[0]
 
     def _sampling_inputs(self):
         given, condition = self.given, self.jax.jit(self._condition)
@@ -279,9 +279,9 @@ class Theirs:
 
     def _prepare_sample(self):
         """One guided DDIM step: text read once a sample, both conditions in one batch, unconditional rows first."""
-        from kaleido_jax.diffusion.schedule import make_gammas
+        from kaleido_jax.diffusion.schedule import alpha_bar_table
 
-        torch, table = self.torch, make_gammas(self.case.diffusion.schedule, self.case.diffusion.num_steps)
+        torch, table = self.torch, alpha_bar_table(self.case.diffusion.schedule, self.case.diffusion.num_steps)
         scales = cfg.scales(cfg.Model(denoiser=self.case.net))
         shifted = lambda g, scale: g / (g + (1 - g) * scale**self.case.diffusion.shift_power)  # noqa: E731
         times = torch.full((2 * self.case.batch,), TIME - 1)

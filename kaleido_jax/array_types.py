@@ -8,11 +8,16 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 # On the device
 Sample = Float[Array, "b ..."]  # images (b, h, w, 3) of one resolution in the model range, or points (b, dim)
-Pyramid = list[Float[Array, "b ..."]]  # one Sample per resolution, high to low; outer ones may have fewer rows
+# One Sample per resolution, high to low. In mixed batches the outer ones have fewer rows, so the batch axis is not
+# named: the checker tries one element of a list and would bind it.
+Pyramid = list[Float[Array, "_ ..."]]
 Times = Int[Array, "b"]  # network times 0..N-1 of the discrete schedule
 AlphaBar = Float[Array, "b"]  # signal level alpha_bar of each sample, 0..1
+AlphaBars = list[Float[Array, "_"]]  # one AlphaBar per resolution, with the rows of its Pyramid
 PerSample = Float[Array, "b"]  # one number per sample
 Scalar = Float[Array, ""]
+Shapes = tuple[tuple[int, ...], ...]  # of one sample at each resolution, high to low, without the batch axis
+Scales = tuple[int, ...]  # of each resolution relative to the innermost, e.g. (4, 1)
 Keys = Key[Array, "b"]  # one random key per sample
 Tokens = Int[Array, "b t"]
 Mask = Bool[Array, "b t"]  # True = a valid position

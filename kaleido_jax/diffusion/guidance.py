@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from kaleido_jax.config.schema import Diffusion, Sample
-from kaleido_jax.diffusion.process import convert, expand, per_sample_normal
-from kaleido_jax.diffusion.schedule import make_gammas, shift
+from kaleido_jax.diffusion.process import change_prediction, expand, per_sample_normal
+from kaleido_jax.diffusion.schedule import alpha_bar_table, shift
 
 Denoise = Callable[..., list]  # (images, times (B,), condition) -> predictions, each a list over resolutions
 Weight = float | Float[Array, ""]
@@ -72,13 +72,13 @@ def projected(pair, gamma: Weight, diffusion: Diffusion, sample: Sample, scales:
     split into parts parallel and orthogonal to x0_c. The last update is the memory; Heun's two looks a step count
     as two.
     """
-    table = jnp.asarray(make_gammas(diffusion.schedule, diffusion.num_steps))
+    table = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps))
 
     def guided(images, times, memory):
         predictions, updates = [], []
         for x_t, (v_u, v_c), last, scale in zip(images, pair(images, times), memory, scales, strict=True):
-            level = shift(table[times + 1], scale, diffusion.shift_power)
-            x0_u, x0_c = (convert(v, x_t, level, diffusion.prediction, "x0") for v in (v_u, v_c))
+            alpha_bar = shift(table[times + 1], scale, diffusion.shift_power)
+            x0_u, x0_c = (change_prediction(v, x_t, alpha_bar, diffusion.prediction, "x0") for v in (v_u, v_c))
             update = x0_c - x0_u + sample.apg_momentum * last
             updates.append(update)
             if sample.apg_threshold:
@@ -86,7 +86,7 @@ def projected(pair, gamma: Weight, diffusion: Diffusion, sample: Sample, scales:
                 update = update * jnp.minimum(1, sample.apg_threshold * scale / jnp.maximum(norm, 1e-12))
             parallel = _dot(update, x0_c) / jnp.maximum(_dot(x0_c, x0_c), 1e-12) * x0_c
             x0 = x0_c + (gamma - 1) * (update - (1 - sample.apg_eta) * parallel)
-            predictions.append(convert(x0, x_t, level, "x0", diffusion.prediction))
+            predictions.append(change_prediction(x0, x_t, alpha_bar, "x0", diffusion.prediction))
         return predictions, updates
 
     return guided
@@ -106,14 +106,14 @@ def with_memory(rule):
 def within(interval: tuple[float, float], diffusion: Diffusion, inside, outside):
     """`inside` where low < sigma <= high, else `outside`; both with memory (Kynkäänniemi et al. 2024).
 
-    sigma = sqrt((1 - gamma) / gamma) of the innermost resolution, the noise level of EDM. A branch not taken is not
+    sigma = sqrt((1 - gamma) / gamma) of the innermost resolution, the noise alpha_bar of EDM. A branch not taken is not
     run, so the unconditional pass costs nothing outside. All rows must be at one time, as they are in a sampler.
     """
     low, high = interval
-    gammas = jnp.asarray(make_gammas(diffusion.schedule, diffusion.num_steps))
+    table = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps))
 
     def guided(images, times, memory):
-        gamma = gammas[times[0] + 1]
+        gamma = table[times[0] + 1]
         sigma = jnp.sqrt((1 - gamma) / gamma)
         return jax.lax.cond((low < sigma) & (sigma <= high), inside, outside, images, times, memory)
 
@@ -166,7 +166,7 @@ def condition_annealed(rule: Callable, read: Callable, seen: tuple, keys: Key[Ar
 
     def guided(images, times, memory):
         folded = jax.vmap(jax.random.fold_in)(keys, times + diffusion.num_steps + 2)
-        draws = per_sample_normal(folded, [states.shape[1:] for states, _ in pairs])
+        draws = per_sample_normal(folded, tuple(states.shape[1:] for states, _ in pairs))
         noisy = ()
         for (states, mask), noise in zip(pairs, draws, strict=True):
             noisy += (annealed(states, mask, noise, times, diffusion, sample), mask)

@@ -1,30 +1,34 @@
-"""Noising, prediction spaces and the loss (MDM, sections 4 and 5). Works on any sample shape: images or points."""
+"""Forward process and prediction spaces (MDM, Section 3). Works on any sample shape: images or points.
+
+At signal level alpha_bar a sample is x_t = alpha x + sigma eps, with alpha^2 = alpha_bar and sigma^2 = 1 - alpha_bar.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jax.typing import DTypeLike
 
+from kaleido_jax.array_types import AlphaBar, AlphaBars, Keys, PerSample, Pyramid, Sample, Scales, Shapes, Times
 from kaleido_jax.config.schema import Diffusion
-from kaleido_jax.diffusion.schedule import make_gammas, shift, vdm_weights
+from kaleido_jax.diffusion.schedule import alpha_bar_table, shift
 
 DYNAMIC_THRESHOLDS = {"dynamic": (0.995, 100.0), "dynamic_capped": (0.95, 1.5)}  # (quantile, cap)
 
 
-def expand(per_sample: Float[Array, "b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def expand(per_sample: PerSample, like: Sample) -> Sample:
     """Appends axes so that one number a sample multiplies a batch."""
     return per_sample.reshape(per_sample.shape + (1,) * (like.ndim - per_sample.ndim))
 
 
-def add_noise(x, eps, gamma: Float[Array, "b"]):
-    """x_t = sqrt(gamma) x + sqrt(1 - gamma) eps."""
-    gamma = expand(gamma, x)
-    return jnp.sqrt(gamma) * x + jnp.sqrt(1 - gamma) * eps
+def add_noise(x: Sample, eps: Sample, alpha_bar: AlphaBar) -> Sample:
+    """x_t = sqrt(alpha_bar) x + sqrt(1 - alpha_bar) eps (Ho et al. 2020, Eq. 4)."""
+    alpha_bar = expand(alpha_bar, x)
+    return jnp.sqrt(alpha_bar) * x + jnp.sqrt(1 - alpha_bar) * eps
 
 
-def to_x0_eps(prediction, x_t, gamma: Float[Array, "b"], space: str):
-    """(x0, eps) from a prediction in space "v", "eps" or "x0"."""
-    gamma = expand(gamma, x_t)
-    alpha, sigma = jnp.sqrt(gamma), jnp.sqrt(1 - gamma)
+def to_x0_eps(prediction: Sample, x_t: Sample, alpha_bar: AlphaBar, space: str) -> tuple[Sample, Sample]:
+    """(x0, eps) from a prediction in space "v", "eps" or "x0" (Salimans & Ho 2022, Section 4 and Appendix D)."""
+    alpha_bar = expand(alpha_bar, x_t)
+    alpha, sigma = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
     if space == "v":
         return alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
     if space == "eps":
@@ -32,23 +36,23 @@ def to_x0_eps(prediction, x_t, gamma: Float[Array, "b"], space: str):
     return prediction, (x_t - alpha * prediction) / sigma
 
 
-def from_x0_eps(x0, eps, gamma: Float[Array, "b"], space: str):
-    """The target in a space: v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+def from_x0_eps(x0: Sample, eps: Sample, alpha_bar: AlphaBar, space: str) -> Sample:
+    """The target in a space: v = alpha eps - sigma x0 (Salimans & Ho 2022, Section 4)."""
     if space == "v":
-        gamma = expand(gamma, x0)
-        return jnp.sqrt(gamma) * eps - jnp.sqrt(1 - gamma) * x0
+        alpha_bar = expand(alpha_bar, x0)
+        return jnp.sqrt(alpha_bar) * eps - jnp.sqrt(1 - alpha_bar) * x0
     return eps if space == "eps" else x0
 
 
-def convert(prediction, x_t, gamma: Float[Array, "b"], source: str, target: str):
-    """A prediction moved from one space to another."""
-    if source == target:
+def change_prediction(prediction: Sample, x_t: Sample, alpha_bar: AlphaBar, source: str, target: str) -> Sample:
+    """A prediction in the space `source`, written in the space `target`."""
+    if source == target:  # not only faster: x0 and back would add rounding
         return prediction
-    return from_x0_eps(*to_x0_eps(prediction, x_t, gamma, source), gamma, target)
+    return from_x0_eps(*to_x0_eps(prediction, x_t, alpha_bar, source), alpha_bar, target)
 
 
-def threshold(x0: Float[Array, "b ..."], kind: str) -> Float[Array, "b ..."]:
-    """Brings predicted x0 back to the model range (Saharia et al. 2022 for the dynamic forms).
+def threshold(x0: Sample, kind: str) -> Sample:
+    """Brings predicted x0 back to the model range (Saharia et al. 2022, Section 2.3, for the dynamic forms).
 
     "none"; "clip" to [-1, 1]; "dynamic": by the sample's 99.5 % quantile of |x0|, at least 1; "dynamic_capped":
     by its 95 % quantile, between 1 and 1.5.
@@ -63,8 +67,8 @@ def threshold(x0: Float[Array, "b ..."], kind: str) -> Float[Array, "b ..."]:
     return jnp.clip(x0, -q, q) / q
 
 
-def pyramid(x: Float[Array, "b ..."], scales: tuple[int, ...]) -> list[Float[Array, "b ..."]]:
-    """Clean images from high to low resolution by average pooling; points stay one entry."""
+def pyramid(x: Sample, scales: Scales) -> Pyramid:
+    """Clean images from high to low resolution by average pooling (MDM, Eq. 3); points stay one entry."""
     levels = [x]
     for high, low in zip(scales, scales[1:], strict=False):
         b, h, w, c = levels[-1].shape
@@ -73,7 +77,7 @@ def pyramid(x: Float[Array, "b ..."], scales: tuple[int, ...]) -> list[Float[Arr
     return levels
 
 
-def per_sample_normal(keys: Key[Array, "b"], shapes: list[tuple[int, ...]]) -> list[Float[Array, "b ..."]]:
+def per_sample_normal(keys: Keys, shapes: Shapes) -> Pyramid:
     """Independent standard noise for each resolution, one key a sample."""
     return [
         jax.vmap(lambda key, r=r, shape=shape: jax.random.normal(jax.random.fold_in(key, r), shape))(keys)
@@ -81,55 +85,21 @@ def per_sample_normal(keys: Key[Array, "b"], shapes: list[tuple[int, ...]]) -> l
     ]
 
 
-def noised(
-    config: Diffusion,
-    clean: list[Float[Array, "b ..."]],
-    eps: list[Float[Array, "b ..."]],
-    times: Int[Array, "b"],
-    scales: tuple[int, ...],
-):
-    """(list of x_t, list of gammas) at network times 0..N-1, i.e. at gamma[time + 1], shifted by resolution."""
-    table = jnp.asarray(make_gammas(config.schedule, config.num_steps))
-    base = table.astype(jnp.promote_types(clean[0].dtype, jnp.float32))[times + 1]
-    gammas = [shift(base, scale, config.shift_power) for scale in scales]
-    return [add_noise(x, e, g) for x, e, g in zip(clean, eps, gammas, strict=True)], gammas
+def alpha_bars_at(config: Diffusion, times: Times, scales: Scales, dtype: DTypeLike = jnp.float32) -> AlphaBars:
+    """alpha_bar of each resolution at network times 0..N-1, shifted by its scale.
 
-
-def mixed_rows(ratio: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """Rows of each resolution, high to low, in a mixed batch (MDM): "2:1" sees two thirds in high resolution.
-
-    The ratio's cumulative sums over its total are the shares, so the innermost always has every row.
+    The network's time is the schedule's step less one: time k is noise level k + 1, since step 0 has no noise.
     """
-    return tuple(batch * sum(ratio[: r + 1]) // sum(ratio) for r in range(len(ratio)))
+    table = jnp.asarray(alpha_bar_table(config.schedule, config.num_steps), dtype)
+    return [shift(table[times + 1], scale, config.shift_power) for scale in scales]
 
 
-def loss_weight(config: Diffusion, times: Int[Array, "b"]) -> Float[Array, "b"] | None:
-    """The weight of each sample in L_DM at network times 0..N-1; None where all count the same."""
-    if not config.vdm_weights:
-        return None
-    table = vdm_weights(make_gammas(config.schedule, config.num_steps))
-    return jnp.asarray(table, jnp.float32)[times + 1]
+def q_sample(
+    config: Diffusion, clean: Pyramid, eps: Pyramid, times: Times, scales: Scales
+) -> tuple[Pyramid, AlphaBars]:
+    """A draw from q(x_t | x) at every resolution, and its alpha_bar there (MDM, Eq. 3).
 
-
-def diffusion_loss(
-    config: Diffusion, predictions, x_t, clean, eps, gammas, weight: Float[Array, "b"] | None = None, mixed_ratio=()
-):
-    """L_DM: squared error in `loss_space`, mean over a sample, weighted sum over resolutions, mean over the batch.
-
-    A resolution may have fewer rows than the innermost (mixed batches): the sum over them is divided by its share of
-    the batch in `mixed_ratio` as MDM does, not by the rows, which are rounded down; without the ratio by the rows.
-    `weight` makes the mean over the batch sum(loss * weight) / sum(weight); see `loss_weight`.
-
-    Returns (loss, list of each resolution's loss before `loss_weights`), float32 scalars.
+    All resolutions are at one time, each with noise of its own: `eps` is not pooled from high to low.
     """
-    losses = []
-    for r, (prediction, noisy, x, e, gamma) in enumerate(zip(predictions, x_t, clean, eps, gammas, strict=True)):
-        predicted = convert(prediction, noisy, gamma, config.prediction, config.loss_space)
-        target = from_x0_eps(x, e, gamma, config.loss_space)
-        squared = (predicted - target) ** 2
-        if weight is not None:
-            squared = squared * expand(weight[: len(x)] / weight.mean(), squared)
-        rounded = len(x) * sum(mixed_ratio) / (len(clean[-1]) * sum(mixed_ratio[: r + 1])) if mixed_ratio else 1
-        losses.append(jnp.mean(squared) * rounded)
-    weights = config.loss_weights or (1.0,) * len(losses)
-    return sum(w * loss for w, loss in zip(weights, losses, strict=True)), losses
+    alpha_bars = alpha_bars_at(config, times, scales, jnp.promote_types(clean[0].dtype, jnp.float32))
+    return [add_noise(x, e, a) for x, e, a in zip(clean, eps, alpha_bars, strict=True)], alpha_bars

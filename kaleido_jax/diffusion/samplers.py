@@ -14,64 +14,66 @@ from jaxtyping import Array, Float, Int, Key
 from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.diffusion.guidance import with_memory
 from kaleido_jax.diffusion.process import per_sample_normal, threshold, to_x0_eps
-from kaleido_jax.diffusion.schedule import log_snr, make_gammas, shift, step_list
+from kaleido_jax.diffusion.schedule import alpha_bar_table, log_snr, shift, step_list
 
 
-def ancestral_step(x0, x_t, gamma_t, gamma_s, noise):
+def ancestral_step(x0, x_t, alpha_bar_t, alpha_bar_s, noise):
     """DDPM: a draw from q(x_s | x_t, x0) (Ho et al. 2020, Eq. 7)."""
-    a = gamma_t / gamma_s
+    a = alpha_bar_t / alpha_bar_s
     b = 1 - a
-    variance = b * (1 - gamma_s) / (1 - gamma_t)
-    mean = x0 * b * jnp.sqrt(gamma_s) / (1 - gamma_t) + x_t * jnp.sqrt(a) * (1 - gamma_s) / (1 - gamma_t)
+    variance = b * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    mean = x0 * b * jnp.sqrt(alpha_bar_s) / (1 - alpha_bar_t) + x_t * jnp.sqrt(a) * (1 - alpha_bar_s) / (
+        1 - alpha_bar_t
+    )
     return mean + jnp.sqrt(variance) * noise
 
 
-def ddim_step(x0, x_t, gamma_t, gamma_s, noise, ddim_eta: float):
+def ddim_step(x0, x_t, alpha_bar_t, alpha_bar_s, noise, ddim_eta: float):
     """DDIM (Song et al. 2021, Eq. 12); ddim_eta = 1 equals the ancestral step, 0 draws no noise."""
-    eps = (x_t - jnp.sqrt(gamma_t) * x0) / jnp.sqrt(1 - gamma_t)
-    variance = ddim_eta**2 * (1 - gamma_t / gamma_s) * (1 - gamma_s) / (1 - gamma_t)
-    direction = jnp.sqrt(jnp.maximum(1 - gamma_s - variance, 0))
-    return x0 * jnp.sqrt(gamma_s) + eps * direction + jnp.sqrt(variance) * noise
+    eps = (x_t - jnp.sqrt(alpha_bar_t) * x0) / jnp.sqrt(1 - alpha_bar_t)
+    variance = ddim_eta**2 * (1 - alpha_bar_t / alpha_bar_s) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    direction = jnp.sqrt(jnp.maximum(1 - alpha_bar_s - variance, 0))
+    return x0 * jnp.sqrt(alpha_bar_s) + eps * direction + jnp.sqrt(variance) * noise
 
 
-def multistep_x0(x0, x0_before, gamma_before, gamma_t, gamma_s):
+def multistep_x0(x0, x0_before, alpha_bar_before, alpha_bar_t, alpha_bar_s):
     """D of DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x0 extrapolated in lambda = ln(alpha / sigma).
 
-    D = x0 + h / (2 h_before) (x0 - x0_before). Plain x0 on the first step, marked by gamma_before = 1, and on the
-    last, where gamma_s = 1 makes h infinite.
+    D = x0 + h / (2 h_before) (x0 - x0_before). Plain x0 on the first step, marked by alpha_bar_before = 1, and on the
+    last, where alpha_bar_s = 1 makes h infinite.
     """
-    before, t, s = (log_snr(gamma) / 2 for gamma in (gamma_before, gamma_t, gamma_s))
-    between = (gamma_before < 1) & (gamma_s < 1)
+    before, t, s = (log_snr(alpha_bar) / 2 for alpha_bar in (alpha_bar_before, alpha_bar_t, alpha_bar_s))
+    between = (alpha_bar_before < 1) & (alpha_bar_s < 1)
     weight = jnp.where(between, (s - t) / (2 * jnp.where(between, t - before, 1)), 0)
     return x0 + weight * (x0 - x0_before)
 
 
-# ------------------------------------------- moves: (x, x0, carried, gammas (at, t, s), noise, sample) -> (x, carried)
-def _move_ddpm(x, x0, carried, gammas, noise, sample):
-    _, t, s = gammas
+# ----------------------------------- moves: (x, x0, carried, levels (at, t, s), noise, sample) -> (x, carried)
+def _move_ddpm(x, x0, carried, alpha_bars, noise, sample):
+    _, t, s = alpha_bars
     return ancestral_step(x0, x, t, s, noise), carried
 
 
-def _move_ddim(x, x0, carried, gammas, noise, sample):
-    _, t, s = gammas
+def _move_ddim(x, x0, carried, alpha_bars, noise, sample):
+    _, t, s = alpha_bars
     return ddim_step(x0, x, t, s, noise, sample.ddim_eta), carried
 
 
-def _move_dpmpp_2m(x, x0, carried, gammas, noise, sample):
+def _move_dpmpp_2m(x, x0, carried, alpha_bars, noise, sample):
     """The exponential integrator with x0 held fixed is DDIM without noise, so only x0 differs from it."""
-    _, t, s = gammas
+    _, t, s = alpha_bars
     extrapolated = multistep_x0(x0, *carried, t, s)
     return ddim_step(extrapolated, x, t, s, noise, 0.0), (x0, t)
 
 
-def _move_heun(x, x0, carried, gammas, noise, sample):
-    """Heun on dy/d sigma = (y - x0) / sigma with y = x / alpha, sigma = sqrt((1 - gamma) / gamma) (Karras et al. 2022).
+def _move_heun(x, x0, carried, alpha_bars, noise, sample):
+    """Heun on dy/d sigma = (y - x0) / sigma with y = x / alpha, sigma = sqrt((1 - alpha_bar) / alpha_bar) (EDM).
 
     A look at t is Algorithm 1's Euler step to s and carries its start and slope; a look at s takes the step again
     with the mean slope. The look at s = 0 is left out, which makes the last step Euler. A step list with
     `start_at_n` is not for it: under the squared cosine the first step then leaps from sigma = 2e4 to a few tens.
     """
-    at, t, s = gammas
+    at, t, s = alpha_bars
     start, slope = carried
     y, sigma = x / jnp.sqrt(at), _sigma(at)
     here = (y - x0) / sigma
@@ -80,8 +82,8 @@ def _move_heun(x, x0, carried, gammas, noise, sample):
     return (start + (_sigma(s) - _sigma(t)) * mean) * jnp.sqrt(s), (start, here)
 
 
-def _sigma(gamma):
-    return jnp.sqrt((1 - gamma) / gamma)
+def _sigma(alpha_bar):
+    return jnp.sqrt((1 - alpha_bar) / alpha_bar)
 
 
 # ------------------------------------------------------------------- rows: steps -> (at, t, s), one a network run
@@ -112,17 +114,17 @@ SAMPLERS = {
 }
 
 
-def reverse_step(images, carried, predictions, draws, gammas, diffusion: Diffusion, sample: Sample, scales):
+def reverse_step(images, carried, predictions, draws, alpha_bars, diffusion: Diffusion, sample: Sample, scales):
     """What one network run does at every resolution; lists over resolutions, high to low.
 
-    `carried` is the sampler's own. `draws` is standard noise like `images`. gammas (at, t, s), scalars, are the
+    `carried` is the sampler's own. `draws` is standard noise like `images`. alpha_bars (at, t, s), scalars, are the
     innermost resolution's where the network looked, and at both ends of the step; others are shifted by their scale.
 
     Returns (images, carried).
     """
     moved = []
     for x, kept, prediction, z, scale in zip(images, carried, predictions, draws, scales, strict=True):
-        shifted = tuple(shift(gamma, scale, diffusion.shift_power) for gamma in gammas)
+        shifted = tuple(shift(alpha_bar, scale, diffusion.shift_power) for alpha_bar in alpha_bars)
         x0, _ = to_x0_eps(prediction, x, jnp.full(x.shape[:1], shifted[0]), diffusion.prediction)
         x0 = threshold(x0, sample.threshold)
         moved.append(SAMPLERS[sample.sampler].move(x, x0, kept, shifted, z, sample))
@@ -154,14 +156,14 @@ def reverse(
       The last x of every resolution, clipped to [-1, 1] where the threshold is not "none".
     """
     sampler = SAMPLERS[sample.sampler]
-    gammas = jnp.asarray(make_gammas(diffusion.schedule, diffusion.num_steps), float)
+    alpha_bars = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps), float)
     rows = jnp.asarray(sampler.rows(step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n)))
     batch = keys.shape[0]
     if memory is None:
         predict, memory = with_memory(predict), ()
 
     def noise(purpose):
-        return per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), list(shapes))
+        return per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), shapes)
 
     def run(state, row):
         images, carried, memory = state
@@ -169,7 +171,7 @@ def reverse(
         predictions, memory = predict(images, jnp.full((batch,), at - 1, jnp.int32), memory)
         # Steps are 1..N and the start uses N + 1, so no draw is used twice.
         draws = noise(at) if sampler.is_noisy(sample) else [0.0] * len(shapes)
-        images, carried = reverse_step(images, carried, predictions, draws, gammas[row], diffusion, sample, scales)
+        images, carried = reverse_step(images, carried, predictions, draws, alpha_bars[row], diffusion, sample, scales)
         return (images, carried, memory), None
 
     start = noise(diffusion.num_steps + 1)

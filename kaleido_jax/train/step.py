@@ -6,14 +6,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from kaleido_jax.config.schema import Config, sample_shapes, scales
-from kaleido_jax.diffusion.process import (
-    diffusion_loss,
-    loss_weight,
-    mixed_rows,
-    noised,
-    per_sample_normal,
-    pyramid,
-)
+from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
+from kaleido_jax.diffusion.process import per_sample_normal, pyramid, q_sample
 from kaleido_jax.models.decode import shift_right
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.models.t5 import PAD
@@ -83,15 +77,17 @@ def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) 
     # the diffusion: one time a sample, independent noise at each resolution
     times = jax.vmap(lambda key: jax.random.randint(key, (), 0, config.diffusion.num_steps))(keys("time"))
     clean = pyramid(batch["image"], scales(config.model))
-    eps = per_sample_normal(keys("noise"), list(sample_shapes(config.model)))
-    x_t, gammas = noised(config.diffusion, clean, eps, times, scales(config.model))
+    eps = per_sample_normal(keys("noise"), sample_shapes(config.model))
+    x_t, alpha_bars = q_sample(config.diffusion, clean, eps, times, scales(config.model))
     if config.train.mixed_ratio:  # the outer nets see the first rows only
         rows = mixed_rows(config.train.mixed_ratio, len(times))
-        clean, eps, x_t, gammas = ([x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, gammas))
+        clean, eps, x_t, alpha_bars = (
+            [x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, alpha_bars)
+        )
     predictions = apply("denoise", x_t, times, condition)
     weight = loss_weight(config.diffusion, times)
     loss_dm, each = diffusion_loss(
-        config.diffusion, predictions, x_t, clean, eps, gammas, weight, config.train.mixed_ratio
+        config.diffusion, predictions, x_t, clean, eps, alpha_bars, weight, config.train.mixed_ratio
     )
 
     metrics |= {"loss_dm": loss_dm} | {f"loss_dm_r{r}": loss for r, loss in enumerate(each)}

@@ -19,14 +19,14 @@ from kaleido_jax.diffusion.guidance import (
     with_memory,
     within,
 )
-from kaleido_jax.diffusion.process import convert, expand
+from kaleido_jax.diffusion.process import change_prediction, expand
 from kaleido_jax.diffusion.samplers import SAMPLERS, reverse
-from kaleido_jax.diffusion.schedule import make_gammas, shift
+from kaleido_jax.diffusion.schedule import alpha_bar_table, shift
 from kaleido_jax.runtime.randomness import sample_keys
 
 DIFFUSION, BATCH = Diffusion(), 4
 SHAPES, SCALES = ((4, 4, 3), (2, 2, 3)), (2, 1)
-GAMMAS = jnp.asarray(make_gammas(DIFFUSION.schedule, DIFFUSION.num_steps))
+GAMMAS = jnp.asarray(alpha_bar_table(DIFFUSION.schedule, DIFFUSION.num_steps))
 KEYS = sample_keys(0, "image", 0, jnp.arange(BATCH))
 RNG = np.random.default_rng(0)
 IMAGES = [jnp.asarray(RNG.normal(size=(BATCH, *shape)), jnp.float32) for shape in SHAPES]
@@ -163,7 +163,7 @@ def apg(**sample):
 
 def as_x0(predictions, r):
     gamma = shift(GAMMAS[TIMES + 1], SCALES[r])
-    return np.asarray(convert(predictions[r], IMAGES[r], gamma, "v", "x0")).reshape(BATCH, -1)
+    return np.asarray(change_prediction(predictions[r], IMAGES[r], gamma, "v", "x0")).reshape(BATCH, -1)
 
 
 def test_apg_with_everything_off_is_cfg():
@@ -210,7 +210,7 @@ def test_apg_in_another_prediction_space_is_the_same_rule_on_x0():
         def moved(images, times, condition):
             levels = [shift(GAMMAS[times + 1], scale) for scale in SCALES]
             predictions = denoise(images, times, condition)
-            return [convert(v, x, g, "v", space) for v, x, g in zip(predictions, images, levels, strict=True)]
+            return [change_prediction(v, x, g, "v", space) for v, x, g in zip(predictions, images, levels, strict=True)]
 
         return moved
 
@@ -221,7 +221,7 @@ def test_apg_in_another_prediction_space_is_the_same_rule_on_x0():
         reference = run(projected(in_one_batch(denoise, C, U), GAMMA, DIFFUSION, settings, SCALES), settings)
         for r, prediction in enumerate(run(rule, settings)):
             level = shift(GAMMAS[TIMES + 1], SCALES[r])
-            x0 = convert(prediction, IMAGES[r], level, space, "x0")
+            x0 = change_prediction(prediction, IMAGES[r], level, space, "x0")
             np.testing.assert_allclose(x0.reshape(BATCH, -1), as_x0(reference, r), atol=1e-4)
 
 

@@ -7,7 +7,7 @@ from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.diffusion.guidance import classifier_free, no_guidance
 from kaleido_jax.diffusion.process import (
     add_noise,
-    convert,
+    change_prediction,
     from_x0_eps,
     per_sample_normal,
     pyramid,
@@ -15,36 +15,36 @@ from kaleido_jax.diffusion.process import (
     to_x0_eps,
 )
 from kaleido_jax.diffusion.samplers import ancestral_step, ddim_step, reverse
-from kaleido_jax.diffusion.schedule import log_snr, make_gammas, shift, step_list
+from kaleido_jax.diffusion.schedule import alpha_bar_table, log_snr, shift, step_list
 from kaleido_jax.runtime.randomness import sample_keys
 
 RNG = np.random.default_rng(0)
 X0, X_T, NOISE = (jnp.asarray(RNG.normal(size=(4, 6, 6, 3)), jnp.float32) for _ in range(3))
-GAMMA_T, GAMMA_S = jnp.float32(0.3), jnp.float32(0.6)
+T, S = jnp.float32(0.3), jnp.float32(0.6)
 
 
 def test_ddim_with_eta_one_has_the_ancestral_mean_and_variance():
     still = 0 * NOISE
-    mean = ddim_step(X0, X_T, GAMMA_T, GAMMA_S, still, 1.0)
-    np.testing.assert_allclose(mean, ancestral_step(X0, X_T, GAMMA_T, GAMMA_S, still), atol=2e-6)
-    spread = ddim_step(X0, X_T, GAMMA_T, GAMMA_S, NOISE, 1.0) - mean
-    expected = ancestral_step(X0, X_T, GAMMA_T, GAMMA_S, NOISE) - ancestral_step(X0, X_T, GAMMA_T, GAMMA_S, still)
+    mean = ddim_step(X0, X_T, T, S, still, 1.0)
+    np.testing.assert_allclose(mean, ancestral_step(X0, X_T, T, S, still), atol=2e-6)
+    spread = ddim_step(X0, X_T, T, S, NOISE, 1.0) - mean
+    expected = ancestral_step(X0, X_T, T, S, NOISE) - ancestral_step(X0, X_T, T, S, still)
     np.testing.assert_allclose(spread, expected, atol=2e-6)
 
 
-def test_a_step_to_gamma_one_lands_on_x0():
+def test_a_step_to_alpha_bar_one_lands_on_x0():
     for step in (ancestral_step, lambda *a: ddim_step(*a, 0.0), lambda *a: ddim_step(*a, 1.0)):
-        np.testing.assert_allclose(step(X0, X_T, GAMMA_T, jnp.float32(1.0), NOISE), X0, atol=2e-6)
+        np.testing.assert_allclose(step(X0, X_T, T, jnp.float32(1.0), NOISE), X0, atol=2e-6)
 
 
 @pytest.mark.parametrize("source", ["v", "eps", "x0"])
 @pytest.mark.parametrize("target", ["v", "eps", "x0"])
 def test_spaces_convert_into_each_other(source, target):
-    gamma = jnp.asarray([0.1, 0.5, 0.9, 0.99])
-    x_t = add_noise(X0, NOISE, gamma)
-    there = convert(from_x0_eps(X0, NOISE, gamma, source), x_t, gamma, source, target)
-    np.testing.assert_allclose(there, from_x0_eps(X0, NOISE, gamma, target), atol=2e-5)
-    x0, eps = to_x0_eps(there, x_t, gamma, target)
+    alpha_bar = jnp.asarray([0.1, 0.5, 0.9, 0.99])
+    x_t = add_noise(X0, NOISE, alpha_bar)
+    there = change_prediction(from_x0_eps(X0, NOISE, alpha_bar, source), x_t, alpha_bar, source, target)
+    np.testing.assert_allclose(there, from_x0_eps(X0, NOISE, alpha_bar, target), atol=2e-5)
+    x0, eps = to_x0_eps(there, x_t, alpha_bar, target)
     np.testing.assert_allclose(x0, X0, atol=2e-5)
     np.testing.assert_allclose(eps, NOISE, atol=2e-5)
 
@@ -61,12 +61,12 @@ def test_gamma_one_is_the_conditional_prediction():
 
 
 def test_shift_divides_the_snr_by_a_power_of_the_scale():
-    gammas = jnp.asarray(make_gammas("squared_cosine", 1000))
-    inner = slice(1, 900)  # beyond, float32 leaves too few digits in 1 - gamma
+    alpha_bars = jnp.asarray(alpha_bar_table("squared_cosine", 1000))
+    inner = slice(1, 900)  # beyond, float32 leaves too few digits in 1 - alpha_bar
     for power in (1.0, 2.0):
-        moved = log_snr(gammas[inner]) - log_snr(shift(gammas, 4, power)[inner])
+        moved = log_snr(alpha_bars[inner]) - log_snr(shift(alpha_bars, 4, power)[inner])
         np.testing.assert_allclose(moved, power * np.log(4), atol=2e-2)
-    assert shift(gammas, 4)[0] == 1 and shift(gammas, 1) is gammas
+    assert shift(alpha_bars, 4)[0] == 1 and shift(alpha_bars, 1) is alpha_bars
 
 
 def test_step_list_is_mdms_and_can_start_at_n():
@@ -90,15 +90,15 @@ def test_dynamic_threshold_keeps_a_sample_in_range_as_it_is():
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_a_perfect_denoiser_is_sampled_to_its_image(sampler):
     diffusion = Diffusion()
-    gammas = jnp.asarray(make_gammas(diffusion.schedule, 1000))
+    alpha_bars = jnp.asarray(alpha_bar_table(diffusion.schedule, 1000))
     clean = [jnp.clip(X0, -1, 1), jnp.clip(X0[:, :3, :3], -1, 1)]
 
     def predict(images, times):
         out = []
         for x, x0, scale in zip(images, clean, (2, 1), strict=True):
-            gamma = shift(gammas[times + 1], scale)
-            eps = (x - jnp.sqrt(gamma)[:, None, None, None] * x0) / jnp.sqrt(1 - gamma)[:, None, None, None]
-            out.append(from_x0_eps(x0, eps, gamma, "v"))
+            alpha_bar = shift(alpha_bars[times + 1], scale)
+            eps = (x - jnp.sqrt(alpha_bar)[:, None, None, None] * x0) / jnp.sqrt(1 - alpha_bar)[:, None, None, None]
+            out.append(from_x0_eps(x0, eps, alpha_bar, "v"))
         return out
 
     settings = Sample(sampler=sampler, num_steps=8)
@@ -109,7 +109,7 @@ def test_a_perfect_denoiser_is_sampled_to_its_image(sampler):
 
 
 def test_a_sample_depends_on_its_own_key_only():
-    shapes = [(4, 4, 3), (2, 2, 3)]
+    shapes = ((4, 4, 3), (2, 2, 3))
     all_of_them = per_sample_normal(sample_keys(7, "image", 0, jnp.arange(5)), shapes)
     one = per_sample_normal(sample_keys(7, "image", 0, jnp.asarray([3])), shapes)
     for many, single in zip(all_of_them, one, strict=True):

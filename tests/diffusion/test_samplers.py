@@ -8,48 +8,48 @@ import pytest
 from kaleido_jax.config.schema import Diffusion, Model, Sample, sample_shapes, scales
 from kaleido_jax.diffusion.process import add_noise, expand, from_x0_eps, per_sample_normal
 from kaleido_jax.diffusion.samplers import SAMPLERS, ddim_step, multistep_x0, reverse
-from kaleido_jax.diffusion.schedule import SCHEDULES, make_gammas, shift
+from kaleido_jax.diffusion.schedule import SCHEDULES, alpha_bar_table, shift
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.runtime.randomness import sample_keys
 from tests.tiny import small_nest
 
 DIFFUSION = Diffusion()
-GAMMAS = jnp.asarray(make_gammas(DIFFUSION.schedule, DIFFUSION.num_steps))
+ALPHA_BARS = jnp.asarray(alpha_bar_table(DIFFUSION.schedule, DIFFUSION.num_steps))
 SHAPES, SCALES = ((5,), (3,)), (4, 1)
 MEAN, DEVIATION = 0.3, 0.5  # of Gaussian data
 
 
-def to_v(x0, x, gamma):
-    eps = (x - jnp.sqrt(expand(gamma, x)) * x0) / jnp.sqrt(1 - expand(gamma, x))
-    return from_x0_eps(x0, eps, gamma, "v")
+def to_v(x0, x, alpha_bar):
+    eps = (x - jnp.sqrt(expand(alpha_bar, x)) * x0) / jnp.sqrt(1 - expand(alpha_bar, x))
+    return from_x0_eps(x0, eps, alpha_bar, "v")
 
 
-def best_denoiser(images, times, gammas=GAMMAS):
+def best_denoiser(images, times, alpha_bars=ALPHA_BARS):
     """E[x0 | x_t] of data from N(MEAN, DEVIATION^2), as v."""
     out = []
     for x, scale in zip(images, SCALES, strict=True):
-        gamma = shift(gammas[times + 1], scale)
-        a, g = jnp.sqrt(expand(gamma, x)), expand(gamma, x)
+        alpha_bar = shift(alpha_bars[times + 1], scale)
+        a, g = jnp.sqrt(expand(alpha_bar, x)), expand(alpha_bar, x)
         x0 = MEAN + a * DEVIATION**2 * (x - a * MEAN) / (g * DEVIATION**2 + 1 - g)
-        out.append(to_v(x0, x, gamma))
+        out.append(to_v(x0, x, alpha_bar))
     return out
 
 
-def flow(x, gamma):
-    """Where the probability flow takes x from gamma to no noise: each quantile stays itself."""
-    x, gamma = np.asarray(x, np.float64), float(gamma)
-    spread = np.sqrt(gamma * DEVIATION**2 + 1 - gamma)
-    return MEAN + DEVIATION * (x - np.sqrt(gamma) * MEAN) / spread
+def flow(x, alpha_bar):
+    """Where the probability flow takes x from alpha_bar to no noise: each quantile stays itself."""
+    x, alpha_bar = np.asarray(x, np.float64), float(alpha_bar)
+    spread = np.sqrt(alpha_bar * DEVIATION**2 + 1 - alpha_bar)
+    return MEAN + DEVIATION * (x - np.sqrt(alpha_bar) * MEAN) / spread
 
 
 def error(sampler, num_steps, keys, diffusion):
     """Largest distance to the exact end, at each resolution, starting at N."""
     sample = Sample(sampler=sampler, num_steps=num_steps, threshold="none", start_at_n=True)
-    gammas = jnp.asarray(make_gammas(diffusion.schedule, diffusion.num_steps))
-    predict = functools.partial(best_denoiser, gammas=gammas)
+    alpha_bars = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps))
+    predict = functools.partial(best_denoiser, alpha_bars=alpha_bars)
     drawn = jax.jit(lambda keys: reverse(predict, keys, diffusion, sample, SHAPES, SCALES))(keys)
-    start = per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, diffusion.num_steps + 1), list(SHAPES))
-    ends = [flow(x, shift(gammas[-1], scale)) for x, scale in zip(start, SCALES, strict=True)]
+    start = per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, diffusion.num_steps + 1), SHAPES)
+    ends = [flow(x, shift(alpha_bars[-1], scale)) for x, scale in zip(start, SCALES, strict=True)]
     return np.array([np.abs(x - end).max() for x, end in zip(drawn, ends, strict=True)])
 
 
@@ -66,7 +66,7 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(sampler, order, 
 
 def test_2m_extrapolates_in_lambda_and_takes_plain_x0_at_both_ends():
     x0, before = jnp.asarray([1.0]), jnp.asarray([0.5])
-    lam = lambda gamma: np.log(gamma / (1 - gamma)) / 2  # noqa: E731
+    lam = lambda alpha_bar: np.log(alpha_bar / (1 - alpha_bar)) / 2  # noqa: E731
     got = multistep_x0(x0, before, jnp.float32(0.2), jnp.float32(0.4), jnp.float32(0.7))
     r = (lam(0.4) - lam(0.2)) / (lam(0.7) - lam(0.4))
     np.testing.assert_allclose(got, (1 + 1 / (2 * r)) * x0 - before / (2 * r), rtol=1e-5)
@@ -80,13 +80,13 @@ def test_a_perfect_denoiser_is_sampled_to_its_image_in_any_number_of_steps(sampl
     clean = [jnp.linspace(-0.9, 0.9, 6 * n).reshape(6, n) for (n,) in SHAPES]
 
     def predict(images, times):
-        levels = [shift(GAMMAS[times + 1], scale) for scale in SCALES]
-        return [to_v(x0, x, gamma) for x0, x, gamma in zip(clean, images, levels, strict=True)]
+        levels = [shift(ALPHA_BARS[times + 1], scale) for scale in SCALES]
+        return [to_v(x0, x, alpha_bar) for x0, x, alpha_bar in zip(clean, images, levels, strict=True)]
 
     for start_at_n in (False, True):
         sample = Sample(sampler=sampler, num_steps=num_steps, start_at_n=start_at_n, threshold="none")
         drawn = reverse(predict, sample_keys(0, "image", 0, jnp.arange(6)), DIFFUSION, sample, SHAPES, SCALES)
-        for image, x0 in zip(drawn, clean, strict=True):  # 1 / sqrt(gamma[N]) = 2e4 of rounding from the start
+        for image, x0 in zip(drawn, clean, strict=True):  # 1 / sqrt(alpha_bar[N]) = 2e4 of rounding from the start
             np.testing.assert_allclose(image, x0, atol=2e-2 if start_at_n else 2e-3)
 
 
@@ -126,7 +126,10 @@ def test_the_network_runs_once_a_step_and_twice_with_heun(sampler, runs):
 
 def test_dynamic_threshold_acts_at_every_network_run():
     """x0 far outside is brought back before any sampler extrapolates it, so all land on the same bound."""
-    far = lambda images, times: [to_v(jnp.full_like(x, 7.0), x, shift(GAMMAS[times + 1], s)) for x, s in _with(images)]  # noqa: E731
+
+    def far(images, times):
+        return [to_v(jnp.full_like(x, 7.0), x, shift(ALPHA_BARS[times + 1], s)) for x, s in _with(images)]
+
     for sampler in SAMPLERS:
         sample = Sample(sampler=sampler, num_steps=6, threshold="dynamic")
         drawn = reverse(far, sample_keys(0, "image", 0, jnp.arange(2)), DIFFUSION, sample, SHAPES, SCALES)
@@ -179,5 +182,5 @@ def test_every_sampler_runs_a_nest(nest, sampler):
     assert all(np.isfinite(x).all() and np.abs(x).max() <= 1 and x.std() > 0.05 for x in drawn)
 
 
-def test_noise_at_gamma_one_is_none():
+def test_noise_at_alpha_bar_one_is_none():
     np.testing.assert_array_equal(add_noise(jnp.ones((1, 2)), jnp.full((1, 2), 9.0), jnp.ones(1)), np.ones((1, 2)))

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from kaleido_jax.config import schema as cfg
 from kaleido_jax.diffusion import process, samplers, schedule
 from kaleido_jax.diffusion.guidance import classifier_free
+from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.mdm import names as mdm
 from kaleido_jax.models import unet
@@ -340,7 +341,7 @@ def test_schedules_equal(name):
             np.testing.assert_allclose(
                 schedule.SCHEDULES[ours](info["steps"]), given[f"{key}.gammas_f64"][1:], rtol=1e-12
             )
-            np.testing.assert_array_equal(schedule.make_gammas(ours, info["steps"]), reference, err_msg=key)
+            np.testing.assert_array_equal(schedule.alpha_bar_table(ours, info["steps"]), reference, err_msg=key)
             continue
         base = given[f"{info['from_']}.gammas"]
         power, scale = (int(part.lstrip("powerscal")) for part in key.split(".")[1:])  # shift.powerP.scaleS
@@ -375,15 +376,15 @@ def relative(ours, reference, what, rtol=1e-5):
 @pytest.mark.parametrize("name", names_of("sampler_math"))
 def test_targets_conversions_and_thresholds_equal(name):
     given = tensors(name)
-    x, eps, gamma, pred = (jnp.asarray(given[f"in.{key}"]) for key in ("images", "eps", "gamma", "pred"))
-    x_t = process.add_noise(x, eps, gamma)
+    x, eps, alpha_bar, pred = (jnp.asarray(given[f"in.{key}"]) for key in ("images", "eps", "gamma", "pred"))
+    x_t = process.add_noise(x, eps, alpha_bar)
     relative(x_t, given["x_t"], "x_t")
     for key, space in (("V_PREDICTION", "v"), ("DDPM", "eps")):
-        relative(process.from_x0_eps(x, eps, gamma, space), given[f"target.{key}"], key)
-        x0, noise = process.to_x0_eps(pred, x_t, gamma, space)
+        relative(process.from_x0_eps(x, eps, alpha_bar, space), given[f"target.{key}"], key)
+        x0, noise = process.to_x0_eps(pred, x_t, alpha_bar, space)
         relative(x0, given[f"x0_from_pred.{key}"], key)
         relative(noise, given[f"eps_from_pred.{key}"], key)
-        prediction = process.convert(x, x_t, gamma, "x0", space)
+        prediction = process.change_prediction(x, x_t, alpha_bar, "x0", space)
         relative(prediction, given[f"pred_from_x0.{key}"], key, rtol=1e-4)
     for key, kind in THRESHOLDS.items():
         relative(process.threshold(1.3 * pred, kind), given[f"threshold.{key}"], key)
@@ -414,11 +415,11 @@ def test_nested_noising_equals(name, kind):
     if kind == "unshifted":  # ml-mdm's other way: amplitudes divided by the scale
         clean = [x / scale for x, scale in zip(clean, scales, strict=True)]
     eps = [jnp.asarray(nhwc(given[f"nested.in.eps.{r}"])) for r in range(2)]
-    x_t, gammas = process.noised(diffusion, clean, eps, jnp.asarray(given["nested.in.time"]), scales)
+    x_t, alpha_bars = process.q_sample(diffusion, clean, eps, jnp.asarray(given["nested.in.time"]), scales)
     for r in range(2):
-        relative(gammas[r], given[f"nested.{kind}.gamma.{r}"], "gamma")
+        relative(alpha_bars[r], given[f"nested.{kind}.gamma.{r}"], "gamma")
         relative(nchw(x_t[r]), given[f"nested.{kind}.x_t.{r}"], "x_t")
-        v = process.from_x0_eps(clean[r], eps[r], gammas[r], "v")
+        v = process.from_x0_eps(clean[r], eps[r], alpha_bars[r], "v")
         relative(nchw(v), given[f"nested.{kind}.v_target.{r}"], "v")
 
 
@@ -437,7 +438,7 @@ def mixed_ratio(pipeline, levels):
 
 
 def noised_case(name, case, info, scales, dtype):
-    """(config, clean, eps, x_t, gammas, rest of the network's inputs) of a loss case."""
+    """(config, clean, eps, x_t, alpha_bars, rest of the network's inputs) of a loss case."""
     given = tensors(name)
     _, times, text, mask, micros = inputs(name, f"{case}.in.", dtype)
     diffusion = diffusion_config(info["sampler"], loss_weights=loss_weights(info["pipeline"], len(scales)))
@@ -445,13 +446,15 @@ def noised_case(name, case, info, scales, dtype):
     if not info["sampler"]["schedule_shifted"]:
         clean = [x / scale for x, scale in zip(clean, scales, strict=True)]
     eps = [jnp.asarray(nhwc(given[f"{case}.in.eps.{r}"]), dtype) for r in range(len(scales))]
-    x_t, gammas = process.noised(diffusion, clean, eps, times, scales)
-    for r, (noisy, gamma) in enumerate(zip(x_t, gammas, strict=True)):
-        relative(gamma, given[f"{case}.gamma.{r}"], f"gamma {r}")
+    x_t, alpha_bars = process.q_sample(diffusion, clean, eps, times, scales)
+    for r, (noisy, alpha_bar) in enumerate(zip(x_t, alpha_bars, strict=True)):
+        relative(alpha_bar, given[f"{case}.gamma.{r}"], f"gamma {r}")
         relative(nchw(noisy), given[f"{case}.x_t.{r}"], f"x_t {r}")
-    rows = process.mixed_rows(mixed_ratio(info["pipeline"], len(scales)), len(times))
-    clean, eps, x_t, gammas = ([x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, gammas))
-    return diffusion, clean, eps, x_t, gammas, (times, text, mask, micros)
+    rows = mixed_rows(mixed_ratio(info["pipeline"], len(scales)), len(times))
+    clean, eps, x_t, alpha_bars = (
+        [x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, alpha_bars)
+    )
+    return diffusion, clean, eps, x_t, alpha_bars, (times, text, mask, micros)
 
 
 @pytest.mark.parametrize(("name", "case"), cases_of("losses"))
@@ -461,17 +464,17 @@ def test_losses_and_gradients_equal(name, case, dtype, monkeypatch):
     with_table_of(monkeypatch, info["weights_from"])
     model, params, config = network(info["weights_from"], dtype)
     scales = cfg.scales(cfg.Model(denoiser=config))
-    diffusion, clean, eps, x_t, gammas, rest = noised_case(name, case, info, scales, dtype)
+    diffusion, clean, eps, x_t, alpha_bars, rest = noised_case(name, case, info, scales, dtype)
     weight = None
     if info["pipeline"]["use_vdm_loss_weights"]:  # the file's own, as ours differ by its float32 rounding
         weight = jnp.asarray(tensors(name)[f"{case}.vdm_weights"], dtype)
-        ours = process.loss_weight(dataclasses.replace(diffusion, vdm_weights=True), rest[0])
+        ours = loss_weight(dataclasses.replace(diffusion, vdm_weights=True), rest[0])
         np.testing.assert_allclose(ours, weight, rtol=5e-5)
 
     def loss_of(params):
         predictions = denoise(model, params, x_t, *rest)
         ratio = mixed_ratio(info["pipeline"], len(scales))
-        return process.diffusion_loss(diffusion, predictions, x_t, clean, eps, gammas, weight, ratio)[0]
+        return diffusion_loss(diffusion, predictions, x_t, clean, eps, alpha_bars, weight, ratio)[0]
 
     norms = info.get("grad_l2_per_parameter")
     loss, grads = jax.jit(jax.value_and_grad(loss_of))(params) if norms else (jax.jit(loss_of)(params), None)
@@ -530,12 +533,12 @@ def test_sampling_trajectories_equal(name, dtype, monkeypatch):
     np.testing.assert_array_equal(steps, info["timesteps"])
     text, mask = given["in.lm_outputs"].astype(dtype), given["in.lm_mask"] > 0
     predict = guided(model, params, text, mask, info["batch"], sample.gamma)
-    gammas = jnp.asarray(schedule.make_gammas(diffusion.schedule, diffusion.num_steps), dtype)
+    alpha_bars = jnp.asarray(schedule.alpha_bar_table(diffusion.schedule, diffusion.num_steps), dtype)
     images = [jnp.asarray(nhwc(given[f"in.noise.{r}"]), dtype) for r in range(len(scales))]
     for i, (t, s) in enumerate(zip(steps[:-1], steps[1:], strict=True)):
         predictions = predict(images, jnp.full(info["batch"], t - 1))
         draws = recorded_noise(given, i, images)
-        ends = gammas[t], gammas[t], gammas[s]
+        ends = alpha_bars[t], alpha_bars[t], alpha_bars[s]
         none = [()] * len(scales)
         images, _ = samplers.reverse_step(images, none, predictions, draws, ends, diffusion, sample, scales)
         for r in range(len(scales)):
@@ -575,9 +578,9 @@ def test_training_steps_equal(name, monkeypatch):
     @jax.jit
     def value_and_grad(params, clean, eps, rest):
         def loss_of(params):
-            x_t, gammas = process.noised(diffusion, [clean], [eps], rest[0], (1,))
+            x_t, alpha_bars = process.q_sample(diffusion, [clean], [eps], rest[0], (1,))
             predictions = denoise(model, params, x_t, *rest)
-            return process.diffusion_loss(diffusion, predictions, x_t, [clean], [eps], gammas)[0]
+            return diffusion_loss(diffusion, predictions, x_t, [clean], [eps], alpha_bars)[0]
 
         return jax.value_and_grad(loss_of)(params)
 

@@ -6,28 +6,29 @@ import numpy as np
 import pytest
 
 from kaleido_jax.config.schema import Diffusion
-from kaleido_jax.diffusion.process import diffusion_loss, from_x0_eps, loss_weight, mixed_rows, noised
-from kaleido_jax.diffusion.schedule import make_gammas, vdm_weights
+from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
+from kaleido_jax.diffusion.process import from_x0_eps, q_sample
+from kaleido_jax.diffusion.schedule import alpha_bar_table, vdm_weights
 
 BATCH, SCALES = 6, (2, 1)
 TIMES = jnp.asarray([0, 1, 150, 400, 800, 999])
 
 
 def case(config):
-    """(predictions, x_t, clean, eps, gammas) of random networks' outputs at two resolutions."""
+    """(predictions, x_t, clean, eps, alpha_bars) of random networks' outputs at two resolutions."""
     rng = np.random.default_rng(0)
     draw = lambda: [jnp.asarray(rng.normal(size=(BATCH, n, n, 3)), jnp.float32) for n in (4, 2)]  # noqa: E731
     predictions, clean, eps = draw(), draw(), draw()
-    x_t, gammas = noised(config, clean, eps, TIMES, SCALES)
-    return predictions, x_t, clean, eps, gammas
+    x_t, alpha_bars = q_sample(config, clean, eps, TIMES, SCALES)
+    return predictions, x_t, clean, eps, alpha_bars
 
 
 def by_hand(config, lists):
-    """Each sample's loss at each resolution for v and loss_space eps: gamma * (v_hat - v)^2."""
+    """Each sample's loss at each resolution for v and loss_space eps: alpha_bar * (v_hat - v)^2."""
     out = []
-    for v_hat, _, x, e, gamma in zip(*lists, strict=True):
-        squared = (v_hat - from_x0_eps(x, e, gamma, "v")) ** 2
-        out.append(np.asarray(gamma * squared.mean((1, 2, 3)), np.float64))
+    for v_hat, _, x, e, alpha_bar in zip(*lists, strict=True):
+        squared = (v_hat - from_x0_eps(x, e, alpha_bar, "v")) ** 2
+        out.append(np.asarray(alpha_bar * squared.mean((1, 2, 3)), np.float64))
     return out
 
 
@@ -65,9 +66,9 @@ def test_vdm_weights_weigh_samples_by_their_step():
     config = Diffusion(vdm_weights=True)
     assert loss_weight(Diffusion(), TIMES) is None
     weight = loss_weight(config, TIMES)
-    gammas = make_gammas(config.schedule, config.num_steps).astype(np.float64)
+    alpha_bars = alpha_bar_table(config.schedule, config.num_steps).astype(np.float64)
     k = np.maximum(np.asarray(TIMES) + 1, 2)  # the first two are as the third entry, k = 2
-    w = gammas[k - 1] * (1 - gammas[k]) / ((1 - gammas[k - 1]) * gammas[k]) - 1
+    w = alpha_bars[k - 1] * (1 - alpha_bars[k]) / ((1 - alpha_bars[k - 1]) * alpha_bars[k]) - 1
     np.testing.assert_allclose(weight, w, rtol=1e-6)
     lists = case(config)
     loss, _ = diffusion_loss(config, *lists, weight)
@@ -92,7 +93,7 @@ def test_equal_weights_change_nothing():
 
 @pytest.mark.parametrize("schedule", ["squared_cosine", "cosine", "linear"])
 def test_vdm_weights_are_finite_and_positive(schedule):
-    weights = vdm_weights(make_gammas(schedule, 1000))
+    weights = vdm_weights(alpha_bar_table(schedule, 1000))
     assert weights.shape == (1001,) and np.isfinite(weights).all() and (weights > 0).all()
     assert weights[0] == weights[1] == weights[2]
 
