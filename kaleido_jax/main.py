@@ -38,7 +38,7 @@ flags:
   --format=FORMAT        convert: t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)
   --help                 this text
 
-Every field with its unit or reason: kaleido_jax/config.py"""
+Every field with its unit or reason: kaleido_jax/config/schema.py"""
 
 
 def run() -> None:
