@@ -1,42 +1,27 @@
 """python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.key=value ...] --workdir=DIR."""
 
+import logging as std_logging
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
-from kaleido_jax.errors import UserError, user_error
+from absl import logging
+
+from kaleido_jax.config.checks import unknown_key, validate
+from kaleido_jax.errors import UserError, nearest, user_error
 from kaleido_jax.runtime.xla_flags import set_cpu_flag
+from kaleido_jax.verbs import VERBS
+from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Verb
 
-VERBS = {
-    "train": "train (and sample a grid at the end); goes on by itself if the workdir holds a checkpoint",
-    "annotate": "a data source -> records with latents, a manifest and a report; goes on where it was stopped",
-    "sample": "captions -> latents, images and one grid, from the workdir's latest checkpoint",
-    "evaluate": "measure the workdir's latest checkpoint by config.eval.protocol",
-    "convert": "T5 or MDM weights into another format: --input=PATH --output=DIR --format=FORMAT, no config",
-    "plan": "no training: parameters of a config, counted from shapes alone",
-}
-CONVERT = {
-    "--input": "a T5 checkpoint or a denoiser's weights",
-    "--output": "the folder to write",
-    "--format": "the format to write",
-}
-FORMATS = ("t5x", "huggingface", "kaleido", "mdm")
+COMMON = (CONFIG.name, WORKDIR.name)  # flags of most verbs, told once in the help
 HELP = """usage: python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.KEY=VALUE ...] --workdir=DIR
 
 verbs (none = train):
 {verbs}
 
 flags:
-  --config=FILE          a file of configs/, e.g. configs/fashion_combined.py
-  --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64
-  --workdir=DIR          folder of the run: config.json, metrics.jsonl, checkpoints/, samples/, eval/
-  --limit=N              annotate: only the first N images, as --config.annotate.limit=N
-  --sample_report[=N]    annotate: N images in report.html (100), as --config.annotate.report_samples=N
-  --input=PATH           convert: T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir
-                         (EMA: its T5 as t5x or huggingface, else its denoiser); the kind is recognized, and nothing in
-                         a .pth is run
-  --output=DIR           convert: a new folder
-  --format=FORMAT        convert: t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)
-  --help                 this text
+{flags}
 
 Every field with its unit or reason: kaleido_jax/config/schema.py"""
 
@@ -56,21 +41,53 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Parses the command line and calls one function a verb.
+    """Parses the command line and calls the verb.
 
     Raises:
       UserError: anything wrong with the command line, the config or the files it names.
     """
     if any(arg in ("--help", "-h", "--helpfull", "help") for arg in argv):
-        sys.stdout.write(HELP.format(verbs="\n".join(f"  {v:<10} {t}" for v, t in VERBS.items())) + "\n")
+        sys.stdout.write(help_text() + "\n")
         return
-    verb, flags = split_verb(argv)
-    arguments = parse_convert(flags) if verb == "convert" else parse_flags(verb, flags)
-    set_cpu_flag()
-    from kaleido_jax import verbs  # imports jax, so only after the flags are known to be right
+    name, flags = split_verb(argv)
+    verb = VERBS[name]
+    arguments = parse_flags(verb, flags)
+    set_cpu_flag()  # before JAX, which verbs import only now that the flags are known to be right
+    start_logging()
+    verb.run(**arguments)
 
-    verbs.start_logging()
-    getattr(verbs, verb)(*arguments)
+
+def help_text() -> str:
+    """The text of --help, put together from the verbs."""
+    rows = {flag: [name for name, verb in VERBS.items() if flag in verb.FLAGS] for flag in (CONFIG, WORKDIR)}
+    rows |= {flag: [name] for name, verb in VERBS.items() for flag in verb.FLAGS if flag.name not in COMMON}
+    lines = []
+    for flag, names in rows.items():
+        left = f"--{flag.name}[={flag.value}]" if flag.bare else f"--{flag.name}={flag.value}"
+        text = flag.help if flag.name in COMMON else f"{names[0]}: {flag.help}"
+        lines += textwrap.wrap(text, 96, initial_indent=f"  {left:<23}", subsequent_indent=" " * 25)
+        if flag is CONFIG:
+            lines.append("  --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64")
+    lines.append("  --help                 this text")
+    return HELP.format(verbs="\n".join(f"  {n:<10} {v.HELP}" for n, v in VERBS.items()), flags="\n".join(lines))
+
+
+def start_logging() -> None:
+    """Our progress at INFO on stderr; libraries only from WARNING on."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold(logging.INFO)
+    for name in ("jax", "orbax", "grain", "kaleido_jax"):
+        std_logging.getLogger(name).setLevel(std_logging.WARNING)
+    std_logging.getLogger("kaleido_jax").setLevel(std_logging.INFO)
+    logging.get_absl_logger().addFilter(_not_from_libraries)
+
+
+def _not_from_libraries(record: std_logging.LogRecord) -> bool:
+    # Orbax and clu log through absl's one logger; their INFO lines would drown ours.
+    # That a checkpoint is opened only for reading is meant so, yet Orbax warns of it.
+    meant = "checkpoint_manager" in record.pathname and "read" in str(record.msg)
+    return (record.levelno >= std_logging.WARNING and not meant) or "kaleido_jax" in record.pathname
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:
@@ -84,62 +101,43 @@ def split_verb(argv: list[str]) -> tuple[str, list[str]]:
         raise user_error(f"verbs {' '.join(words)}", "one verb; flag values follow '='", "correct the command")
     verb = words[0] if words else "train"
     if verb not in VERBS:
-        from kaleido_jax.errors import nearest
-
         near = nearest(verb, VERBS)
         do = f"did you mean '{near}'?" if near else "see --help"
         raise user_error(f"unknown verb '{verb}'", f"one of {', '.join(VERBS)}", do)
     return verb, [arg for arg in argv if arg.startswith("-")]
 
 
-def parse_flags(verb: str, flags: list[str]):
-    """(validated config, workdir) of the command line.
+def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
+    """The arguments of verb.run(), by name; of equal flags the last wins.
 
     Raises:
       UserError: a flag that is missing, unknown or has an impossible value.
     """
-    from kaleido_jax.config.checks import validate
-
-    if verb == "annotate":
-        flags = [_spelled_out(flag) for flag in flags]
-    named = [flag for flag in flags if flag.startswith("--config=")]
-    if not named:
-        raise user_error("no --config", "--config=FILE", "name a file of configs/, e.g. configs/fashion_combined.py")
-    for flag in flags:
-        if not flag.startswith(("--config=", "--config.", "--workdir=")):
-            raise user_error(f"unknown flag {flag}", "--config=, --config.KEY=VALUE or --workdir=", "see --help")
-    workdir = [flag.removeprefix("--workdir=") for flag in flags if flag.startswith("--workdir=")]
-    if verb != "plan" and not (workdir and workdir[-1]):
-        raise user_error("no --workdir", "--workdir=DIR", "name the folder of the run")
-    config = load_config(named[-1].removeprefix("--config="), [f for f in flags if f.startswith("--config.")])
-    return validate(config), Path(workdir[-1]) if workdir else None
-
-
-def _spelled_out(flag):
-    """The field that a short flag of `annotate` means."""
-    name, _, value = flag.partition("=")
-    return {
-        "--limit": f"--config.annotate.limit={value}",
-        "--sample_report": f"--config.annotate.report_samples={value or 100}",
-    }.get(name, flag)
-
-
-def parse_convert(flags: list[str]) -> tuple[Path, Path, str]:
-    """(input, output, format) of the verb convert.
-
-    Raises:
-      UserError: a flag that is missing, unknown or has an impossible value.
-    """
-    given = dict(flag.partition("=")[::2] for flag in flags)
-    if unknown := sorted(given.keys() - CONVERT):
-        raise user_error(f"unknown flag {unknown[0]}", f"{', '.join(f'{flag}=' for flag in CONVERT)}", "see --help")
-    for flag, what in CONVERT.items():
-        if not given.get(flag):
-            raise user_error(f"no {flag}", f"{flag}=VALUE", f"name {what}")
-    source, output, form = (given[flag] for flag in CONVERT)
-    if form not in FORMATS:
-        raise user_error(f"--format={form}", f"one of {', '.join(FORMATS)}", "choose one")
-    return Path(source), Path(output), form
+    known = {f"--{flag.name}": flag for flag in verb.FLAGS}
+    given, overrides = {}, []
+    for arg in flags:
+        name, equals, value = arg.partition("=")
+        if CONFIG in verb.FLAGS and name.startswith("--config."):
+            overrides.append(arg)
+        elif name not in known or not (equals or known[name].bare):
+            expected = [f"{flag}=" for flag in known] + (["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else [])
+            raise user_error(f"unknown flag {arg}", ", ".join(expected), "see --help")
+        elif known[name].sets:
+            overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
+        else:
+            given[name] = value
+    arguments = {}
+    for name, flag in known.items():
+        value = given.get(name)
+        if not value and flag.missing:
+            raise user_error(f"no {name}", f"{name}={flag.value}", flag.missing)
+        if value and flag.words and value not in flag.words:
+            raise user_error(f"{name}={value}", f"one of {', '.join(flag.words)}", "choose one")
+        if not flag.sets:
+            arguments[flag.name] = flag.kind(value) if value else None
+    if CONFIG in verb.FLAGS:
+        arguments[CONFIG.name] = validate(load_config(given[f"--{CONFIG.name}"], overrides))
+    return arguments
 
 
 def load_config(spec: str, overrides: list[str]):
@@ -180,8 +178,6 @@ def _read_flags(arguments, to_error):
 
 def _check_override(override, config):
     """Says what is wrong with one --config.KEY=VALUE; ml_collections' own messages do not name the nearest key."""
-    from kaleido_jax.config.checks import unknown_key
-
     key, equals, value = override.removeprefix("--config.").partition("=")
     if not equals:
         raise user_error(f"{override} without a value", "--config.KEY=VALUE", "write the value behind '='")

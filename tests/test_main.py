@@ -7,11 +7,13 @@ import sys
 import jax
 import pytest
 
-from kaleido_jax import main, verbs
+from kaleido_jax import main
 from kaleido_jax.config.checks import lookup, validate
 from kaleido_jax.config.schema import Init, nested
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import Kaleido, abstract_params, count_params, split_frozen
+from kaleido_jax.train import fit
+from kaleido_jax.verbs import train
 
 FASHION = "--config=configs/fashion_combined.py"
 
@@ -198,7 +200,7 @@ def test_every_config_builds(name):
 def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatch):
     def told(config):
         with pytest.raises(UserError) as error:
-            verbs.train(config, tmp_path / "w")
+            train.run(config, tmp_path / "w")
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -207,5 +209,5 @@ def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatc
         assert "flickr64/vis_model.pth" in told(config)
     config = dataclasses.replace(config, init=Init())
     assert "gs://t5-data" in told(config)
-    monkeypatch.setattr(verbs, "check_weights", lambda *args, **kwargs: None)
+    monkeypatch.setattr(fit, "check_weights", lambda *args, **kwargs: None)
     assert told(config).endswith(config.data.fetch) and "set config.data.records" in config.data.fetch

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from kaleido_jax import verbs
+from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
@@ -17,6 +17,8 @@ from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.mesh import put_batch
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8
 from kaleido_jax.train import loop
+from kaleido_jax.train.fit import make_batches
+from kaleido_jax.verbs import evaluate, sample, train
 from tests.tiny import tiny_config
 
 CONFIG = tiny_config(eval__protocol="quickstart")
@@ -25,7 +27,7 @@ CONFIG = tiny_config(eval__protocol="quickstart")
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "fashion"
-    verbs.train(CONFIG, folder)
+    train.run(CONFIG, folder)
     return folder
 
 
@@ -60,7 +62,7 @@ def test_a_run_leaves_everything(workdir):
 def test_run_again_redoes_nothing(workdir, capsys):
     files = [p for p in workdir.rglob("*") if p.is_file() and p.name != "config.json"]
     before = {p: p.stat().st_mtime_ns for p in files}
-    verbs.train(CONFIG, workdir)
+    train.run(CONFIG, workdir)
     assert "training is finished" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
@@ -72,7 +74,7 @@ def test_resume_is_bit_identical(workdir, tmp_path):
     shutil.copytree(workdir / "records", folder / "records")
     for steps in (2, 4):
         config = tiny_config(train__num_steps=steps, train__sample_at_end=False)
-        verbs.train(config, folder)
+        train.run(config, folder)
     unbroken, resumed = _stored(workdir), _stored(folder)
     assert jax.tree.structure(unbroken) == jax.tree.structure(resumed)
     for a, b in zip(jax.tree.leaves(unbroken), jax.tree.leaves(resumed), strict=True):
@@ -129,10 +131,10 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
 
 def test_a_workdir_of_another_config_is_refused(workdir):
     with pytest.raises(UserError, match=r"belongs to another config: train.learning_rate"):
-        verbs.train(tiny_config(train__learning_rate=0.5), workdir)
-    for verb in (verbs.sample, verbs.evaluate):
+        train.run(tiny_config(train__learning_rate=0.5), workdir)
+    for verb in (sample, evaluate):
         with pytest.raises(UserError, match="belongs to another config: model.t5.d_ff"):
-            verb(tiny_config(model__t5__d_ff=64, eval__protocol="quickstart"), workdir)
+            verb.run(tiny_config(model__t5__d_ff=64, eval__protocol="quickstart"), workdir)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
@@ -149,7 +151,7 @@ def test_a_damaged_record_file_is_named(workdir, tmp_path, harm):
         shard.unlink()
     config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match=shard.name):
-        verbs.prepare_records(config, tmp_path, open_codec(config))
+        prepare_records(config, tmp_path, open_codec(config))
 
 
 def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
@@ -160,12 +162,12 @@ def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
     path.write_text(json.dumps(manifest))
     config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match="without voken"):
-        verbs.prepare_records(config, tmp_path, open_codec(config))
+        prepare_records(config, tmp_path, open_codec(config))
 
 
 def test_nothing_to_sample_from_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
-        verbs.sample(CONFIG, tmp_path / "nothing")
+        sample.run(CONFIG, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
@@ -173,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_evidence_written(workdir, tmp_
     shutil.copytree(workdir / "records", tmp_path / "records")
     codec = open_codec(CONFIG)
     open_workdir(CONFIG, tmp_path)
-    batches = verbs.make_batches(CONFIG, verbs.prepare_records(CONFIG, tmp_path, codec), codec)
+    batches = make_batches(CONFIG, prepare_records(CONFIG, tmp_path, codec), codec)
     monkeypatch.setattr(loop, "put_batch", lambda b, mesh: put_batch(b | {"image": b["image"] * np.nan}, mesh))
     with pytest.raises(FloatingPointError, match="lower config.train.learning_rate"):
         loop.train(CONFIG, tmp_path, codec.tokenizer, batches)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax import verbs
+from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import UserError
@@ -16,6 +16,7 @@ from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.train import loop
 from kaleido_jax.train.caption_cache import TABLE, class_captions, encode_once
+from kaleido_jax.train.fit import make_batches
 from kaleido_jax.train.step import joint_loss
 from tests.tiny import single_net_config, tiny_batch
 
@@ -71,6 +72,6 @@ def test_a_run_trains_on_the_table(tmp_path):
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, class_captions=tuple(names)))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=2))
     codec = open_codec(config)
-    batches = verbs.make_batches(config, verbs.prepare_records(config, tmp_path, codec), codec)
+    batches = make_batches(config, prepare_records(config, tmp_path, codec), codec)
     state = loop.train(config, tmp_path, TOKENIZER, batches)
     assert int(state.step) == 2 and set(state.params) == {"prior", "denoiser"}

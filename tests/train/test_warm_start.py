@@ -11,7 +11,6 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
-from kaleido_jax import verbs
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import UNet, to_config_dict
 from kaleido_jax.config.stored import open_workdir
@@ -21,9 +20,11 @@ from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh
+from kaleido_jax.train.fit import check_weights
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.warm_start import CARRIED, load_inner
+from kaleido_jax.verbs import convert
 from tests.interop.files import torch_files
 from tests.tiny import tiny_config
 
@@ -130,7 +131,7 @@ def converted(run, tmp_path_factory):
     """Format -> folder, of the run's denoiser."""
     folder = tmp_path_factory.mktemp("converted")
     for form in ("kaleido", "mdm"):
-        verbs.convert(run, folder / form, form)
+        convert.run(run, folder / form, form)
     torch_files.write(folder / "vis_model.pth", {"state_dict": load_file(folder / "mdm" / "model.safetensors")})
     return folder
 
@@ -146,7 +147,7 @@ def test_a_runs_denoiser_is_converted_with_its_config(converted):
         written = json.loads((converted / form / "denoiser.json").read_text())
         assert written["denoiser"]["image_size"] == 8 and written["denoiser"]["num_groups"] == 4
         assert written["denoiser"]["masked_cross_attention"] and written["assumed"] == {}
-    verbs.convert(converted / "kaleido", converted / "again", "mdm")
+    convert.run(converted / "kaleido", converted / "again", "mdm")
     again = json.loads((converted / "again" / "denoiser.json").read_text())
     assert again == json.loads((converted / "mdm" / "denoiser.json").read_text())
 
@@ -154,9 +155,9 @@ def test_a_runs_denoiser_is_converted_with_its_config(converted):
 def test_a_restored_run_does_not_read_it():
     config = config_from("/gone")
     state_from(config, pretrained=False)
-    verbs.check_weights(config, fresh=False)
+    check_weights(config, fresh=False)
     with pytest.raises(UserError, match="config.init.inner = '/gone' is not on this machine") as caught:
-        verbs.check_weights(config)
+        check_weights(config)
     assert "flickr64/vis_model.pth" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -194,14 +195,14 @@ def stored_t5(ema, path):
 
 
 def test_a_runs_t5_is_converted_with_both_its_tables(run, ema, tmp_path):
-    verbs.convert(run, tmp_path / "t5x", "t5x")
+    convert.run(run, tmp_path / "t5x", "t5x")
     equal(stored_t5(ema, tmp_path / "t5x"), {part: ema[part] for part in CARRIED})
     with pytest.raises(UserError, match="tables of encoder .* that differ"):
-        verbs.convert(run, tmp_path / "hf", "huggingface")
+        convert.run(run, tmp_path / "hf", "huggingface")
 
 
 def test_a_frozen_encoder_comes_along_from_its_file(run, ema, tmp_path):
-    verbs.convert(run, tmp_path / "start", "t5x")
+    convert.run(run, tmp_path / "start", "t5x")
     encoder = {"trainable": False}
     config = tiny_config(
         model__denoiser=to_config_dict(INNER), model__t5__encoder=encoder, model__t5__checkpoint=str(tmp_path / "start")
@@ -211,5 +212,5 @@ def test_a_frozen_encoder_comes_along_from_its_file(run, ema, tmp_path):
     state = State(step=np.int32(2), params=trained, ema=trained, opt_state=make_optimizer(config.train).init(trained))
     with checkpoints.open_manager(folder, keep=config.train.keep_checkpoints) as manager:
         manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
-    verbs.convert(folder, tmp_path / "out", "t5x")
+    convert.run(folder, tmp_path / "out", "t5x")
     equal(stored_t5(ema, tmp_path / "out"), {"encoder": ema["encoder"], "prior": trained["prior"]})

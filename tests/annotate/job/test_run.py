@@ -19,6 +19,7 @@ from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.job import engines, shards
 from kaleido_jax.annotate.job.report import agreement_rows, sample_indices, write_report
 from kaleido_jax.annotate.job.run import annotate_data, make_records, reasons
+from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import validate
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Annotate, default_config
@@ -28,7 +29,6 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import SEGMENTS, Box, Latents
 from kaleido_jax.main import load_config, main
-from kaleido_jax.verbs import prepare_records
 from tests.annotate.vlm.openai_server import GOOD, serving
 
 FASHION = {

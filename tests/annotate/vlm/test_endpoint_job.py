@@ -10,11 +10,12 @@ from tests.annotate.vlm.openai_server import GOOD, serving
 
 pytest.importorskip("openai", reason="openai is not installed: pip install 'kaleido_jax[annotate]'")
 
-from kaleido_jax import main, verbs
+from kaleido_jax import main
 from kaleido_jax.config.checks import validate
 from kaleido_jax.config.schema import default_config
 from kaleido_jax.data.records import read_manifest
 from kaleido_jax.errors import UserError
+from kaleido_jax.verbs import annotate
 
 BOXES = '```json\n[{"bbox_2d": [14, 7, 28, 28], "label": "the garment"}]\n```'
 
@@ -64,14 +65,14 @@ def test_each_image_is_in_the_records_or_among_the_failures(data, tmp_path, monk
     }
     workdir = tmp_path / "run"
     with serving(scripts) as server:
-        verbs.annotate(config(data, server), workdir)
+        annotate.run(config(data, server), workdir)
         manifest = read_manifest(workdir)
         assert manifest.num_records == 2
         [failure] = [f for path in workdir.rglob("*.json") for f in _failures(path)]
         assert failure["id"] == "folder/image_never/one.png" and failure["segment"] == "text"
         assert failure["reason"].startswith("refusal") and failure["reason"].endswith("(3 tries)")
         asked = sum(map(len, server.requests.values()))
-        verbs.annotate(config(data, server), workdir)  # all is done already
+        annotate.run(config(data, server), workdir)  # all is done already
         assert sum(map(len, server.requests.values())) == asked
 
 
@@ -87,9 +88,9 @@ def test_a_server_that_is_away_stops_the_job_and_it_goes_on_later(data, tmp_path
     with serving() as server:
         given = config(data, server)
     with pytest.raises(UserError, match="no answer from"):
-        verbs.annotate(given, workdir)
+        annotate.run(given, workdir)
     with serving(default=answers([GOOD])) as server:
-        verbs.annotate(config(data, server), workdir)
+        annotate.run(config(data, server), workdir)
     assert read_manifest(workdir).num_records == 3
 
 

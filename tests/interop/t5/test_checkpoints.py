@@ -22,7 +22,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from kaleido_jax import main, verbs
+from kaleido_jax import main
 from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5 import huggingface, t5x
@@ -35,8 +35,10 @@ from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train import loop
+from kaleido_jax.train.fit import check_weights
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import create_state
+from kaleido_jax.verbs import convert
 from tests.t5_files import reference, sizes_of, step_folder, tensors
 
 TOLERANCE = 1e-4  # float32, from the README
@@ -441,7 +443,7 @@ def test_t5_golden_a_folder_with_files_is_not_written_over(tmp_path):
 
 def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
     flags = [f"--input={reference('t5x_checkpoint')}", f"--output={tmp_path / 'out'}", "--format=huggingface"]
-    verbs.convert(*main.parse_convert(flags))
+    main.main(["convert", *flags])
     config, _ = sizes_of("t5x_checkpoint")
     count = 6 + 9 * config.num_encoder_layers + 14 * config.num_decoder_layers
     assert f"{count} tensors" in capsys.readouterr().out
@@ -451,7 +453,7 @@ def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
         ([*flags, "--format=pickle"], "--format=pickle; expected one of t5x, huggingface, kaleido, mdm"),
     ):
         with pytest.raises(UserError, match=told):
-            main.parse_convert(wrong)
+            main.parse_flags(convert, wrong)
 
 
 # ------------------------------------------------------------------------------------------ damage
@@ -672,8 +674,8 @@ def test_the_pipeline_takes_a_frozen_encoder_from_the_checkpoint(t5_file, tmp_pa
 def test_weights_that_are_not_there_are_told_before_anything_starts(tmp_path):
     for trainable in (False, True):
         with pytest.raises(UserError, match="gone' is not on this machine"):
-            verbs.check_weights(toy(tmp_path / "gone", trainable))
-    verbs.check_weights(toy(tmp_path, trainable=True))
+            check_weights(toy(tmp_path / "gone", trainable))
+    check_weights(toy(tmp_path, trainable=True))
 
 
 class Held(Arrays):

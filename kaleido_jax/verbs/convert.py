@@ -1,0 +1,51 @@
+"""convert: T5 or MDM weights, or a trained run's, into another format."""
+
+from pathlib import Path
+
+from kaleido_jax.verbs.verb import Flag, say
+
+HELP = "T5 or MDM weights into another format, without a config"
+FORMATS = ("t5x", "huggingface", "kaleido", "mdm")
+FLAGS = (
+    Flag(
+        name="input",
+        value="PATH",
+        help="T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir (EMA: its T5 as t5x "
+        "or huggingface, else its denoiser); the kind is recognized, and nothing in a .pth is run",
+        missing="name a T5 checkpoint or a denoiser's weights",
+        kind=Path,
+    ),
+    Flag(name="output", value="DIR", help="a new folder", missing="name the folder to write", kind=Path),
+    Flag(
+        name="format",
+        value="FORMAT",
+        help="t5x or huggingface (T5), mdm (denoisers, for torch) or kaleido (ours, both)",
+        missing="name the format to write",
+        words=FORMATS,
+    ),
+)
+
+
+def run(input: Path, output: Path, format: str) -> None:
+    """Writes a T5 checkpoint or a denoiser as a new folder; sizes are read from the tensors.
+
+    Of a workdir "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
+    """
+    from kaleido_jax.interop.mdm import files as mdm_files
+    from kaleido_jax.interop.t5 import load as checkpoint
+
+    trained = (input / "checkpoints").is_dir()
+    if format == "mdm" or (format == "kaleido" and (trained or mdm_files.holds_denoiser(input))):
+        if trained:
+            from kaleido_jax.train.warm_start import trained_denoiser as open_denoiser
+        else:
+            open_denoiser = mdm_files.open_denoiser
+        weights = open_denoiser(input)
+        say(f"{output}: {mdm_files.convert(weights, output, format)}, from {weights.path} as {format}")
+        return
+    if trained:
+        from kaleido_jax.train.warm_start import trained_t5
+
+        input = trained_t5(input)
+    read = checkpoint.convert(input, output, format)
+    say(f"{output}: {len(read.names)} tensors of {read.path} as {format}")

@@ -1,0 +1,23 @@
+"""evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json."""
+
+import json
+from pathlib import Path
+
+from kaleido_jax.config.schema import Config
+from kaleido_jax.config.stored import check_workdir
+from kaleido_jax.errors import user_error
+from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
+
+HELP = "measure the workdir's latest checkpoint by config.eval.protocol"
+FLAGS = (CONFIG, WORKDIR)
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Prints eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
+    if config.eval.protocol == "none":
+        raise user_error("config.eval.protocol = 'none'", "a protocol such as 'quickstart'", "set it")
+    from kaleido_jax.evaluate import quickstart
+
+    check_workdir(config, workdir)
+    path, report = quickstart.measure(config, workdir)
+    say(f"{path}: {json.dumps(report, indent=2)}")

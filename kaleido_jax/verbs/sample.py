@@ -1,0 +1,20 @@
+"""sample: captions -> latents, images and one grid in samples/step_<N>/."""
+
+from pathlib import Path
+
+from kaleido_jax.config.schema import Config
+from kaleido_jax.config.stored import check_workdir
+from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
+
+HELP = "captions -> latents, images and one grid, from the workdir's latest checkpoint"
+FLAGS = (CONFIG, WORKDIR)
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Writes samples/step_<N>/: the grid, each image, and the JSON of each latents with its recipe."""
+    from kaleido_jax.sampling.output import write_samples
+    from kaleido_jax.sampling.pipeline import KaleidoPipeline
+
+    check_workdir(config, workdir)
+    pipeline = KaleidoPipeline.from_workdir(config, workdir)
+    say(f"grid: {write_samples(pipeline, config, workdir)}")
