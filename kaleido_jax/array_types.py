@@ -24,6 +24,11 @@ Mask = Bool[Array, "b t"]  # True = a valid position
 States = Float[Array, "b t d"]  # of T5, H_c or H_z
 Logits = Float[Array, "b t v"]
 TokenLogits = Float[Array, "b v"]  # of one position
+Features = Float[Array, "b h w c"]
+PerChannel = Float[Array, "b c"]  # one number per sample and channel
+PerHead = Float[Array, "b h t d"]  # queries, keys or values; h heads
+AttentionBias = Float[Array, "#b #h #q k"]  # added to the logits of queries and keys
+AttentionMask = Bool[Array, "#b #h #q k"]  # True where a query may see a key
 
 # On the host
 Image = UInt8[np.ndarray, "h w 3"]

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kaleido_jax.config.schema import Config, Model, sample_shapes
+from kaleido_jax.models import cpu
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.models.point_net import PointNet
-from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder, LayerCache, Unstacked
+from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder, LayerCache
 from kaleido_jax.models.unet import Condition
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -51,7 +52,7 @@ class Kaleido(nn.Module):
         """Teacher-forced prior: (H_z (B, Lz, d), float32 logits (B, Lz, rows)) for decoder inputs."""
         return self.prior(inputs, h_c, c_mask)
 
-    def start_decoding(self, h_c, max_len: int) -> LayerCache | Unstacked:
+    def start_decoding(self, h_c, max_len: int) -> LayerCache | cpu.Unstacked:
         """An empty cache for sampling z."""
         return self.prior.init_cache(h_c, max_len)
 

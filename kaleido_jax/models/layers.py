@@ -1,66 +1,53 @@
-"""Dense layers, convolutions and norms, as MDM and T5 have them, with gradients that are quick on CPU too."""
+"""Layers: dense, convolution and norms, as MDM and T5 have them, with float32 parameters."""
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
-NORM_EPS = 1e-5  # Flax's default is 1e-6
+from kaleido_jax.array_types import PerChannel
+from kaleido_jax.models import cpu
+
+NORM_EPS = 1e-5  # PyTorch's; Flax's default is 1e-6
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-# ------------------------------------------------------------------------------------------ sums
-def sum_positions(x: Float[Array, "b *positions c"]) -> Float[Array, "b c"]:
-    """The sum over all axes between the first and the last, in float32 or wider.
-
-    On CPU as a product with ones: XLA walks such a sum with a stride, and was up to 14 times slower.
-    """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    rows, channels = x.shape[0], x.shape[-1]
-
-    def product(x):
-        x = x.reshape(rows, -1, channels)
-        ones = jnp.ones((rows, 1, x.shape[1]), x.dtype)
-        return jnp.einsum("bop,bpc->boc", ones, x, preferred_element_type=wide)[:, 0]
-
-    def plain(x):
-        return x.sum(range(1, x.ndim - 1), dtype=wide)
-
-    return jax.lax.platform_dependent(x, cpu=product, default=plain)
-
-
-@jax.custom_vjp
-def add_bias(x: Float[Array, "*rows c"], bias: Float[Array, "c"]) -> Float[Array, "*rows c"]:
-    """x + bias; the gradient of the bias is summed by `sum_positions`."""
-    return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def _add_bias_backward(bias, dy):
-    return dy, sum_positions(dy[None])[0].astype(bias.dtype)
-
-
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
-
-
-@jax.custom_vjp
+# ------------------------------------------------------------------------------------------ formulas
+@cpu.switch(cpu.project)
 def project(x: Float[Array, "*rows a"], kernel: Float[Array, "a b"]) -> Float[Array, "*rows b"]:
-    """x @ kernel; in the kernel's gradient XLA on CPU transposes the first factor, here the narrower one."""
+    """x @ kernel."""
     return x @ kernel
 
 
-def _project_backward(kept, dy):
-    x, kernel = kept
-    rows = tuple(range(x.ndim - 1))
-    wider = x.shape[-1] > dy.shape[-1]
-    return dy @ kernel.T, jnp.tensordot(dy, x, (rows, rows)).T if wider else jnp.tensordot(x, dy, (rows, rows))
+@cpu.switch(cpu.add_bias)
+def add_bias(x: Float[Array, "*rows c"], bias: Float[Array, "c"]) -> Float[Array, "*rows c"]:
+    """x + bias, in the dtype of x."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # for the bias's gradient: a sum of bfloat16 would stop growing
+    return (x.astype(wide) + bias.astype(wide).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
+@cpu.switch(cpu.group_norm)
+def group_norm(
+    x: Float[Array, "b h w c"], a: PerChannel, b: PerChannel, groups: int, eps: float
+) -> Float[Array, "b h w c"]:
+    """(x - mean) / std * a + b with mean and std of a sample's group of channels, in the dtype of x.
+
+    Statistics are those of a and b, float32 or wider, in two passes (parity needs them).
+    """
+    rows, _, _, channels = x.shape
+    grouped = x.astype(a.dtype).reshape(rows, -1, groups, channels // groups)
+    centered = grouped - grouped.mean((1, 3), keepdims=True)
+    normed = centered * jax.lax.rsqrt((centered**2).mean((1, 3), keepdims=True) + eps)
+    return (normed.reshape(x.shape) * a[:, None, None] + b[:, None, None]).astype(x.dtype)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact erf form; MDM does not use the tanh approximation."""
+    return nn.gelu(x, approximate=False)
 
 
 # ------------------------------------------------------------------------------------------ layers
@@ -68,7 +55,7 @@ class Dense(nn.Module):
     """x @ kernel + bias over the last axis; without bias_init no bias."""
 
     features: int
-    dtype: Any
+    dtype: DTypeLike
     kernel_init: Callable
     bias_init: Callable | None = None
 
@@ -88,7 +75,7 @@ class Conv(nn.Module):
     features: int
     size: int
     stride: int
-    dtype: Any
+    dtype: DTypeLike
     kernel_init: Callable
     bias_init: Callable
 
@@ -107,112 +94,68 @@ class Conv(nn.Module):
         return add_bias(y, self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype))
 
 
-def _inits(fan_in, zero, axes):
-    if zero:
-        kernel = bias = nn.initializers.zeros
-    else:
-        kernel, bound = _UNIFORM, 1 / math.sqrt(fan_in)
-
-        def bias(key, shape, dtype=jnp.float32):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return {
-        "kernel_init": nn.with_logical_partitioning(kernel, axes),
-        "bias_init": nn.with_logical_partitioning(bias, axes[-1:]),
-    }
-
-
-def linear(fan_in: int, features: int, dtype, *, zero=False, bias=True, axes=("embed", "mlp")) -> Dense:
-    """A dense layer that starts as PyTorch's: uniform in +-1/sqrt(fan_in), the bias too."""
-    inits = _inits(fan_in, zero, axes)
-    return Dense(features, dtype, inits["kernel_init"], inits["bias_init"] if bias else None)
-
-
-def conv(fan_in: int, features: int, dtype, *, size=3, stride=1, zero=False) -> Conv:
-    """A convolution that starts as PyTorch's: uniform in +-1/sqrt(fan_in), the bias too."""
-    return Conv(
-        features,
-        size,
-        stride,
-        dtype,
-        **_inits(fan_in * size * size, zero, ("height", "width", "conv_in", "conv_out")),
-    )
-
-
-def _norm_inits():
-    return {
-        "scale_init": nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        "bias_init": nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
-    }
-
-
 class GroupNorm(nn.Module):
-    """Group norm over contiguous channel ranges, in float32 or wider; see `normalize`."""
+    """Group norm over contiguous channel ranges; see `group_norm`."""
 
     groups: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], scale=None, shift=None) -> Float[Array, "b h w c"]:
-        """norm(x), or norm(x) * (1 + scale) + shift with both (B, C): one pass over x all the same."""
-        inits = _norm_inits()
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+    def __call__(
+        self, x: Float[Array, "b h w c"], scale: PerChannel | None = None, shift: PerChannel | None = None
+    ) -> Float[Array, "b h w c"]:
+        """norm(x), or norm(x) * (1 + scale) + shift with both given: one pass over x all the same."""
+        inits, wide = _norm_inits(), jnp.promote_types(self.dtype, jnp.float32)
         a = self.param("scale", inits["scale_init"], x.shape[-1:], jnp.float32).astype(wide)[None]
         b = self.param("bias", inits["bias_init"], x.shape[-1:], jnp.float32).astype(wide)[None]
         if scale is not None:
             scale = 1 + scale.astype(wide)
             a, b = a * scale, b * scale + shift.astype(wide)
-        rows = (x.shape[0], x.shape[-1])
-        return normalize(x.astype(self.dtype), jnp.broadcast_to(a, rows), jnp.broadcast_to(b, rows), self.groups)
+        a, b = (jnp.broadcast_to(each, (x.shape[0], x.shape[-1])) for each in (a, b))
+        return group_norm(x.astype(self.dtype), a, b, self.groups, NORM_EPS)
 
 
-def layer_norm(dtype) -> nn.LayerNorm:
+# ------------------------------------------------------------------------------------------ layers as MDM starts them
+def linear(
+    fan_in: int,
+    features: int,
+    dtype: DTypeLike,
+    *,
+    zero: bool = False,
+    bias: bool = True,
+    axes: Sequence[str] = ("embed", "mlp"),
+) -> Dense:
+    """A dense layer that starts as PyTorch's: uniform in +-1/sqrt(fan_in), the bias too."""
+    inits = _inits(fan_in, zero, axes)
+    return Dense(features, dtype, inits["kernel_init"], inits["bias_init"] if bias else None)
+
+
+def conv(fan_in: int, features: int, dtype: DTypeLike, *, size: int = 3, stride: int = 1, zero: bool = False) -> Conv:
+    """A convolution that starts as PyTorch's: uniform in +-1/sqrt(fan_in), the bias too."""
+    inits = _inits(fan_in * size * size, zero, ("height", "width", "conv_in", "conv_out"))
+    return Conv(features, size, stride, dtype, **inits)
+
+
+def layer_norm(dtype: DTypeLike) -> nn.LayerNorm:
     """Layer norm over the last axis."""
     return nn.LayerNorm(epsilon=NORM_EPS, dtype=dtype, use_fast_variance=False, **_norm_inits())
 
 
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact erf form; MDM does not use the tanh approximation."""
-    return nn.gelu(x, approximate=False)
+def _inits(fan_in: int, zero: bool, axes: Sequence[str]) -> Mapping[str, Callable]:
+    bound = 1 / math.sqrt(fan_in)
+
+    def uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    kernel, bias = (nn.initializers.zeros, nn.initializers.zeros) if zero else (_UNIFORM, uniform)
+    return {
+        "kernel_init": nn.with_logical_partitioning(kernel, tuple(axes)),
+        "bias_init": nn.with_logical_partitioning(bias, tuple(axes[-1:])),
+    }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalize(x: Float[Array, "b h w c"], a: Float[Array, "b c"], b: Float[Array, "b c"], groups: int):
-    """(x - mean) / std * a + b with mean and std of a sample's group of channels, in the dtype of x.
-
-    Statistics are those of a and b, float32 or wider, in two passes (parity needs them). The gradient is written out:
-    sums over positions alone give those of a and b and both corrections of that of x, where automatic differentiation
-    goes over x for each parameter and for the two passes.
-    """
-    return _normalize_forward(x, a, b, groups)[0]
-
-
-def _normalize_forward(x, a, b, groups):
-    positions = x.shape[1] * x.shape[2]
-    mean = _over_groups(sum_positions(x.astype(a.dtype)) / positions, groups)
-    centered = x - mean[:, None, None]
-    std_inv = jax.lax.rsqrt(_over_groups(sum_positions(centered**2) / positions, groups) + NORM_EPS)
-    y = centered * (std_inv * a)[:, None, None] + b[:, None, None]
-    return y.astype(x.dtype), (x, a, mean, std_inv)
-
-
-def _normalize_backward(groups, kept, dy):
-    x, a, mean, std_inv = kept
-    dy, centered = dy.astype(a.dtype), x - mean[:, None, None]
-    positions = x.shape[1] * x.shape[2]
-    db = sum_positions(dy)
-    da = sum_positions(dy * centered) * std_inv
-    constant = -std_inv * _over_groups(a * db / positions, groups)
-    slope = -(std_inv**2) * _over_groups(a * da / positions, groups)
-    dx = dy * (a * std_inv)[:, None, None] + centered * slope[:, None, None] + constant[:, None, None]
-    return dx.astype(x.dtype), da, db
-
-
-normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _over_groups(x: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
-    """The mean of each group of channels, in the place of every channel."""
-    rows, channels = x.shape
-    means = x.reshape(rows, groups, channels // groups).mean(-1, keepdims=True)
-    return jnp.broadcast_to(means, (rows, groups, channels // groups)).reshape(rows, channels)
+def _norm_inits() -> Mapping[str, Callable]:
+    return {
+        "scale_init": nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+        "bias_init": nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+    }

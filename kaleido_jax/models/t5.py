@@ -5,7 +5,6 @@ enters the scan as a constant. Parameters and norms are float32, the rest runs i
 """
 
 import math
-import operator
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +14,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from kaleido_jax.array_types import TokenLogits
 from kaleido_jax.config.schema import T5
+from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import Dense
 from kaleido_jax.models.remat import rematerialize
@@ -173,18 +174,10 @@ class LayerCache(struct.PyTreeNode):
     cross_k: Array
     cross_v: Array
 
-
-class Unstacked(struct.PyTreeNode):
-    """The same layer by layer, without the leading axis, beside each layer's parameters and the head's.
-
-    Scanned layers are cut out of their stacks anew at every token; here that is done once, before the loop over tokens.
-    Kernels lie transposed, which is how the CPU's products of a few rows read them fastest. Both together made
-    decoding about 1.3 times as fast (T5-small, 16 rows). It costs a second copy of the parameters while decoding.
-    """
-
-    caches: tuple[LayerCache, ...]
-    params: tuple[Any, ...]
-    head: Any
+    @property
+    def max_len(self) -> int:
+        """Positions of the cache."""
+        return self.self_k.shape[-2]
 
 
 class DecoderLayer(nn.Module):
@@ -227,11 +220,6 @@ class DecoderLayer(nn.Module):
         x = x + self.encoder_decoder_attention.read(h, cache.cross_k, cache.cross_v, None, cross_mask)
         x = x + self.mlp(self.pre_mlp_layer_norm(x))
         return x, (self_k, self_v)
-
-
-def _transposed(params):
-    """Kernels the other way round; scales have one axis."""
-    return jax.tree.map(jnp.transpose, params)
 
 
 def _stack(layer, length, remat, methods):
@@ -330,57 +318,31 @@ class Decoder(nn.Module):
         x = self.decoder_norm(x)
         return x, self.logits_dense(x)
 
-    def init_cache(
-        self, states: Float[Array, "b s d"], max_len: int, unstacked: bool | None = None
-    ) -> LayerCache | Unstacked:
-        """An empty cache for `max_len` positions with the cross-attention part filled in.
-
-        `unstacked` chooses its form, which changes the speed alone; None is unstacked on CPU, where memory is not what
-        is short.
-        """
+    def init_cache(self, states: Float[Array, "b s d"], max_len: int) -> LayerCache | cpu.Unstacked:
+        """An empty cache for `max_len` positions with the cross-attention part filled in."""
         c = self.config
         _, (cross_k, cross_v) = self.layers.cross_keys_values(jnp.zeros(()), states)
         shape = (c.num_decoder_layers, states.shape[0], c.num_heads, max_len, c.head_dim)
         empty = jnp.zeros(shape, self.dtype)
         cache = LayerCache(self_k=empty, self_v=empty, cross_k=cross_k, cross_v=cross_v)
-        if not (jax.default_backend() == "cpu" if unstacked is None else unstacked):
-            return cache
-        params, head = (nn.meta.unbox(part.variables["params"]) for part in (self.layers, self.logits_dense))
-        each = [operator.itemgetter(i) for i in range(c.num_decoder_layers)]
-        return Unstacked(
-            caches=tuple(jax.tree.map(take, cache) for take in each),
-            params=tuple(_transposed(jax.tree.map(take, params)) for take in each),
-            head=_transposed(head),
-        )
+        return cpu.unstack(cache, self.layers, self.logits_dense) if cpu.enabled() else cache
 
     def step(
         self,
         token: Int[Array, "b"],
         index: Int[Array, ""],
-        cache: LayerCache | Unstacked,
+        cache: LayerCache | cpu.Unstacked,
         states_mask: Bool[Array, "b s"],
-    ) -> tuple[Float[Array, "b d"], Float[Array, "b rows"], LayerCache | Unstacked]:
+    ) -> tuple[Float[Array, "b d"], TokenLogits, LayerCache | cpu.Unstacked]:
         """The state and logits of position `index`, given its input token and the cache of those before."""
-        run = self._step_unstacked if isinstance(cache, Unstacked) else self._step_stacked
-        state, logits, cache = run(self.token_embedder(token[:, None]), index, cache, states_mask)
-        return state[:, 0], logits[:, 0], cache
-
-    def _step_stacked(self, x, index, cache, states_mask):
-        x, (self_k, self_v) = self.layers.step(x, cache, *self._step_args(index, cache, states_mask))
-        x = self.decoder_norm(x)
-        return x, self.logits_dense(x), cache.replace(self_k=self_k, self_v=self_v)
-
-    def _step_unstacked(self, x, index, cache, states_mask):
-        layer, head = DecoderLayer(self.config, self.dtype, parent=None), self.logits_dense.clone(parent=None)
-        args, caches = self._step_args(index, cache.caches[0], states_mask), []
-        for params, one in zip(cache.params, cache.caches, strict=True):
-            x, (self_k, self_v) = layer.apply({"params": _transposed(params)}, x, one, *args, method="step")
-            caches.append(one.replace(self_k=self_k, self_v=self_v))
-        x = self.decoder_norm(x)
-        return x, head.apply({"params": _transposed(cache.head)}, x), cache.replace(caches=tuple(caches))
-
-    def _step_args(self, index, cache, states_mask):
-        """What every layer's `step` is told besides x and its cache: index, bias, and both masks."""
-        max_len = cache.self_k.shape[-2]
-        seen = (jnp.arange(max_len) <= index)[None, None, None, :]
-        return index, self.relpos_bias.row(index, max_len), seen, states_mask[:, None, None, :]
+        x = self.token_embedder(token[:, None])
+        known = (jnp.arange(cache.max_len) <= index)[None, None, None, :]
+        args = index, self.relpos_bias.row(index, cache.max_len), known, states_mask[:, None, None, :]
+        if isinstance(cache, cpu.Unstacked):
+            layer = DecoderLayer(self.config, self.dtype, parent=None)
+            x, logits, cache = cache.step(x, args, layer, self.decoder_norm, self.logits_dense)
+        else:
+            x, (self_k, self_v) = self.layers.step(x, cache, *args)
+            x = self.decoder_norm(x)
+            logits, cache = self.logits_dense(x), cache.replace(self_k=self_k, self_v=self_v)
+        return x[:, 0], logits[:, 0], cache

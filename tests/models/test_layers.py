@@ -1,4 +1,4 @@
-"""Each written-out gradient against automatic differentiation of the plain formula, and layers against Flax's."""
+"""Forms for CPUs against the plain formulas and their automatic gradients, and layers against Flax's."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.models.layers import NORM_EPS, add_bias, conv, linear, normalize, project, sum_positions
+from kaleido_jax.models import cpu, layers
+from kaleido_jax.models.layers import NORM_EPS, conv, linear
 
 RNG = np.random.default_rng(0)
 
@@ -24,21 +25,29 @@ def _same_gradients(ours, plain, *args):
 @pytest.mark.parametrize("features", [3, 8], ids=["x is wider", "dy is wider"])
 @pytest.mark.parametrize("rows", [(4,), (2, 3, 4)])
 def test_projection_and_bias_have_the_plain_gradients(rows, features):
-    _same_gradients(project, lambda x, kernel: x @ kernel, (*rows, 5), (5, features))
-    _same_gradients(add_bias, lambda x, bias: x + bias.reshape((1,) * len(rows) + (-1,)), (*rows, 5), (5,))
+    _same_gradients(cpu.project, layers.project.__wrapped__, (*rows, 5), (5, features))
+    _same_gradients(cpu.add_bias, layers.add_bias.__wrapped__, (*rows, 5), (5,))
+
+
+def test_the_switch_chooses_the_form(monkeypatch):
+    formula = cpu.switch(lambda: "for a CPU")(lambda: "plain")
+    assert formula() == "for a CPU"
+    monkeypatch.setattr(cpu, "enabled", lambda: False)
+    assert formula() == "plain"
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5), (2, 3, 4, 5)])
 def test_sum_positions_keeps_the_first_and_last_axis(shape):
     x = RNG.normal(size=shape).astype(np.float32)
     expected = x.sum(tuple(range(1, x.ndim - 1)))
-    np.testing.assert_allclose(sum_positions(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cpu.sum_positions(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_sums_of_bfloat16_are_float32():
+@pytest.mark.parametrize("add_bias", [cpu.add_bias, layers.add_bias.__wrapped__], ids=["cpu", "plain"])
+def test_sums_of_bfloat16_are_float32(add_bias):
     ones = jnp.ones((1, 1000, 2), jnp.bfloat16)  # in bfloat16 this sum would stop at 256
-    assert sum_positions(ones).dtype == jnp.float32
-    np.testing.assert_array_equal(sum_positions(ones), 1000)
+    assert cpu.sum_positions(ones).dtype == jnp.float32
+    np.testing.assert_array_equal(cpu.sum_positions(ones), 1000)
     grad = jax.grad(lambda bias: add_bias(ones, bias).astype(jnp.float32).sum())(jnp.zeros(2, jnp.bfloat16))
     np.testing.assert_array_equal(grad, jnp.bfloat16(1000))
 
@@ -67,12 +76,13 @@ def test_layers_start_and_compute_as_flax_ones(ours, flax):
     np.testing.assert_allclose(net.apply(params, x), theirs.apply(params, x), atol=1e-6)
 
 
+@pytest.mark.parametrize("form", [cpu.group_norm, layers.group_norm.__wrapped__], ids=["cpu", "plain"])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_the_norm_and_its_gradient_are_those_of_the_textbook(groups):
+def test_the_norm_and_its_gradient_are_those_of_the_textbook(groups, form):
     def textbook(x, a, b):
         grouped = (x + 3).reshape(3, 5, 4, groups, 8 // groups)
         mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
         normed = ((grouped - mean) / jnp.sqrt(var + NORM_EPS)).reshape(x.shape)
         return normed * a[:, None, None] + b[:, None, None]
 
-    _same_gradients(lambda x, a, b: normalize(x + 3, a, b, groups), textbook, (3, 5, 4, 8), (3, 8), (3, 8))
+    _same_gradients(lambda x, a, b: form(x + 3, a, b, groups, NORM_EPS), textbook, (3, 5, 4, 8), (3, 8), (3, 8))

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5 import t5x
 from kaleido_jax.interop.t5.load import open_t5
-from kaleido_jax.models import decode
+from kaleido_jax.models import cpu, decode
 from kaleido_jax.models.remat import POLICIES
 from kaleido_jax.models.t5 import (
     EOS,
@@ -266,12 +266,12 @@ def check_gradients(grads, source, given):
 
 
 # ----------------------------------------------------------------------------------------- decoding
-def greedy(source, max_len, prefix=None, unstacked=None):
+def greedy(source, max_len, prefix=None):
     """Ids of the greedy continuation of the short captions, through the cache."""
     (captions,) = wanted(golden(source), "short.encoder_input_tokens")
     _, _, decoder, params = models(source)
     h_c, _ = states(source, captions)
-    cache = decoder.apply({"params": params}, h_c, max_len, unstacked, method="init_cache")
+    cache = decoder.apply({"params": params}, h_c, max_len, method="init_cache")
     step = lambda *args: decoder.apply({"params": params}, *args, captions != PAD, method="step")  # noqa: E731
     keys = jax.random.split(jax.random.key(0), len(captions))
     return decode.sample_tokens(step, cache, keys, max_len=max_len, temperature=0, prefix=prefix)
@@ -279,10 +279,11 @@ def greedy(source, max_len, prefix=None, unstacked=None):
 
 @pytest.mark.parametrize("unstacked", [True, False])
 @pytest.mark.parametrize("source", SOURCES)
-def test_cached_greedy_decoding_equals(source, unstacked):
+def test_cached_greedy_decoding_equals(source, unstacked, monkeypatch):
+    monkeypatch.setattr(cpu, "enabled", lambda: unstacked)
     (told,) = wanted(golden(source), "greedy.tokens" if source == "t5x" else "greedy.sequences")
     told = told if source == "t5x" else told[:, 1:]  # transformers shows the start too
-    np.testing.assert_array_equal(greedy(source, told.shape[1], unstacked=unstacked), told)
+    np.testing.assert_array_equal(greedy(source, told.shape[1]), told)
 
 
 def test_greedy_decoding_keeps_a_forced_prefix():
@@ -291,11 +292,11 @@ def test_greedy_decoding_keeps_a_forced_prefix():
     np.testing.assert_array_equal(greedy("t5x", told.shape[1], inputs[:, 1:4]), told)
 
 
-def cached(source, captions, inputs, unstacked=None):
+def cached(source, captions, inputs):
     """(states, logits) of every position, (B, T, ...), through the cache."""
     _, _, decoder, params = models(source)
     h_c, _ = states(source, captions)
-    cache = decoder.apply({"params": params}, h_c, inputs.shape[1], unstacked, method="init_cache")
+    cache = decoder.apply({"params": params}, h_c, inputs.shape[1], method="init_cache")
 
     def body(cache, index):
         args = jnp.asarray(inputs)[:, index], index, cache, captions != PAD
@@ -308,9 +309,10 @@ def cached(source, captions, inputs, unstacked=None):
 
 @pytest.mark.parametrize("unstacked", [True, False])
 @pytest.mark.parametrize("source", SOURCES)
-def test_cached_logits_equal_teacher_forced_ones(source, unstacked):
+def test_cached_logits_equal_teacher_forced_ones(source, unstacked, monkeypatch):
+    monkeypatch.setattr(cpu, "enabled", lambda: unstacked)
     given = batch(source, "long")
-    hidden, logits = cached(source, given["encoder_input_tokens"], given["decoder_input_tokens"], unstacked)
+    hidden, logits = cached(source, given["encoder_input_tokens"], given["decoder_input_tokens"])
     valid = given["decoder_target_tokens"] != PAD
     close(hidden, given["decoder_hidden"], valid, "hidden")
     close(logits, given["logits"], valid, "logits")
