@@ -14,7 +14,10 @@ from kaleido_jax.annotate.vokens.quantizer import ResidualQuantizer
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.types import SEGMENTS, Blob, Box, Latents, check_segments, clean_phrase, select
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.segments.blob import Blob
+from kaleido_jax.latents.types import Latents, check_segments, select
+from kaleido_jax.latents.validity import clean_phrase
 
 VERSION = "fashion/1"  # stored with every record; raise it when a rule below changes
 
@@ -44,7 +47,7 @@ class FashionAnnotator:
 
     needs = ()
 
-    def __init__(self, quantizer: ResidualQuantizer, segments: Sequence[str] = SEGMENTS):
+    def __init__(self, quantizer: ResidualQuantizer, segments: Sequence[str] = ("text", "bbox", "blob", "voken")):
         """Fills `segments`, each as annotate() does."""
         self.segments = check_segments(segments)
         self.metadata = {"model": "fashion", "version": VERSION}

@@ -10,7 +10,10 @@ from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.types import Blob, Box, Latents, clean_phrase, clean_text
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.segments.blob import Blob
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import clean_phrase, clean_text
 
 VERSION = "labels/1"  # stored with every record; raise it when a rule below changes
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from kaleido_jax.config.schema import Config, Mesh, nested
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.latents.types import SEGMENTS
+from kaleido_jax.latents import segments as registry
 
 CHOICES = {
     "recipe": ("train", "figure3"),
@@ -323,10 +323,11 @@ def _check_annotate(annotate):
 
 
 def _check_segments(segments, path):
-    in_order = tuple(s for s in SEGMENTS if s in segments)
+    known = registry.names()
+    in_order = tuple(s for s in known if s in segments)
     for segment in segments:
-        if segment not in SEGMENTS:
-            raise user_error(f"config.{path} has {segment!r}", f"segments from {SEGMENTS}", "correct the name")
+        if segment not in known:
+            raise user_error(f"config.{path} has {segment!r}", f"segments from {known}", "correct the name")
     if segments != in_order:
         raise user_error(f"config.{path} = {segments}", f"{in_order}, once each in this order", "reorder them")
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.types import SEGMENTS
 
 # What a layer keeps for the backward pass: everything, the products with its weights, or its inputs only.
 Remat = Literal["none", "dots", "full"]
@@ -223,7 +222,7 @@ class Annotate:
 
     shard_size: int = 2048  # images to one shard, the unit of work and all that a killed run can lose
     batch_size: int = 16  # images given to an annotator at once
-    segments: tuple[str, ...] = SEGMENTS  # the latents to make
+    segments: tuple[str, ...] = ("text", "bbox", "blob", "voken")  # the latents to make
     required: tuple[str, ...] = ()  # an image without one of these is left out; () = all of segments
     image_size: int = 0  # px of the records; 0 = that of the outermost denoiser
     limit: int = 0  # images of the source to annotate, from the first; 0 = all

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.latents.types import MAX_COORDINATE
+from kaleido_jax.latents.validity import MAX_COORDINATE
 
 MIN_VISIBLE = 0.25  # share of a box's or mask's area that the crop must keep, or the object is left out
 MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is more likely a bomb than a photo

@@ -16,7 +16,7 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import parse, serialize
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
-from kaleido_jax.latents.types import LatentsError
+from kaleido_jax.latents.validity import LatentsError
 
 KINDS = {  # task -> segments of z
     "text": ("text",),

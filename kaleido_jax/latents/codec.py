@@ -1,24 +1,15 @@
-"""Codec of the latents: z <-> token ids, "text | bbox | blob | voken" and eos, with one vocabulary and its grammar.
-
-Vokens are single ids and never pass through a string: text that looks like a voken stays text.
-"""
+"""Codec of the latents: z <-> token ids, "text | bbox | blob | voken" and eos, with one vocabulary."""
 
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaleido_jax.latents import grammar
-from kaleido_jax.latents.grammar import SEPARATOR
+from kaleido_jax.latents import segments as registry
+from kaleido_jax.latents.grammar import SEPARATOR, wrong_count
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
-from kaleido_jax.latents.types import (
-    Latents,
-    check_segments,
-    latents_error,
-    segments_of,
-    select,
-    validate,
-)
+from kaleido_jax.latents.types import Latents, check_segments, segments_of, select, validate
+from kaleido_jax.latents.validity import latents_error
 
 if TYPE_CHECKING:
     from kaleido_jax.latents.constrain import Constraint
@@ -64,7 +55,8 @@ class Codec:
         Raises:
           LatentsError: z is not valid, lacks the segment, or holds characters or vokens the vocabulary has not.
         """
-        return grammar.segment_tokens(validate(select(z, (segment,))), segment, self.tokenizer)
+        z = validate(select(z, (segment,)))
+        return registry.get(segment).encode(getattr(z, segment), self)
 
     def join(self, tokens: Mapping[str, Sequence[int]]) -> list[int]:
         """The ids of each segment joined by those of " | ", then eos; equal to tokenizing the joined string.
@@ -104,13 +96,9 @@ class Codec:
         """
         parts = _split(self._content(ids), self.separator) if self.segments else []
         if len(parts) != len(self.segments):
-            raise grammar.wrong_count(len(parts), self.segments)
+            raise wrong_count(len(parts), self.segments)
         pairs = zip(self.segments, parts, strict=True)
-        found = {s: grammar.segment_from_tokens(s, part, self.tokenizer) for s, part in pairs}
-        count = len(found.get("voken", ()))
-        if self.vokens_per_image is not None and "voken" in self.segments and count != self.vokens_per_image:
-            raise latents_error(f"{count} vokens", f"{self.vokens_per_image} per image", "sample again")
-        return validate(Latents(**found))
+        return validate(Latents(**{s: registry.get(s).decode(part, self) for s, part in pairs}))
 
     def fit(self, z: Latents) -> Latents:
         """Changes text and phrases of z to what the vocabulary can write: unknown characters are dropped.
@@ -118,7 +106,7 @@ class Codec:
         Raises:
           LatentsError: nothing of a text or phrase is left.
         """
-        return grammar.fit(z, self.tokenizer)
+        return Latents(**{s: registry.get(s).fit(getattr(z, s), self.tokenizer) for s in segments_of(z)})
 
     @functools.cached_property
     def constraint(self) -> "Constraint":
@@ -130,7 +118,7 @@ class Codec:
         # Here, since it needs jax, which reading and writing records does not.
         from kaleido_jax.latents.automaton import compile_grammar
 
-        return compile_grammar(self.tokenizer, self.segments, self.vokens_per_image)
+        return compile_grammar(self.segments, self)
 
     def _content(self, ids: Sequence[int]) -> list[int]:
         content = []

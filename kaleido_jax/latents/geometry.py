@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.types import HALF_TURN, MAX_COORDINATE
+from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE
 
 # Second moment of a unit square about its center: pixels are squares, not points. It makes the moments of a
 # filled rectangle exact and keeps the minor axis of a one-pixel line above zero.

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.sources.base import FashionSource
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.render.image import BACKGROUND, INK, font_for, latents_panel, wrap
+from kaleido_jax.latents.render.image import render_panel
+from kaleido_jax.latents.render.layout import BACKGROUND, INK, font_for, wrap
 from kaleido_jax.runtime.files import replacing, write_atomically
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, SampledLatents, to_uint8
 
@@ -77,7 +78,7 @@ def _panel(caption, row):
     ImageDraw.Draw(title).text((0, 4), caption, font=font, fill=INK)
     if row is None:
         return title
-    body = latents_panel(row.latents, PANEL_PX) if row.latents else _problem_panel(row.problem)
+    body = render_panel(row.latents, PANEL_PX) if row.latents else _problem_panel(row.problem)
     joined = Image.new("RGB", (PANEL_PX, title.height + body.height), BACKGROUND)
     joined.paste(title, (0, 0))
     joined.paste(body, (0, title.height))

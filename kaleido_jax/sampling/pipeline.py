@@ -20,7 +20,8 @@ from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.t5.load import load_pretrained
 from kaleido_jax.latents.codec import Codec
-from kaleido_jax.latents.types import Latents, LatentsError
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import LatentsError
 from kaleido_jax.models.decode import sample_tokens, shift_right
 from kaleido_jax.models.kaleido import build_model, init_params, null_tokens, split_frozen
 from kaleido_jax.models.t5 import EOS, PAD

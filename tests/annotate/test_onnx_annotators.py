@@ -1,6 +1,5 @@
 """The annotators of configs/annotate_onnx.py, as the job opens them, with models written by the test."""
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from kaleido_jax.config.checks import validate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents import types
 from kaleido_jax.latents.grammar import parse, serialize
+from kaleido_jax.latents.segments import names
 from tests.annotate.vision import onnx_files
 from tests.annotate.vision.test_detector import raw_output
 
@@ -70,8 +70,8 @@ def test_they_make_all_segments_of_a_photo_in_an_order_that_works(settings):
         assert all(getattr(z[0], needed) is not None for needed in annotator.needs)
         made = annotator(examples, z)
         filled = [{s: getattr(answer, s) for s in annotator.segments} for answer in made]
-        z = [dataclasses.replace(before, **new) for before, new in zip(z, filled, strict=True)]
-    assert types.segments_of(z[0]) == segments == types.SEGMENTS
+        z = [before.replace(**new) for before, new in zip(z, filled, strict=True)]
+    assert types.segments_of(z[0]) == segments == names()
     for example, latents in zip(examples, z, strict=True):
         assert latents.text == "a disc" and latents.bbox[0].box == (125, 125, 875, 875)
         # The disc's own place: the shades are dark, and the mask is cut at the box.

@@ -10,8 +10,9 @@ from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import decode_image, open_records
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.segments import names
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.latents.types import SEGMENTS, select
+from kaleido_jax.latents.types import select
 
 SIZES = {"batch_size": 8, "max_caption_tokens": 8, "max_latents_tokens": 96, "seed": 5}
 
@@ -32,7 +33,7 @@ def records(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("records")
     sizes = {"num_examples": 44, "image_size": 32, "codebook_size": 8, "shard_size": 20, "fit_examples": 50}
     make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
-    return open_records(folder / "train", codec=Codec(tokenizer=tokenizer, segments=SEGMENTS), image_size=32)
+    return open_records(folder / "train", codec=Codec(tokenizer=tokenizer, segments=names()), image_size=32)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_damage_met_while_training_is_a_user_error(records, tokenizer, tmp_path)
     folder = shutil.copytree(records._folder, tmp_path / "train")
     for path in folder.glob("*.array_record"):
         path.write_bytes(bytes(path.stat().st_size))
-    codec = Codec(tokenizer=tokenizer, segments=SEGMENTS)
+    codec = Codec(tokenizer=tokenizer, segments=names())
     damaged = open_records(folder, codec=codec, image_size=32, verify="size")
     with pytest.raises(UserError, match="is damaged"):
         next(make_loader(damaged, codec=codec, **SIZES))

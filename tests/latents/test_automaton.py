@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import automaton, grammar
 from kaleido_jax.latents.codec import Codec
-from kaleido_jax.latents.types import SEGMENTS, Latents, select
+from kaleido_jax.latents.segments import names
+from kaleido_jax.latents.types import Latents, select
 from kaleido_jax.models import decode
 from tests.latents.test_grammar import TOKENIZERS, writable_latents
 
+SEGMENTS = names()
 VOKENS = 5
 PAPER = ("text", "bbox", "voken")
 EVERY = [c for n in range(1, 5) for c in itertools.combinations(SEGMENTS, n)]
@@ -42,7 +44,7 @@ def test_what_the_grammar_writes_is_accepted(name):
     tokenizer, rng = TOKENIZERS[name], np.random.default_rng(0)
     for i, z in enumerate(writable_latents(tokenizer, rng, 20 * len(EVERY))):
         segments = EVERY[i % len(EVERY)]
-        z = dataclasses.replace(z, voken=tuple(rng.integers(0, 64, VOKENS).tolist()))
+        z = z.replace(voken=tuple(rng.integers(0, 64, VOKENS).tolist()))
         machine = constraint(name, segments)
         place, wrong = machine.follow(codec(name, segments).encode(z))
         assert wrong is None and place.node[0] == automaton.DONE and machine.tokens_to_end(place) == 0

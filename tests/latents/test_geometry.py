@@ -3,7 +3,8 @@ import pytest
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.types import check_blob, check_box
+from kaleido_jax.latents.segments.bbox import check_box
+from kaleido_jax.latents.segments.blob import check_blob
 
 
 def test_box_of_a_mask_is_its_pixel_edges():

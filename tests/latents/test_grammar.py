@@ -5,19 +5,14 @@ import pytest
 
 from kaleido_jax.latents import grammar
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.segments import names
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.segments.blob import Blob
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.latents.types import (
-    SEGMENTS,
-    Blob,
-    Box,
-    Latents,
-    LatentsError,
-    clean_phrase,
-    clean_text,
-    select,
-    validate,
-)
+from kaleido_jax.latents.types import Latents, select, validate
+from kaleido_jax.latents.validity import LatentsError, clean_phrase, clean_text
 
+SEGMENTS = names()
 TOKENIZERS = {name: load_tokenizer(name, codebook_size) for name, codebook_size in (("t5", 8192), ("fashion", 64))}
 MANY = 10_000
 CHOICES = [tuple(s for i, s in enumerate(SEGMENTS) if bits >> i & 1) for bits in range(16)]
@@ -220,7 +215,7 @@ def test_text_that_looks_like_vokens_stays_text():
 def test_latents_that_cannot_round_trip_are_refused(change, told):
     good = Latents(text="a", bbox=(), blob=(), voken=(1,))
     with pytest.raises(LatentsError, match=told.replace("|", r"\|")):
-        grammar.serialize(dataclasses.replace(good, **change), SEGMENTS)
+        grammar.serialize(good.replace(**change), SEGMENTS)
 
 
 def test_wrong_number_of_vokens_and_unknown_voken_are_refused():

@@ -8,7 +8,8 @@ import pytest
 
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.types import Box, Latents, select
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents, select
 from kaleido_jax.models.kaleido import build_model, init_params
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.tiny import single_net_config

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kaleido_jax.annotate.job.agreement import SMALLEST_PX
 from kaleido_jax.data.records import Manifest, Record, Records, read_manifest
-from kaleido_jax.latents.render.svg import to_svg
+from kaleido_jax.latents.render.svg import render_svg
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import write_atomically
 
@@ -173,7 +173,7 @@ def _failures(manifest):
 def _card(record: Record):
     z = record.latents
     yield '<article class="card">'
-    yield to_svg(Latents(bbox=z.bbox, blob=z.blob), _DRAWN_PX, _data_url(record.image))
+    yield render_svg(Latents(bbox=z.bbox, blob=z.blob), _DRAWN_PX, _data_url(record.image))
     yield f"<div><h3>{escape(record.caption) or '(no caption)'}</h3>"
     if z.text is not None:
         yield f"<p>{escape(z.text)}</p>"

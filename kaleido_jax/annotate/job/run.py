@@ -23,7 +23,7 @@ from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, write_ma
 from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.types import SEGMENTS, check_segments
+from kaleido_jax.latents.types import check_segments
 from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import progress as progress_of
 
@@ -46,7 +46,7 @@ def make_records(
     tokenizer: Tokenizer,
     vokens_per_image: int = 8,
     codebook_size: int = 64,
-    segments: Sequence[str] = SEGMENTS,
+    segments: Sequence[str] = ("text", "bbox", "blob", "voken"),
     max_caption_tokens: int = 128,
     max_latents_tokens: int = 416,
     annotate: Annotate | None = None,

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def _run(annotator, examples, latents, notes):
         if isinstance(answer, Failure):
             notes.fail(examples[i].id, answer)
         else:
-            out[i] = replace(latents[i], **{s: getattr(answer, s) for s in annotator.segments})
+            out[i] = latents[i].replace(**{s: getattr(answer, s) for s in annotator.segments})
     return out
 
 
@@ -211,7 +211,7 @@ def _record(opened, example, z, notes) -> Record | None:
             continue
         try:
             part, tokens[segment] = _tokens(select(z, (segment,)), segment, opened.codec)
-            kept = replace(kept, **{segment: getattr(part, segment)})
+            kept = kept.replace(**{segment: getattr(part, segment)})
         except UserError as error:
             notes.fail(example.id, Failure(segment=segment, reason=str(error)))
     if any(segment not in tokens for segment in job.required):

@@ -18,7 +18,9 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.geometry import box_iou, round_box, to_thousandths
-from kaleido_jax.latents.types import Box, Latents, clean_phrase
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import clean_phrase
 
 STRIDES = (8, 16, 32)
 NMS_IOU = 0.45  # of two boxes of a class that overlap more, the better one stays; YOLOX's own value

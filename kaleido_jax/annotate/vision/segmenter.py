@@ -17,7 +17,8 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.geometry import ellipse_to_blob, mask_to_ellipse, to_pixels
-from kaleido_jax.latents.types import Blob, Latents
+from kaleido_jax.latents.segments.blob import Blob
+from kaleido_jax.latents.types import Latents
 
 # (image, boxes in px) -> a mask of the image's size for each box
 Masker = Callable[[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "n 4"]], Bool[np.ndarray, "n h w"]]

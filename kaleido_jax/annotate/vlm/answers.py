@@ -5,7 +5,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from kaleido_jax.latents.types import LatentsError, clean_text
+from kaleido_jax.latents.validity import LatentsError, clean_text
 
 # Asked for are 50 to 80 words (prompts.py). Fewer than these are no description; more would crowd out the segments
 # that follow, and a model that babbles does better on the next try.

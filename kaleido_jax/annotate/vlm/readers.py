@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.geometry import round_box
-from kaleido_jax.latents.types import MAX_COORDINATE, Box, LatentsError, clean_phrase
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.validity import MAX_COORDINATE, LatentsError, clean_phrase
 
 MAX_PHRASE = 400  # characters; what is longer names no object
 KOSMOS_CELLS = 32  # a side

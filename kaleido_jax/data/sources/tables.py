@@ -16,7 +16,7 @@ from pathlib import Path
 from kaleido_jax.data.sources.base import Example, LabeledObject, below, check_index, read_image
 from kaleido_jax.data.sources.imagenet import captions_of_wnids
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.types import clean_phrase
+from kaleido_jax.latents.validity import clean_phrase
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _NUMBERED = re.compile(r"_[0-9]+$")  # GBC's vertex of one object among several of a name: "trees_0"

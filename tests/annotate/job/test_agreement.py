@@ -3,7 +3,9 @@ import numpy as np
 from kaleido_jax.annotate.job import agreement
 from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.latents import geometry
-from kaleido_jax.latents.types import Blob, Box, Latents
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.segments.blob import Blob
+from kaleido_jax.latents.types import Latents
 
 
 def _example(*boxes, size_px=100):

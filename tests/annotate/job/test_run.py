@@ -26,8 +26,10 @@ from kaleido_jax.config.schema import Annotate, default_config
 from kaleido_jax.data.records import Records, decode_image, open_records, read_manifest
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.segments import names
+from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.latents.types import SEGMENTS, Box, Latents
+from kaleido_jax.latents.types import Latents
 from kaleido_jax.main import load_config, main
 from tests.annotate.vlm.openai_server import GOOD, serving
 
@@ -191,7 +193,7 @@ def picky(monkeypatch):
 def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, tokenizer, picky):
     manifest = make_records(tmp_path, tokenizer=tokenizer, annotate=picky, **FASHION)
     assert manifest.num_records == manifest.left_out == 30
-    assert manifest.counts == dict.fromkeys(SEGMENTS, 30)
+    assert manifest.counts == dict.fromkeys(names(), 30)
     assert manifest.reasons == {"bbox: odd number N": 30}
     assert manifest.failures[0] == {"id": "fashion/train/000001", "segment": "bbox", "reason": "odd number 001"}
     notes = json.loads((tmp_path / "train" / "fashion-train-00001.json").read_text())

@@ -9,7 +9,7 @@ from kaleido_jax.annotate.vision.onnx_model import open_onnx
 from kaleido_jax.config.schema import Annotate, AnnotateBbox
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.types import Box
+from kaleido_jax.latents.segments.bbox import Box
 from tests.annotate.vision import onnx_files
 
 WEIGHTS = Path(os.environ.get("KALEIDO_ONNX_WEIGHTS", "/nowhere"))

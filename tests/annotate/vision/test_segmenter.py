@@ -9,7 +9,8 @@ from kaleido_jax.config.schema import Annotate, AnnotateBlob
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.geometry import ellipse_mask, ellipse_to_blob, mask_iou, mask_to_ellipse
-from kaleido_jax.latents.types import Box, Latents, validate
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents, validate
 from tests.annotate.vision import onnx_files
 
 BLOB = (500, 400, 300, 150, 30)

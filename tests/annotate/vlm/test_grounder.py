@@ -3,7 +3,8 @@ from test_captioner import Recorded
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vlm.grounder import Grounder
-from kaleido_jax.latents.types import Box, Latents
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents
 from tests.annotate.vlm.openai_server import example
 
 DOG = Box(phrase="a brown dog", box=(112, 250, 500, 875))

@@ -17,7 +17,8 @@ from kaleido_jax.annotate.vlm.model import Question
 from kaleido_jax.config.schema import Annotate, AnnotateText
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.types import Box, Latents
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,9 @@ import pytest
 
 from kaleido_jax.annotate.vlm import readers
 from kaleido_jax.errors import UserError
-from kaleido_jax.latents.types import Box, Latents, check_box, clean_phrase, validate
+from kaleido_jax.latents.segments.bbox import Box, check_box
+from kaleido_jax.latents.types import Latents, validate
+from kaleido_jax.latents.validity import clean_phrase
 
 HALF_CELL = 1000 / readers.KOSMOS_CELLS / 2
 

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kaleido_jax.latents.render import image as draw
-from kaleido_jax.latents.render.image import draw_blobs, draw_boxes, draw_latents, latents_panel, place_labels
-from kaleido_jax.latents.render.svg import to_svg
-from kaleido_jax.latents.types import Blob, Box, Latents, LatentsError
+from kaleido_jax.latents.render import layout
+from kaleido_jax.latents.render.image import render_outlines, render_panel
+from kaleido_jax.latents.render.layout import place_labels
+from kaleido_jax.latents.render.svg import render_svg
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.segments.blob import Blob
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import LatentsError
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -19,20 +23,20 @@ def test_panel_shows_every_segment():
         blob=(Blob(phrase="boot", blob=(500, 500, 400, 100, 30)),),
         voken=tuple(range(32)),
     )
-    empty = latents_panel(Latents(), 160)
+    empty = render_panel(Latents(), 160)
     assert empty.size == (160, 160)
-    full = latents_panel(z, 160)
+    full = render_panel(z, 160)
     assert full.width == 160 and full.height > 320
     for segment in ("text", "bbox", "blob", "voken"):
-        part = latents_panel(Latents(**{segment: getattr(z, segment)}), 160)
+        part = render_panel(Latents(**{segment: getattr(z, segment)}), 160)
         assert len(part.getcolors(1 << 16)) > 2, segment
 
 
 def test_drawing_leaves_the_given_image_alone():
-    image = latents_panel(Latents(), 64)
+    image = render_panel(Latents(), 64)
     before = image.tobytes()
-    assert draw_boxes(image, [Box(phrase="a", box=(0, 0, 500, 500))]).tobytes() != before
-    assert draw_blobs(image, [Blob(phrase="a", blob=(500, 500, 300, 200, 0))]).tobytes() != before
+    assert render_outlines(image, Latents(bbox=[Box("a", (0, 0, 500, 500))])).tobytes() != before
+    assert render_outlines(image, Latents(blob=[Blob("a", (500, 500, 300, 200, 0))])).tobytes() != before
     assert image.tobytes() == before
 
 
@@ -67,8 +71,8 @@ def test_labels_without_room_are_left_out():
 
 
 def test_letters_can_be_read_on_every_color():
-    for color in draw.COLORS:
-        lights = sorted(draw._luminance(c) + 0.05 for c in (color, draw.ink_on(color)))
+    for color in layout.COLORS:
+        lights = sorted(layout._luminance(c) + 0.05 for c in (color, layout.ink_on(color)))
         assert lights[1] / lights[0] >= 4.5  # WCAG 2, level AA
 
 
@@ -77,19 +81,19 @@ def test_outlines_lie_where_the_latents_say():
     z = Latents(
         bbox=(Box(phrase="a", box=(250, 500, 750, 900)),), blob=(Blob(phrase="a", blob=(500, 300, 200, 50, 90)),)
     )
-    drawn = np.asarray(draw_latents(black, z))
-    colored = (drawn == draw.COLORS[0]).all(-1)
+    drawn = np.asarray(render_outlines(black, z))
+    colored = (drawn == layout.COLORS[0]).all(-1)
     assert colored[150, 50] and colored[150, 149] and colored[179, 100]  # left, right and lower side
     assert colored[95:105, 98:103].any() and colored[18:23, 98:103].any()  # both ends of the major axis
     assert not colored[120:170, 60:140].any()
     # A white photo shows the dark rim, a dark one the color.
-    white = np.asarray(draw_boxes(Image.new("RGB", (200, 200), "white"), z.bbox))
-    assert (white == draw.HALO).all(-1).sum() > 300
+    white = np.asarray(render_outlines(Image.new("RGB", (200, 200), "white"), Latents(bbox=z.bbox)))
+    assert (white == layout.HALO).all(-1).sum() > 300
 
 
 def test_panel_shows_the_photo_under_the_outlines():
     photo = Image.new("RGB", (300, 300), (200, 10, 10))
-    panel = latents_panel(Latents(voken=(1, 2)), 160, photo)
+    panel = render_panel(Latents(voken=(1, 2)), 160, photo)
     assert panel.getpixel((80, 80)) == (200, 10, 10) and panel.height > 160
 
 
@@ -109,7 +113,7 @@ FULL = Latents(
 @pytest.mark.parametrize("size", [128, 512])
 def test_svg_holds_every_segment_and_users_text_as_data(size):
     href = 'data:image/png;base64,AAAA"><script>'
-    svg = to_svg(FULL, size, href)
+    svg = render_svg(FULL, size, href)
     root = ElementTree.fromstring(svg)
     assert "<script" not in svg and not list(root.iter(f"{SVG}script"))
     assert not [e for e in root.iter() if "id" in e.attrib]  # many on one page do not collide
@@ -128,7 +132,7 @@ def test_svg_holds_every_segment_and_users_text_as_data(size):
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_svg_text_stays_inside(size):
-    root = ElementTree.fromstring(to_svg(FULL, size))
+    root = ElementTree.fromstring(render_svg(FULL, size))
     height = float(root.get("height"))
     assert list(root.iter(f"{SVG}text"))
     for text in root.iter(f"{SVG}text"):
@@ -138,14 +142,14 @@ def test_svg_text_stays_inside(size):
 
 
 def test_svg_is_readable_in_light_and_dark_and_leaves_the_page_alone():
-    svg = to_svg(Latents(text="a boot"))
+    svg = render_svg(Latents(text="a boot"))
     assert "prefers-color-scheme:dark" in svg
     style = svg.partition("<style>")[2].partition("</style>")[0]
     assert style.count("--kaleido-") == 8 and style.count(".kaleido-z") == 2 and style.count("{") == 3
 
 
 def test_svg_of_nothing_is_an_empty_square():
-    root = ElementTree.fromstring(to_svg(Latents(), 100))
+    root = ElementTree.fromstring(render_svg(Latents(), 100))
     assert root.get("viewBox") == "0 0 100 100" and not list(root.iter(f"{SVG}text"))
     with pytest.raises(LatentsError):
-        to_svg(Latents(text="a | b"))
+        render_svg(Latents(text="a | b"))

@@ -1,0 +1,104 @@
+"""Segment: what one kind of latents must offer, and how words are written as tokens."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from kaleido_jax.latents.nodes import Nodes, Part
+from kaleido_jax.latents.render.shapes import Drawing
+from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.validity import LatentsError, latents_error
+
+
+class Vocabulary(Protocol):
+    """What a segment may know of the tokens; a Codec is one."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text <-> ids, and the rows of the vokens."""
+
+    @property
+    def vokens_per_image(self) -> int | None:
+        """Length of the voken segment; None = any."""
+
+
+class Segment(Protocol):
+    """One kind of latents: everything that is particular to it. Its value is immutable and hashable."""
+
+    name: str  # in z, JSON, records and config; an identifier
+
+    def freeze(self, value: Any) -> Hashable:
+        """The value as latents hold it: lists become tuples. Checks nothing."""
+
+    def check(self, value: Any) -> None:
+        """Raises LatentsError unless read(write(value)) == value is promised."""
+
+    def to_json(self, value: Any) -> Any:
+        """The JSON form: dicts, lists, strings and numbers."""
+
+    def from_json(self, value: Any) -> Hashable:
+        """The value of a JSON form, not yet checked; raises LatentsError where the form is another."""
+
+    def write(self, value: Any) -> str:
+        """A valid value as one line without "|"."""
+
+    def read(self, string: str) -> Hashable:
+        """The value in such a line; raises LatentsError where there is none."""
+
+    def encode(self, value: Any, vocabulary: Vocabulary) -> list[int]:
+        """A valid value as ids; raises LatentsError where the vocabulary cannot write it."""
+
+    def decode(self, ids: Sequence[int], vocabulary: Vocabulary) -> Hashable:
+        """The value in ids, maybe not valid; raises LatentsError where there is none."""
+
+    def fit(self, value: Any, tokenizer: Tokenizer) -> Hashable:
+        """The nearest value that the vocabulary can write; raises LatentsError where nothing is left."""
+
+    def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
+        """Adds nodes that accept exactly what encode() writes, in any tokens of the same text, from " " on."""
+
+    def render(self, value: Any) -> Drawing:
+        """What a valid value shows on the square and below it."""
+
+
+def encode_words(name: str, string: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a segment's line.
+
+    Raises:
+      LatentsError: the vocabulary would read it back as something else.
+    """
+    ids = tokenizer.encode(string)
+    if tokenizer.decode(ids) != string:
+        raise latents_error(
+            f"{name} {string[:80]!r} reads back as {tokenizer.decode(ids)[:80]!r}",
+            "characters the vocabulary knows",
+            "replace them, or use Codec.fit()",
+        )
+    return ids
+
+
+def decode_words(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The line in a segment's ids.
+
+    Raises:
+      LatentsError: an id is no piece of text: a voken, a sentinel, unk or a row that only pads the table.
+    """
+    foreign = [i for i in ids if not tokenizer.unk_id < i < tokenizer.num_pieces]
+    if foreign:
+        raise latents_error(f"token {foreign[0]} in {name}", "pieces of the vocabulary only", "sample again")
+    return tokenizer.decode(ids)
+
+
+def fit_words(words: str, clean: Callable[[str], str], tokenizer: Tokenizer) -> str:
+    """The words without the characters that the vocabulary lacks.
+
+    Raises:
+      LatentsError: nothing is left, or what is left changes at every reading.
+    """
+    # Dropping a character can bring its neighbors together into something new, hence until nothing changes.
+    for _ in range(8):
+        ids = [i for i in tokenizer.encode(clean(words)) if i != tokenizer.unk_id]
+        known = clean(tokenizer.decode(ids))
+        if known == words:
+            return known
+        words = known
+    raise LatentsError(f"words {words[:60]!r} cannot be written; expected plain text; simplify them")

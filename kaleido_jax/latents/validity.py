@@ -1,0 +1,103 @@
+"""Validity of latents: their error, and what words, numbers and JSON may hold whatever the segment.
+
+Coordinates are integers 0..1000 on the square training crop, x to the right and y down.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kaleido_jax.errors import UserError
+
+MAX_COORDINATE = 1000
+HALF_TURN = 180  # degrees; an ellipse looks the same after it
+
+# "|" parts the segments. U+2581 is how sentencepiece writes a space, so it would come back as one.
+FORBIDDEN_IN_TEXT = "|\u2581"
+# Parentheses open and close the numbers of a box or blob.
+FORBIDDEN_IN_PHRASE = FORBIDDEN_IN_TEXT + "()"
+
+
+class LatentsError(UserError):
+    """Latents that are not valid, or a string or token sequence that holds none."""
+
+
+def latents_error(found: str, expected: str, do: str) -> LatentsError:
+    """A LatentsError in the house's form, kept to one line whatever the user's text holds."""
+    return LatentsError(" ".join(f"{found}; expected {expected}; {do}".split()))
+
+
+# ----------------------------------------------------------------------------------------------- words
+def clean_text(string: str) -> str:
+    """The nearest valid text: runs of space and unprintable characters become one space, "|" becomes "/".
+
+    Raises:
+      LatentsError: nothing is left.
+    """
+    return _clean(string, {"|": "/", "\u2581": " "}, "text")
+
+
+def clean_phrase(string: str) -> str:
+    """As clean_text, and parentheses become spaces.
+
+    Raises:
+      LatentsError: nothing is left.
+    """
+    return _clean(string, {"|": "/", "\u2581": " ", "(": " ", ")": " "}, "phrase")
+
+
+def _clean(string: str, replacements: Mapping[str, str], name: str) -> str:
+    swapped = (replacements.get(ch, ch) for ch in string)
+    cleaned = " ".join("".join(ch if ch.isprintable() else " " for ch in swapped).split())
+    if not cleaned:
+        raise latents_error(f"{name} {string!r} without a readable character", "words", "write some")
+    return cleaned
+
+
+def check_words(string: Any, forbidden: str, name: str, cleaner: str) -> None:
+    """Raises LatentsError unless the words survive writing and reading: printable, single spaces, nothing forbidden.
+
+    Args:
+      string: what should be words.
+      forbidden: characters that the grammar needs for itself.
+      name: of the words, for the error.
+      cleaner: name of the function that mends them, for the error.
+    """
+    if not isinstance(string, str):
+        raise latents_error(f"{name} of type {type(string).__name__}", "a string", "quote it")
+    if not string:
+        raise latents_error(f"empty {name}", "at least one word", "write some or leave the segment out")
+    bad = sorted({ch for ch in string if ch in forbidden or not ch.isprintable()})
+    if bad:
+        raise latents_error(f"{name} with {', '.join(map(ascii, bad))}", "none of these", f"use {cleaner}()")
+    if string != " ".join(string.split()):
+        raise latents_error(f"{name} {string!r}", "single spaces, none at the ends", f"use {cleaner}()")
+
+
+# --------------------------------------------------------------------------------------- numbers, JSON
+def check_ints(values: Any, count: int, name: str) -> None:
+    """Raises LatentsError unless the values are a tuple of `count` ints."""
+    if not isinstance(values, tuple) or len(values) != count or not all(type(v) is int for v in values):
+        raise latents_error(f"{name} {values!r}", f"{count} whole numbers", "correct it")
+
+
+def check_keys(value: Any, known: Sequence[str], name: str) -> None:
+    """Raises LatentsError unless the value is a JSON object with keys from `known`."""
+    if not isinstance(value, Mapping):
+        raise latents_error(f"{name} of type {type(value).__name__}", "a JSON object", "write {...}")
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            do = f"did you mean {near[0]!r}?" if near else "remove it"
+            raise latents_error(f"{name} with key {key!r}", f"keys from {', '.join(known)}", do)
+
+
+def read_list(value: Any, name: str) -> tuple:
+    """A JSON list as a tuple.
+
+    Raises:
+      LatentsError: it is no list.
+    """
+    if not isinstance(value, list | tuple):
+        raise latents_error(f"{name} of type {type(value).__name__}", "a list", "write [...]")
+    return tuple(value)
