@@ -7,6 +7,7 @@ An ellipse is (xc, yc, r_major, r_minor, theta): r_major >= r_minor, theta in [0
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from kaleido_jax.errors import user_error
@@ -19,12 +20,12 @@ _ROUND_TO = 1e-9  # relative difference of the axes below which an ellipse is a 
 _LARGEST_FIT = 10 * MAX_COORDINATE  # a fitted axis above this tells that the outline holds no ellipse
 
 
-def to_thousandths(position_px, size_px):
+def to_thousandths(position_px: ArrayLike, size_px: ArrayLike) -> Float[np.ndarray, "..."]:
     """Positions in pixels (0..size_px, any shape) -> float 0..1000."""
     return np.asarray(position_px, np.float64) * (MAX_COORDINATE / np.asarray(size_px))
 
 
-def to_pixels(coordinate, size_px):
+def to_pixels(coordinate: ArrayLike, size_px: ArrayLike) -> Float[np.ndarray, "..."]:
     """Coordinates 0..1000 (any shape) -> float pixels 0..size_px."""
     return np.asarray(coordinate, np.float64) * (np.asarray(size_px) / MAX_COORDINATE)
 
@@ -159,7 +160,7 @@ def box_to_ellipse(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "5"]:
     return order_axes(np.array([(x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2, 0.0]))
 
 
-def ellipse_to_blob(ellipse) -> tuple[int, int, int, int, int]:
+def ellipse_to_blob(ellipse: ArrayLike) -> tuple[int, int, int, int, int]:
     """An ellipse (5 floats as of mask_to_ellipse) rounded to a valid blob."""
     xc, yc, major, minor, theta = (int(v) for v in np.rint(np.asarray(ellipse, np.float64)))
     major = min(max(major, 1), MAX_COORDINATE)
@@ -201,7 +202,7 @@ def mask_iou(a: Bool[np.ndarray, "*n h w"], b: Bool[np.ndarray, "*n h w"]) -> Fl
     return np.where(joined, shared / np.maximum(joined, 1), 1.0)
 
 
-def _conic_to_ellipse(a, b, c, d, e, f):
+def _conic_to_ellipse(a: float, b: float, c: float, d: float, e: float, f: float) -> Float[np.ndarray, "5"] | None:
     """A conic a x^2 + b xy + c y^2 + d x + e y + f = 0 with 4ac > b^2 as an ellipse; None if it has no real point."""
     xc, yc = np.linalg.solve([[2 * a, b], [b, 2 * c]], [-d, -e])
     level = -(f + (d * xc + e * yc) / 2)  # the quadratic form on the outline, about the center
@@ -214,11 +215,11 @@ def _conic_to_ellipse(a, b, c, d, e, f):
     return order_axes(np.array([xc, yc, first, second, np.degrees(np.arctan2(turns[1, 0], turns[0, 0]))]))
 
 
-def _area(box):
+def _area(box: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
     return np.prod(box[..., 2:] - box[..., :2], axis=-1)
 
 
-def _extent(line):
+def _extent(line: Bool[np.ndarray, "n"]) -> tuple[int, int]:
     filled = np.flatnonzero(line)
     first, last = np.rint(to_thousandths([filled[0], filled[-1] + 1], line.size))
     # On canvases above 1000 px one pixel can be thinner than one unit; a box is never empty.
@@ -226,6 +227,6 @@ def _extent(line):
     return first, max(int(last), first + 1)
 
 
-def _check_not_empty(mask):
+def _check_not_empty(mask: Bool[np.ndarray, "h w"]) -> None:
     if not mask.any():
         raise user_error("an empty mask", "at least one pixel set", "skip the object or lower the threshold")

@@ -3,14 +3,15 @@
 Rows of the token table: pieces | extra ids (sentinels) | padding to a multiple of 128 | one row a voken.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import sentencepiece
 
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import fingerprint
 
 ROW_MULTIPLE = 128  # table rows are padded to this, so that they shard evenly (T5: 32100 -> 32128)
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -26,7 +27,7 @@ class Tokenizer:
     Control strings in the text ("</s>", "<extra_id_0>", "I17") are ordinary text, never control ids.
     """
 
-    def __init__(self, model_path, extra_ids: int = 100, codebook_size: int = 8192):
+    def __init__(self, model_path: Path | Traversable | str, extra_ids: int = 100, codebook_size: int = 8192) -> None:
         """Loads a sentencepiece model file.
 
         Args:
@@ -41,7 +42,7 @@ class Tokenizer:
         self._pieces = _load(model, model_path)
         self.extra_ids = extra_ids
         self.codebook_size = codebook_size
-        self.fingerprint = _fingerprint(model, extra_ids, codebook_size)
+        self.fingerprint = fingerprint(model, f"|{extra_ids}|{codebook_size}")
         self.base_vocab_size = round_up(self.num_pieces + extra_ids, ROW_MULTIPLE)
 
     @property
@@ -86,9 +87,25 @@ class Tokenizer:
             raise user_error("a vocabulary without the piece '#'", "one that has it", "use another model file")
         return found
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and other.fingerprint == self.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without eos; unknown characters become unk."""
-        return self._pieces.encode(text)
+        """Ids of the text, without eos; unknown characters become unk.
+
+        Raises:
+          UserError: half of a surrogate pair, which file names, tables and JSON can hold but UTF-8 cannot.
+        """
+        try:
+            return self._pieces.encode(text)
+        except (RuntimeError, UnicodeEncodeError) as error:
+            bad = sorted({ascii(ch) for ch in text if "\ud800" <= ch <= "\udfff"})
+            if not bad:
+                raise
+            raise user_error(f"text with {', '.join(bad)}", "characters of UTF-8", "remove them") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids up to the first eos; vokens are shown as "I17", sentinels as "<extra_id_0>".
@@ -123,7 +140,7 @@ class Tokenizer:
         """The codebook entry of an id, None if the id is no voken."""
         return int(token) - self.base_vocab_size if self.base_vocab_size <= token < self.vocab_size else None
 
-    def _show(self, token):
+    def _show(self, token: int) -> str:
         index = self.voken_index(token)
         if index is not None:
             return f"I{index}"
@@ -149,14 +166,14 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _until_eos(ids):
+def _until_eos(ids: Iterable[int]) -> Iterator[int]:
     for token in ids:
         if token == EOS_ID:
             return
         yield token
 
 
-def _read(path):
+def _read(path: Path | Traversable | str) -> bytes:
     try:
         return (Path(path) if isinstance(path, str) else path).read_bytes()
     except OSError as error:
@@ -167,9 +184,11 @@ def _read(path):
         ) from error
 
 
-def _load(model, path):
+def _load(model: bytes, path: Path | Traversable | str) -> sentencepiece.SentencePieceProcessor:
     pieces = sentencepiece.SentencePieceProcessor()
-    expected, do = "a sentencepiece model", "download the raw file again"
+    is_pointer = model.startswith(b"version https://git-lfs")
+    do = "it is a git-LFS pointer: run `git lfs pull`" if is_pointer else "download the raw file again"
+    expected = "a sentencepiece model"
     try:
         # Empty bytes mean "no model yet" to the library and would fail only later.
         loaded = bool(model) and pieces.LoadFromSerializedProto(model) and pieces.get_piece_size() > UNK_ID
@@ -181,7 +200,3 @@ def _load(model, path):
     if special != (PAD_ID, EOS_ID, UNK_ID):
         raise user_error(f"{path} with pad, eos, unk = {special}", "0, 1, 2 as in T5", "use a T5 vocabulary")
     return pieces
-
-
-def _fingerprint(model, extra_ids, codebook_size):
-    return hashlib.sha256(model + f"|{extra_ids}|{codebook_size}".encode()).hexdigest()[:16]

@@ -81,6 +81,17 @@ def test_fingerprint_tells_vocabularies_apart(t5):
     assert len({t5.fingerprint, *others}) == 3
 
 
+def test_tokenizers_of_one_vocabulary_are_equal(t5):
+    same = load_tokenizer("t5", 8192)
+    assert t5 == same and hash(t5) == hash(same) and t5 != load_tokenizer("t5", 64)
+
+
+def test_half_a_surrogate_pair_is_refused_in_one_line(t5):
+    with pytest.raises(UserError, match=r"text with '\\ud83d'; expected characters of UTF-8"):
+        t5.encode("x \ud83d")
+    assert t5.encode("x \U0001f600")
+
+
 @pytest.mark.parametrize(
     "content", [b"<!DOCTYPE html><html>Sign in</html>", b"", b"version https://git-lfs.github.com/spec/v1\n"]
 )
@@ -89,6 +100,6 @@ def test_file_that_is_no_model_is_told_in_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"is not a model file; expected a sentencepiece model") as error:
         Tokenizer(path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and ("git lfs pull" in str(error.value)) == (b"git-lfs" in content)
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(str(tmp_path / "absent"), 8)
