@@ -152,7 +152,7 @@ class KaleidoPipeline:
             if len(ids) > limit or not all(0 < token < vocab_size for token in ids):
                 raise user_error(
                     f"prefix {i} of {len(ids)} tokens",
-                    f"at most {limit} (config.latents.max_latents_tokens), each from 1 to {vocab_size - 1}",
+                    f"at most {limit} (config.latents.max_latents_tokens), ids 1..{vocab_size - 1}",
                     "shorten or correct it",
                 )
             if grammar:
