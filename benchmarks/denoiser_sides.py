@@ -80,7 +80,7 @@ def weights(case: Case) -> dict:
     from kaleido_jax.interop.mdm import names as mdm
 
     state = {}
-    named = mdm.named(mdm.abstract_params(case.net, case.text_channels))
+    named = mdm.named(mdm.denoiser_shapes(case.net, case.text_channels))
     for i, (name, (path, shape)) in enumerate(sorted(named.items())):
         shape = mdm.torch_shape(path, shape)
         draw = np.random.default_rng((2, i)).standard_normal(shape, np.float32)

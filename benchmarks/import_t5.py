@@ -86,10 +86,10 @@ def load(folder: Path) -> dict:
     import jax.numpy as jnp
 
     from kaleido_jax.interop.t5.load import load_t5, open_t5
-    from kaleido_jax.interop.t5.names import abstract_params, sizes
+    from kaleido_jax.interop.t5.names import sizes, t5_shapes
 
     config, rows = sizes(open_t5(folder))
-    encoder, prior = abstract_params(config, rows)
+    encoder, prior = t5_shapes(config, rows)
     targets = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), {"encoder": encoder, "prior": prior}
     )

@@ -4,6 +4,7 @@ import numpy as np
 
 from kaleido_jax.config.checks import validate
 from kaleido_jax.config.schema import UNet, to_config_dict
+from kaleido_jax.models.decode import shift_right
 
 FASHION = "configs/fashion_combined.py"
 
@@ -77,7 +78,7 @@ def tiny_batch(config, rows=8, seed=0):
         "image": rng.uniform(-1, 1, (rows, size, size, 3)).astype(np.float32),
         "encoder_input_tokens": rng.integers(3, 100, (rows, config.data.max_caption_tokens)).astype(np.int32),
         "decoder_target_tokens": target,
-        "decoder_input_tokens": np.pad(target, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_input_tokens": shift_right(target),
         "decoder_loss_weights": weights,
         "sample_id": np.arange(rows),
     }

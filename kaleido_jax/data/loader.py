@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from kaleido_jax.data.records import Record, Records, decode_image
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.models.decode import shift_right
 
 _BUFFERED_BATCHES = 4  # read ahead while the device computes
 
@@ -108,7 +109,7 @@ def _tokens(record: Record, codec: Codec, max_caption_tokens: int, max_latents_t
         target = pad_tokens(ids, max_latents_tokens, "latents", record.id, "latents.max_latents_tokens")
         tokens |= {
             "decoder_target_tokens": target,
-            "decoder_input_tokens": np.concatenate([np.zeros(1, np.int32), target[:-1]]),
+            "decoder_input_tokens": shift_right(target),
             "decoder_loss_weights": (np.arange(max_latents_tokens) < len(ids)).astype(np.float32),
         }
     return tokens

@@ -20,6 +20,7 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.models.decode import shift_right
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime.files import replacing, write_atomically
 from kaleido_jax.runtime.mesh import make_mesh, put_batch
@@ -129,9 +130,8 @@ def _tokenized(config, codec, pipeline, points, classes):
         codes = quantizer.encode(points)[:, 0]
         table = np.asarray([codec.encode(Latents(voken=(k,))) for k in range(config.latents.codebook_size)], np.int32)
         target = table[codes]
-        shifted = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
-        weights = np.ones(target.shape, np.float32)
-        data |= {"decoder_target_tokens": target, "decoder_input_tokens": shifted, "decoder_loss_weights": weights}
+        data |= {"decoder_target_tokens": target, "decoder_input_tokens": shift_right(target)}
+        data["decoder_loss_weights"] = np.ones(target.shape, np.float32)
     return data
 
 

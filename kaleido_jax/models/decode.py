@@ -1,59 +1,58 @@
-"""Sampling z from the prior: one while-loop with a preallocated cache, stopped when every row has ended."""
+"""Decoding: samples z from the prior, one token of each row at a time, until every row has ended."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
+from kaleido_jax.array_types import Keys, TokenLogits, Tokens
 from kaleido_jax.models.t5 import EOS, PAD
 
-Cache = Any  # a pytree that `step` takes and gives back
-StepFn = Callable[[Array, Array, Cache], tuple[Array, Array, Cache]]
+Cache = TypeVar("Cache")  # a pytree that `Step` takes and gives back
+Carry = tuple[Int[Array, ""], Int[Array, "b"], Tokens, Shaped[Array, "b"], Any, Any]
+
+
+class Step(Protocol[Cache]):
+    """One position of the prior, for all rows."""
+
+    def __call__(self, token: Int[Array, "b"], index: Int[Array, ""], cache: Cache) -> tuple[Any, TokenLogits, Cache]:
+        """(state, float32 logits of the token at `index`, cache), given the token before it."""
 
 
 class Constraint(Protocol):
-    """What keeps a row within a grammar; `latents.constrain` has the one for z."""
+    """What keeps a row within a grammar; `latents.constrain` has the one for z. Its state is a pytree."""
 
-    def start(self, rows: int):
-        """The place of each row before its first token."""
+    def start(self, rows: int) -> Any:
+        """The state of each row before its first token."""
 
-    def restrict(self, place, logits, positions_left):
+    def restrict(self, state: Any, logits: TokenLogits, positions_left: Int[Array, ""]) -> tuple[TokenLogits, Any]:
         """(logits with -inf for what may not follow, what `advance` needs of it)."""
 
-    def advance(self, place, reached, token):
-        """The place behind one token a row."""
+    def advance(self, state: Any, reached: Any, token: Int[Array, "b"]) -> Any:
+        """The state of each row after one token more."""
 
 
-def warp_logits(logits: Float[Array, "b v"], temperature, top_k=0, top_p=1.0) -> Float[Array, "b v"]:
+def warp_logits(
+    logits: TokenLogits,
+    temperature: float | Float[Array, "b"],
+    top_k: int | Int[Array, "b"] = 0,
+    top_p: float | Float[Array, "b"] = 1.0,
+) -> TokenLogits:
     """Temperature, then top-k, then top-p; tokens that are out get -inf (Hugging Face's order).
 
-    `top_p` keeps the smallest head of the distribution whose mass reaches p, at least one token. Off values:
-    temperature 1, top_k 0, top_p 1. Numbers hold for every row and cost nothing where off; arrays (b,) hold one
-    value a row and always cost one sort.
+    Args:
+      logits: of one position.
+      temperature: more than 0. Here and below one number, or one for each row.
+      top_k: keeps this many tokens, and those that tie with the last of them; 0 = all.
+      top_p: keeps the smallest head of the distribution whose mass reaches this, at least one token; 1 = all.
     """
-    if any(isinstance(given, jax.Array) for given in (temperature, top_k, top_p)):
-        return _warp_rows(logits, temperature, top_k, top_p)
-    logits = logits.astype(jnp.float32) / temperature
-    if 0 < top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if top_p < 1.0:
-        order = jnp.argsort(logits, axis=-1)  # ascending: the tail whose mass is <= 1 - p is removed
-        mass = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits, order, -1), -1), -1)
-        remove = (mass <= 1.0 - top_p).at[:, -1].set(False)
-        rank = jnp.argsort(order, axis=-1)
-        logits = jnp.where(jnp.take_along_axis(remove, rank, -1), -jnp.inf, logits)
-    return logits
-
-
-def _warp_rows(logits, temperature, top_k, top_p):
     rows, size = logits.shape
-    column = lambda given, dtype: jnp.broadcast_to(jnp.asarray(given, dtype), (rows,))[:, None]  # noqa: E731
-    temperature, top_p = column(temperature, jnp.float32), column(top_p, jnp.float32)
-    top_k = column(top_k, jnp.int32)
-    logits = logits.astype(jnp.float32) / temperature
+    logits = logits.astype(jnp.float32) / _column(temperature, rows, jnp.float32)
+    if not isinstance(top_k, jax.Array) and top_k == 0 and not isinstance(top_p, jax.Array) and top_p == 1:
+        return logits  # known before compilation, so that it costs no sort
+    top_k, top_p = _column(top_k, rows, jnp.int32), _column(top_p, rows, jnp.float32)
     order = jnp.argsort(logits, axis=-1)
     ascending = jnp.take_along_axis(logits, order, -1)
     kth = jnp.take_along_axis(ascending, jnp.clip(size - top_k, 0, size - 1), -1)
@@ -61,27 +60,35 @@ def _warp_rows(logits, temperature, top_k, top_p):
     mass = jnp.cumsum(jax.nn.softmax(ascending, -1), -1)
     tail = ((mass <= 1.0 - top_p) & (top_p < 1.0)).at[:, -1].set(False)
     remove = tail | (ascending == -jnp.inf)
-    rank = jnp.argsort(order, axis=-1)
+    rank = jnp.argsort(order, axis=-1)  # by rank, not by value: of tokens that tie some may be in the tail
     return jnp.where(jnp.take_along_axis(remove, rank, -1), -jnp.inf, logits)
 
 
-def choose(keys: Key[Array, "b"], logits: Float[Array, "b v"], temperature, top_k, top_p) -> Int[Array, "b"]:
-    """One token a row, drawn with that row's own key; temperature 0 takes the most likely."""
-    if isinstance(temperature, jax.Array):
-        greedy = temperature == 0
-        warped = warp_logits(logits, jnp.where(greedy, 1.0, temperature), top_k, top_p)
-        drawn = jax.vmap(jax.random.categorical)(keys, warped)
-        return jnp.where(greedy, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
-    if temperature == 0:
-        return jnp.argmax(logits, -1).astype(jnp.int32)
-    warped = warp_logits(logits, temperature, top_k, top_p)
-    return jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)
+def _column(value: Any, rows: int, dtype: Any) -> Shaped[Array, "b 1"]:
+    return jnp.broadcast_to(jnp.asarray(value, dtype), (rows,))[:, None]
+
+
+def choose(
+    keys: Keys,
+    logits: TokenLogits,
+    temperature: float | Float[Array, "b"],
+    top_k: int | Int[Array, "b"],
+    top_p: float | Float[Array, "b"],
+) -> Int[Array, "b"]:
+    """One token of each row, drawn with that row's own key; temperature 0 takes the most likely."""
+    greedy = jnp.argmax(logits, -1).astype(jnp.int32)
+    if not isinstance(temperature, jax.Array) and temperature == 0:
+        return greedy
+    is_greedy = jnp.asarray(temperature) == 0
+    warped = warp_logits(logits, jnp.where(is_greedy, 1.0, temperature), top_k, top_p)
+    drawn = jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)
+    return jnp.where(is_greedy, greedy, drawn)
 
 
 def sample_tokens(
-    step: StepFn,
+    step: Step[Cache],
     cache: Cache,
-    keys: Key[Array, "b"],
+    keys: Keys,
     *,
     max_len: int,
     temperature: float | Float[Array, "b"] = 1.0,
@@ -89,17 +96,17 @@ def sample_tokens(
     top_p: float | Float[Array, "b"] = 1.0,
     prefix: Int[Array, "b n"] | None = None,
     constraint: Constraint | None = None,
-) -> Int[Array, "b n"]:
-    """Samples token ids (B, max_len), eos included and padded with 0 behind it.
+) -> Tokens:
+    """Samples token ids (B, max_len), eos included and padded with 0 after it.
 
     Args:
-      step: (token (B,), index, cache) -> (state, float32 logits (B, rows), cache).
+      step: of the prior.
       cache: an empty cache for `max_len` positions.
-      keys: one random key a row; row i depends on nothing but its key and its inputs.
-      max_len: number of positions; a row without eos by then ends cut off.
-      temperature: 0 = greedy; as `top_k` and `top_p`, one number or one a row.
-      top_k: keep this many tokens; 0 = all.
-      top_p: keep this mass; 1 = all.
+      keys: one random key for each row; row i depends on nothing but its key and its inputs.
+      max_len: number of positions; a row without eos by then is cut off.
+      temperature: 0 = greedy; like `top_k` and `top_p` one number, or one for each row.
+      top_k: see `warp_logits`.
+      top_p: see `warp_logits`.
       prefix: ids that are forced where they are not 0 (a locked segment); rows may lock different lengths.
       constraint: masks the logits before temperature; every row then ends within `max_len`. A forced prefix must
         keep to it, which is the caller's to check.
@@ -109,27 +116,28 @@ def sample_tokens(
     if prefix is not None:
         forced = forced.at[:, : prefix.shape[1]].set(prefix[:, :max_len])
 
-    def unfinished(carry):
+    def unfinished(carry: Carry) -> Array:
         index, _, _, ended, _, _ = carry
         return (index < max_len) & ~ended.all()
 
-    def body(carry):
-        index, token, tokens, ended, cache, place = carry
+    def body(carry: Carry) -> Carry:
+        index, token, tokens, ended, cache, state = carry
         _, logits, cache = step(token, index, cache)
         if constraint is not None:
-            logits, reached = constraint.restrict(place, logits, max_len - index)
+            logits, reached = constraint.restrict(state, logits, max_len - index)
         drawn = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, temperature, top_k, top_p)
         drawn = jnp.where(forced[:, index] != PAD, forced[:, index], drawn)
         drawn = jnp.where(ended, PAD, drawn)
         if constraint is not None:
-            place = constraint.advance(place, reached, drawn)
-        return index + 1, drawn, tokens.at[:, index].set(drawn), ended | (drawn == EOS), cache, place
+            state = constraint.advance(state, reached, drawn)
+        return index + 1, drawn, tokens.at[:, index].set(drawn), ended | (drawn == EOS), cache, state
 
-    place = constraint.start(rows) if constraint is not None else None
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32), forced * 0, jnp.zeros(rows, bool), cache, place)
+    state = constraint.start(rows) if constraint is not None else None
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32), forced * 0, jnp.zeros(rows, bool), cache, state)
     return jax.lax.while_loop(unfinished, body, start)[2]
 
 
-def shift_right(tokens: Int[Array, "b t"]) -> Int[Array, "b t"]:
-    """Decoder inputs of given targets: a PAD in front, the last one dropped."""
-    return jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+def shift_right(tokens: Int[Array | np.ndarray, "*b t"]) -> Int[Array | np.ndarray, "*b t"]:
+    """Decoder inputs of given targets, in the library that these are of: a PAD in front, the last one dropped."""
+    xp = tokens.__array_namespace__()
+    return xp.concat([xp.full_like(tokens[..., :1], PAD), tokens[..., :-1]], axis=-1)

@@ -1,6 +1,7 @@
 """The joint model: frozen T5 encoder, T5 decoder as the prior p(z | c), and the denoiser p(x | c, z)."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -98,7 +99,12 @@ def init_params(model: Kaleido, key) -> dict[str, Any]:
 
 def abstract_params(model: Kaleido) -> dict[str, Any]:
     """Shapes and dtypes of the parameters, without metadata; nothing is computed."""
-    return nn.meta.unbox(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+    return eval_init(functools.partial(init_params, model))
+
+
+def eval_init(init: Callable[..., Any], *inputs: Any) -> Any:
+    """Shapes and dtypes of what init(key, *inputs) would give, without metadata; nothing is computed."""
+    return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), *inputs))
 
 
 def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:

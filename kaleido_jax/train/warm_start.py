@@ -17,7 +17,7 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.interop.mdm import names as mdm
 from kaleido_jax.interop.mdm.files import OurDenoiser, open_denoiser, shapes_in
 from kaleido_jax.interop.t5.load import KaleidoCheckpoint, load_t5, place
-from kaleido_jax.interop.t5.names import abstract_params
+from kaleido_jax.interop.t5.names import t5_shapes
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.workdir import CONFIG
@@ -117,7 +117,7 @@ def _frozen_encoder(values):
     t5 = values["model"]["t5"]
     tokenizer = load_tokenizer(t5["vocabulary"], values["latents"]["codebook_size"])
     sizes = T5(**{field.name: t5[field.name] for field in dataclasses.fields(T5) if field.name != "encoder"})
-    encoder, _ = abstract_params(sizes, tokenizer.base_vocab_size)
+    encoder, _ = t5_shapes(sizes, tokenizer.base_vocab_size)
     given = {"num_pieces": tokenizer.num_pieces, "base_vocab_size": tokenizer.base_vocab_size, "seed": values["seed"]}
     return load_t5(t5["checkpoint"], {"encoder": encoder}, **given)["encoder"]
 

@@ -190,7 +190,7 @@ t5x_stub.install()
 import jax, numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from kaleido_jax.interop.t5.load import load_t5, open_t5
-from kaleido_jax.interop.t5.names import abstract_params, sizes
+from kaleido_jax.interop.t5.names import t5_shapes, sizes
 from kaleido_jax.interop.t5.t5x_network import TwoTables
 from kaleido_jax.models.t5 import Decoder, Encoder
 from t5x.examples.t5.network import T5Config
@@ -209,7 +209,7 @@ for name in stored:
     assert (source.path.parent / ("target." + name.replace("/", "."))).is_dir(), name
 params = unflatten_dict({name: source.read(ours) for name, ours in stored.items()}, sep="/")
 theirs = model.apply({"params": params}, captions, inputs)
-targets = dict(zip(("encoder", "prior"), (abstract_params(c, n)[i] for i, n in enumerate(rows))))
+targets = dict(zip(("encoder", "prior"), (t5_shapes(c, n)[i] for i, n in enumerate(rows))))
 loaded = load_t5(sys.argv[1], targets, num_pieces=1, base_vocab_size=rows[0], seed=0)
 h_c = Encoder(c, rows[0]).apply({"params": loaded["encoder"]}, captions)
 _, logits = Decoder(c, rows[1]).apply({"params": loaded["prior"]}, inputs, h_c, captions != 0)

@@ -187,7 +187,7 @@ def released(size):
 
 @pytest.mark.parametrize("size", list(RELEASED))
 def test_published_models_have_their_tensors_and_parameters(size):
-    leaves = jax.tree.leaves(mdm.abstract_params(released(size), 2048))
+    leaves = jax.tree.leaves(mdm.denoiser_shapes(released(size), 2048))
     assert (len(leaves), sum(leaf.size for leaf in leaves)) == RELEASED[size]
 
 
@@ -195,14 +195,14 @@ def test_the_kaleido_net_has_its_parameters():
     levels = {"num_res_blocks": (2, 2, 1), "num_attn_layers": (0, 0, 0)}
     inner = cfg.UNet(text_proj_channels=1024, num_text_layers=2)
     config = cfg.UNet(image_size=256, channels=(64, 128, 256), inner=inner, **levels)
-    leaves = jax.tree.leaves(mdm.abstract_params(config, 2048))
+    leaves = jax.tree.leaves(mdm.denoiser_shapes(config, 2048))
     assert sum(leaf.size for leaf in leaves) == 449_833_286
 
 
 def tiny_weights():
     levels = {"channels": (32,), "num_res_blocks": (1,), "num_attn_layers": (0,)}
     config = cfg.UNet(image_size=8, emb_channels=32, mid_blocks=False, **levels)
-    abstract = mdm.abstract_params(config, 4)
+    abstract = mdm.denoiser_shapes(config, 4)
     return config, mdm.to_mdm(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract), config)
 
 

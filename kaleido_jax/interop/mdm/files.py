@@ -225,7 +225,7 @@ def convert(source: Source, output: Path, form: str) -> str:
     settings = getattr(source, "settings", None)
     if settings is not None:
         config = _stored_config(settings, source.path)
-    leaves = mdm.named(mdm.abstract_params(config, text_channels))
+    leaves = mdm.named(mdm.denoiser_shapes(config, text_channels))
     mdm.check(shapes_in(source), {n: mdm.torch_shape(p, shape) for n, (p, shape) in leaves.items()}, str(source.path))
     counts = (len(leaves), sum(math.prod(shape) for _, shape in leaves.values()))
 

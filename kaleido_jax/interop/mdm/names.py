@@ -4,10 +4,10 @@ Names map one to one, so importing walks our parameter tree and asks the file fo
 name.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from kaleido_jax.config.schema import UNet, nested
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.t5.names import some
+from kaleido_jax.models.kaleido import eval_init
 from kaleido_jax.models.nested_unet import build_denoiser
 
 INDEXED = re.compile(r"(lm_head|down_blocks|mid_blocks|up_blocks|resnets|attn)_(\d+)")
@@ -52,7 +53,7 @@ def from_mdm(state: Mapping[str, np.ndarray], config: UNet, text_channels: int) 
     Raises:
       UserError: names that are missing or unknown, or an array of another shape.
     """
-    return convert(state, abstract_params(config, text_channels))
+    return convert(state, denoiser_shapes(config, text_channels))
 
 
 def to_mdm(params: dict, config: UNet) -> dict[str, np.ndarray]:
@@ -63,7 +64,7 @@ def to_mdm(params: dict, config: UNet) -> dict[str, np.ndarray]:
     """
     flat = flatten_dict(params)
     state = {mdm_name(path): to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
-    check(_shapes(state), shapes_of(abstract_params(config, _text_channels(flat))))
+    check(_shapes(state), shapes_of(denoiser_shapes(config, _text_channels(flat))))
     return state
 
 
@@ -84,7 +85,7 @@ def mdm_name(path: tuple[str, ...]) -> str:
     return re.sub(r"temb\.micro_(\w+)\.layer([12])", lambda m: f"cond_layers.{m[1]}.{int(m[2]) - 1}", name)
 
 
-def abstract_params(config: UNet, text_channels: int) -> dict:
+def denoiser_shapes(config: UNet, text_channels: int) -> dict:
     """Shapes of a denoiser's parameters, without making any."""
     model = build_denoiser(config, text_channels)
     images = [jax.ShapeDtypeStruct((1, net.image_size, net.image_size, 3), jnp.float32) for net in nested(config)]
@@ -93,8 +94,7 @@ def abstract_params(config: UNet, text_channels: int) -> dict:
         condition = model.condition(jnp.zeros((1, 1, text_channels)), jnp.ones((1, 1), bool))
         return model(images, jnp.zeros(1, jnp.int32), condition)
 
-    variables = jax.eval_shape(lambda *args: model.init(*args, method=once), jax.random.key(0), images)
-    return nn.meta.unbox(variables["params"])
+    return eval_init(functools.partial(model.init, method=once), images)["params"]
 
 
 def named(abstract: dict) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:

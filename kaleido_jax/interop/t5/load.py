@@ -32,11 +32,11 @@ from kaleido_jax.interop.t5.names import (
     HEAD,
     TABLE,
     Source,
-    abstract_params,
     check,
     expected_shapes,
     layout,
     sizes,
+    t5_shapes,
     t5x_names,
 )
 from kaleido_jax.interop.t5.t5x import T5xCheckpoint, write_t5x
@@ -298,7 +298,7 @@ def _whole(source):
     """What a source holds, as the layouts of our parts; sizes are read from its shapes."""
     config, rows = sizes(source)
     config = dataclasses.replace(config, num_decoder_layers=max(config.num_decoder_layers, 1))
-    trees = dict(zip(STACKS, abstract_params(config, rows), strict=True))
+    trees = dict(zip(STACKS, t5_shapes(config, rows), strict=True))
     if not _has_decoder(source):
         del trees["prior"]
     return {part: layout(STACKS[part], tree, _table(source, STACKS[part])) for part, tree in trees.items()}

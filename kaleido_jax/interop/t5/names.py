@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from kaleido_jax.config.schema import T5
 from kaleido_jax.errors import user_error
+from kaleido_jax.models.kaleido import eval_init
 from kaleido_jax.models.t5 import Decoder, Encoder
 
 TABLE, HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
@@ -58,7 +57,7 @@ def layout(stack: str, tree: dict, table: str = TABLE) -> dict:
 
 def layouts(config: T5, rows: int) -> dict[str, dict]:
     """`layout` of {"encoder": ..., "decoder": ...} for a model's sizes."""
-    trees = zip(("encoder", "decoder"), abstract_params(config, rows), strict=True)
+    trees = zip(("encoder", "decoder"), t5_shapes(config, rows), strict=True)
     return {stack: layout(stack, tree) for stack, tree in trees}
 
 
@@ -67,14 +66,12 @@ def expected_shapes(parts: Mapping[str, dict]) -> dict[str, tuple[int, ...]]:
     return {n: tuple(shape) for part in parts.values() for names, shape in part.values() for n in names}
 
 
-def abstract_params(config: T5, rows: int) -> tuple[dict, dict]:
+def t5_shapes(config: T5, rows: int) -> tuple[dict, dict]:
     """Shapes of (encoder, decoder) parameters, without making any."""
     tokens, states = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, config.d_model))
-    calls = (Encoder(config, rows), (tokens,)), (Decoder(config, rows), (tokens, states, tokens == 0))
-    return tuple(
-        nn.meta.unbox(jax.eval_shape(lambda m=model, a=args: m.init(jax.random.key(0), *a)))["params"]
-        for model, args in calls
-    )
+    encoder = eval_init(Encoder(config, rows).init, tokens)
+    decoder = eval_init(Decoder(config, rows).init, tokens, states, tokens == 0)
+    return encoder["params"], decoder["params"]
 
 
 def check(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:

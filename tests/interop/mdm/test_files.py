@@ -44,7 +44,7 @@ NET = cfg.UNet(
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), mdm.abstract_params(NET, 24))
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), mdm.denoiser_shapes(NET, 24))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.t5 import huggingface, t5x
 from kaleido_jax.interop.t5 import load as checkpoint
-from kaleido_jax.interop.t5.names import HEAD, TABLE, abstract_params, expected_shapes, layout, layouts, sizes
+from kaleido_jax.interop.t5.names import HEAD, TABLE, expected_shapes, layout, layouts, sizes, t5_shapes
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder
@@ -226,7 +226,7 @@ def test_t5_golden_a_bare_encoder_is_read(table, tmp_path):
     found = read_all(hf_copy(tmp_path, change))
     same(found, {name: value for name, value in read_all(hf_folder()).items() if not name.startswith("decoder/")})
     config, rows = sizes(checkpoint.open_t5(tmp_path))
-    encoder, _ = abstract_params(dataclasses.replace(config, num_decoder_layers=1), rows)
+    encoder, _ = t5_shapes(dataclasses.replace(config, num_decoder_layers=1), rows)
     load(tmp_path, {"encoder": encoder})
     with pytest.raises(UserError, match="holds an encoder alone"):
         load(tmp_path, targets_of(checkpoint.open_t5(hf_folder())))
@@ -265,9 +265,9 @@ def test_t5_golden_a_bias_for_each_layer_is_refused(tmp_path):
 def targets_of(source, rows=None):
     """Shapes of {"encoder", "prior"} as float32 for the sizes of a source."""
     config, base = sizes(source)
-    encoder, prior = abstract_params(config, base)
+    encoder, prior = t5_shapes(config, base)
     if rows is not None:
-        prior = abstract_params(config, rows)[1]
+        prior = t5_shapes(config, rows)[1]
     return {"encoder": encoder, "prior": prior}
 
 
@@ -700,7 +700,7 @@ def test_loading_holds_one_tensor_of_the_file_at_a_time(t5_file, monkeypatch):
     t5 = toy(path, trainable=True).model.t5
     monkeypatch.setattr(checkpoint, "open_t5", lambda _: Held(flat))
     half = jax.tree.map(  # another type, so that nothing of the file can be a parameter's memory
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), abstract_params(t5, len(flat[TABLE]))
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), t5_shapes(t5, len(flat[TABLE]))
     )
     load(path, dict(zip(checkpoint.STACKS, half, strict=True)), base_vocab_size=len(flat[TABLE]))
     assert 0 < Held.most <= 2 * max(value.nbytes for value in flat.values())
