@@ -15,7 +15,8 @@ from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.mesh import put_batch
-from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8
+from kaleido_jax.sampling.output import load_recipe
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train import loop
 from kaleido_jax.train.fit import make_batches
 from kaleido_jax.verbs import evaluate, sample, train
@@ -33,7 +34,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(workdir):
-    return KaleidoPipeline.from_workdir(CONFIG, workdir)
+    return KaleidoPipeline.from_pretrained(workdir, CONFIG)
 
 
 def _stored(folder, step=4):
@@ -51,10 +52,11 @@ def test_a_run_leaves_everything(workdir):
     assert json.loads((workdir / "config.json").read_text())["name"] == CONFIG.name
     width, height = Image.open(samples / "grid.png").size
     assert width > 2 * 192 and height > 2 * 192
-    told = json.loads((samples / "00-bag.json").read_text())
-    assert told["caption"] == "bag" and len(told["images"]) == 2 and told["recipe"]["seed"] == CONFIG.seed
-    assert told["latents"] is not None or told["problem"]
-    assert Image.open(samples / told["images"][0]).size == (16, 16)
+    recipe = load_recipe(samples / "00-bag.json")
+    (row,) = recipe["rows"]
+    assert row["caption"] == "bag" and len(row["files"]) == 2 and recipe["seed"] == CONFIG.seed
+    assert row["latents"] is not None or row["problem"]
+    assert Image.open(samples / row["files"][0]).size == (16, 16)
     report = json.loads((workdir / "eval" / "quickstart.json").read_text())
     assert {"judge_accuracy_real", "judge_accuracy_samples", "latents_parsed", "box_iou_median"} <= set(report)
 
@@ -88,12 +90,12 @@ def test_a_checkpoint_holds_the_state_and_the_place_in_the_data(workdir):
 
 def test_autoguidance_takes_the_ema_of_an_earlier_checkpoint(workdir, pipeline):
     settings = {"sample__guidance": "autoguidance", "sample__autoguidance_workdir": str(workdir)}
-    early = KaleidoPipeline.from_workdir(tiny_config(sample__autoguidance_step=2, **settings), workdir)
+    early = KaleidoPipeline.from_pretrained(workdir, tiny_config(sample__autoguidance_step=2, **settings))
     stored = _stored(workdir, 2)["ema"]
     jax.tree.map(np.testing.assert_array_equal, early.bad_params, stored)
     jax.tree.map(np.testing.assert_array_equal, early.params, pipeline.params)
     with pytest.raises(UserError, match=r"no checkpoint 3 in .*; expected one of the steps 2, 4"):
-        KaleidoPipeline.from_workdir(tiny_config(sample__autoguidance_step=3, **settings), workdir)
+        KaleidoPipeline.from_pretrained(workdir, tiny_config(sample__autoguidance_step=3, **settings))
 
 
 def test_a_sample_does_not_depend_on_its_batch(pipeline):
@@ -101,10 +103,10 @@ def test_a_sample_does_not_depend_on_its_batch(pipeline):
     rows = pipeline.sample_latents(captions, seed=5)
     alone = pipeline.sample_latents(["dress"], seed=5, indices=[2])
     assert alone[0].tokens == rows[2].tokens
-    images = pipeline.draw(captions, [r.tokens for r in rows], seed=5)
-    one = pipeline.draw(["dress"], [rows[2].tokens], seed=5, indices=[2])
+    images = pipeline.sample_images(captions, [r.tokens for r in rows], seed=5)
+    one = pipeline.sample_images(["dress"], [rows[2].tokens], seed=5, indices=[2])
     np.testing.assert_allclose(one[0], images[2], atol=1e-5)
-    other_seed = pipeline.draw(["dress"], [rows[2].tokens], seed=6, indices=[2])
+    other_seed = pipeline.sample_images(["dress"], [rows[2].tokens], seed=6, indices=[2])
     assert np.abs(other_seed - one).max() > 1e-2
 
 
@@ -120,8 +122,8 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
         )
 
     tokens = [pipeline.latents_tokens(z(x)) for x in (0, 600)]
-    images = pipeline.draw(["bag", "bag"], tokens, seed=0, indices=[0, 0])
-    assert images.shape == (2, 16, 16, 3) and to_uint8(images).dtype == np.uint8
+    images = pipeline.sample_images(["bag", "bag"], tokens, seed=0, indices=[0, 0])
+    assert images.shape == (2, 16, 16, 3)
     assert not np.array_equal(images[0], images[1])
     with pytest.raises(UserError, match="expected at most"):
         pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a bag " * 40 + "end"}))

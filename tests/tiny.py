@@ -44,7 +44,7 @@ def tiny_config_dict():
     config.train.log_every_steps, config.train.checkpoint_every_steps = 2, 2
     config.sample.num_steps = config.eval.num_steps = 2
     config.sample.captions = ("bag", "coat")
-    config.sample.images_per_latents = 2
+    config.sample.images_per_caption = 2
     config.train.lr_schedule = "constant"
     config.eval.protocol = "none"
     config.eval.num_samples, config.eval.classifier_steps = 4, 2

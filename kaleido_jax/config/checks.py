@@ -164,7 +164,7 @@ AT_LEAST = {
     "train.learning_rate": 0,
     "train.eta": 0,
     "train.clip_norm": 0,
-    "sample.images_per_latents": 1,
+    "sample.images_per_caption": 1,
     "sample.num_steps": 1,
     "sample.cads_noise": 0,
     "sample.apg_threshold": 0,

@@ -268,7 +268,7 @@ class Sample:
     """How latents and images are drawn."""
 
     captions: tuple[str, ...] = ()  # rows of the grid; empty = the class names of the source
-    images_per_latents: int = 4  # images with different noise from the same latents
+    images_per_caption: int = 4  # of the grid; they share the caption's latents and differ in noise
     sampler: str = "ddpm"  # "ddpm" (ancestral), "ddim", "dpmpp_2m" or "heun" (two network runs a step)
     num_steps: int = 250  # reverse steps
     gamma: float = 4.0  # guidance weight; 1 = off

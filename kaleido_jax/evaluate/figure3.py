@@ -144,7 +144,7 @@ def _sample(pipeline, gamma):
         tokens = [row.tokens for row in pipeline.sample_latents(captions, seed=config.seed)]
     logging.info("sampling %d points at gamma %g", len(captions), gamma)
     settings = dataclasses.replace(config.sample, gamma=gamma)
-    return pipeline.draw(captions, tokens, seed=config.seed, sample=settings), classes
+    return pipeline.sample_images(captions, tokens, seed=config.seed, sample=settings), classes
 
 
 # -------------------------------------------------------------------------------------------- the figure

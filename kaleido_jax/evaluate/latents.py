@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from kaleido_jax.sampling.pipeline import SampledLatents
+from kaleido_jax.sampling.tokens import SampledLatents
 
 
 def latents_report(rows: Sequence[SampledLatents]) -> dict[str, float | None]:

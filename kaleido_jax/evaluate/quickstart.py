@@ -25,10 +25,10 @@ from kaleido_jax.latents.geometry import box_iou, mask_to_box
 from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import purpose_key
-from kaleido_jax.sampling.pipeline import KaleidoPipeline, to_uint8
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
 JUDGE_BATCH = 128
-NOT_MEASURED = ("captions", "images_per_latents", "num_steps", "gamma")  # of `sample`; `eval` has the last two
+NOT_MEASURED = ("captions", "images_per_caption", "num_steps", "gamma")  # of `sample`; `eval` has the last two
 
 
 class Judge(nn.Module):
@@ -53,7 +53,7 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
     without foreground, counted as IoU 0).
     """
     path = workdir / "eval" / "quickstart.json"
-    pipeline = KaleidoPipeline.from_workdir(config, workdir)
+    pipeline = KaleidoPipeline.from_pretrained(workdir, config)
     told = measured_with(config, pipeline.step)
     if path.exists():
         report = json.loads(path.read_text())
@@ -80,10 +80,9 @@ def measured_with(config: Config, step: int) -> dict:
 
 def _measure_samples(pipeline, config, judge, captions, labels):
     logging.info("drawing %d samples at gamma %g", len(captions), config.eval.gamma)
-    settings = dataclasses.replace(config.sample, num_steps=config.eval.num_steps, gamma=config.eval.gamma)
-    rows = pipeline.sample_latents(captions, seed=config.seed) if config.latents.segments else None
-    tokens = [row.tokens for row in rows] if rows else None
-    images = to_uint8(pipeline.draw(captions, tokens, seed=config.seed, sample=settings))
+    settings = {"num_steps": config.eval.num_steps, "gamma": config.eval.gamma, "grammar": config.sample.grammar}
+    out = pipeline(captions, seed=config.seed, **settings)
+    rows, images = out.samples, out.pixels[:, 0]
     report = {"judge_accuracy_samples": float(np.mean(judge(images) == labels))}
     if not rows:
         return report

@@ -1,126 +1,182 @@
-"""What a model draws, for people: a grid of latents and images, every image, and the JSON of every latents."""
+"""Sampled images and their latents, with the recipe of each: shown as a grid, saved as PNG and JSON, read back."""
 
-import dataclasses
+import functools
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
-from absl import logging
-from PIL import Image, ImageDraw
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, PngImagePlugin
 
-from kaleido_jax.config.schema import Config
-from kaleido_jax.data.sources.base import FashionSource
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.render.image import render_panel
 from kaleido_jax.latents.render.layout import BACKGROUND, INK, font_for, wrap
-from kaleido_jax.runtime.files import replacing, write_atomically
-from kaleido_jax.sampling.pipeline import KaleidoPipeline, SampledLatents, to_uint8
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.runtime.files import make_folder, replacing, write_atomically
+from kaleido_jax.sampling.tokens import SampledLatents
 
 PANEL_PX, IMAGE_PX, GAP_PX = 256, 192, 12
+GRID, RECIPE = "grid.png", "recipe.json"
+SAVED = "a PNG or JSON that KaleidoOutput.save wrote"
+CHUNK = "kaleido_jax"  # keyword of the PNG text chunk that holds the recipe
 
 
-def write_samples(pipeline: KaleidoPipeline, config: Config, workdir: Path) -> Path:
-    """Samples latents for each caption and several images from each, and writes them to samples/step_<N>/.
+class ModelRecipe(TypedDict):
+    """Which model it was."""
 
-    Row i of the grid is sample index i; its images share the latents and differ in noise. A folder that already
-    holds this recipe's grid is left as it is.
+    name: str  # config.name
+    step: int  # of the checkpoint
+    config: str  # fingerprint of the networks, the process and the latents
+    weights: str  # checksum of every parameter
 
-    Returns:
-      The path of the grid.
+
+class RowRecipe(TypedDict, total=False):
+    """One caption with its latents and images."""
+
+    caption: str
+    latents_index: int | None  # sample index with which z was sampled; None = z was given, or there is none
+    tokens: list[int] | None  # of z, which also reproduce a z that does not parse; None for a baseline
+    latents: dict[str, Any] | None  # z in JSON; None where it does not parse, or for a baseline
+    problem: str  # why it does not parse
+    noise_indices: list[int]  # sample index of each image's noise
+    files: list[str]  # of the images, in a folder
+
+
+class Recipe(TypedDict):
+    """Everything that reproduces some images; that of one image has one row with one noise index."""
+
+    model: ModelRecipe
+    seed: int
+    sample: dict[str, Any]  # the fields of config.sample that matter to it
+    rows: list[RowRecipe]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KaleidoOutput:
+    """What a call of the pipeline sampled: row i of every field belongs to caption i."""
+
+    x: Float[np.ndarray, "n k ..."]  # images (n, k, h, w, 3) in the model range, k of each caption; or points
+    samples: list[SampledLatents]  # tokens, latents and why they do not parse; empty for a baseline
+    recipe: Recipe
+
+    @functools.cached_property
+    def images(self) -> list[list[Image.Image]]:
+        """The images of each caption."""
+        return [[Image.fromarray(pixels) for pixels in row] for row in self.pixels]
+
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "n k h w 3"]:
+        """The images as arrays, 128 x + 127.
+
+        Raises:
+          UserError: the model samples points.
+        """
+        if self.x.ndim != 5:
+            raise user_error("a model of points", "one of images", "take `x`")
+        return np.clip(np.round(self.x * 128 + 127), 0, 255).astype(np.uint8)
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions, in order."""
+        return [row["caption"] for row in self.recipe["rows"]]
+
+    @property
+    def latents(self) -> list[Latents | None]:
+        """The z that all images of a caption share; None where it does not parse, and for a baseline."""
+        return [sample.latents for sample in self.samples] or [None] * len(self.x)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why a z does not parse; "" where it does."""
+        return [sample.problem for sample in self.samples] or [""] * len(self.x)
+
+    def recipe_of(self, row: int, image: int) -> Recipe:
+        """The recipe of one image."""
+        one = self.recipe["rows"][row]
+        return self.recipe | {"rows": [one | {"noise_indices": [one["noise_indices"][image]]}]}
+
+    def grid(self) -> Image.Image:
+        """Rows = captions: the latents drawn on an empty canvas with their text and vokens, then the images."""
+        panels = [_panel(*row) for row in zip(self.captions, self.latents, self.problems, strict=True)]
+        heights = [max(panel.height, IMAGE_PX) + GAP_PX for panel in panels]
+        width = GAP_PX + PANEL_PX + (GAP_PX + IMAGE_PX) * self.x.shape[1] + GAP_PX
+        sheet, top = Image.new("RGB", (width, sum(heights) + GAP_PX), BACKGROUND), GAP_PX
+        for panel, row, height in zip(panels, self.images, heights, strict=True):
+            sheet.paste(panel, (GAP_PX, top))
+            for j, image in enumerate(row):
+                shown = image.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.NEAREST)
+                sheet.paste(shown, (2 * GAP_PX + PANEL_PX + j * (IMAGE_PX + GAP_PX), top))
+            top += height
+        return sheet
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes each image with its recipe inside, a JSON for each caption, grid.png and recipe.json.
+
+        Files of the same name are replaced. recipe.json is written last, so it stands for a whole folder.
+
+        Returns:
+          The path of the grid.
+        """
+        folder, rows = make_folder(Path(folder).expanduser(), "folder"), []
+        for i, (caption, images) in enumerate(zip(self.captions, self.images, strict=True)):
+            stem = f"{i:02d}-{re.sub(r'[^a-z0-9]+', '-', caption.lower()).strip('-')[:40]}"
+            files = [f"{stem}-{j}.png" for j in range(len(images))]
+            for j, (image, file) in enumerate(zip(images, files, strict=True)):
+                chunks = PngImagePlugin.PngInfo()
+                chunks.add_text(CHUNK, json.dumps(self.recipe_of(i, j)))
+                with replacing(folder / file) as temporary:
+                    image.save(temporary, "png", pnginfo=chunks)
+            rows.append(self.recipe["rows"][i] | {"files": files})
+            _write_json(folder / f"{stem}.json", self.recipe | {"rows": rows[-1:]})
+        with replacing(folder / GRID) as temporary:
+            self.grid().save(temporary, "png")
+        _write_json(folder / RECIPE, self.recipe | {"rows": rows})
+        return folder / GRID
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe inside a saved PNG, or in a JSON beside it.
+
+    Raises:
+      UserError: no such file, or one without a recipe.
     """
-    folder = workdir / "samples" / f"step_{pipeline.step:08d}"
-    grid_path, recipe = folder / "grid.png", _recipe(config, pipeline.step)
-    recipe_path = folder / "recipe.json"
-    if grid_path.exists() and recipe_path.exists() and json.loads(recipe_path.read_text()) == recipe:
-        return grid_path
-
-    captions, each = captions_to_draw(config), config.sample.images_per_latents
-    logging.info("sampling latents and %d images for %d captions", each, len(captions))
-    rows = pipeline.sample_latents(captions, seed=config.seed) if config.latents.segments else None
-    repeated = [caption for caption in captions for _ in range(each)]
-    tokens = [row.tokens for row in rows for _ in range(each)] if rows else None
-    images = to_uint8(pipeline.draw(repeated, tokens, seed=config.seed))
-    images = images.reshape(len(captions), each, *images.shape[1:])
-
-    for i, caption in enumerate(captions):
-        _write_row(folder, i, caption, rows[i] if rows else None, images[i], recipe)
-    with replacing(grid_path) as temporary:
-        grid(captions, rows, images).save(temporary, "png")
-    write_atomically(recipe_path, json.dumps(recipe, indent=2).encode())
-    return grid_path
+    path = Path(path).expanduser()
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path) as image:
+                image.load()  # text may also stand behind the pixels
+                content = image.info.get(CHUNK, "null")
+        else:
+            content = path.read_text(encoding="utf-8")
+        recipe = json.loads(content)
+    except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
+        reason = getattr(error, "strerror", None) or "damaged"
+        raise user_error(f"{path} cannot be read ({reason})", SAVED, "name another file") from error
+    if not isinstance(recipe, dict) or not Recipe.__required_keys__ <= recipe.keys():
+        raise user_error(f"{path} holds no recipe", SAVED, "name another file")
+    return recipe
 
 
-def grid(captions: list[str], rows: list[SampledLatents] | None, images: np.ndarray) -> Image.Image:
-    """Rows = captions: the latents drawn on an empty canvas with their text and vokens, then the images.
-
-    Args:
-      captions: n of them.
-      rows: their latents; None for the baseline.
-      images: uint8 (n, k, H, W, 3).
-    """
-    panels = [_panel(caption, rows[i] if rows else None) for i, caption in enumerate(captions)]
-    heights = [max(panel.height, IMAGE_PX) + GAP_PX for panel in panels]
-    width = GAP_PX + PANEL_PX + (GAP_PX + IMAGE_PX) * images.shape[1] + GAP_PX
-    sheet, top = Image.new("RGB", (width, sum(heights) + GAP_PX), BACKGROUND), GAP_PX
-    for panel, row, height in zip(panels, images, heights, strict=True):
-        sheet.paste(panel, (GAP_PX, top))
-        for j, image in enumerate(row):
-            shown = Image.fromarray(image).resize((IMAGE_PX, IMAGE_PX), Image.Resampling.NEAREST)
-            sheet.paste(shown, (2 * GAP_PX + PANEL_PX + j * (IMAGE_PX + GAP_PX), top))
-        top += height
-    return sheet
+def _write_json(path: Path, value: Recipe) -> None:
+    write_atomically(path, json.dumps(value, indent=2).encode())
 
 
-def _panel(caption, row):
+def _panel(caption: str, z: Latents | None, problem: str) -> Image.Image:
     font = font_for(PANEL_PX)
     title = Image.new("RGB", (PANEL_PX, 30), BACKGROUND)
     ImageDraw.Draw(title).text((0, 4), caption, font=font, fill=INK)
-    if row is None:
+    if z is not None:
+        body = render_panel(z, PANEL_PX)
+    elif problem:
+        lines = wrap(f"not parsable: {problem}", font, PANEL_PX - 8)
+        body = Image.new("RGB", (PANEL_PX, 24 * len(lines) + 8), BACKGROUND)
+        ImageDraw.Draw(body).multiline_text((4, 4), "\n".join(lines), font=font, fill=INK)
+    else:
         return title
-    body = render_panel(row.latents, PANEL_PX) if row.latents else _problem_panel(row.problem)
     joined = Image.new("RGB", (PANEL_PX, title.height + body.height), BACKGROUND)
     joined.paste(title, (0, 0))
     joined.paste(body, (0, title.height))
     return joined
-
-
-def _problem_panel(problem):
-    font = font_for(PANEL_PX)
-    lines = wrap(f"not parsable: {problem}", font, PANEL_PX - 8)
-    panel = Image.new("RGB", (PANEL_PX, 24 * len(lines) + 8), BACKGROUND)
-    ImageDraw.Draw(panel).multiline_text((4, 4), "\n".join(lines), font=font, fill=INK)
-    return panel
-
-
-def _write_row(folder, index, caption, row, images, recipe):
-    name = f"{index:02d}-{re.sub(r'[^a-z0-9]+', '-', caption.lower()).strip('-')[:40]}"
-    files = []
-    for j, image in enumerate(images):
-        files.append(f"{name}-{j}.png")
-        with replacing(folder / files[-1]) as temporary:
-            Image.fromarray(image).save(temporary, "png")
-    told = {"caption": caption, "index": index, "images": files, "recipe": recipe}
-    if row is not None:
-        latents = row.latents.to_json() if row.latents else None
-        told |= {"latents": latents, "tokens": list(row.tokens), "problem": row.problem}
-    write_atomically(folder / f"{name}.json", json.dumps(told, indent=2).encode())
-
-
-def _recipe(config, step):
-    return json.loads(json.dumps({"step": step, "seed": config.seed, "sample": dataclasses.asdict(config.sample)}))
-
-
-def captions_to_draw(config: Config) -> list[str]:
-    """Those of config.sample, or the shipped source's class names.
-
-    Raises:
-      UserError: there are neither.
-    """
-    if config.sample.captions:
-        return list(config.sample.captions)
-    if config.data.source == "fashion":
-        return list(FashionSource.class_names)
-    raise user_error(
-        "no captions to sample", "config.sample.captions", "set it, e.g. --config.sample.captions=\"('a dog',)\""
-    )

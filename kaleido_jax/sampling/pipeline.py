@@ -1,107 +1,184 @@
-"""The public Python API: sample latents z for captions, and draw images from captions and z."""
+"""The public Python API: captions -> latents -> images, with one set of parameters."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Float, Int
 
-from kaleido_jax.config.checks import mesh_sizes
+from kaleido_jax.array_types import HostTokens, Keys, Scalar, Tokens
+from kaleido_jax.array_types import Sample as SampleArray
+from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.schema import Config, Sample, sample_shapes, scales
-from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
-from kaleido_jax.diffusion.samplers import reverse
-from kaleido_jax.errors import user_error
-from kaleido_jax.interop.t5.load import load_pretrained
+from kaleido_jax.config.schema import Config, Diffusion, Mesh, Sample
+from kaleido_jax.errors import nearest, user_error
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.constrain import Constraint
+from kaleido_jax.latents.tokenizer import SHIPPED, round_up
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.latents.validity import LatentsError
-from kaleido_jax.models.decode import sample_tokens, shift_right
-from kaleido_jax.models.kaleido import build_model, init_params, null_tokens, split_frozen
-from kaleido_jax.models.t5 import EOS, PAD
-from kaleido_jax.runtime import checkpoints
-from kaleido_jax.runtime.mesh import make_mesh, shardings_of
+from kaleido_jax.models.kaleido import Kaleido, build_model
+from kaleido_jax.runtime.files import fingerprint
+from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
+from kaleido_jax.runtime.workdir import CONFIG, read_config
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
+from kaleido_jax.sampling import functional
+from kaleido_jax.sampling.functional import EncodedCaptions
+from kaleido_jax.sampling.output import KaleidoOutput, Recipe, RowRecipe
+from kaleido_jax.sampling.tokens import (
+    Prefix,
+    SampledLatents,
+    caption_tokens,
+    latents_tokens,
+    pad_rows,
+    prefix_rows,
+    read_latents,
+)
+from kaleido_jax.sampling.weights import load_export, load_workdir
+
+BUNDLED: tuple[str, ...] = ()  # names of models that come with the package
+VOCABULARY = "spiece.model"  # in an exported folder whose vocabulary is none of the package's
+OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that choose what is sampled, not how
+OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # these were read with the weights
+OF_THE_PRIOR = ("temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledLatents:
-    """z as sampled: tokens always, the readable form where they parse, the reason where they do not."""
+class _PriorInputs:
+    """What sampling z needs besides the captions; `per_row` and `keys` have one entry a caption."""
 
-    tokens: tuple[int, ...]  # up to and with eos, no padding
-    latents: Latents | None
-    problem: str = ""
+    keys: Keys
+    per_row: dict[str, np.ndarray]
+    constraint: Constraint | None
+    settings: tuple[tuple[str, float], ...]  # compiled in
 
 
 class KaleidoPipeline:
     """Captions -> latents -> images with one set of (EMA) parameters.
 
-    Sample i is a function of (seed, i) and its caption alone: neither the batch nor the devices matter.
+    Sample i is a function of (seed, i) and its caption alone: neither the batch nor the devices matter. Samples are
+    split over the mesh axes data and fsdp; the parameters stay as they are placed.
     """
 
     def __init__(
         self,
         config: Config,
-        params: dict,
+        params: dict[str, Any],
         codec: Codec,
         step: int = 0,
         chunk: int = 50,
-        bad_params: dict | None = None,
-    ):
-        """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the batch.
+        bad_params: dict[str, Any] | None = None,
+    ) -> None:
+        """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the largest batch.
 
         `bad_params` is the same of a worse model, for autoguidance.
         """
-        self.config, self.params, self.codec, self.step, self.chunk = config, params, codec, step, chunk
-        self.bad_params = bad_params
         warn_of_wrong_reductions(jax.default_backend())
+        self.config, self.params, self.codec = config, params, codec
+        self.step, self.chunk, self.bad_params = step, chunk, bad_params
         self._model = build_model(config, codec.tokenizer.base_vocab_size)
+        self._mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
 
     @staticmethod
-    def from_workdir(config: Config, workdir: Path) -> "KaleidoPipeline":
-        """The EMA parameters of a workdir's latest checkpoint, and a frozen encoder from the T5 checkpoint.
+    def from_pretrained(path_or_name: str | Path, config: Config | None = None) -> "KaleidoPipeline":
+        """The model of a workdir (EMA of its latest checkpoint) or of an exported folder.
 
-        With config.sample.guidance = "autoguidance" also those of `autoguidance_step`.
+        Args:
+          path_or_name: a folder, or the name of a bundled model.
+          config: instead of the folder's config.json, which is taken without its mesh: all devices here then split
+            the samples, and each holds all parameters.
 
         Raises:
-          UserError: no such checkpoint there, or no T5 weights for a frozen encoder.
+          UserError: nothing there, damage, no checkpoint, or no T5 weights for an encoder that was frozen.
         """
+        folder = Path(path_or_name).expanduser()
+        if config is None and not folder.is_dir():
+            raise user_error(
+                f"no model {str(path_or_name)!r}",
+                f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED) or 'none is bundled yet'})",
+                "correct the path",
+            )
+        if config is None:
+            stored = read_config(folder)
+            if stored is None:
+                raise user_error(f"no {CONFIG} in {folder}", "a workdir or an exported folder", "correct the path")
+            config = dataclasses.replace(validate(stored), mesh=Mesh())
+        exported = not (folder / "checkpoints").is_dir() and any(folder.glob("*.safetensors"))
+        t5 = config.model.t5
+        if exported and t5.vocabulary not in SHIPPED and (folder / VOCABULARY).is_file():
+            t5 = dataclasses.replace(t5, vocabulary=str(folder / VOCABULARY))
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
         codec = open_codec(config)
-        model = build_model(config, codec.tokenizer.base_vocab_size)
-        boxed = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-        trainable, frozen = split_frozen(boxed, config)
-        if frozen and config.model.t5.checkpoint is None:
-            raise user_error("a frozen encoder without weights", "config.model.t5.checkpoint", "set it to where T5 is")
-        mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
-        shapes = nn.meta.unbox(trainable)
-        wanted = checkpoints.abstract(shapes, shardings_of(trainable, mesh))
-        ema, step = checkpoints.restore_ema(workdir, wanted)
-        bad = None
-        if config.sample.guidance == "autoguidance":
-            folder = Path(config.sample.autoguidance_workdir or workdir)
-            bad, _ = checkpoints.restore_ema(folder, wanted, config.sample.autoguidance_step)
-        loaded = load_pretrained(config, nn.meta.unbox(frozen), shardings_of(frozen, mesh))
-        return KaleidoPipeline(config, ema | loaded, codec, step, bad_params=bad and bad | loaded)
+        weights = (load_export if exported else load_workdir)(config, folder, codec.tokenizer.base_vocab_size)
+        return KaleidoPipeline(config, weights.params, codec, weights.step, bad_params=weights.bad_params)
 
-    # -------------------------------------------------------------------------------------- latents
+    # ------------------------------------------------------------------------------------------ sampling
+    def __call__(
+        self,
+        captions: str | Sequence[str],
+        *,
+        images_per_caption: int = 1,
+        seed: int = 0,
+        latents: Latents | Sequence[Latents] | None = None,
+        prefix: Prefix | list[Prefix] = None,
+        grammar: bool = True,
+        **overrides: Any,
+    ) -> KaleidoOutput:
+        """Samples one z for each caption, and from it images that differ in noise alone.
+
+        The sample index of the z of row i is i, that of the noise of its image k is i * images_per_caption + k. So a
+        caption given twice gets two z, and `latents=out.latents[0]` with the same seed draws image 0 of row 0 again,
+        or, edited, another image from the same noise.
+
+        Args:
+          captions: one or several.
+          images_per_caption: images of each, which share its z.
+          seed: 0..2**32-1; with the sample index decides every draw.
+          latents: z to take instead of sampling it; one for all captions, or one for each.
+          prefix: what each z must begin with, e.g. Latents(text=...) to keep the text and sample the rest; one for all
+            captions, or a list of one for each (None locks nothing).
+          grammar: mask the prior so that every z parses; without, some latents may be None (see `problems`).
+          **overrides: fields of config.sample for this call, e.g. gamma=3.0, num_steps=50, sampler="ddim".
+
+        Raises:
+          UserError: captions, latents or prefixes that are not valid or too long; an override that is unknown or out
+            of range.
+          FloatingPointError: the model's samples are not finite.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        sample = self._override(overrides | {"grammar": grammar})
+        recipe = self.recipe(
+            captions, images_per_caption=images_per_caption, seed=seed, sample=sample, sampled=latents is None
+        )
+        z = self._given(captions, seed, sample, latents, prefix)
+        keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
+        tokens, x = self._sample(captions, z, images_per_caption, keys, sample)
+        if not np.isfinite(x).all():
+            raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
+        samples = [self._read(row) for row in tokens] if self._model.has_prior else []
+        for row, found in zip(recipe["rows"], samples, strict=False):
+            row["tokens"], row["problem"] = list(found.tokens), found.problem
+            row["latents"] = found.latents.to_json() if found.latents else None
+        return KaleidoOutput(x=x.reshape(len(captions), -1, *x.shape[1:]), samples=samples, recipe=recipe)
+
     def sample_latents(
         self,
-        captions: list[str],
+        captions: Sequence[str],
         *,
         seed: int,
-        indices: list[int] | None = None,
+        indices: Sequence[int] | None = None,
         sample: Sample | list[Sample] | None = None,
-        prefix: list[Latents | Sequence[int] | None] | None = None,
+        prefix: list[Prefix] | None = None,
     ) -> list[SampledLatents]:
-        """Draws z ~ p(z | c) for each caption.
+        """z ~ p(z | c) for each caption, without images.
 
         Args:
           captions: one a sample.
@@ -114,102 +191,24 @@ class KaleidoPipeline:
         Raises:
           UserError: a prefix is not one of such latents, or too long.
         """
-        sample = sample or self.config.sample
-        per_row, settings = ({}, _prior_settings(sample)) if isinstance(sample, Sample) else (_per_row(sample), ())
-        grammar = sample.grammar if isinstance(sample, Sample) else _one_grammar(sample)
-        if prefix is not None:
-            per_row["prefix"] = self._locked(prefix, len(captions), grammar)
-        keys = sample_keys(seed, "latents", 0, _indices(indices, captions))
-        draw = functools.partial(
-            self._draw_tokens, constraint=self._constraint[1] if grammar else None, settings=settings
-        )
-        tokens = self._chunked("latents", draw, self.caption_tokens(captions), keys, per_row)
-        return [self._read(row) for row in tokens]
+        tokens, found = self.caption_tokens(captions), []
+        inputs = self._prior_inputs(seed, _indices(indices, captions), sample or self.config.sample, prefix)
+        with progress("latents", len(captions), "sample") as advance:
+            for rows, real in self._batches(len(captions), len(captions)):
+                found.append(self._sample_z(self._encode(self.params, tokens[rows]), rows, inputs)[:real])
+                advance(real)
+        return [self._read(row) for row in np.concatenate(found)]
 
-    @functools.cached_property
-    def _constraint(self):
-        """The grammar's tables on the host, for checks, and on the device, for the loop."""
-        latents = self.config.latents
-        host = self.codec.constraint
-        if int(host.tokens_to_end(host.start(1))[0]) > latents.max_latents_tokens:
-            raise user_error(
-                f"config.latents.max_latents_tokens = {latents.max_latents_tokens}",
-                f"at least {int(host.tokens_to_end(host.start(1))[0])} for {', '.join(latents.segments)}",
-                "raise it, or set config.sample.grammar = False",
-            )
-        return host, jax.tree.map(jnp.asarray, host)
-
-    def _locked(self, prefix, rows, grammar):
-        limit, out = (
-            self.config.latents.max_latents_tokens,
-            np.zeros((rows, self.config.latents.max_latents_tokens), np.int32),
-        )
-        for i, (row, given) in enumerate(zip(out, prefix, strict=True)):
-            ids = given or ()
-            if isinstance(given, Latents):
-                ids = self.codec.prefix(given)
-            vocab_size = self.codec.tokenizer.vocab_size
-            if len(ids) > limit or not all(0 < token < vocab_size for token in ids):
-                raise user_error(
-                    f"prefix {i} of {len(ids)} tokens",
-                    f"at most {limit} (config.latents.max_latents_tokens), ids 1..{vocab_size - 1}",
-                    "shorten or correct it",
-                )
-            if grammar:
-                self._check_prefix(i, ids, limit)
-            row[: len(ids)] = ids
-        return out
-
-    def _check_prefix(self, i, ids, limit):
-        place, wrong = self._constraint[0].follow(ids)
-        if wrong is not None:
-            raise user_error(
-                f"prefix {i} with {self.codec.tokenizer.piece(ids[wrong])!r} as token {wrong}",
-                "what the grammar may go on with",
-                "correct it, or set config.sample.grammar = False",
-            )
-        needed = len(ids) + int(self._constraint[0].tokens_to_end(place)[0])
-        if needed > limit:
-            raise user_error(
-                f"prefix {i}, which needs {needed} tokens to the end",
-                f"at most {limit} (config.latents.max_latents_tokens)",
-                "shorten it",
-            )
-
-    def _read(self, row):
-        ended = np.flatnonzero(row == EOS)
-        ids = tuple(int(i) for i in (row[: ended[0] + 1] if len(ended) else row))
-        try:
-            z = self.codec.decode(ids)
-        except LatentsError as error:
-            return SampledLatents(tokens=ids, latents=None, problem=str(error))
-        if not len(ended):
-            return SampledLatents(tokens=ids, latents=None, problem="cut off before eos")
-        return SampledLatents(tokens=ids, latents=z)
-
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
-    def _draw_tokens(self, params, captions, keys, per_row, *, constraint, settings):
-        apply = functools.partial(self._model.apply, {"params": params})
-        h_c, c_mask = apply(captions, method="encode")
-        max_len = self.config.latents.max_latents_tokens
-        cache = apply(h_c, max_len, method="start_decoding")
-
-        def step(token, index, cache):
-            return apply(token, index, cache, c_mask, method="decode_step")
-
-        return sample_tokens(step, cache, keys, max_len=max_len, constraint=constraint, **dict(settings), **per_row)
-
-    # --------------------------------------------------------------------------------------- images
-    def draw(
+    def sample_images(
         self,
-        captions: list[str],
-        latents: list[tuple[int, ...]] | None,
+        captions: Sequence[str],
+        latents: Sequence[Sequence[int]] | None,
         *,
         seed: int,
-        indices: list[int] | None = None,
+        indices: Sequence[int] | None = None,
         sample: Sample | None = None,
-    ) -> np.ndarray:
-        """Draws x ~ p(x | c, z).
+    ) -> Float[np.ndarray, "b ..."]:
+        """x ~ p(x | c, z) for each caption and given z.
 
         Args:
           captions: one a sample.
@@ -225,139 +224,266 @@ class KaleidoPipeline:
           UserError: autoguidance without the parameters of a worse model.
         """
         keys = sample_keys(seed, "image", 0, _indices(indices, captions))
-        z = np.zeros((len(captions), self.config.latents.max_latents_tokens), np.int32)
-        for row, tokens in zip(z, latents or (), strict=False):
-            row[: len(tokens)] = tokens
-        sample = sample or self.config.sample
-        # As an array, so that one compiled function serves every gamma; without guidance there is none.
-        gamma = None if sample.gamma == 1 else jnp.float32(sample.gamma)
-        bad = None
-        if sample.guidance == "autoguidance" and gamma is not None:
-            if self.bad_params is None:
-                raise user_error("autoguidance", "`bad_params` of a worse model", "load it by config.sample.guidance")
-            bad = self.bad_params
-        draw = functools.partial(self._draw_images, bad_params=bad, gamma=gamma, settings=_image_settings(sample))
-        return self._chunked("images", draw, self.caption_tokens(captions), z, keys)
+        z = pad_rows(latents or [()] * len(captions), self.config.latents.max_latents_tokens)
+        return self._sample(captions, z, 1, keys, sample or self.config.sample)[1]
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="settings")
-    def _draw_images(self, params, captions, z, keys, *, bad_params, gamma, settings):
-        c, model = self.config, self.config.model
-        read, denoise = self._denoiser(params)
-        seen, unseen = self._states(params, captions, z)
-        bad = None
-        if bad_params is not None:
-            read_bad, denoise_bad = self._denoiser(bad_params)
-            bad = no_guidance(denoise_bad, read_bad(*self._states(bad_params, captions, z)[0]))
-        rule = guided_rule(settings, c.diffusion, scales(model), gamma, denoise, read(*unseen), bad)
-        if settings.guidance == "cads":
-            predict = condition_annealed(rule, read, seen, keys, c.diffusion, settings)
-        else:
-            predict = rule(read(*seen))
-        memory = start_memory(settings, len(captions), sample_shapes(model))
-        return reverse(predict, keys, c.diffusion, settings, sample_shapes(model), scales(model), memory)[0]
+    # ------------------------------------------------------------------------------------------- recipes
+    def recipe(
+        self, captions: Sequence[str], *, images_per_caption: int, seed: int, sample: Sample, sampled: bool = True
+    ) -> Recipe:
+        """The recipe of a call before its latents are known; without `sampled` they are given.
 
-    def _denoiser(self, params):
-        """(states and masks -> condition, (images, times, condition) -> predictions)."""
-        apply = functools.partial(self._model.apply, {"params": params})
-        return functools.partial(apply, method="condition"), functools.partial(apply, method="denoise")
+        Raises:
+          UserError: no captions, or a number out of range.
+        """
+        if not captions:
+            raise user_error("no captions", "at least one", "give some")
+        for name, value, least, most in (
+            ("images_per_caption", images_per_caption, 1, 2**31 - 1),
+            ("seed", seed, 0, 2**32 - 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise user_error(f"{name} = {value!r}", f"a whole number from {least} to {most}", "correct it")
+        has_prior, k = self._model.has_prior, images_per_caption
+        rows: list[RowRecipe] = [
+            {
+                "caption": caption,
+                "latents_index": i if has_prior and sampled else None,
+                "tokens": None,
+                "latents": None,
+                "problem": "",
+                "noise_indices": list(range(i * k, (i + 1) * k)),
+            }
+            for i, caption in enumerate(captions)
+        ]
+        settings = {name: v for name, v in dataclasses.asdict(sample).items() if name not in OF_THE_GRID}
+        return {"model": self._identity, "seed": seed, "sample": json.loads(json.dumps(settings)), "rows": rows}
 
-    def _states(self, params, captions, z):
-        """(states, mask, ...) of caption and latents, and what stands for them without a condition."""
-        apply = functools.partial(self._model.apply, {"params": params})
-        h_c, c_mask = apply(captions, method="encode")
-        h_0, mask_0 = apply(null_tokens(captions.shape[1]), method="encode")
-        seen = (h_c, c_mask)
-        unseen = (jnp.broadcast_to(h_0, h_c.shape), jnp.broadcast_to(mask_0, c_mask.shape))
-        if self._model.has_prior:
-            h_z, _ = apply(h_c, c_mask, shift_right(z), method="read_latents")
-            seen += (h_z, z != PAD)
-            unseen += (h_z, jnp.zeros_like(z, bool))
-        return seen, unseen
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        parts = [dataclasses.asdict(getattr(self.config, part)) for part in ("model", "diffusion", "latents")]
+        return {
+            "name": self.config.name,
+            "step": self.step,
+            "config": fingerprint(json.dumps(parts)),
+            "weights": functional.weights_checksum(self.params),
+        }
 
-    # -------------------------------------------------------------------------------------- helpers
-    def caption_tokens(self, captions: list[str]) -> Int[np.ndarray, "b t"]:
+    # ------------------------------------------------------------------------------------------ arguments
+    def caption_tokens(self, captions: Sequence[str]) -> HostTokens:
         """Token ids of captions with eos, padded to the config's caption length.
 
         Raises:
-          UserError: a caption is too long.
+          UserError: a caption is no text, or is too long.
         """
-        limit = self.config.data.max_caption_tokens
-        out = np.zeros((len(captions), limit), np.int32)
-        for row, caption in zip(out, captions, strict=True):
-            ids = [*self.codec.tokenizer.encode(caption), EOS]
-            if len(ids) > limit:
-                raise user_error(
-                    f"caption '{caption[:40]}...' of {len(ids)} tokens",
-                    f"at most {limit} (config.data.max_caption_tokens)",
-                    "shorten it",
-                )
-            row[: len(ids)] = ids
-        return out
+        return caption_tokens(captions, self.codec.tokenizer, self.config.data.max_caption_tokens)
 
     def latents_tokens(self, z: Latents) -> tuple[int, ...]:
-        """Tokens of (maybe edited) latents, for `draw`.
+        """Tokens of (maybe edited) latents, for `sample_images`.
 
         Raises:
           UserError: not valid, segments missing, or longer than the config's bucket.
         """
-        ids = self.codec.encode(z)
-        if len(ids) > self.config.latents.max_latents_tokens:
+        return latents_tokens(z, self.codec, self.config.latents.max_latents_tokens)
+
+    def _override(self, overrides: dict[str, Any]) -> Sample:
+        """config.sample with the fields of a call, checked like a config."""
+        values = dataclasses.asdict(self.config)
+        known = [name for name in values["sample"] if name not in OF_THE_GRID + OF_LOADING]
+        for name in overrides:
+            if name not in known:
+                near = nearest(name, known)
+                raise user_error(f"unknown argument {name!r}", near or f"one of {', '.join(known)}", "correct the name")
+        return validate(values | {"sample": values["sample"] | overrides}).sample
+
+    def _given(
+        self,
+        captions: list[str],
+        seed: int,
+        sample: Sample,
+        latents: Latents | Sequence[Latents] | None,
+        prefix: Prefix | list[Prefix],
+    ) -> "HostTokens | _PriorInputs":
+        """The z of a call as tokens, or what is needed to sample them; a baseline's z is not read."""
+        limit = self.config.latents.max_latents_tokens
+        if not self._model.has_prior and (latents is not None or prefix is not None):
+            raise user_error("latents for a model without", "none", "leave them out, or take another model")
+        if latents is not None and prefix is not None:
+            raise user_error("latents and prefix", "one of them", "leave out the other")
+        if not self._model.has_prior:
+            return pad_rows([()] * len(captions), limit)
+        if latents is not None:
+            each = [latents] * len(captions) if isinstance(latents, Latents) else list(latents)
+            _check_number("latents", each, captions)
+            return pad_rows([self.latents_tokens(z) for z in each], limit)
+        if isinstance(prefix, list):
+            _check_number("prefix", prefix, captions)
+        elif prefix is not None:
+            prefix = [prefix] * len(captions)
+        return self._prior_inputs(seed, np.arange(len(captions)), sample, prefix)
+
+    def _prior_inputs(
+        self, seed: int, indices: Int[np.ndarray, "b"], sample: Sample | list[Sample], prefix: list[Prefix] | None
+    ) -> _PriorInputs:
+        per_row, settings = {}, ()
+        if isinstance(sample, Sample):
+            grammar, settings = sample.grammar, tuple((name, getattr(sample, name)) for name in OF_THE_PRIOR)
+        else:
+            grammar = sample[0].grammar
+            if any(one.grammar != grammar for one in sample):
+                raise user_error("samples with and without grammar", "the same for all of a call", "make two calls")
+            dtypes = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
+            per_row = {name: np.asarray([getattr(s, name) for s in sample], dtypes[name]) for name in OF_THE_PRIOR}
+        constraint = self._constraint if grammar else None
+        if prefix is not None:
+            per_row["prefix"] = prefix_rows(prefix, self.codec, self.config.latents.max_latents_tokens, grammar)
+        keys = sample_keys(seed, "latents", 0, indices)
+        return _PriorInputs(keys=keys, per_row=per_row, constraint=constraint, settings=settings)
+
+    @functools.cached_property
+    def _constraint(self) -> Constraint:
+        """The grammar's tables on the device."""
+        latents, host = self.config.latents, self.codec.constraint
+        least = int(host.tokens_to_end(host.start(1))[0])
+        if least > latents.max_latents_tokens:
             raise user_error(
-                f"latents of {len(ids)} tokens",
-                f"at most {self.config.latents.max_latents_tokens} (config.latents.max_latents_tokens)",
-                "shorten them",
+                f"config.latents.max_latents_tokens = {latents.max_latents_tokens}",
+                f"at least {least} for {', '.join(latents.segments)}",
+                "raise it, or sample with grammar=False",
             )
-        return tuple(ids)
+        return jax.tree.map(jnp.asarray, host)
 
-    def _chunked(self, title, draw, *arrays) -> np.ndarray:
-        """Runs in equal chunks, so that one compiled function serves any number of samples."""
-        total, out = len(arrays[0]), []
-        size = min(self.chunk, total)
-        with progress(title, total, "sample") as advance:
-            for start in range(0, total, size):
-                rows = np.minimum(np.arange(start, start + size), total - 1)
-                out.append(np.asarray(draw(self.params, *jax.tree.map(lambda a, rows=rows: a[rows], arrays))))
-                advance(min(size, total - start))
-        return np.concatenate(out)[:total]
+    def _read(self, row: Int[np.ndarray, "t"]) -> SampledLatents:
+        return read_latents(row, self.codec)
+
+    # -------------------------------------------------------------------------------------------- batches
+    def _sample(
+        self, captions: Sequence[str], z: HostTokens | _PriorInputs, each: int, keys: Keys, sample: Sample
+    ) -> tuple[HostTokens, Float[np.ndarray, "b ..."]]:
+        """(tokens of z of each caption, `each` samples x of each), in batches; captions are encoded once."""
+        tokens, found, images = self.caption_tokens(captions), [], []
+        guided_by_bad = sample.guidance == "autoguidance" and sample.gamma != 1
+        if guided_by_bad and self.bad_params is None:
+            raise user_error("autoguidance", "`bad_params` of a worse model", "load it by config.sample.guidance")
+        with progress("images", len(captions) * each, "img") as advance:
+            for rows, real in self._batches(len(captions), len(captions)):
+                encoded, bad = self._encode(self.params, tokens[rows]), None
+                if guided_by_bad:
+                    bad = self.bad_params, self._encode(self.bad_params, tokens[rows])
+                here = self._sample_z(encoded, rows, z) if isinstance(z, _PriorInputs) else z[rows]
+                found.append(here[:real])
+                for local, fresh in self._batches(real * each, len(captions) * each):
+                    noise = keys[rows[0] * each + local]
+                    images.append(self._sample_x(encoded, bad, local // each, here, noise, sample)[:fresh])
+                    advance(fresh)
+        return np.concatenate(found), np.concatenate(images)
+
+    def _batches(self, total: int, of: int) -> Iterator[tuple[Int[np.ndarray, "b"], int]]:
+        """(rows, how many of them are new) until `total`; equal batches, so that one compiled function serves all.
+
+        Their size is that for `of` rows: the chunk at most, and divisible over the devices. The last row fills up.
+        """
+        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        size = round_up(min(self.chunk, of), shards)
+        for start in range(0, total, size):
+            yield np.minimum(np.arange(start, start + size), total - 1), min(size, total - start)
+
+    def _encode(self, params: dict[str, Any], tokens: HostTokens) -> EncodedCaptions:
+        return _encode_captions(self._model, params, self._split(tokens))
+
+    def _sample_z(self, captions: EncodedCaptions, rows: Int[np.ndarray, "b"], inputs: _PriorInputs) -> HostTokens:
+        keys, per_row = jax.tree.map(lambda leaf: self._split(leaf[rows]), (inputs.keys, inputs.per_row))
+        z = _sample_latents(
+            self.params,
+            captions,
+            keys,
+            per_row,
+            inputs.constraint,
+            model=self._model,
+            max_len=self.config.latents.max_latents_tokens,
+            settings=inputs.settings,
+        )
+        return np.asarray(z)
+
+    def _sample_x(
+        self,
+        captions: EncodedCaptions,
+        bad: tuple[dict[str, Any], EncodedCaptions] | None,
+        rows: Int[np.ndarray, "b"],
+        z: HostTokens,
+        keys: Keys,
+        sample: Sample,
+    ) -> Float[np.ndarray, "b ..."]:
+        """One image for each of `rows`, which point into captions and z."""
+        x = _sample_images(
+            self.params,
+            captions,
+            self._split(rows),
+            self._split(z[rows]),
+            self._split(keys),
+            # As an array, so that one compiled function serves every gamma; without guidance there is none.
+            None if sample.gamma == 1 else jnp.float32(sample.gamma),
+            bad,
+            model=self._model,
+            diffusion=self.config.diffusion,
+            sample=_compiled_in(sample),
+        )
+        return np.asarray(x)
+
+    def _split(self, rows: np.ndarray | Array) -> Array:
+        """Rows on their devices."""
+        return jax.device_put(rows, batch_sharding(self._mesh))
 
 
-def to_uint8(images: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    """From the model range to pixels, 128 x + 127."""
-    return np.clip(np.round(images * 128 + 127), 0, 255).astype(np.uint8)
+# ------------------------------------------------------------------- compiled once for all pipelines of one model
+_encode_captions = jax.jit(functional.encode_captions, static_argnums=0)
 
 
-def _indices(indices, captions):
-    return jnp.arange(len(captions)) if indices is None else jnp.asarray(indices, jnp.int32)
+@functools.partial(jax.jit, static_argnames=("model", "max_len", "settings"))
+def _sample_latents(
+    params: dict[str, Any],
+    captions: EncodedCaptions,
+    keys: Keys,
+    per_row: dict[str, Array],
+    constraint: Constraint | None,
+    *,
+    model: Kaleido,
+    max_len: int,
+    settings: tuple[tuple[str, float], ...],
+) -> Tokens:
+    given = {"max_len": max_len, "constraint": constraint, **dict(settings), **per_row}
+    return functional.sample_latents(model, params, captions, keys, **given)
 
 
-def _prior_settings(sample: Sample):
-    return (("temperature", sample.temperature), ("top_k", sample.top_k), ("top_p", sample.top_p))
+@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"))
+def _sample_images(
+    params: dict[str, Any],
+    captions: EncodedCaptions,
+    rows: Int[Array, "b"],
+    z: Tokens,
+    keys: Keys,
+    gamma: Scalar | None,
+    bad: tuple[dict[str, Any], EncodedCaptions] | None,
+    *,
+    model: Kaleido,
+    diffusion: Diffusion,
+    sample: Sample,
+) -> SampleArray:
+    bad = bad and (bad[0], bad[1].take(rows))
+    captions = captions.take(rows)
+    return functional.sample_images(model, params, captions, z, keys, gamma, bad, diffusion=diffusion, sample=sample)
 
 
-def _per_row(samples):
-    fields = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
-    return {name: np.asarray([getattr(s, name) for s in samples], dtype) for name, dtype in fields.items()}
+def _compiled_in(sample: Sample) -> Sample:
+    """Only what the image's function is compiled for, so that other changes do not compile anew."""
+    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar")
+    return dataclasses.replace(sample, **{name: getattr(Sample(), name) for name in others})
 
 
-def _one_grammar(samples):
-    found = {sample.grammar for sample in samples}
-    if len(found) != 1:
-        raise user_error("samples with and without grammar", "the same for all of a call", "make two calls")
-    return found.pop()
+def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
+    return np.asarray(range(len(captions)) if indices is None else indices, np.int32)
 
 
-def _image_settings(sample: Sample) -> Sample:
-    """Only what the image depends on, so that other changes do not compile anew."""
-    default = Sample()
-    return dataclasses.replace(
-        sample,
-        captions=(),
-        images_per_latents=default.images_per_latents,
-        gamma=default.gamma,
-        autoguidance_step=default.autoguidance_step,
-        autoguidance_workdir=default.autoguidance_workdir,
-        temperature=default.temperature,
-        top_k=default.top_k,
-        top_p=default.top_p,
-        grammar=default.grammar,
-    )
+def _check_number(name: str, given: list, captions: list[str]) -> None:
+    if len(given) != len(captions):
+        raise user_error(f"{len(given)} {name} for {len(captions)} captions", "one for each", "correct the list")

@@ -12,9 +12,9 @@ FLAGS = (CONFIG, WORKDIR)
 
 def run(config: Config, workdir: Path) -> None:
     """Writes samples/step_<N>/: the grid, each image, and the JSON of each latents with its recipe."""
-    from kaleido_jax.sampling.output import write_samples
+    from kaleido_jax.sampling.gallery import write_samples
     from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
     check_workdir(config, workdir)
-    pipeline = KaleidoPipeline.from_workdir(config, workdir)
-    say(f"grid: {write_samples(pipeline, config, workdir)}")
+    pipeline = KaleidoPipeline.from_pretrained(workdir, config)
+    say(f"grid: {write_samples(pipeline, workdir)}")

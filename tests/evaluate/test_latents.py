@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from kaleido_jax.evaluate import latents
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.sampling.pipeline import SampledLatents
+from kaleido_jax.sampling.tokens import SampledLatents
 
 
 def rows_of(*tokens, parsed=True):

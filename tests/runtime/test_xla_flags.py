@@ -26,7 +26,7 @@ def test_points_drawn_on_cpu_are_finite_and_do_not_depend_on_the_chunk():
     captions = ["a", "b"] * 1000
     settings = dataclasses.replace(config.sample, gamma=8.0, num_steps=30)
     whole, parts = (
-        KaleidoPipeline(config, params, codec, chunk=chunk).draw(captions, None, seed=0, sample=settings)
+        KaleidoPipeline(config, params, codec, chunk=chunk).sample_images(captions, None, seed=0, sample=settings)
         for chunk in (2000, 100)
     )
     assert np.isfinite(whole).all() and np.isfinite(parts).all() and whole.std() > 0.1

@@ -10,7 +10,7 @@ import pytest
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import abstract_params, build_model
-from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.pipeline import KaleidoPipeline, _sample_images
 from tests.tiny import single_net_config
 
 CONFIG = single_net_config(sample__num_steps=3, sample__gamma=3.0, sample__sampler="ddim")
@@ -31,7 +31,7 @@ def pipeline():
 
 def draw(pipeline, captions=CAPTIONS, latents=LATENTS, indices=None, **sample):
     settings = dataclasses.replace(CONFIG.sample, **sample)
-    return pipeline.draw(captions, latents, seed=0, indices=indices, sample=settings)
+    return pipeline.sample_images(captions, latents, seed=0, indices=indices, sample=settings)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,6 @@ def test_autoguidance_away_from_the_same_weights_is_no_guidance(pipeline):
 
 
 def test_one_compiled_function_serves_every_gamma(pipeline, with_cfg):
-    before = KaleidoPipeline._draw_images._cache_size()
+    before = _sample_images._cache_size()
     assert np.abs(draw(pipeline, gamma=5.0) - with_cfg).max() > 1e-3
-    assert KaleidoPipeline._draw_images._cache_size() == before
+    assert _sample_images._cache_size() == before

@@ -663,12 +663,12 @@ def test_the_pipeline_takes_a_frozen_encoder_from_the_checkpoint(t5_file, tmp_pa
     saved = ocp.args.Composite(state=ocp.args.StandardSave(state))
     with checkpoints.open_manager(tmp_path, keep=config.train.keep_checkpoints) as manager:
         manager.save(1, args=saved)
-    pipeline = KaleidoPipeline.from_workdir(config, tmp_path)
+    pipeline = KaleidoPipeline.from_pretrained(tmp_path, config)
     assert set(pipeline.params) == {"encoder", "prior", "denoiser"}
     jax.tree.map(np.testing.assert_array_equal, pipeline.params["encoder"], frozen["encoder"])
     shutil.rmtree(path)
     with pytest.raises(UserError, match="no T5 checkpoint at"):
-        KaleidoPipeline.from_workdir(config, tmp_path)
+        KaleidoPipeline.from_pretrained(tmp_path, config)
 
 
 def test_weights_that_are_not_there_are_told_before_anything_starts(tmp_path):

@@ -1,0 +1,164 @@
+"""Sampling as pure functions: model, parameters and settings are arguments; tokens or images come out.
+
+Row i belongs to sample i and no row reads another. So rows may be split over devices: inputs placed by `batch_sharding`
+give outputs placed likewise, whatever the shardings of the parameters.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Int, UInt32
+
+from kaleido_jax.array_types import Keys, Mask, Scalar, States, TokenLogits, Tokens
+from kaleido_jax.array_types import Sample as SampleArray
+from kaleido_jax.config.schema import Diffusion, Sample, sample_shapes, scales
+from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
+from kaleido_jax.diffusion.samplers import reverse
+from kaleido_jax.latents.constrain import Constraint
+from kaleido_jax.models.decode import sample_tokens, shift_right
+from kaleido_jax.models.kaleido import Kaleido, null_tokens
+from kaleido_jax.models.t5 import PAD
+from kaleido_jax.runtime.files import fingerprint
+
+
+class EncodedCaptions(struct.PyTreeNode):
+    """States of captions, and of the empty caption that replaces them without a condition."""
+
+    states: States  # H_c, (b, t, d)
+    mask: Mask
+    null_states: States  # (1, t, d)
+    null_mask: Mask
+
+    def take(self, rows: Int[Array, "n"]) -> "EncodedCaptions":
+        """The captions of these rows, for several samples of one caption."""
+        return self.replace(states=self.states[rows], mask=self.mask[rows])
+
+
+def encode_captions(model: Kaleido, params: dict, captions: Tokens) -> EncodedCaptions:
+    """H_c of each caption; the latents and every image of a caption are sampled from the same states."""
+    encode = functools.partial(model.apply, {"params": params}, method="encode")
+    return EncodedCaptions(*encode(captions), *encode(null_tokens(captions.shape[1])))
+
+
+def sample_latents(
+    model: Kaleido,
+    params: dict,
+    captions: EncodedCaptions,
+    keys: Keys,
+    *,
+    max_len: int,
+    constraint: Constraint | None = None,
+    prefix: Tokens | None = None,
+    temperature: float | Array = 1.0,
+    top_k: int | Array = 0,
+    top_p: float | Array = 1.0,
+) -> Tokens:
+    """z ~ p(z | c) as token ids (b, max_len), padded with 0 behind eos; the arguments are those of `sample_tokens`."""
+    apply = functools.partial(model.apply, {"params": params})
+    cache = apply(captions.states, max_len, method="start_decoding")
+
+    def step(token: Int[Array, "b"], index: Int[Array, ""], cache: Any) -> tuple[Array, TokenLogits, Any]:
+        return apply(token, index, cache, captions.mask, method="decode_step")
+
+    return sample_tokens(
+        step,
+        cache,
+        keys,
+        max_len=max_len,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        prefix=prefix,
+        constraint=constraint,
+    )
+
+
+def condition_states(model: Kaleido, params: dict, captions: EncodedCaptions, z: Tokens) -> tuple[tuple, tuple]:
+    """(cond, uncond): what `Kaleido.condition` takes, (H_c, mask) and with a prior (H_z, mask) behind it.
+
+    Without a condition the empty caption replaces c, and every position of z is masked, as in training.
+    """
+    cond = (captions.states, captions.mask)
+    uncond = (
+        jnp.broadcast_to(captions.null_states, captions.states.shape),
+        jnp.broadcast_to(captions.null_mask, captions.mask.shape),
+    )
+    if model.has_prior:
+        h_z, _ = model.apply({"params": params}, *cond, shift_right(z), method="read_latents")
+        cond += (h_z, z != PAD)
+        uncond += (h_z, jnp.zeros_like(z, bool))
+    return cond, uncond
+
+
+def sample_images(
+    model: Kaleido,
+    params: dict,
+    captions: EncodedCaptions,
+    z: Tokens,
+    keys: Keys,
+    gamma: Scalar | None,
+    bad: tuple[dict, EncodedCaptions] | None,
+    *,
+    diffusion: Diffusion,
+    sample: Sample,
+) -> SampleArray:
+    """x ~ p(x | c, z) at the highest resolution, in the model range.
+
+    Args:
+      model: gives the networks.
+      params: of encoder, prior (where there are latents) and denoiser.
+      captions: one a sample.
+      z: tokens of each sample's latents, padded with 0; not read by a baseline.
+      keys: one a sample.
+      gamma: guidance weight; None = no guidance, not even computed.
+      bad: parameters of a worse model and its states of the same captions, for autoguidance.
+      diffusion: the process.
+      sample: sampler, steps, guidance rule, threshold.
+    """
+    cond, uncond = condition_states(model, params, captions, z)
+
+    def parts(params: dict) -> tuple[functools.partial, functools.partial]:
+        apply = functools.partial(model.apply, {"params": params})
+        return functools.partial(apply, method="condition"), functools.partial(apply, method="denoise")
+
+    read, denoise = parts(params)
+    bad_rule = None
+    if bad is not None:
+        read_bad, denoise_bad = parts(bad[0])
+        bad_rule = no_guidance(denoise_bad, read_bad(*condition_states(model, *bad, z)[0]))
+    shapes, sizes = sample_shapes(model.config), scales(model.config)
+    rule = guided_rule(sample, diffusion, sizes, gamma, denoise, read(*uncond), bad_rule)
+    if sample.guidance == "cads":
+        predict = condition_annealed(rule, read, cond, keys, diffusion, sample)
+    else:
+        predict = rule(read(*cond))
+    memory = start_memory(sample, keys.shape[0], shapes)
+    return reverse(predict, keys, diffusion, sample, shapes, sizes, memory)[0]
+
+
+# --------------------------------------------------------------------------------------------- identity
+def weights_checksum(params: dict) -> str:
+    """16 hex digits that change with any bit of any parameter, and with their names, shapes and dtypes.
+
+    Sums of integers wrap around and do not depend on their order, so that every mesh finds the same digits; each
+    parameter is read once, where it lies.
+    """
+    leaves = flatten_dict(params, sep="/")
+    sums = jax.device_get({name: _bit_sum(leaf) for name, leaf in leaves.items()})
+    return fingerprint(*(f"{name} {leaves[name].shape} {leaves[name].dtype} {sums[name]}\n" for name in sorted(leaves)))
+
+
+@jax.jit
+def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
+    """Sum of the values' bits, each times an odd number of its own position."""
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+        stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
+        position += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(bits * (position * jnp.uint32(2654435761) | 1), dtype=jnp.uint32)

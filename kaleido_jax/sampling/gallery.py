@@ -1,0 +1,51 @@
+"""samples/step_N/ of a workdir: what the verb `sample` writes."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from kaleido_jax.config.schema import Config
+from kaleido_jax.data.sources.base import FashionSource
+from kaleido_jax.errors import user_error
+from kaleido_jax.sampling.output import GRID, RECIPE, Recipe, load_recipe
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+
+
+def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
+    """Samples the grid of the pipeline's config and saves it; a folder that already holds this grid stays as it is.
+
+    Returns:
+      The path of the grid.
+    """
+    config, folder = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
+    captions, each = captions_to_sample(config), config.sample.images_per_caption
+    if (folder / RECIPE).exists():
+        wanted = pipeline.recipe(captions, images_per_caption=each, seed=config.seed, sample=config.sample)
+        if _request(load_recipe(folder / RECIPE)) == _request(wanted):
+            return folder / GRID
+        for file in folder.glob("[0-9]*-*"):  # else images of two recipes would lie beside one grid
+            file.unlink()
+    logging.info("sampling latents and %d images for %d captions", each, len(captions))
+    return pipeline(captions, images_per_caption=each, seed=config.seed, grammar=config.sample.grammar).save(folder)
+
+
+def _request(recipe: Recipe) -> list[Any]:
+    """What decides the samples; the latents are the outcome."""
+    rows = [(row["caption"], row["latents_index"], row["noise_indices"]) for row in recipe["rows"]]
+    return [recipe["model"], recipe["seed"], recipe["sample"], rows]
+
+
+def captions_to_sample(config: Config) -> list[str]:
+    """Those of config.sample, or the shipped source's class names.
+
+    Raises:
+      UserError: there are neither.
+    """
+    if config.sample.captions:
+        return list(config.sample.captions)
+    if config.data.source == "fashion":
+        return list(FashionSource.class_names)
+    raise user_error(
+        "no captions to sample", "config.sample.captions", "set it, e.g. --config.sample.captions=\"('a dog',)\""
+    )

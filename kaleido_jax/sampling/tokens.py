@@ -1,0 +1,119 @@
+"""Token rows for sampling: captions and given latents on their way in, sampled latents on their way out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from kaleido_jax.array_types import HostTokens
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import LatentsError
+from kaleido_jax.models.t5 import EOS
+
+Prefix = Latents | Sequence[int] | None  # latents of the first segments, or their tokens; None locks nothing
+LIMIT = "config.latents.max_latents_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLatents:
+    """z as sampled: tokens always, the readable form where they parse, the reason where they do not."""
+
+    tokens: tuple[int, ...]  # up to and with eos, no padding
+    latents: Latents | None
+    problem: str = ""
+
+
+def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> HostTokens:
+    """Ids of captions with eos, padded with 0 to (b, max_tokens).
+
+    Raises:
+      UserError: a caption is no text of Unicode characters, or is too long.
+    """
+    out = np.zeros((len(captions), max_tokens), np.int32)
+    for row, caption in zip(out, captions, strict=True):
+        if not isinstance(caption, str) or any("\ud800" <= ch <= "\udfff" for ch in caption):
+            raise user_error(f"caption {caption!r:.60}", "text of Unicode characters", "correct it")
+        ids = [*tokenizer.encode(caption), EOS]
+        if len(ids) > max_tokens:
+            raise user_error(
+                f"caption '{caption[:40]}...' of {len(ids)} tokens",
+                f"at most {max_tokens} (config.data.max_caption_tokens)",
+                "shorten it",
+            )
+        row[: len(ids)] = ids
+    return out
+
+
+def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]:
+    """Tokens of (maybe edited) latents, eos included.
+
+    Raises:
+      UserError: not valid, segments missing, or longer than the bucket.
+    """
+    ids = codec.encode(z)
+    if len(ids) > max_tokens:
+        raise user_error(f"latents of {len(ids)} tokens", f"at most {max_tokens} ({LIMIT})", "shorten them")
+    return tuple(ids)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], max_tokens: int) -> HostTokens:
+    """Ids of each row, padded with 0 to (b, max_tokens)."""
+    out = np.zeros((len(rows), max_tokens), np.int32)
+    for row, ids in zip(out, rows, strict=True):
+        row[: len(ids)] = ids
+    return out
+
+
+def prefix_rows(prefix: Sequence[Prefix], codec: Codec, max_tokens: int, grammar: bool) -> HostTokens:
+    """Tokens that each z must begin with, padded with 0 to (b, max_tokens).
+
+    With `grammar` a prefix must keep to it and leave room for the rest.
+
+    Raises:
+      UserError: a prefix is not one of such latents, or too long.
+    """
+    rows, vocab_size = [], codec.tokenizer.vocab_size
+    for i, given in enumerate(prefix):
+        ids = codec.prefix(given) if isinstance(given, Latents) else given or ()
+        if len(ids) > max_tokens or not all(0 < token < vocab_size for token in ids):
+            raise user_error(
+                f"prefix {i} of {len(ids)} tokens",
+                f"at most {max_tokens} ({LIMIT}), ids 1..{vocab_size - 1}",
+                "shorten or correct it",
+            )
+        if grammar:
+            _check_grammar(i, ids, codec, max_tokens)
+        rows.append(ids)
+    return pad_rows(rows, max_tokens)
+
+
+def _check_grammar(i: int, ids: Sequence[int], codec: Codec, max_tokens: int) -> None:
+    state, wrong = codec.constraint.follow(ids)
+    if wrong is not None:
+        raise user_error(
+            f"prefix {i} with {codec.tokenizer.piece(ids[wrong])!r} as token {wrong}",
+            "a token that the grammar allows there",
+            "correct it, or sample with grammar=False",
+        )
+    needed = len(ids) + int(codec.constraint.tokens_to_end(state)[0])
+    if needed > max_tokens:
+        raise user_error(
+            f"prefix {i}, which needs {needed} tokens to the end", f"at most {max_tokens} ({LIMIT})", "shorten it"
+        )
+
+
+def read_latents(row: Int[np.ndarray, "t"], codec: Codec) -> SampledLatents:
+    """One row of sampled tokens as latents, or the reason why they are none."""
+    ended = np.flatnonzero(row == EOS)
+    ids = tuple(int(i) for i in (row[: ended[0] + 1] if len(ended) else row))
+    try:
+        z = codec.decode(ids)
+    except LatentsError as error:
+        return SampledLatents(tokens=ids, latents=None, problem=str(error))
+    if not len(ended):
+        return SampledLatents(tokens=ids, latents=None, problem="cut off before eos")
+    return SampledLatents(tokens=ids, latents=z)
