@@ -1,4 +1,4 @@
-"""Boxes from a YOLOX detector in an ONNX file (Ge et al. 2021): any of its sizes, as YOLOX's own exporter writes them.
+"""YOLOX detector (Ge et al. 2021) in an ONNX file, the bbox segment: any of its sizes, as YOLOX's exporter writes it.
 
 The model sees BGR 0..255 scaled into the upper left of its input, grey (114) elsewhere, and gives, for each cell of
 the strides 8, 16 and 32, (x, y, log w, log h, objectness, one score a class) in units of the stride.
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Float32, Int
+from PIL import Image as PillowImage
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vision.onnx_model import OnnxModel, open_onnx
+from kaleido_jax.array_types import Boxes, Image
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import user_error
@@ -60,13 +61,13 @@ class Detector:
         """
         return [Latents(bbox=self._boxes(example.image)) for example in examples]
 
-    def detect(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
+    def detect(self, image: Image) -> Detections:
         """The detector's own answer, before it is put on the 0..1000 canvas."""
         pixels, scale = letterbox(image, self.model.height, self.model.width)
         output = decode(self.model(pixels)[0], self.model.height, self.model.width)
         return pick(output, scale, image.shape[:2], self.threshold)
 
-    def _boxes(self, image):
+    def _boxes(self, image: Image) -> tuple[Box, ...]:
         found = self.detect(image)
         height, width = image.shape[:2]
         boxes = to_thousandths(found.boxes, (width, height, width, height))
@@ -99,12 +100,12 @@ def open_detector(config: Annotate) -> Detector:
     return Detector(model=model, class_names=names, threshold=settings.threshold, max_boxes=settings.max_boxes)
 
 
-def letterbox(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> tuple[Float32[np.ndarray, "3 H W"], float]:
+def letterbox(image: Image, height: int, width: int) -> tuple[Float32[np.ndarray, "3 H W"], float]:
     """The model's input, and how many of its pixels one pixel of the image became."""
     scale = min(height / image.shape[0], width / image.shape[1])
     size = (int(image.shape[1] * scale), int(image.shape[0] * scale))
     canvas = np.full((height, width, 3), _PADDING_TONE, np.uint8)
-    canvas[: size[1], : size[0]] = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    canvas[: size[1], : size[0]] = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.BILINEAR)
     return np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1), np.float32), scale
 
 
@@ -123,7 +124,7 @@ def decode(output: Float[np.ndarray, "cells c"], height: int, width: int) -> Flo
 def pick(
     decoded: Float[np.ndarray, "cells c"], scale: float, image_size: tuple[int, int], threshold: float
 ) -> Detections:
-    """What reaches the threshold, each cell as its best class, without doubles of a class; clipped to the image."""
+    """The cells that reach the threshold, each as its best class, after suppression; boxes clipped to the image."""
     classes = decoded[:, 5:].argmax(axis=1)
     scores = decoded[:, 4] * decoded[np.arange(len(decoded)), 5 + classes]
     order = np.argsort(-scores, kind="stable")
@@ -135,8 +136,8 @@ def pick(
     return Detections(boxes=boxes[kept], scores=scores[order][kept], classes=classes[order][kept])
 
 
-def _suppress(boxes, classes):
-    """Indices that stay, given boxes best first."""
+def _suppress(boxes: Boxes, classes: Int[np.ndarray, "n"]) -> Int[np.ndarray, "kept"]:
+    """Non-maximum suppression in each class: the indices that stay, given boxes best first."""
     kept = []
     for i in range(len(boxes)):
         same = [k for k in kept if classes[k] == classes[i]]
@@ -146,7 +147,7 @@ def _suppress(boxes, classes):
     return np.array(kept, np.int64)
 
 
-def _class_names(path):
+def _class_names(path: Path) -> tuple[str, ...]:
     beside = path.with_suffix(".names")
     found = [beside] if beside.exists() else sorted(path.parent.glob("*.names"))
     if len(found) != 1:

@@ -1,6 +1,6 @@
-"""Image models in ONNX files, run by onnxruntime (an optional package): opening one, and the pixels it wants."""
+"""ONNX image models, run by onnxruntime (an optional package): opening one, and the pixels it wants."""
 
-import hashlib
+import glob
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32
 
+from kaleido_jax.array_types import Image
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
 
 NORMALIZATION_FILE = "preprocessor_config.json"  # Hugging Face's name and keys
 
@@ -23,8 +25,8 @@ class OnnxModel:
     input_name: str
     height: int  # px, of the input
     width: int
-    outputs: tuple[tuple, ...]  # shapes as the file tells them
-    fingerprint: str  # 16 hex digits of the file's SHA-256
+    outputs: tuple[tuple[int | str | None, ...], ...]  # shapes as the file has them; no number is an open size
+    fingerprint: str  # 16 hex digits that change with the file, or the weights stored beside it
 
     def __call__(self, pixels: Float32[np.ndarray, "3 h w"]) -> list[np.ndarray]:
         """All outputs for one image, without the batch axis."""
@@ -59,18 +61,31 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
     path = Path(path)
     if not path.is_file():
         raise user_error(f"no file {path}", "an ONNX model", "correct the path or fetch the weights")
+    refuse_lfs_pointer(path)
+    external = sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data"))  # where exporters put large weights
+    for weights in external:
+        refuse_lfs_pointer(weights)
     content = path.read_bytes()
+    if content[:64].lstrip()[:1] == b"<":
+        raise user_error(f"{path} is a web page", "an ONNX model", "download the raw file, not the page that shows it")
     options = onnxruntime.SessionOptions()
     # Waiting threads sleep: images are decoded on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # By path, since weights may lie in files beside it.
         session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
-    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented) as error:
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
-        raise user_error(
-            f"{path} is no model that runs ({reason})", "an ONNX file", "fetch or export it again"
-        ) from error
+        do = "compare its size with the original's, or export it again"
+        raise user_error(f"{path} is no model that runs ({reason})", "a whole ONNX file", do) from error
     inputs = session.get_inputs()
     shape = inputs[0].shape if len(inputs) == 1 else None
     if shape is None or len(shape) != 4 or shape[1] != 3 or shape[0] not in (1, None) and not isinstance(shape[0], str):
@@ -84,12 +99,12 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
         height=height,
         width=width,
         outputs=tuple(tuple(output.shape) for output in session.get_outputs()),
-        fingerprint=hashlib.sha256(content).hexdigest()[:16],
+        fingerprint=fingerprint(content, *(weights.read_bytes() for weights in external)),
     )
 
 
 def read_normalization(folder: Path) -> Normalization:
-    """What preprocessor_config.json in a model's folder says (image_mean, image_std, rescale_factor), or ImageNet's.
+    """The image_mean, image_std and rescale_factor of preprocessor_config.json in a model's folder, or ImageNet's.
 
     Raises:
       UserError: the file is there and cannot be read.
@@ -99,19 +114,20 @@ def read_normalization(folder: Path) -> Normalization:
         return Normalization()
     standard = Normalization()
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(told, Mapping):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, Mapping):
             raise TypeError("no JSON object")
-        mean, std = (tuple(map(float, told.get(f"image_{k}", getattr(standard, k)))) for k in ("mean", "std"))
-        scale = float(told.get("rescale_factor", standard.scale))
-    except (TypeError, ValueError, UnicodeDecodeError) as error:
+        mean, std = (tuple(map(float, fields.get(f"image_{k}", getattr(standard, k)))) for k in ("mean", "std"))
+        scale = float(fields.get("rescale_factor", standard.scale))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise user_error(f"{path} ({error})", "image_mean, image_std, rescale_factor", "mend or delete it") from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise user_error(f"{path}: mean {mean}, std {std}", "three numbers each, std above 0", "mend or delete it")
     return Normalization(mean=mean, std=std, scale=scale)
 
 
-def normalize(image: UInt8[np.ndarray, "h w 3"], told: Normalization) -> Float[np.ndarray, "3 h w"]:
-    """Float32 pixels as a model wants them, channels first."""
-    pixels = (image.astype(np.float32) * told.scale - np.float32(told.mean)) / np.float32(told.std)
+def normalize(image: Image, normalization: Normalization) -> Float32[np.ndarray, "3 h w"]:
+    """Pixels as a model wants them, channels first."""
+    mean, std = np.float32(normalization.mean), np.float32(normalization.std)
+    pixels = (image.astype(np.float32) * normalization.scale - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)

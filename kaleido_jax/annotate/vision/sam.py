@@ -1,10 +1,13 @@
-"""Masks by Segment Anything: SAM (Kirillov et al. 2023), SAM-HQ or SAM 2 (Ravi et al. 2024) of Hugging Face."""
+"""Segment Anything masks: SAM (Kirillov et al. 2023), SAM-HQ or SAM 2 (Ravi et al. 2024) of Hugging Face."""
 
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
-from kaleido_jax.annotate.vision.torch_models import fingerprint, load_local, read_config
+from kaleido_jax.annotate.torch_models import folder_fingerprint, load_local, read_config
+from kaleido_jax.annotate.vision.masker import Masker
+from kaleido_jax.array_types import Boxes, Image
 from kaleido_jax.errors import user_error
 
 # model_type of config.json -> classes. A SAM 2 checkpoint for video holds the image model too.
@@ -16,8 +19,8 @@ _CLASSES = {
 }
 
 
-def open_sam(folder: Path):
-    """A masker (see segmenter.py) that prompts SAM with all boxes of an image at once, one mask each, and its metadata.
+def open_sam(folder: Path) -> tuple[Masker, dict[str, str]]:
+    """A masker that prompts SAM with all boxes of an image at once, one mask each, and its metadata.
 
     Raises:
       UserError: torch or transformers are missing, or the folder holds no such model.
@@ -27,7 +30,7 @@ def open_sam(folder: Path):
         raise user_error(f"{folder} holds a {kind!r}", f"one of {', '.join(_CLASSES)}", "name SAM's folder")
     model, processor, torch = load_local(folder, *_CLASSES[kind])
 
-    def masks(image, boxes):
+    def masks(image: Image, boxes: Boxes) -> Bool[np.ndarray, "n h w"]:
         inputs = processor(images=image, input_boxes=[np.asarray(boxes).tolist()], return_tensors="pt")
         given = {
             name: value.to(model.device) for name, value in inputs.items() if name in ("pixel_values", "input_boxes")
@@ -40,4 +43,4 @@ def open_sam(folder: Path):
         found = processor.post_process_masks(logits, *sizes)[0]
         return found[:, 0].numpy().astype(bool)
 
-    return masks, {"model": kind, "version": fingerprint(folder)}
+    return masks, {"model": str(kind), "version": folder_fingerprint(folder)}

@@ -1,27 +1,27 @@
-"""Ellipses of objects: a mask inside each box of the bbox segment, and the mask's moments.
+"""Segmenter, the blob segment: a mask inside each box of the bbox segment, and the ellipse of the mask's moments.
 
 Masks come from SAM or SAM 2 (Hugging Face, sam.py) or from any ONNX model that maps an image to a mask (onnx_masks).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float
+from PIL import Image as PillowImage
 
 from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.vision.masker import Masker
 from kaleido_jax.annotate.vision.onnx_model import normalize, open_onnx, read_normalization
+from kaleido_jax.array_types import Boxes, Image, ImageMask
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.geometry import ellipse_to_blob, mask_to_ellipse, to_pixels
+from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.segments.blob import Blob
 from kaleido_jax.latents.types import Latents
-
-# (image, boxes in px) -> a mask of the image's size for each box
-Masker = Callable[[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "n 4"]], Bool[np.ndarray, "n h w"]]
 
 _SIDE_PX = 320  # of an ONNX model's input, where the file leaves it open
 # Of a box's sides, seen around it. U2-Net-p marks what stands out, so it needs background: on 80 objects of COCO in
@@ -46,7 +46,7 @@ class Segmenter:
         """
         return [self._blobs(example.image, z.bbox) for example, z in zip(examples, so_far, strict=True)]
 
-    def _blobs(self, image, objects):
+    def _blobs(self, image: Image, objects: Sequence[Box] | None) -> Latents | Failure:
         if not objects:
             return Latents(blob=())
         height, width = image.shape[:2]
@@ -89,28 +89,30 @@ def onnx_masks(path: Path) -> tuple[Masker, dict[str, str]]:
       UserError: as open_onnx, or an output that is no map.
     """
     model = open_onnx(path, side_px=_SIDE_PX)
-    told = read_normalization(path.parent)
+    normalization = read_normalization(path.parent)
     shape = model.outputs[0]
     if len(shape) not in (3, 4) or (len(shape) == 4 and isinstance(shape[1], int) and shape[1] != 1):
         raise user_error(f"{path} gives {shape}", "a map (1, 1, height, width) first", "name a mask model")
 
-    def one(image, box):
+    def one(image: Image, box: Float[np.ndarray, "4"]) -> ImageMask:
         x1, y1, x2, y2 = _grown(box, image.shape[:2])
-        crop = Image.fromarray(image[y1:y2, x1:x2]).resize((model.width, model.height), Image.Resampling.BILINEAR)
-        output = model(normalize(np.asarray(crop), told))[0]
-        soft = Image.fromarray(np.asarray(output, np.float32).reshape(output.shape[-2:]))
-        soft = np.asarray(soft.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR))
+        crop = PillowImage.fromarray(image[y1:y2, x1:x2]).resize(
+            (model.width, model.height), PillowImage.Resampling.BILINEAR
+        )
+        output = model(normalize(np.asarray(crop), normalization))[0]
+        soft = PillowImage.fromarray(np.asarray(output, np.float32).reshape(output.shape[-2:]))
+        soft = np.asarray(soft.resize((x2 - x1, y2 - y1), PillowImage.Resampling.BILINEAR))
         mask = np.zeros(image.shape[:2], bool)
         mask[y1:y2, x1:x2] = soft >= _FOREGROUND_FROM
         return mask & _inside(box, image.shape[:2])
 
-    def masks(image, boxes):
+    def masks(image: Image, boxes: Boxes) -> Bool[np.ndarray, "n h w"]:
         return np.stack([one(image, box) for box in boxes])
 
     return masks, {"model": "onnx", "version": model.fingerprint}
 
 
-def _grown(box, size):
+def _grown(box: Float[np.ndarray, "4"], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The box with its margin, in whole px within the image; at least one."""
     margin = _MARGIN * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
     bounds = np.array((size[1], size[0]))
@@ -119,7 +121,7 @@ def _grown(box, size):
     return (*low.tolist(), *high.tolist())
 
 
-def _inside(box, size):
+def _inside(box: Float[np.ndarray, "4"], size: tuple[int, int]) -> ImageMask:
     """The pixels whose centers lie in the box."""
     rows, columns = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
     x1, y1, x2, y2 = box

@@ -1,21 +1,44 @@
-"""Which of a model's answers are descriptions: what to strip, and why an answer is of no use."""
+"""Answers of a vision-language model: the final text behind its thoughts, and the description in it."""
 
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kaleido_jax.annotate.vlm.lenient_json import MENDED, Value, read_objects
 from kaleido_jax.latents.validity import LatentsError, clean_text
 
 # Asked for are 50 to 80 words (prompts.py). Fewer than these are no description; more would crowd out the segments
 # that follow, and a model that babbles does better on the next try.
-LEAST_WORDS, MOST_WORDS = 10, 160
+MIN_WORDS, MAX_WORDS = 10, 160
 MAX_NON_LATIN = 0.2  # share of the letters; signs in a picture may be quoted in their own script
-LEAST_ENGLISH = 0.05  # share of the words; English prose has about a quarter of these, its neighbors hardly any
+MIN_ENGLISH = 0.05  # share of the words; English prose has about a quarter of these, its neighbors hardly any
 _ENGLISH = frozenset(["the", "and", "with", "of", "are", "this", "its", "that", "which", "from", "by", "at", "has"])
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_KEYS = ("description", "caption", "text")  # of a JSON answer
+# Of reasoning models: Qwen3, DeepSeek, GLM; Kimi; Magistral; gpt-oss, whose channels end in the final one. Chat
+# templates often write the opening tag into the prompt, so that the answer has the closing one alone.
+_THINK = r"\s*+(?:think(?:ing)?|thoughts?|reasoning)\s*+>"
+_THOUGHTS_START = re.compile(rf"<{_THINK}|\u25c1think\u25b7|\[THINK\]|<\|channel\|>analysis", re.IGNORECASE)
+_THOUGHTS_END = re.compile(
+    rf"</{_THINK}|\u25c1/think\u25b7|\[/THINK\]|<\|channel\|>final\s*+<\|message\|>", re.IGNORECASE
+)
+# Written around an answer, never part of it: wrappers, and special tokens that a server has not removed.
+_FRAME = re.compile(
+    r"</?(?:answer|final_answer|response|output|description|caption|tool_call|s|eos|bos|pad|end_of_turn)>"
+    r"|<\|(?:begin_of_box|end_of_box|im_end|endoftext|end_of_text|eot_id|eom_id|end|return)\|>",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```+|~~~+")
+_FENCE_LANGUAGE = re.compile(r"[ \t]*+(?:[\w.+-]{0,20}+[ \t]*+\r?\n|(?:json5?|jsonc|text|markdown)\b)", re.IGNORECASE)
+
+_KEYS = (r"description", r"caption", r"text", r".*(?:description|caption)", r"answer|response|output|content|result")
+_HEADING = re.compile(
+    r"(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[!.,]\s+)?"
+    r"(?:here(?:'s|\u2019s| is)\b[^\n:.]{0,100}:\s*\n"
+    r"|[*#_ ]{0,4}(?:\w+ ){0,2}(?:description|caption)[*_ ]{0,4}:[*_]*\s)",
+    re.IGNORECASE,
+)
 _PLACEHOLDER = re.compile(r"<\s*/?\s*[A-Za-z][A-Za-z_ ]{0,30}>|\[[A-Z][A-Z_ ]{2,30}\]")
 _WILL_NOT = r"(?:can(?:no|')t|can not|unable|not able|won't|will not|am not|'m not|apologi[sz]e)"
 _REFUSAL = re.compile(
@@ -27,7 +50,7 @@ _REFUSAL = re.compile(
 
 
 class UnusableAnswer(Exception):
-    """An answer that is none; its text says why, in one line. A model may be asked again."""
+    """The answer cannot be used; str(error) is the reason, one line. The model may be asked again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +61,44 @@ class Answer:
     cut_off: bool = False  # it ended at the limit of tokens, not by itself
 
 
+def final_text(answer: Answer) -> str:
+    """The answer without a reasoning model's thoughts and without the tags around it, stripped.
+
+    Everything up to the last closing tag is thought, and so is what follows an opening tag that is never closed.
+
+    Raises:
+      UnusableAnswer: nothing is left.
+    """
+    end = max((match.end() for match in _THOUGHTS_END.finditer(answer.text)), default=0)
+    opening = _THOUGHTS_START.search(answer.text, end)
+    text = answer.text[end : opening.start() if opening else None]
+    text = text.rpartition("<answer>")[2]  # where it is used, what stands before it is thought too
+    text = _FRAME.sub(" ", text).strip()
+    if not text:
+        raise UnusableAnswer("empty answer" + (", all of it thoughts" if answer.text.strip() else ""))
+    return text
+
+
+def fenced_blocks(text: str) -> list[str]:
+    """What stands between fences (``` or ~~~), without the language named there, stripped."""
+    blocks = _FENCE.split(text)[1::2]
+    return [block[match.end() if (match := _FENCE_LANGUAGE.match(block)) else 0 :].strip() for block in blocks]
+
+
 def description_of(answer: Answer) -> str:
     """The description in an answer, valid as the text segment.
 
-    Accepts plain text, a fenced block, or JSON (a string, or an object with "description", "caption" or "text", or
-    with a single string); a reasoning model's thoughts are dropped.
+    It may be plain text or JSON (a string, or an object with "description", "caption" or "text", or with a single
+    string), alone or in a fence, with sentences before and after it.
 
     Raises:
-      UnusableAnswer: it is empty, a refusal, cut off, too short or too long, holds a placeholder tag, or is not in
-        Latin script or not in English.
+      UnusableAnswer: it is empty, a refusal, cut off, too short or too long, JSON without a description, holds a
+        placeholder tag, or is not in Latin script or not in English.
     """
     if answer.cut_off:
         raise UnusableAnswer("answer cut off at the token limit")
     try:
-        text = clean_text(_unwrap(answer.text))
+        text = clean_text(_unwrap(final_text(answer)))
     except LatentsError as error:
         raise UnusableAnswer("empty answer") from error
     # Typewriter and printer's apostrophes alike.
@@ -62,34 +109,62 @@ def description_of(answer: Answer) -> str:
         raise UnusableAnswer(f"placeholder tag {tag[0]!r}")
     _check_language(text)
     words = len(text.split())
-    if not LEAST_WORDS <= words <= MOST_WORDS:
-        raise UnusableAnswer(f"{words} words, wanted {LEAST_WORDS} to {MOST_WORDS}")
+    if not MIN_WORDS <= words <= MAX_WORDS:
+        raise UnusableAnswer(f"{words} words, wanted {MIN_WORDS} to {MAX_WORDS}")
     return text
 
 
-def without_thoughts(text: str) -> str:
-    """An answer without the thoughts that a reasoning model writes before it, stripped."""
-    return _THOUGHTS.sub("", text).strip()
+def _unwrap(text: str) -> str:
+    """The description in a final text: of its JSON, else of its longest fence, else all of it without a heading."""
+    blocks = fenced_blocks(text)
+    for block in (*blocks, text):
+        found = _from_json(block)
+        if found is not None:
+            return found
+    longest = max(blocks, key=len, default="")
+    # A few words in a fence are a quotation, a sign's for example.
+    if len(longest.split()) >= MIN_WORDS:
+        text = longest
+    heading = _HEADING.match(text)
+    return text[heading.end() if heading else 0 :]
 
 
-def _unwrap(text):
-    text = without_thoughts(text)
-    if len(text) >= 6 and text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].partition("\n")[2].strip()  # the first line names a language, or is empty
-    if not text.startswith(("{", '"')):
-        return text
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):  # no JSON after all: a text that starts with a quotation, say
-        return text
-    if isinstance(value, dict):
-        strings = [v for v in value.values() if isinstance(v, str)]
-        named = [value[k] for k in _KEYS if isinstance(value.get(k), str)]
-        value = (named or (strings if len(strings) == 1 else []) or [""])[0]
-    return value if isinstance(value, str) else ""
+def _from_json(text: str) -> str | None:
+    """The description in the JSON of a text, "" if its JSON has none; None if there is no JSON."""
+    if text.startswith(('"', "[")):
+        try:
+            value = json.loads(text, strict=False)
+        except (ValueError, RecursionError):  # no JSON after all: a text that starts with a quotation, say
+            value = None
+        if isinstance(value, list) and len(value) == 1:
+            [value] = value
+        if isinstance(value, str):
+            return value
+    remarks: list[str] = []
+    objects = [found for found in read_objects(text, remarks.append) if found or text.startswith(("{", "["))]
+    for pattern in _KEYS:
+        if (found := next(_strings_of(objects, re.compile(pattern, re.IGNORECASE)), None)) is not None:
+            return found
+    failures = [remark for remark in remarks if remark != MENDED]
+    if failures:
+        raise UnusableAnswer(f"{failures[0]}: {text[:80]!r}")
+    strings = [value for value in objects[0].values() if isinstance(value, str)] if objects else []
+    if len(strings) == 1:
+        return strings[0]
+    return "" if objects else None
 
 
-def _check_language(text):
+def _strings_of(objects: list[dict[str, Value]], key: re.Pattern) -> Iterator[str]:
+    """What the objects hold under such a key, if it is a string or a list of strings, its sentences."""
+    for found in objects:
+        for name, value in found.items():
+            if key.fullmatch(name.strip()):
+                sentences = value if isinstance(value, list) else [value]
+                if sentences and all(isinstance(sentence, str) for sentence in sentences):
+                    yield " ".join(sentences)
+
+
+def _check_language(text: str) -> None:
     # The script tells Chinese or Russian. Between languages of one script, English shows by its commonest words;
     # those chosen are words of no other large European language. Too few words would be no measure.
     letters = [ch for ch in text if ch.isalpha()]
@@ -98,5 +173,5 @@ def _check_language(text):
         raise UnusableAnswer(f"{foreign} of {len(letters)} letters are not Latin")
     words = re.findall(r"[a-z]+", text.lower())
     english = sum(word in _ENGLISH for word in words)
-    if len(words) >= 2 * LEAST_WORDS and english < LEAST_ENGLISH * len(words):
+    if len(words) >= 2 * MIN_WORDS and english < MIN_ENGLISH * len(words):
         raise UnusableAnswer(f"not English: {text[:80]!r}")

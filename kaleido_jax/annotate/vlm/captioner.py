@@ -1,18 +1,17 @@
-"""The text segment: a vision-language model describes the crop in 50 to 80 words (paper, appendix A)."""
+"""Detailed captions from a vision-language model: the text segment, 50 to 80 words (paper, appendix A)."""
 
 from collections.abc import Sequence
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vlm import prompts
 from kaleido_jax.annotate.vlm.answers import Answer, description_of
-from kaleido_jax.annotate.vlm.endpoint import Endpoint
-from kaleido_jax.annotate.vlm.local_model import LocalModel
 from kaleido_jax.annotate.vlm.model import VisionModel, ask_about
+from kaleido_jax.annotate.vlm.open_model import open_model
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "captioner/1"  # stored with every record; raise it when a rule of reading answers changes
+VERSION = "captioner/2"  # stored with every record; raise it when a rule of reading answers changes
 MAX_TOKENS = 256  # of an answer; 80 words are about 110, and a longer one is refused anyway
 
 
@@ -22,7 +21,7 @@ class Captioner:
     segments = ("text",)
     needs = ()
 
-    def __init__(self, model: VisionModel, *, instruction: str = "caption", image_size: int = 448):
+    def __init__(self, model: VisionModel, *, instruction: str = "caption", image_size: int = 448) -> None:
         """`instruction` is a key of prompts.TEXT; `image_size` px is the side of the picture shown."""
         self.model, self._image_size = model, image_size
         self._prompt = model.own_prompts.get("text", prompts.TEXT[instruction])
@@ -50,10 +49,7 @@ def open_captioner(config: Annotate) -> Captioner:
       UserError: no server or key is named, a package or the folder of weights is missing.
     """
     text = config.text
-    if text.kind == "openai":
-        model = Endpoint(config.endpoint, max_tokens=MAX_TOKENS, model=text.model)
-    else:
-        model = LocalModel(text.model, max_tokens=MAX_TOKENS, batch_size=text.batch_size)
+    model = open_model(config, text, max_tokens=MAX_TOKENS)
     return Captioner(model, instruction=text.instruction, image_size=text.image_size)
 
 

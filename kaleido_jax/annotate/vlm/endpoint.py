@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible server: many requests at once, and none of them lost."""
+"""Client of an OpenAI-compatible server with a vision-language model: many requests at once, none of them lost."""
 
 import asyncio
 import base64
@@ -9,25 +9,37 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer
-from kaleido_jax.annotate.vlm.model import Pace, Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.annotate.vlm.model import (
+    RETRY_TEMPERATURE,
+    AnswerReader,
+    Pace,
+    Question,
+    Unanswered,
+    one_line,
+    seed_of,
+)
 from kaleido_jax.config.schema import AnnotateEndpoint
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 
 log = logging.getLogger(__name__)
 
-FIRST_BACKOFF_S = 1.0  # doubled with every failure of a question
-LONGEST_WAIT_S = 300.0  # between two tries, also where a server's Retry-After asks for more
+FIRST_BACKOFF_SEC = 1.0  # doubled with every failure of a question
+LONGEST_WAIT_SEC = 300.0  # between two tries, also where a server's Retry-After asks for more
 JPEG_QUALITY = 95
 MANY = 4  # one question, or a few, may be what makes a server fail; so many lost together are the server's fault
-RETRY_TEMPERATURE = 0.7  # the first answer is greedy; after an unusable one, the same again would help nobody
 # No answer to any image: no key, no money, not allowed, no such model.
 _FATAL = {401: "check the key", 402: "check the account", 403: "check the key's rights", 404: "check URL and model"}
 _TRANSIENT = (408, 409, 425, 429)  # and 5xx
+# Reasons to finish, in lower case, as OpenAI's and Gemini's endpoints have them; the latter adds what it filtered.
+_CUT_OFF = ("length", "max_tokens")
+_FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "refusal")
 
 
 @dataclass
@@ -45,7 +57,7 @@ class Usage:
 class _Trouble(Exception):
     """A try without an answer; `again` says whether another may do better."""
 
-    def __init__(self, reason, *, again=True, reached=True):
+    def __init__(self, reason: str, *, again: bool = True, reached: bool = True) -> None:
         super().__init__(one_line(reason))
         self.again, self.reached = again, reached
 
@@ -63,23 +75,15 @@ class Endpoint:
     Retry-After, and requests_per_minute, hold back all requests of this object.
     """
 
-    own_prompts: dict[str, str] = {}  # servers apply the model's chat template
+    own_prompts: Mapping[str, str] = {}  # servers apply the model's chat template
 
-    def __init__(
-        self,
-        settings: AnnotateEndpoint,
-        *,
-        max_tokens: int,
-        model: str | None = None,
-        first_backoff_s: float | None = None,
-    ):
+    def __init__(self, settings: AnnotateEndpoint, *, max_tokens: int, model: str | None = None) -> None:
         """The server of `settings`; `model` where it is another than there; answers of at most `max_tokens`.
 
         Raises:
           UserError: no URL or model, an unset key variable, or the openai package is missing.
         """
         self._settings, self._max_tokens = settings, max_tokens
-        self._first_backoff_s = FIRST_BACKOFF_S if first_backoff_s is None else first_backoff_s
         self._model = model or settings.model
         if not (settings.base_url and self._model):
             group = "config.annotate.endpoint"
@@ -90,7 +94,7 @@ class Endpoint:
         self._not_before = 0.0  # monotonic seconds; no request starts earlier
         self._pace = Pace()
         self.usage = Usage()
-        # A server does not tell which weights it has; a fixed revision belongs into the model's name.
+        # A server does not say which weights it has; a fixed revision belongs into the model's name.
         self.metadata = {
             "model": self._model,
             "version": "as served",
@@ -103,7 +107,7 @@ class Endpoint:
         prices = self._settings.price_in, self._settings.price_out
         return (self.usage.prompt_tokens * prices[0] + self.usage.completion_tokens * prices[1]) / 1e6
 
-    def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
+    def ask(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
         """See VisionModel. Not to be called inside a running event loop.
 
         Raises:
@@ -132,7 +136,7 @@ class Endpoint:
         )
 
     # ------------------------------------------------------------------------------------------- one batch
-    async def _ask_all(self, questions, read):
+    async def _ask_all(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
         openai = _import_openai()
         slots = asyncio.Semaphore(self._settings.concurrency)
         # A client belongs to its event loop, so each batch has its own. It shall not retry: that is done here.
@@ -141,7 +145,9 @@ class Endpoint:
         ) as client:
             return await asyncio.gather(*(self._ask_one(client, slots, question, read) for question in questions))
 
-    async def _ask_one(self, client, slots, question, read):
+    async def _ask_one(
+        self, client: Any, slots: asyncio.Semaphore, question: Question, read: AnswerReader
+    ) -> Latents | Unanswered:
         by_server, reached, unusable, reason = True, False, 0, ""
         for attempt in range(self._settings.retries + 1):
             self.usage.retries += attempt > 0
@@ -157,22 +163,22 @@ class Endpoint:
                 if not error.again:
                     break
                 if attempt < self._settings.retries:
-                    await asyncio.sleep(self._backoff_s(question.id, attempt))
+                    await asyncio.sleep(self._backoff_sec(question.id, attempt))
         tries = f"{attempt + 1} tries" if attempt else "1 try"
         return _Lost(reason=one_line(f"{reason} ({tries})"), by_server=by_server, reached=reached)
 
-    def _backoff_s(self, id, attempt):
+    def _backoff_sec(self, id: str, attempt: int) -> float:
         jitter = 0.5 + seed_of(id, attempt) / 2**31  # 0.5..1.5
-        return min(self._first_backoff_s * 2**attempt * jitter, LONGEST_WAIT_S)
+        return min(FIRST_BACKOFF_SEC * 2**attempt * jitter, LONGEST_WAIT_SEC)
 
-    async def _turn(self):
+    async def _turn(self) -> None:
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait)
         per_minute = self._settings.requests_per_minute
         self._not_before = time.monotonic() + (60 / per_minute if per_minute else 0)
 
     # ------------------------------------------------------------------------------------------- one request
-    async def _post(self, client, question, unusable):
+    async def _post(self, client: Any, question: Question, unusable: int) -> Answer:
         openai = _import_openai()
         await self._turn()
         self.usage.requests += 1
@@ -192,7 +198,7 @@ class Endpoint:
             raise _Trouble(f"the connection broke off: {error}") from error
         return self._answer(body)
 
-    def _request(self, question, unusable):
+    def _request(self, question: Question, unusable: int) -> dict[str, Any]:
         url = f"data:image/{self._settings.image_format};base64,{self._encoded(question)}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.prompt}]
         request = {
@@ -205,7 +211,7 @@ class Endpoint:
             request |= {"temperature": RETRY_TEMPERATURE if unusable else 0.0, "seed": seed_of(question.id, unusable)}
         return request
 
-    def _encoded(self, question):
+    def _encoded(self, question: Question) -> str:
         out = io.BytesIO()
         if self._settings.image_format == "jpeg":
             question.picture().save(out, "jpeg", quality=JPEG_QUALITY, subsampling=0)
@@ -213,7 +219,7 @@ class Endpoint:
             question.picture().save(out, "png", compress_level=1)
         return base64.b64encode(out.getvalue()).decode()
 
-    async def _body(self, response):
+    async def _body(self, response: Any) -> bytes:
         body = bytearray()
         async for chunk in response.iter_bytes():
             body += chunk
@@ -221,46 +227,46 @@ class Endpoint:
                 raise UnusableAnswer(f"answer of more than {self._settings.max_answer_bytes} bytes")
         return bytes(body)
 
-    def _answer(self, body):
+    def _answer(self, body: bytes) -> Answer:
         try:
             reply = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise _Trouble(f"{len(body)} bytes that are not JSON: {body[:60]!r}") from error
         try:
             choice = reply["choices"][0]
-            message, finish = choice["message"], choice.get("finish_reason")
-            text, refusal = message.get("content"), message.get("refusal")
+            message = choice["message"]
+            finish, refusal = str(choice.get("finish_reason")).lower(), message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             # Some routers report an upstream failure this way, with status 200.
             raise _Trouble(f"JSON without choices: {body[:120].decode(errors='replace')}") from error
-        self._count(reply.get("usage"))
-        if refusal or finish == "content_filter":
-            raise UnusableAnswer(one_line(f"refused by the server's filter: {refusal or finish}"))
-        if isinstance(text, list):  # content parts
-            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        return Answer(text=text if isinstance(text, str) else "", cut_off=finish == "length")
-
-    def _count(self, usage):
+        usage = reply.get("usage")
         for name in ("prompt_tokens", "completion_tokens"):
             tokens = usage.get(name) if isinstance(usage, dict) else None
             if type(tokens) is int:
                 setattr(self.usage, name, getattr(self.usage, name) + tokens)
+        if refusal or finish.startswith(_FILTERED):
+            raise UnusableAnswer(one_line(f"refused by the server's filter: {refusal or finish}"))
+        text, cut_off = _text_of(message), finish in _CUT_OFF
+        if not text.strip() and (message.get("reasoning_content") or message.get("reasoning")):
+            # Not an answer: the boxes in it are drafts.
+            raise UnusableAnswer("empty answer, all of it reasoning" + ", cut off at the token limit" * cut_off)
+        return Answer(text=text, cut_off=cut_off)
 
-    def _refused(self, error):
-        status, told = error.status_code, error.body or error.message
-        if isinstance(told, dict):  # {"message": ...} is OpenAI's, {"detail": ...} FastAPI's
-            told = told.get("message") or told.get("detail") or told
-        told = one_line(told)
+    def _refused(self, error: Any) -> Exception:
+        status, message = error.status_code, error.body or error.message
+        if isinstance(message, dict):  # {"message": ...} is OpenAI's, {"detail": ...} FastAPI's
+            message = message.get("message") or message.get("detail") or message.get("error") or message
+        message = one_line(message)
         if status in _FATAL:
-            found = f"{self._settings.base_url} answers {status} for model {self._model!r} ({told})"
+            found = f"{self._settings.base_url} answers {status} for model {self._model!r} ({message})"
             return user_error(found, "a server that accepts requests", _FATAL[status])
         if status not in _TRANSIENT and status < 500:  # this request, so this image, is refused for good
-            return _Trouble(f"status {status}: {told}", again=False)
-        wait = _retry_after_s(error.response.headers)
-        self._not_before = max(self._not_before, time.monotonic() + min(wait, LONGEST_WAIT_S))
-        return _Trouble(f"status {status}: {told}")
+            return _Trouble(f"status {status}: {message}", again=False)
+        wait_sec = _retry_after_sec(error.response.headers)
+        self._not_before = max(self._not_before, time.monotonic() + min(wait_sec, LONGEST_WAIT_SEC))
+        return _Trouble(f"status {status}: {message}")
 
-    def _key(self):
+    def _key(self) -> str:
         name = self._settings.api_key_variable
         if name is None:
             return "none"  # openai wants some; servers without keys do not look at it
@@ -269,11 +275,36 @@ class Endpoint:
         return os.environ[name]
 
 
-def _server_is_ill(lost):
+def _text_of(message: dict[str, Any]) -> str:
+    """The answer in a message, whose content may be a string, parts, or the arguments of a tool that was called."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(map(_text_of_part, content))
+    elif isinstance(content, dict):
+        content = json.dumps(content)
+    if isinstance(content, str) and content.strip():
+        return content
+    calls = message.get("tool_calls") or []
+    called = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    for function in (*called, message.get("function_call")):
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if arguments:
+            return arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return ""
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, dict):
+        text = part.get("text") if part.get("type", "text") in ("text", "output_text") else None
+        part = text.get("value") if isinstance(text, dict) else text
+    return part if isinstance(part, str) else ""
+
+
+def _server_is_ill(lost: Sequence[_Lost]) -> bool:
     return all(r.by_server for r in lost) and (len(lost) >= MANY or not any(r.reached for r in lost))
 
 
-def _retry_after_s(headers):
+def _retry_after_sec(headers: Mapping[str, str]) -> float:
     """The seconds of a Retry-After header, which holds a number or a date; 0 without a readable one."""
     value = headers.get("retry-after", "")
     try:
@@ -282,11 +313,11 @@ def _retry_after_s(headers):
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
-def _import_openai():
+def _import_openai() -> ModuleType:
     try:
         import openai
     except ImportError as error:
@@ -296,7 +327,7 @@ def _import_openai():
     return openai
 
 
-def _transport_errors():
+def _transport_errors() -> tuple[type[Exception], ...]:
     """What openai's HTTP library raises: httpx2 with openai 3, httpx before; the other may be there as well."""
     loaded = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     return tuple(library.HTTPError for library in loaded)

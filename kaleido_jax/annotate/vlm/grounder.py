@@ -1,21 +1,24 @@
-"""The bbox segment through a vision-language model: phrases with boxes on the crop (paper, appendix A)."""
+"""Grounded boxes from a vision-language model: the bbox segment, phrases with boxes on the crop (paper, appendix A)."""
 
+import re
 from collections.abc import Sequence
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vlm import prompts
-from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer, without_thoughts
-from kaleido_jax.annotate.vlm.endpoint import Endpoint
-from kaleido_jax.annotate.vlm.local_model import LocalModel
+from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer, fenced_blocks, final_text
+from kaleido_jax.annotate.vlm.lenient_json import CUT_OFF, read_objects
 from kaleido_jax.annotate.vlm.model import VisionModel, ask_about, one_line
-from kaleido_jax.annotate.vlm.readers import read
+from kaleido_jax.annotate.vlm.open_model import open_model
+from kaleido_jax.annotate.vlm.readers import Reading, read
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "grounder/1"  # stored with every record; raise it when a rule of reading answers changes
+VERSION = "grounder/2"  # stored with every record; raise it when a rule of reading answers changes
 MAX_TOKENS = 1024  # of an answer; a JSON entry is about 40
-_NOTHING = ("[]", "```json\n[]\n```")  # what a model writes that found nothing
+# An empty list or object on lines of its own: what a model writes that found nothing.
+_NOTHING = re.compile(r"(?:\A|\n)[ \t]*+(?:[\[\uff3b]\s*+[\]\uff3d]|\{\s*+\})[ \t]*+(?=\r?+\n|\Z)")
+_WORD_AFTER_BRACKETS = re.compile(r"[\]}][^\[\]{}]*+\Z")
 
 
 class Grounder:
@@ -35,13 +38,13 @@ class Grounder:
         coordinates: str = "thousandths",
         image_size: int = 448,
         max_boxes: int = 10,
-    ):
+    ) -> None:
         """How to ask and how to read.
 
         Args:
           model: who is asked.
           instruction: a key of prompts.BBOX.
-          coordinates: "thousandths" of the picture or its "pixels"; models with tokens for places do without.
+          coordinates: "thousandths" of the picture or its "pixels"; models with location tokens do without.
           image_size: px, side of the picture shown. For pixels, one that the model's processor leaves as it is.
           max_boxes: so many are asked for and kept, the first named first.
         """
@@ -57,7 +60,7 @@ class Grounder:
         }
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """See Annotator. What the image is told to show is its caption, not the text made before.
+        """See Annotator. The prompt quotes the image's caption, not the text made before.
 
         Raises:
           UserError: no image can be grounded at all (no server, no weights).
@@ -66,12 +69,13 @@ class Grounder:
         return ask_about(self.model, "bbox", examples, filled, image_size=self._image_size, read=self._read)
 
     def _read(self, answer: Answer) -> Latents:
-        # An answer cut off at the token limit is no loss: its last box is left out.
-        text = without_thoughts(answer.text)
-        if not text:
-            raise UnusableAnswer("empty answer")
+        text = final_text(answer)
         reading = read(text, seen_px=self._seen_px)
-        if not reading.objects and text not in _NOTHING:
+        # An answer cut off in its list is no loss: its last box is left out. One cut off in prose may be thoughts
+        # without a tag, whose boxes are drafts.
+        if answer.cut_off and reading.format == "json" and _ends_in_prose(text, reading):
+            raise UnusableAnswer("answer cut off at the token limit before or after its boxes")
+        if not reading.objects and not _says_nothing(text, reading):
             raise UnusableAnswer(one_line(f"no box in {text[:80]!r}; {', '.join(reading.remarks)}".rstrip("; ")))
         distinct = dict.fromkeys(reading.boxes())  # a model caught in a loop says the same again and again
         return Latents(bbox=tuple(distinct)[: self._max_boxes])
@@ -84,14 +88,25 @@ def open_grounder(config: Annotate) -> Grounder:
       UserError: no server or key is named, a package or the folder of weights is missing.
     """
     bbox = config.bbox
-    if bbox.kind == "openai":
-        model = Endpoint(config.endpoint, max_tokens=MAX_TOKENS, model=bbox.model)
-    else:
-        model = LocalModel(bbox.model, max_tokens=MAX_TOKENS, batch_size=bbox.batch_size)
     return Grounder(
-        model,
+        open_model(config, bbox, max_tokens=MAX_TOKENS),
         instruction=bbox.instruction,
         coordinates=bbox.coordinates,
         image_size=bbox.image_size,
         max_boxes=bbox.max_boxes,
     )
+
+
+def _ends_in_prose(text: str, reading: Reading) -> bool:
+    inside = any(remark.startswith(CUT_OFF) for remark in reading.remarks)
+    tail = _WORD_AFTER_BRACKETS.search(text)
+    return not inside and tail is not None and re.search(r"\w", tail[0]) is not None
+
+
+def _says_nothing(text: str, reading: Reading) -> bool:
+    """True for an empty list, alone, in a fence, or as the value of a key such as "objects"."""
+    if reading.remarks:
+        return False
+    if any(_NOTHING.search(block) for block in (text, *fenced_blocks(text))):
+        return True
+    return any([] in found.values() for found in read_objects(text, remark=lambda kind: None))

@@ -1,24 +1,29 @@
 """A vision-language model in this process, by transformers and torch, from a local folder; nothing is downloaded."""
 
-import hashlib
 import importlib.util
-import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-
+from kaleido_jax.annotate.torch_models import folder_fingerprint, load_local, read_config
 from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer
-from kaleido_jax.annotate.vlm.model import Pace, Question, Reader, Unanswered, one_line, seed_of
+from kaleido_jax.annotate.vlm.model import (
+    RETRY_TEMPERATURE,
+    AnswerReader,
+    Pace,
+    Question,
+    Unanswered,
+    one_line,
+    seed_of,
+)
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 
 log = logging.getLogger(__name__)
 
 RETRIES = 2  # of an unusable answer; these are sampled, since the greedy answer would come again
-RETRY_TEMPERATURE = 0.7
 
 # Models that know no chat but tasks: config's model_type -> segment -> prompt ({caption} as in prompts.py).
 OWN_PROMPTS = {
@@ -34,26 +39,28 @@ class LocalModel:
     up to rounding (matrix products of other sizes add in another order).
     """
 
-    def __init__(self, folder: str | Path | None, *, max_tokens: int, batch_size: int = 8, device: str | None = None):
-        """Weights in `folder`; answers of at most `max_tokens`; `device` as torch names it, None for the best there is.
+    def __init__(self, folder: str | Path | None, *, max_tokens: int, batch_size: int) -> None:
+        """Weights in `folder`; answers of at most `max_tokens`.
 
         Raises:
           UserError: there is no such folder, it holds no model, or a package is missing.
         """
-        self._folder, self._max_tokens, self._batch_size = Path(folder or ""), max_tokens, batch_size
-        self._device = device
-        config = _read_config(folder)
+        if folder is None:
+            do = "download the model there and set config.annotate's text.model or bbox.model"
+            raise user_error("no model is named", "a folder with config.json and weights", do)
+        self._folder, self._max_tokens, self._batch_size = Path(folder), max_tokens, batch_size
+        config = read_config(self._folder)
         for package in ("torch", "transformers"):
             if importlib.util.find_spec(package) is None:
                 do = "pip install torch torchvision 'kaleido_jax[annotate]'"
                 raise user_error(f"the package {package} is missing", "it installed", do)
-        self.own_prompts = OWN_PROMPTS.get(config.get("model_type"), {})
+        self.own_prompts: Mapping[str, str] = OWN_PROMPTS.get(str(config.get("model_type")), {})
         # The folder's name alone, so that records made on two machines say the same.
-        self.metadata = {"model": self._folder.resolve().name, "version": _fingerprint(self._folder)}
-        self._model = self._processor = None
+        self.metadata = {"model": self._folder.resolve().name, "version": folder_fingerprint(self._folder)}
+        self._model = self._processor = self._torch = None
         self._pace = Pace()
 
-    def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
+    def ask(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
         """See VisionModel.
 
         Raises:
@@ -72,7 +79,7 @@ class LocalModel:
             log.info("%s: %d images in %.1f s", self.metadata["model"], len(results), taken)
         return results
 
-    def _settle(self, question, answer, read):
+    def _settle(self, question: Question, answer: Answer, read: AnswerReader) -> Latents | Unanswered:
         for attempt in range(RETRIES + 1):
             try:
                 return read(answer)
@@ -83,29 +90,17 @@ class LocalModel:
         return Unanswered(reason=one_line(f"{reason} ({RETRIES + 1} tries)"))
 
     # ---------------------------------------------------------------------------------------- transformers
-    def _load(self):
+    def _load(self) -> None:
         if self._model is not None:
             return
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        self._device = self._device or _best_device(torch)
-        try:
-            self._processor = AutoProcessor.from_pretrained(self._folder, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(
-                self._folder, local_files_only=True, dtype=_dtype(torch, self._device)
-            )
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            found = f"{self._folder} cannot be loaded ({one_line(error)})"
-            do = "name a folder with weights, config and processor files that this transformers knows"
-            raise user_error(found, "an image-text-to-text model of transformers", do) from error
-        if not self.own_prompts and not getattr(self._processor, "chat_template", None):
+        model, processor, torch = load_local(self._folder, "AutoModelForImageTextToText", "AutoProcessor", half=True)
+        if not self.own_prompts and not getattr(processor, "chat_template", None):
             raise user_error(f"{self._folder} has no chat template", "an instruction-tuned model", "use another")
         # What follows a prompt is written at its end, so the padding goes before it.
-        self._processor.tokenizer.padding_side = "left"
-        self._model = model.to(self._device).eval()
+        processor.tokenizer.padding_side = "left"
+        self._model, self._processor, self._torch = model, processor, torch
 
-    def _inputs(self, questions):
+    def _inputs(self, questions: Sequence[Question]) -> Any:
         prompts, more = [question.prompt for question in questions], {}
         if not self.own_prompts:
             content = [[{"type": "image"}, {"type": "text", "text": prompt}] for prompt in prompts]
@@ -116,27 +111,25 @@ class LocalModel:
         pictures = [[question.picture()] for question in questions]
         return self._processor(text=prompts, images=pictures, padding=True, return_tensors="pt", **more)
 
-    def _generate(self, questions, seed=None):
+    def _generate(self, questions: Sequence[Question], seed: int | None = None) -> list[Answer]:
         """The answers; greedy without a seed, sampled with one."""
-        import torch
-
-        inputs = self._inputs(questions).to(self._device, dtype=self._model.dtype)
+        torch, device = self._torch, self._model.device
+        inputs = self._inputs(questions).to(device, dtype=self._model.dtype)
         how = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if seed is not None:
             how = {"do_sample": True, "temperature": RETRY_TEMPERATURE}
-        devices = [torch.device(self._device)] if self._device.startswith("cuda") else []
         try:
-            with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+            with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed or 0)
                 tokens = self._model.generate(**inputs, max_new_tokens=self._max_tokens, **how)
         except torch.OutOfMemoryError as error:
             do = "lower batch_size or image_size in config.annotate"
-            raise user_error(f"no memory for {len(questions)} images", f"enough on {self._device}", do) from error
+            raise user_error(f"no memory for {len(questions)} images", f"enough on {device}", do) from error
         encoder_decoder = self._model.config.is_encoder_decoder
         prompt_length = 1 if encoder_decoder else inputs["input_ids"].shape[1]
         return [self._answer(row) for row in tokens[:, prompt_length:].tolist()]
 
-    def _answer(self, tokens):
+    def _answer(self, tokens: list[int]) -> Answer:
         config = self._model.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         end = next((i for i, token in enumerate(tokens) if token in ends), None)
@@ -145,35 +138,3 @@ class LocalModel:
         # Other special tokens stay: some models mark phrases and boxes by them.
         kept = [token for token in tokens[:end] if token not in frame]
         return Answer(text=tokenizer.decode(kept, skip_special_tokens=False), cut_off=end is None)
-
-
-def _read_config(folder):
-    path = Path(folder or "") / "config.json"
-    expected, do = "a folder with config.json and weights", "download the model there and name the folder in the config"
-    if folder is None or not path.exists():
-        raise user_error(f"no model at {folder}", expected, do)
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise user_error(f"{path} cannot be read", expected, do) from error
-    return config if isinstance(config, dict) else {}
-
-
-def _fingerprint(folder):
-    # Names and sizes of the weights, not their bytes: reading 15 GB only to name them would take minutes.
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
-        digest.update(f"{path.name}:{path.stat().st_size}".encode())
-    return digest.hexdigest()[:12]
-
-
-def _best_device(torch):
-    if torch.cuda.is_available():
-        return "cuda:0"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _dtype(torch, device):
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.float16 if device == "mps" else torch.float32  # half precision is slower than single on a CPU

@@ -1,22 +1,23 @@
-"""What captioner and grounder ask of a vision-language model, wherever it runs."""
+"""Visual questions: what captioner and grounder ask of a vision-language model, wherever it runs."""
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vlm.answers import Answer
+from kaleido_jax.array_types import SquareImage
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-Reader = Callable[[Answer], Latents]  # raises UnusableAnswer
-LOG_EVERY_S = 60.0
+RETRY_TEMPERATURE = 0.7  # the first answer is greedy; after an unusable one, the same again would help nobody
+LOG_EVERY_SEC = 60.0
+MAX_MESSAGE = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Question:
     """One prompt about one image."""
 
     id: str  # of the example; seeds what is random
-    image: UInt8[np.ndarray, "s s 3"]  # the square crop
+    image: SquareImage  # the square crop
     image_size: int  # px, side of the picture that the model is shown
     prompt: str
 
@@ -43,13 +44,25 @@ class Unanswered:
     reason: str
 
 
+class AnswerReader(Protocol):
+    """Makes latents of an answer."""
+
+    def __call__(self, answer: Answer) -> Latents:
+        """The latents in the answer.
+
+        Raises:
+          UnusableAnswer: there are none; the model is asked again.
+        """
+        ...
+
+
 class VisionModel(Protocol):
-    """A model that answers about images: Endpoint or LocalModel."""
+    """A model that answers questions about images: Endpoint or LocalModel."""
 
     metadata: Mapping[str, str]  # provenance: "model", "version" where it is known
     own_prompts: Mapping[str, str]  # segment -> prompt, of a model that follows only those it was trained with
 
-    def ask(self, questions: Sequence[Question], read: Reader) -> list[Latents | Unanswered]:
+    def ask(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
         """What `read` made of each answer, or why there is none, in order; unusable answers are asked for again.
 
         Raises:
@@ -65,7 +78,7 @@ def ask_about(
     prompts: Sequence[str],
     *,
     image_size: int,
-    read: Reader,
+    read: AnswerReader,
 ) -> list[Latents | Failure]:
     """One answer an example; an image that no model could be shown is a failure by itself.
 
@@ -84,7 +97,7 @@ def ask_about(
     return results
 
 
-def _bad_image(segment, image):
+def _bad_image(segment: str, image: object) -> Failure | None:
     shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
     if dtype == np.uint8 and len(shape) == 3 and shape[0] == shape[1] > 0 and shape[2] == 3:
         return None
@@ -92,25 +105,25 @@ def _bad_image(segment, image):
 
 
 class Pace:
-    """Says when to log again: a call is a few seconds, a job days."""
+    """Limits log lines to one a minute: a call is a few seconds, a job days."""
 
-    def __init__(self):
-        self._next = -np.inf  # monotonic seconds
+    def __init__(self) -> None:
+        self._next_sec = -np.inf  # monotonic
 
     def due(self) -> bool:
         """True at the first call and then once a minute."""
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next_sec:
             return False
-        self._next = now + LOG_EVERY_S
+        self._next_sec = now + LOG_EVERY_SEC
         return True
 
 
-def one_line(text: object, limit: int = 200) -> str:
-    """A message as one line of at most `limit` characters."""
-    return " ".join(str(text)[: 4 * limit].split())[:limit]
+def one_line(text: object) -> str:
+    """A message as one line of at most MAX_MESSAGE characters."""
+    return " ".join(str(text)[: 4 * MAX_MESSAGE].split())[:MAX_MESSAGE]
 
 
 def seed_of(id: str, number: int) -> int:
     """0..2**31-1, a function of the example's id and a number: the same on every machine and in every batch."""
-    return int.from_bytes(hashlib.sha256(f"{id}/{number}".encode()).digest()[:4]) >> 1
+    return int.from_bytes(hashlib.sha256(f"{id}/{number}".encode("utf-8", "surrogatepass")).digest()[:4]) >> 1

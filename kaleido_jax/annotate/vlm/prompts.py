@@ -1,11 +1,12 @@
-"""What a vision-language model is told: two instructions for descriptions, two for boxes (paper, appendix A).
+"""Prompts for vision-language models: two instructions for descriptions, two for boxes (paper, appendix A).
 
 The words are ours. What they ask for is the paper's: 50 to 80 words for `text`, boxes of what a caption mentions for
 `bbox`.
 """
 
-import hashlib
 import re
+
+from kaleido_jax.runtime.files import fingerprint
 
 MIN_WORDS, MAX_WORDS = 50, 80  # of a description, as the paper asks for
 
@@ -45,7 +46,7 @@ Describe the picture for somebody who cannot see it:
 BBOX = {
     # The form that Qwen2.5-VL and Qwen3-VL were trained to answer in; others follow it as well.
     "json": """\
-Look at the picture. It is told to show this:
+Look at the picture. It is said to show this:
 
 {caption}
 
@@ -74,10 +75,10 @@ def fill(template: str, caption: str, **numbers: int) -> str:
     for name, number in numbers.items():
         template = template.replace(f"{{{name}}}", str(number))
     # Last, so that nothing in a user's caption is replaced.
-    told = _TAG.sub(" ", _PERSON.sub("a person", caption))
-    return template.replace("{caption}", " ".join(told.split()))
+    caption = _TAG.sub(" ", _PERSON.sub("a person", caption)).encode(errors="ignore").decode()  # no lone surrogates
+    return template.replace("{caption}", " ".join(caption.split()))
 
 
 def prompt_hash(template: str) -> str:
-    """12 hex digits that change with any letter of the template; stored with every record."""
-    return hashlib.sha256(template.encode()).hexdigest()[:12]
+    """16 hex digits that change with any letter of the template; stored with every record."""
+    return fingerprint(template)

@@ -1,9 +1,10 @@
-"""Who writes the visual tokens: our quantizer over a feature of the image, or SEED (seed_tokenizer.py)."""
+"""Visual tokenizer, the voken segment: our quantizer over a feature of the image, or SEED (seed.py)."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kaleido_jax.annotate.annotator import Annotator, Failure
 from kaleido_jax.annotate.vokens.features import APPEARANCE, Feature, open_feature
@@ -49,8 +50,8 @@ class QuantizerTokenizer:
 def open_voken(
     config: Annotate,
     *,
-    path: Path | str,
-    source: str | dict,
+    path: Path,
+    source: dict[str, Any],
     train: Source,
     image_size: int,
     vokens_per_image: int,
@@ -77,7 +78,7 @@ def open_voken(
         return open_seed(config, vokens_per_image=vokens_per_image, codebook_size=codebook_size)
     feature = open_feature(settings.feature, settings.feature_model)
     quantizer = fit_or_load(
-        Path(path),
+        path,
         source=source,
         image_size=image_size,
         vokens_per_image=vokens_per_image,
@@ -93,7 +94,7 @@ def open_voken(
 def fit_or_load(
     path: Path,
     *,
-    source: str | dict,
+    source: str | dict[str, Any],
     image_size: int,
     vokens_per_image: int,
     codebook_size: int,
@@ -118,20 +119,21 @@ def fit_or_load(
     Raises:
       UserError: the one at `path` is damaged or was fitted for other arguments than these, or images are too few.
     """
-    told = {
+    wanted = {
         "source": source,
         "image_size": image_size,
         "vokens_per_image": vokens_per_image,
         "codebook_size": codebook_size,
         "fit_examples": fit_examples,
+        "feature": feature.name,
+        "feature_version": feature.version,
+        "quantizer": kind,
     }
-    if feature != APPEARANCE or kind != "residual":  # the only ones that there were when files began
-        told |= {"feature": feature.name, "feature_version": feature.version, "quantizer": kind}
     if path.exists():
         quantizer, fitted_for = load_quantizer(path)
-        if fitted_for != told:
+        if fitted_for != wanted:
             do = "use another folder, or delete this one's quantizer and records"
-            raise user_error(f"{path} was fitted for {fitted_for}", f"{told}", do)
+            raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
         return quantizer
     if train is None:
         train = open_source(source, "train", num_examples=fit_examples, seed=_FIT_SEED, image_size=image_size)
@@ -141,7 +143,7 @@ def fit_or_load(
     quantizer = fit_quantizer(
         features, kind=kind, vokens_per_image=vokens_per_image, codebook_size=codebook_size, seed=_FIT_SEED
     )
-    save_quantizer(quantizer, path, told)
+    save_quantizer(quantizer, path, wanted)
     fit = quality(quantizer, features)
     log.info("quantizer: explains %.1f %% of the variance", 100 * fit["explained_variance"][-1])
     return quantizer

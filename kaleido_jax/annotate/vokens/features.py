@@ -1,22 +1,25 @@
-"""What the vokens' quantizer sees of an image: one vector each.
+"""Image features for the vokens' quantizer: one vector an image.
 
 A feature is a plain callable with a fingerprint of all that its values depend on. None looks at two images at once,
 so a vector never depends on the batch.
 """
 
-import hashlib
+import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
+from PIL import Image as PillowImage
 
 from kaleido_jax.annotate.vision.onnx_model import normalize, open_onnx, read_normalization
 from kaleido_jax.annotate.vokens.tiny_autoencoder import open_encoder
+from kaleido_jax.array_types import Image, SquareImage
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import fingerprint
 
 FEATURE_SIDE_PX = 16  # of "appearance" and "pixels"
 FOREGROUND_FROM = 16  # tones 0..255 from which a pixel belongs to a garment; black is the background
@@ -24,20 +27,28 @@ _AUTOENCODER_PX = 64  # the paper's first resolution; a latent every 8 px, hence
 _ONNX_PX = 224  # where the model's input has no fixed size
 
 
+class FeatureFunction(Protocol):
+    """Computes a feature."""
+
+    def __call__(self, image: Image) -> Float[np.ndarray, "f"]:
+        """The feature vector of one image."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """A function image -> vector, and what tells it from others."""
+    """A named function image -> vector."""
 
     name: str
     version: str  # changes with the weights and the rule
-    of: Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, " f"]]
+    of: FeatureFunction
 
-    def __call__(self, images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n f"]:
+    def __call__(self, images: Iterable[Image]) -> Float[np.ndarray, "n f"]:
         """One float64 row an image."""
         return np.stack([np.asarray(self.of(image), np.float64) for image in images])
 
 
-def appearance_features(image: UInt8[np.ndarray, "s s 3"]) -> Float[np.ndarray, "256"]:
+def appearance_features(image: SquareImage) -> Float[np.ndarray, "256"]:
     """A garment on black without its place, size and tone: its box as 16x16 grey, 0..1 of its brightest tone.
 
     An image without foreground gives zeros.
@@ -48,13 +59,15 @@ def appearance_features(image: UInt8[np.ndarray, "s s 3"]) -> Float[np.ndarray, 
         return np.zeros(FEATURE_SIDE_PX**2)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     crop = grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / grey.max()
-    small = Image.fromarray(crop.astype(np.float32)).resize((FEATURE_SIDE_PX,) * 2, Image.Resampling.BILINEAR)
+    small = PillowImage.fromarray(crop.astype(np.float32)).resize(
+        (FEATURE_SIDE_PX,) * 2, PillowImage.Resampling.BILINEAR
+    )
     return np.asarray(small, np.float64).ravel()
 
 
-def pixel_features(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "768"]:
+def pixel_features(image: Image) -> Float[np.ndarray, "768"]:
     """The whole image as 16x16 RGB, 0..1, each value the mean of the pixels it stands for."""
-    small = Image.fromarray(image).resize((FEATURE_SIDE_PX,) * 2, Image.Resampling.BOX)
+    small = PillowImage.fromarray(image).resize((FEATURE_SIDE_PX,) * 2, PillowImage.Resampling.BOX)
     return np.asarray(small, np.float64).ravel() / 255
 
 
@@ -87,52 +100,47 @@ def open_feature(name: str, model: str | None = None) -> Feature:
 
 
 # ------------------------------------------------------------------------------------- those with weights
-def _autoencoder(path):
+def _autoencoder(path: Path) -> Feature:
     encoder = open_encoder(path)
 
-    def of(image):
-        small = Image.fromarray(image).resize((_AUTOENCODER_PX,) * 2, Image.Resampling.BICUBIC)
+    def of(image: Image) -> Float[np.ndarray, "f"]:
+        small = PillowImage.fromarray(image).resize((_AUTOENCODER_PX,) * 2, PillowImage.Resampling.BICUBIC)
         return encoder(np.asarray(small)).ravel()
 
     return Feature(name="autoencoder", version=encoder.fingerprint, of=of)
 
 
-def _onnx(path):
+def _onnx(path: Path) -> Feature:
     model = open_onnx(path, side_px=_ONNX_PX)
-    told = read_normalization(path.parent)
+    normalization = read_normalization(path.parent)
 
-    def of(image):
-        small = Image.fromarray(image).resize((model.width, model.height), Image.Resampling.BICUBIC)
-        output = model(normalize(np.asarray(small), told))[0]
+    def of(image: Image) -> Float[np.ndarray, "f"]:
+        small = PillowImage.fromarray(image).resize((model.width, model.height), PillowImage.Resampling.BICUBIC)
+        output = model(normalize(np.asarray(small), normalization))[0]
         # A map (c, h, w) has its channels first, a row of tokens (t, c) last, as exporters write them.
         return output.mean(axis=(1, 2)) if output.ndim == 3 else output.mean(axis=0) if output.ndim == 2 else output
 
-    version = hashlib.sha256(json.dumps([model.fingerprint, told.mean, told.std, told.scale]).encode()).hexdigest()[:16]
+    version = fingerprint(model.fingerprint, json.dumps(dataclasses.astuple(normalization)))
     return Feature(name="onnx", version=version, of=of)
 
 
-def _transformers(path):
-    from kaleido_jax.annotate.vision.torch_models import fingerprint, load_local, torch_device
+def _transformers(path: Path) -> Feature:
+    from kaleido_jax.annotate.torch_models import folder_fingerprint, load_local
 
     model, processor, torch = load_local(path, "AutoModel", "AutoImageProcessor")
-    device = torch_device(torch)
-    model = model.to(device)
     # Of a model with two towers (CLIP, SigLIP) the image's alone.
     tower = getattr(model, "vision_model", model)
 
-    def of(image):
-        inputs = processor(images=Image.fromarray(image), return_tensors="pt")
+    def of(image: Image) -> Float[np.ndarray, "f"]:
+        inputs = processor(images=PillowImage.fromarray(image), return_tensors="pt")
         with torch.inference_mode():
-            out = tower(pixel_values=inputs["pixel_values"].to(device))
+            out = tower(pixel_values=inputs["pixel_values"].to(model.device))
         pooled = getattr(out, "pooler_output", None)
-        vector = out.last_hidden_state.flatten(2).mean(-1) if _is_map(out) else out.last_hidden_state.mean(1)
+        states = out.last_hidden_state
+        vector = states.flatten(2).mean(-1) if states.ndim == 4 else states.mean(1)  # a map, or a row of tokens
         return (vector if pooled is None else pooled.flatten(1))[0].float().cpu().numpy()
 
-    return Feature(name="transformers", version=fingerprint(path), of=of)
-
-
-def _is_map(out):
-    return out.last_hidden_state.ndim == 4
+    return Feature(name="transformers", version=folder_fingerprint(path), of=of)
 
 
 _WITHOUT_MODEL = {"appearance": APPEARANCE, "pixels": PIXELS}

@@ -1,13 +1,13 @@
-"""How much of the features a quantizer's codes keep, and how well they use its codebook."""
+"""Quantizer metrics: how much of the features the codes keep, and how well they use the codebook."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from kaleido_jax.annotate.vokens.quantizer import Quantizer
 from kaleido_jax.errors import user_error
 
 
-def quality(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict:
+def quality(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict[str, list[float]]:
     """How well it fits these features, one value a token.
 
     Root mean squared error and explained variance (up to 1) after each token; share of used codes (0..1) and
@@ -26,7 +26,7 @@ def quality(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict:
     }
 
 
-def retrieval(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict:
+def retrieval(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict[str, float]:
     """How far codes can stand for features when one looks for images; shares 0..1, best on images it was not fitted on.
 
     neighbor_recall: of how many images the nearest other one is the same by decoded codes as by features.
@@ -43,7 +43,9 @@ def retrieval(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict:
     return {"neighbor_recall": float(np.mean(by_feature == by_code)), "identity_recall": float(own.mean())}
 
 
-def _nearest(queries, gallery, exclude_self=False):
+def _nearest(
+    queries: Float[np.ndarray, "n f"], gallery: Float[np.ndarray, "m f"], exclude_self: bool = False
+) -> Int[np.ndarray, "n"]:
     # The squared distance less the query's own square.
     distance = np.sum(gallery**2, axis=1) - 2 * queries @ gallery.T
     if exclude_self:

@@ -1,16 +1,16 @@
-"""Feature vectors to vokens and back: PCA, then either a residual quantizer or finite scalars.
+"""Quantizers, feature vectors to vokens and back: PCA, then either residual codebooks or finite scalars.
 
 In both, token k of an image refines what tokens 0..k-1 say. They stand where the paper has a pretrained image
 tokenizer, and are fitted in seconds on the data itself.
 """
 
-import hashlib
 import itertools
 import json
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,12 +19,13 @@ from safetensors.numpy import save
 from scipy.cluster.vq import vq
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.runtime.files import write_atomically
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer, write_atomically
 
 _KMEANS_ROUNDS = 20  # the error changes by less than 0.1 % after that
 _FEWEST_LEVELS, _MOST_LEVELS = 5, 8  # of a finite scalar (Mentzer et al. 2023, section 4.1 and table 1)
 # tanh(_NORMAL * z) is nearly 2 * Phi(z) - 1, so that a normal coefficient uses all cells alike.
 _NORMAL = math.sqrt(2 / math.pi)
+_PCA_DIMS = 32  # that the residual quantizer keeps; the finite scalars keep all that their tokens hold
 _WIDE = 1024  # features above which PCA takes the images' products, where these are fewer
 
 
@@ -47,13 +48,13 @@ class ResidualQuantizer:
         return self.codebooks.shape[1]
 
     @cached_property
-    def _norms(self):
+    def _norms(self) -> Float[np.ndarray, "levels codes"]:
         return np.sum(self.codebooks**2, axis=-1)
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with any number in it."""
-        return _fingerprint(self)
+        return _fingerprint(_arrays(self))
 
     def encode(self, features: Float[np.ndarray, "n f"]) -> Int[np.ndarray, "n levels"]:
         """The codes of each feature vector, each 0..codebook_size-1, coarse to fine."""
@@ -99,10 +100,10 @@ class FiniteScalarQuantizer:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with any number in it."""
-        return _fingerprint(self)
+        return _fingerprint(_arrays(self))
 
     @property
-    def _radix(self):
+    def _radix(self) -> Int[np.ndarray, " m"]:
         return np.concatenate([[1], np.cumprod(self.levels[:-1])])  # the paper's mixed radix
 
     def encode(self, features: Float[np.ndarray, "n f"]) -> Int[np.ndarray, "n tokens"]:
@@ -128,48 +129,42 @@ def kind_of(quantizer: Quantizer) -> str:
 
 
 # --------------------------------------------------------------------------------------------- its file
-def save_quantizer(quantizer: Quantizer, path: Path, fitted_for: dict | None = None) -> None:
-    """Writes a safetensors file; `fitted_for` (JSON) tells a reader on what it was fitted."""
-    told = {"fingerprint": quantizer.fingerprint, "fitted_for": fitted_for or {}}
-    if (kind := kind_of(quantizer)) != "residual":  # which had no name when it was the only one
-        told["kind"] = kind
+def save_quantizer(quantizer: Quantizer, path: Path, fitted_for: dict[str, Any]) -> None:
+    """Writes a safetensors file; `fitted_for` (JSON) says on what the quantizer was fitted."""
+    metadata = {"kind": kind_of(quantizer), "fingerprint": quantizer.fingerprint, "fitted_for": fitted_for}
     # One metadata key only: safetensors writes several in random order, and equal files shall be equal.
-    write_atomically(Path(path), save(_arrays(quantizer), metadata={"quantizer": json.dumps(told)}))
+    write_atomically(path, save(_arrays(quantizer), metadata={"quantizer": json.dumps(metadata)}))
 
 
-def load_quantizer(path: Path) -> tuple[Quantizer, dict]:
+def load_quantizer(path: Path) -> tuple[Quantizer, dict[str, Any]]:
     """The quantizer and the `fitted_for` of a file that save_quantizer() wrote.
 
     Raises:
       UserError: the file is missing or damaged.
     """
-    path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise user_error(f"no quantizer at {path}", "quantizer.safetensors beside the records", "run annotate")
+    refuse_lfs_pointer(path)
+    damaged = user_error(f"{path} is damaged", "a quantizer written by annotate", "delete it and run annotate again")
     try:
         with safe_open(path, framework="numpy") as file:
-            told = json.loads(file.metadata()["quantizer"])
-            kind = _KINDS[told.get("kind", "residual")]
-            quantizer = kind(**{field.name: file.get_tensor(field.name) for field in fields(kind)})
-        whole, fitted_for = told["fingerprint"] == quantizer.fingerprint, told["fitted_for"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path) from error
-    if not whole:
-        raise _damaged(path)
-    return quantizer, fitted_for
+            metadata = json.loads(file.metadata()["quantizer"])
+            kind = _KINDS[metadata["kind"]]
+            arrays = {field.name: file.get_tensor(field.name) for field in fields(kind)}
+        saved, fitted_for = metadata["fingerprint"], metadata["fitted_for"]
+        if saved != _fingerprint(arrays):
+            raise damaged
+        return kind(**arrays), fitted_for
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise damaged from error  # AttributeError: a type that numpy does not know, float8 for one
 
 
-def _arrays(quantizer):
+def _arrays(quantizer: Quantizer) -> dict[str, np.ndarray]:
     return {field.name: getattr(quantizer, field.name) for field in fields(quantizer)}
 
 
-def _fingerprint(quantizer):
-    arrays = (np.ascontiguousarray(array) for array in _arrays(quantizer).values())
-    return hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()[:16]
-
-
-def _damaged(path):
-    return user_error(f"{path} is damaged", "a quantizer written by annotate", "delete it and run annotate again")
+def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    return fingerprint(*(np.ascontiguousarray(array).tobytes() for array in arrays.values()))
 
 
 # ---------------------------------------------------------------------------------------------- fitting
@@ -179,7 +174,6 @@ def fit_quantizer(
     kind: str = "residual",
     vokens_per_image: int = 8,
     codebook_size: int = 64,
-    dims: int = 32,
     seed: int = 0,
 ) -> Quantizer:
     """Fits a quantizer; same input, same bits on one machine.
@@ -189,7 +183,6 @@ def fit_quantizer(
       kind: "residual" (PCA, then one k-means codebook a token) or "fsq".
       vokens_per_image: tokens an image.
       codebook_size: entries of each token's codebook; of "fsq" the most that the product of its levels may be.
-      dims: "residual": coefficients that PCA keeps. "fsq" keeps all that its tokens hold.
       seed: "residual": of k-means.
 
     Raises:
@@ -199,11 +192,11 @@ def fit_quantizer(
         raise user_error(f"quantizer {kind!r}", f"one of {', '.join(KINDS)}", "correct the name")
     mean = features.mean(axis=0)
     if kind == "fsq":
-        return _fit_scalars(features, mean, vokens_per_image, fsq_levels(codebook_size))
+        return _fit_scalars(features, mean, vokens_per_image, np.array(fsq_levels(codebook_size)))
     distinct = len(np.unique(features, axis=0))
     if distinct < codebook_size:
         raise user_error(f"{distinct} distinct images", f"at least {codebook_size}, one a code", "use more examples")
-    components = _principal(features - mean, min(dims, codebook_size, features.shape[1]))
+    components = _principal(features - mean, min(_PCA_DIMS, codebook_size, features.shape[1]))
     residual = (features - mean) @ components.T
     rng = np.random.default_rng(seed)
     codebooks = []
@@ -236,8 +229,13 @@ def fsq_levels(codebook_size: int) -> tuple[int, ...]:
     return max(fitting, key=math.prod)
 
 
-def _fit_scalars(features, mean, vokens_per_image, levels):
-    dims, levels = vokens_per_image * len(levels), np.array(levels)
+def _fit_scalars(
+    features: Float[np.ndarray, "n f"],
+    mean: Float[np.ndarray, "f"],
+    vokens_per_image: int,
+    levels: Int[np.ndarray, "m"],
+) -> FiniteScalarQuantizer:
+    dims = vokens_per_image * len(levels)
     components = _principal(features - mean, dims)
     if len(components) < dims or len(features) <= dims:
         raise user_error(
@@ -258,14 +256,16 @@ def _fit_scalars(features, mean, vokens_per_image, levels):
     return FiniteScalarQuantizer(mean=mean, components=components, scale=scale, levels=levels, values=values)
 
 
-def _cells(coefficients, scale, levels):
+def _cells(
+    coefficients: Float[np.ndarray, "n d"], scale: Float[np.ndarray, "d"], levels: Int[np.ndarray, "m"]
+) -> Int[np.ndarray, "n d"]:
     """The level of each coefficient: bounded to (-1, 1) by tanh, then rounded to the nearest of L cells' middles."""
     counts = np.tile(levels, coefficients.shape[1] // len(levels))
     bounded = np.tanh(_NORMAL * coefficients / np.where(scale > 0, scale, 1))
     return np.clip(np.floor((bounded + 1) / 2 * counts), 0, counts - 1).astype(np.int64)
 
 
-def _principal(centered, dims):
+def _principal(centered: Float[np.ndarray, "n f"], dims: int) -> Float[np.ndarray, "d f"]:
     """The first `dims` principal directions, or fewer where wide data have fewer."""
     if centered.shape[1] <= max(_WIDE, len(centered)):
         components = np.linalg.eigh(centered.T @ centered)[1][:, ::-1][:, :dims].T
@@ -278,7 +278,7 @@ def _principal(centered, dims):
     return np.ascontiguousarray(components * np.sign(largest)[:, None])  # safetensors needs C order
 
 
-def _kmeans(points, num_codes, rng):
+def _kmeans(points: Float[np.ndarray, "n d"], num_codes: int, rng: np.random.Generator) -> Float[np.ndarray, "codes d"]:
     centers = points[rng.choice(len(points), num_codes, replace=False)]
     for _ in range(_KMEANS_ROUNDS):
         nearest, distance = vq(points, centers, check_finite=False)

@@ -1,4 +1,4 @@
-"""SEED's image tokenizer (Ge et al. 2023, SEED and SEED-LLaMA): 32 tokens an image, one codebook of 8192.
+"""SEED image tokenizer (Ge et al. 2023, SEED and SEED-LLaMA): 32 tokens an image, one codebook of 8192.
 
 The paper's vokens. From its public weights (AILab-CVC, `seed_quantizer.pt`) only what leads to the tokens is used:
 
@@ -10,30 +10,34 @@ this module to an independent forward pass with tiny random weights under the sa
 a GPU; here it is float32, so that a token may differ where two codes are almost equally near.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
-from PIL import Image
+from jaxtyping import Float32, Int
+from PIL import Image as PillowImage
 
 from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.torch_models import BATCH_IMAGES, import_torch, torch_device
 from kaleido_jax.annotate.vision.onnx_model import Normalization, normalize
-from kaleido_jax.annotate.vision.torch_models import BATCH_IMAGES, import_torch, torch_device
+from kaleido_jax.annotate.vokens.weights import checked
+from kaleido_jax.array_types import Image
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.torch_zip import TorchZip
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
 
 WEIGHTS_FILE = "seed_quantizer.pt"
 VISION_FILE = "eva_vit_g.pth"  # BLIP-2's, for a checkpoint without the image encoder; same names without prefix
 _VISION = "visual_encoder."
 _QUERIES = "Qformer.bert."
-# What shapes do not tell.
+# What the weights' shapes leave open.
 _VISION_HEAD_DIM, _QUERY_HEAD_DIM = 88, 64
 _VISION_LAYERS = 39  # BLIP-2 leaves EVA-CLIP's last block out
 _VISION_EPS, _VISION_OUT_EPS, _QUERY_EPS = 1e-6, 1e-5, 1e-12
@@ -41,11 +45,19 @@ _CROSS_EVERY = 2  # every other Q-Former layer, from the first on, attends to th
 _CLIP = Normalization(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 
 
+class TokenIds(Protocol):
+    """SEED's forward pass."""
+
+    def __call__(self, pixels: Float32[np.ndarray, "b 3 s s"]) -> Int[np.ndarray, "b t"]:
+        """The ids of each image's tokens; pixels are normalized."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeedTokenizer:
     """The annotator of the voken segment."""
 
-    ids: Callable[[Float32[np.ndarray, "b 3 s s"]], Int[np.ndarray, "b t"]]
+    ids: TokenIds
     image_size: int  # px, of the model's input
     vokens_per_image: int
     codebook_size: int
@@ -62,7 +74,7 @@ class SeedTokenizer:
         """Latents with vokens_per_image vokens, each 0..codebook_size-1; it never fails for one image."""
         return [Latents(voken=tuple(int(i) for i in row)) for row in self.encode([e.image for e in examples])]
 
-    def encode(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Int[np.ndarray, "n t"]:
+    def encode(self, images: Sequence[Image]) -> Int[np.ndarray, "n t"]:
         """The tokens of each image, in order; images are stretched to the model's square by Pillow's bicubic filter."""
         rows = [np.empty((0, self.vokens_per_image), np.int64)]
         for start in range(0, len(images), BATCH_IMAGES):
@@ -70,7 +82,9 @@ class SeedTokenizer:
             pixels = np.zeros((BATCH_IMAGES, 3, self.image_size, self.image_size), np.float32)
             for row, image in zip(pixels, some, strict=False):
                 size = (self.image_size, self.image_size)
-                row[:] = normalize(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)), _CLIP)
+                row[:] = normalize(
+                    np.asarray(PillowImage.fromarray(image).resize(size, PillowImage.Resampling.BICUBIC)), _CLIP
+                )
             rows.append(self.ids(pixels)[: len(some)])
         return np.concatenate(rows)
 
@@ -123,7 +137,7 @@ def load_seed(path: Path) -> SeedTokenizer:
     causal = torch.full((count, count), torch.finfo(torch.float32).min, device=device).triu(1)[None, None]
     norms = (codes**2).sum(1)
 
-    def ids(pixels):
+    def ids(pixels: Float32[np.ndarray, "b 3 s s"]) -> Int[np.ndarray, "b t"]:
         with torch.inference_mode():
             seen = vision(pixel_values=torch.from_numpy(pixels).to(device)).last_hidden_state
             states = former.layernorm(queries.expand(len(pixels), -1, -1))
@@ -137,55 +151,55 @@ def load_seed(path: Path) -> SeedTokenizer:
         image_size=image_size,
         vokens_per_image=count,
         codebook_size=len(codes),
-        fingerprint=weights.fingerprint,
+        fingerprint=weights.fingerprint(),
     )
 
 
 # ------------------------------------------------------------------------------------ names and shapes
 class _Weights:
-    """The tensors of a checkpoint under SEED's names, float32, and a digest of those taken."""
+    """The tensors of a checkpoint under SEED's names, float32, and a fingerprint of those taken."""
 
-    def __init__(self, path):
-        self.path, self._digest = path, hashlib.sha256()
+    def __init__(self, path: Path) -> None:
+        self.path, self._taken = path, []
         self._files = [(self._open(path), "")]
         if not any(name.startswith(_VISION) for name in self._files[0][0].names):
             self._files.append((self._open(path.parent / VISION_FILE), _VISION))
         self.names = tuple(prefix + name for file, prefix in self._files for name in file.names)
 
-    @property
-    def fingerprint(self):
-        return self._digest.hexdigest()[:16]
+    def fingerprint(self) -> str:
+        return fingerprint(*self._taken)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         file, inner = self._find(name)
         return file.shape(inner)
 
-    def take(self, name):
+    def take(self, name: str) -> np.ndarray:
         file, inner = self._find(name)
-        array = np.array(file.read(inner), np.float32)
-        self._digest.update(name.encode() + array.tobytes())
+        array = checked(file.path, name, file.read(inner))
+        self._taken.append(fingerprint(name, array.tobytes()))
         return array
 
-    def layers(self, pattern):
+    def layers(self, pattern: str) -> int:
         """Number of layers, from names that match `pattern` with the layer's number as its group."""
         return 1 + max((int(m[1]) for name in self.names if (m := re.match(pattern, name))), default=-1)
 
-    def _find(self, name):
+    def _find(self, name: str) -> tuple[TorchZip, str]:
         for file, prefix in self._files:
             if name.startswith(prefix) and name.removeprefix(prefix) in file.names:
                 return file, name.removeprefix(prefix)
         raise user_error(f"{self.path} without {name}", "the weights of SEED's tokenizer", "fetch them again")
 
     @staticmethod
-    def _open(path):
+    def _open(path: Path) -> TorchZip:
         if not path.is_file():
             raise user_error(
                 f"no file {path}", "the public weights of SEED's tokenizer", "fetch them, or correct the path"
             )
+        refuse_lfs_pointer(path)
         return TorchZip(path)
 
 
-def _load(torch, module, tensors: Mapping, weights: _Weights):
+def _load(torch: ModuleType, module: Any, tensors: Mapping[str, np.ndarray], weights: _Weights) -> Any:
     """Puts tensors into a module that was built for their shapes; each must be there."""
     state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in tensors.items()}
     have, want = ({n: tuple(t.shape) for n, t in s.items()} for s in (state, module.state_dict()))
@@ -198,7 +212,8 @@ def _load(torch, module, tensors: Mapping, weights: _Weights):
     return module
 
 
-def _vision(torch, transformers, weights):
+def _vision(torch: ModuleType, transformers: ModuleType, weights: _Weights) -> tuple[Any, int]:
+    """The image encoder without its last block, and its input's side in px."""
     width, _, patch, _ = weights.shape(_VISION + "patch_embed.proj.weight")
     side = round((weights.shape(_VISION + "pos_embed")[1] - 1) ** 0.5)
     layers = min(weights.layers(re.escape(_VISION) + r"blocks\.(\d+)\."), _VISION_LAYERS)
@@ -235,7 +250,7 @@ def _vision(torch, transformers, weights):
     return _load(torch, model, tensors, weights), side * patch
 
 
-def _former(torch, transformers, weights, width):
+def _former(torch: ModuleType, transformers: ModuleType, weights: _Weights, width: int) -> Any:
     layer = _QUERIES + "encoder.layer."
     config = transformers.Blip2QFormerConfig(
         hidden_size=width,
@@ -257,7 +272,7 @@ def _former(torch, transformers, weights, width):
     return _load(torch, model, tensors, weights)
 
 
-def _head(torch, weights):
+def _head(torch: ModuleType, weights: _Weights) -> Any:
     (hidden, width), (out, _) = (weights.shape(f"encode_task_layer.{i}.weight") for i in (0, 2))
     head = torch.nn.Sequential(torch.nn.Linear(width, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, out))
     return _load(torch, head, {n: weights.take(f"encode_task_layer.{n}") for n in head.state_dict()}, weights)

@@ -1,20 +1,25 @@
-"""The encoders of TAESD's family (Ollin Boer Bohan's tiny autoencoders), forward in JAX.
+"""Tiny autoencoders (Ollin Boer Bohan's TAESD family): their encoders, forward in JAX.
 
 The network is read from the names and shapes of the tensors, those of the public taesd.py: a chain of numbered parts,
 each a 3x3 convolution (`4.weight`; without bias it halves the size) or a block (`5.conv.0.weight` ...), whose `pool`
 is TAEF2's branch with a group norm.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
-from kaleido_jax.errors import user_error
+from kaleido_jax.annotate.vokens.weights import read_weights
+from kaleido_jax.array_types import Image
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.files import fingerprint
+
+Part = Mapping[str, np.ndarray]  # tensors of one part, by their names in it
 
 _POOL_GROUPS = 4
 _NORM_EPS = 1e-5
@@ -27,45 +32,53 @@ _PARTS = {  # tensors that a part of each kind may have: those it must have, the
 }
 
 
+class Forward(Protocol):
+    """A compiled forward pass."""
+
+    def __call__(self, image: UInt8[np.ndarray | Array, "h w 3"]) -> Float[Array, "h8 w8 c"]:
+        """The latents of one image."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """image -> latents."""
 
-    apply: Callable
+    apply: Forward
     fingerprint: str  # 16 hex digits that change with any weight
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h8 w8 c"]:
+    def __call__(self, image: Image) -> Float[np.ndarray, "h8 w8 c"]:
         """Float32 latents, one a square of 8x8 px."""
         return np.asarray(self.apply(image))
 
 
-def open_encoder(path: Path | str) -> Encoder:
+def open_encoder(path: Path) -> Encoder:
     """Reads an encoder's weights: .npz, .safetensors or torch's .pth (whose pickle is not run).
 
     Raises:
       UserError: the file is missing, unreadable, or its names are not those of such an encoder.
     """
-    path = Path(path)
-    weights = _read(path)
-    parts = _parts(path, weights)
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + np.ascontiguousarray(weights[name], np.float32).tobytes())
-    return Encoder(apply=_compiled(parts), fingerprint=digest.hexdigest()[:16])
+    weights = read_weights(path)
+    contents = (
+        content for name in sorted(weights) for content in (name, np.ascontiguousarray(weights[name]).tobytes())
+    )
+    return Encoder(apply=_compiled(_parts(path, weights)), fingerprint=fingerprint(*contents))
 
 
-def _compiled(parts):
+def _compiled(parts: list[Part]) -> Forward:
     import jax
     import jax.numpy as jnp
 
-    def conv(x, weight, bias=None, stride=1):
+    Map = Float[Array, "1 _ _ _"]  # batch of one, channels first
+
+    def conv(x: Map, weight: np.ndarray, bias: np.ndarray | None = None, stride: int = 1) -> Map:
         pad = [(weight.shape[2] // 2,) * 2] * 2
         x = jax.lax.conv_general_dilated(
             x, weight, (stride, stride), pad, dimension_numbers=("NCHW", "OIHW", "NCHW"), precision="highest"
         )
         return x if bias is None else x + bias[None, :, None, None]
 
-    def pool(x, tensors):
+    def pool(x: Map, tensors: Part) -> Map:
         h = conv(x, tensors["pool.0.weight"])
         grouped = h.reshape(_POOL_GROUPS, -1)
         mean, variance = grouped.mean(1, keepdims=True), grouped.var(1, keepdims=True)
@@ -73,7 +86,7 @@ def _compiled(parts):
         h = h * tensors["pool.1.weight"][None, :, None, None] + tensors["pool.1.bias"][None, :, None, None]
         return conv(jax.nn.relu(h), tensors["pool.3.weight"])
 
-    def block(x, tensors):
+    def block(x: Map, tensors: Part) -> Map:
         if "pool.0.weight" in tensors:
             x = x + pool(x, tensors)
         h = x
@@ -83,7 +96,7 @@ def _compiled(parts):
         return jax.nn.relu(h + (conv(x, tensors["skip.weight"]) if "skip.weight" in tensors else x))
 
     @jax.jit
-    def apply(image):
+    def apply(image: UInt8[Array, "h w 3"]) -> Float[Array, "h8 w8 c"]:
         x = image.astype(jnp.float32).transpose(2, 0, 1)[None] / 255
         for tensors in parts:
             if "weight" in tensors:
@@ -95,14 +108,14 @@ def _compiled(parts):
     return apply
 
 
-def _parts(path, weights) -> list[Mapping[str, np.ndarray]]:
-    """Tensors of each part in order, float32, checked."""
-    parts = {}
+def _parts(path: Path, weights: Part) -> list[Part]:
+    """Tensors of each part in order, their names and shapes checked."""
+    parts: dict[int, dict[str, np.ndarray]] = {}
     for name, array in weights.items():
         match = re.fullmatch(r"(\d+)\.(.+)", name)
         if match is None:
             raise _foreign(path, name)
-        parts.setdefault(int(match[1]), {})[match[2]] = np.asarray(array, np.float32)
+        parts.setdefault(int(match[1]), {})[match[2]] = array
     if sorted(parts) != list(range(len(parts))):
         raise _foreign(path, f"parts {sorted(parts)}")
     width = 3
@@ -119,29 +132,6 @@ def _parts(path, weights) -> list[Mapping[str, np.ndarray]]:
     return [parts[number] for number in sorted(parts)]
 
 
-def _read(path):
-    if not path.is_file():
-        raise user_error(f"no file {path}", "the weights of a tiny autoencoder's encoder", "correct the path")
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError) as error:
-            raise user_error(f"{path} cannot be read ({error})", "arrays without pickle", "fetch it again") from error
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise user_error(f"{path} cannot be read ({error})", "safetensors", "fetch it again") from error
-    from kaleido_jax.interop.files.torch_zip import TorchZip
-
-    file = TorchZip(path)
-    return {name: file.read(name) for name in file.names}
-
-
-def _foreign(path, what):
+def _foreign(path: Path, what: str) -> UserError:
     expected = "an encoder of TAESD's family (0.weight, 1.conv.0.weight, ...)"
     return user_error(f"{path} with {what}", expected, "name the encoder's file, not the decoder's")

@@ -90,7 +90,7 @@ def test_annotator_gives_thousandths_of_the_image_and_an_empty_tuple_for_nothing
     assert detector.segments == ("bbox",) and detector.metadata["version"] == open_onnx(path, side_px=1).fingerprint
 
 
-def test_files_that_do_not_fit_are_told(tmp_path):
+def test_files_that_do_not_fit_are_refused(tmp_path):
     pytest.importorskip("onnxruntime")
     path = onnx_files.detector(tmp_path / "tiny.onnx", raw_output({}))
     with pytest.raises(UserError, match="0 .names files"):
@@ -100,9 +100,17 @@ def test_files_that_do_not_fit_are_told(tmp_path):
         opened(path)
     with pytest.raises(UserError, match="no file"):
         opened(tmp_path / "absent.onnx")
-    (tmp_path / "page.onnx").write_bytes(b"<html>")
-    with pytest.raises(UserError, match="no model that runs"):
-        opened(tmp_path / "page.onnx")
+    whole = path.read_bytes()
+    for content, reason in (
+        (b"\n <!DOCTYPE html>", "is a web page; .*download the raw file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a git-LFS pointer; .*git lfs pull"),
+        (whole[: len(whole) // 2], "no model that runs"),
+        (b"", "no model that runs"),
+    ):
+        (tmp_path / "bad.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=reason) as error:
+            opened(tmp_path / "bad.onnx")
+        assert "\n" not in str(error.value)
     odd = onnx_files.brightness_mask(tmp_path / "odd.onnx", side=40)
     with pytest.raises(UserError, match="40x40"):
         opened(odd)

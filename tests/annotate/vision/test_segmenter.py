@@ -87,11 +87,13 @@ def test_normalization_comes_from_the_file_beside_the_model(tmp_path):
     pytest.importorskip("onnxruntime")
     example, mask = photo()
     path = onnx_files.brightness_mask(tmp_path / "m.onnx")
-    told = tmp_path / "preprocessor_config.json"
-    told.write_text(json.dumps({"image_mean": [2, 2, 2], "image_std": [1, 1, 1]}))  # white comes out below zero
+    normalization = tmp_path / "preprocessor_config.json"
+    normalization.write_text(
+        json.dumps({"image_mean": [2, 2, 2], "image_std": [1, 1, 1]})
+    )  # white comes out below zero
     assert isinstance(opened(path)([example], [boxes((150, 150, 850, 650))])[0], Failure)
     for bad in ('{"image_std": [0, 1, 1]}', '{"image_mean": 3}', "[", "[1]"):
-        told.write_text(bad)
+        normalization.write_text(bad)
         with pytest.raises(UserError, match=r"preprocessor_config\.json"):
             opened(path)
 

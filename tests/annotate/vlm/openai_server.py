@@ -74,7 +74,7 @@ class Server:
         elif isinstance(behavior, tuple):
             self.send(handler, {"error": {"message": "as asked"}}, *behavior)
         else:
-            self.send(handler, behavior if isinstance(behavior, dict) else reply(behavior))
+            self.send(handler, behavior if isinstance(behavior, dict | list) else reply(behavior))
 
     def send(self, handler, value, status=200, headers=()):
         body = value if isinstance(value, bytes) else json.dumps(value).encode()

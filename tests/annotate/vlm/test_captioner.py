@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import hypothesis.strategies as st
 import numpy as np
@@ -34,6 +35,7 @@ class Recorded:
 
 
 # ------------------------------------------------------------------------------------------------- answers
+OTHERS = "The picture shows a wooden table by the window with cups on it, "
 USABLE = {
     "plain": GOOD,
     "paragraphs": GOOD.replace(". ", ".\n\n"),
@@ -43,6 +45,35 @@ USABLE = {
     "json of another name": f'{{"answer": "{GOOD}", "words": 73}}',
     "json string": f'"{GOOD}"',
     "thoughts": f"<think>\nThe user wants 50 words. <PERSON> is a tag.\n</think>\n\n{GOOD}",
+    "closing think tag alone": f"The user wants 50 words.\n</think>\n\n{GOOD}",
+    "two thoughts": f"<think>\nHm.\n</think>\n<think>{OTHERS}</think>{GOOD}",
+    "thoughts never closed": f"{GOOD}\n<think>Is that enough?",
+    "answer tags": f"<think>Hm.</think><answer>{GOOD}</answer>",
+    "special tokens": f"{GOOD}<|im_end|></s>",
+    "sentence, fenced json": f'Here is the description:\n```json\n{{"description": "{GOOD}"}}\n```',
+    "fenced json, sentence": f'```json\n{{"description": "{GOOD}"}}\n```\nI hope this helps!',
+    "fenced JSON, CRLF": f'```JSON\r\n{{\r\n  "description": "{GOOD}"\r\n}}\r\n```',
+    "fence of one line": f'```json {{"description": "{GOOD}"}}```',
+    "fence never closed": f'```json\n{{"description": "{GOOD}"}}',
+    "sentence, fenced text": f"Sure! Here it is:\n\n```text\n{GOOD}\n```\nAnything else?",
+    "sentence, json": f'Here is the description you asked for: {{"description": "{GOOD}"}}',
+    "json, sentence": f'{{"description": "{GOOD}"}}\n\nI hope this helps!',
+    "line breaks in json": '{"description": "' + GOOD.replace(". ", ".\n\n") + '"}',
+    "tab in json": '{"description": "' + GOOD.replace(" and ", "\tand ") + '"}',
+    "line breaks in a json string": '"' + GOOD.replace(". ", ".\n") + '"',
+    "single quotes": f"{{'description': '{GOOD}'}}",
+    "typographic quotes": f"{{“description”: “{GOOD}”}}",
+    "trailing comma": f'{{"description": "{GOOD}",}}',
+    "escapes": json.dumps({"description": GOOD.replace("small", "s\u006dall")}).replace("/", "\\/"),
+    "list of one": f'[{{"description": "{GOOD}"}}]',
+    "list of one string": f'["{GOOD}"]',
+    "sentences": json.dumps({"description": [s.strip(".") + "." for s in GOOD.split(". ")]}),
+    "nested": f'{{"result": {{"title": "A dog", "description": "{GOOD}"}}}}',
+    "schema copied": f'{{"type": "object", "properties": {{"description": "{GOOD}"}}}}',
+    "detailed": f'{{"title": "A dog", "Detailed_Description": "{GOOD}", "objects": ["dog", "sofa"]}}',
+    "tool call": f'<tool_call>\n{{"name": "describe", "arguments": {{"description": "{GOOD}"}}}}\n</tool_call>',
+    "heading": f"**Description:** {GOOD}",
+    "introduction": f"Certainly, gladly! Here is a description of the picture:\n\n{GOOD}",
 }
 
 
@@ -55,12 +86,17 @@ def test_the_separator_of_segments_is_replaced():
     assert description_of(Answer(text=GOOD.replace(", its", " | its"))) == GOOD.replace(", its", " / its")
 
 
-OTHERS = "The picture shows a wooden table by the window with cups on it, "
 REFUSED = {
     "": "empty",
     " \n\t": "empty",
     "{}": "empty",
     '{"description": 5}': "empty",
+    "<think>Hm.</think>": "empty answer, all of it thoughts",
+    "<think>The picture shows": "empty answer, all of it thoughts",
+    f"{GOOD}\n</think>": "empty answer, all of it thoughts",
+    f'Here you are: {{"description": "{OTHERS} with the sign "OPEN" on it"}}': "objects that are no JSON",
+    f'{{"description": "{OTHERS} with a red': "objects cut off by the end",
+    '```json\n{"objects": ["dog", "sofa"], "count": 2}\n```': "empty",
     "I'm sorry, but I can't assist with that request.": "refusal",
     "I\u2019m sorry, I can\u2019t help with identifying or describing people in images.": "refusal",
     "Sorry, I cannot view images directly, and so I have no way to describe what is shown in this one.": "refusal",
@@ -96,6 +132,9 @@ def test_useless_answers_are_refused_with_the_reason(text):
         '"Open" says the sign over the door of the shop, and a man with a red cap sweeps the pavement before it.',
         "I can see a small dog on a sofa, with a cushion of the same color next to it and a lamp behind.",
         OTHERS + "each with 3 < 4 spoons > 2 forks [sic].",
+        OTHERS + "and the curly brackets {} and {so on} of a program on the screen of the laptop.",
+        OTHERS + "and a screen with the lines ```x = 1``` and ```y = 2``` beside the cups.",
+        "[Open] says the sign over the door of the shop, and a man with a red cap sweeps the pavement before it.",
     ],
 )
 def test_what_only_looks_useless_is_kept(text):
@@ -118,6 +157,11 @@ def test_an_answer_that_was_cut_off_is_no_description():
 @case("```" + "a" * 20_000)
 @case("```" + "\n" * 20_000 + "a")
 @case("I am very " * 5_000)
+@case("</think>" * 5_000)
+@case("``` " * 5_000)
+@case('{"a":"' * 5_000)
+@case('{"a":"b\ud83d' * 5_000)
+@case("sure " + " " * 20_000)
 def test_any_string_is_a_valid_text_or_unusable(text):
     try:
         found = description_of(Answer(text=text))
@@ -213,5 +257,5 @@ def test_opening_without_server_or_weights_says_what_is_missing(tmp_path):
         endpoint=AnnotateEndpoint(base_url="http://localhost:1/v1", model="m"), text=AnnotateText(kind="openai")
     )
     assert open_captioner(config).metadata["model"] == "m"
-    with pytest.raises(UserError, match="no model at .*nowhere; expected a folder with config.json"):
+    with pytest.raises(UserError, match="no model in .*nowhere; expected a folder with config.json"):
         open_captioner(Annotate(text=AnnotateText(kind="transformers", model=str(tmp_path / "nowhere"))))

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import dataclasses
 import io
 import pickle
 import re
@@ -19,7 +20,7 @@ pytest.importorskip("openai", reason="openai is not installed: pip install 'kale
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vlm import endpoint
 from kaleido_jax.annotate.vlm.captioner import Captioner
-from kaleido_jax.annotate.vlm.endpoint import Endpoint, _retry_after_s
+from kaleido_jax.annotate.vlm.endpoint import Endpoint, _retry_after_sec
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 
@@ -32,13 +33,13 @@ DESCRIBED = Latents(text=GOOD)
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
+def no_proxy_no_waiting(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(endpoint, "FIRST_BACKOFF_SEC", 0.01)
 
 
 def captioner(server, **changes):
-    model = Endpoint(settings(server, **changes), max_tokens=64, first_backoff_s=0.01)
-    return Captioner(model, image_size=28)
+    return Captioner(Endpoint(settings(server, **changes), max_tokens=64), image_size=28)
 
 
 def ask(server, names, **changes):
@@ -62,6 +63,7 @@ MENDS = {
     "refuses": ["I'm sorry, but I can't help with identifying people in images.", GOOD],
     "huge": ["ten_megabytes", GOOD],
     "everything": ["half_json", CHINESE, 500, GOOD],
+    "without_message": [{"choices": [{"index": 0, "message": None}]}, [{"error": {"code": 503}}], GOOD],
 }
 FAILS = {
     "always_hangs": (["hang"], r"no answer within 1 s \(3 tries\)"),
@@ -77,6 +79,11 @@ FAILS = {
     "declined": ([reply(None, refusal="I can't do that")], r"I can't do that \(5 tries\)"),
     "cut_off": ([reply(GOOD, "length")], r"cut off.*\(5 tries\)"),
     "too_large": ([400], r"status 400: as asked \(1 try\)"),
+    "gemini_filtered": ([reply(None, "content_filter: SAFETY")], r"filter: content_filter: safety \(5 tries\)"),
+    "gemini_cut_off": ([reply(GOOD, "MAX_TOKENS")], r"cut off at the token limit \(5 tries\)"),
+    "null": ([reply(None)], r"empty answer \(5 tries\)"),
+    "reasons": ([reply(None, reasoning_content=GOOD)], r"empty answer, all of it reasoning \(5 tries\)"),
+    "still_reasons": ([reply("", "length", reasoning=GOOD)], r"all of it reasoning, cut off at the token limit \(5"),
 }
 
 
@@ -141,9 +148,9 @@ def test_retry_after_holds_back_all_requests():
 
 
 def test_retry_after_may_be_a_date():
-    assert 8 < _retry_after_s({"retry-after": formatdate(time.time() + 10, usegmt=True)}) <= 10
-    assert _retry_after_s({"retry-after": formatdate(time.time() - 10, usegmt=True)}) == 0
-    assert _retry_after_s({"retry-after": "soon"}) == _retry_after_s({}) == 0
+    assert 8 < _retry_after_sec({"retry-after": formatdate(time.time() + 10, usegmt=True)}) <= 10
+    assert _retry_after_sec({"retry-after": formatdate(time.time() - 10, usegmt=True)}) == 0
+    assert _retry_after_sec({"retry-after": "soon"}) == _retry_after_sec({}) == 0
 
 
 def test_requests_per_minute_are_kept(monkeypatch):
@@ -173,11 +180,11 @@ def test_requests_per_minute_are_kept(monkeypatch):
 def test_backoff_grows_and_its_jitter_is_the_images_own():
     with serving() as server:
         one, other = captioner(server).model, captioner(server).model
-    waits = [one._backoff_s("test/a", k) for k in range(4)]
-    assert waits == [other._backoff_s("test/a", k) for k in range(4)]
-    assert waits[0] != one._backoff_s("test/b", 0)
+    waits = [one._backoff_sec("test/a", k) for k in range(4)]
+    assert waits == [other._backoff_sec("test/a", k) for k in range(4)]
+    assert waits[0] != one._backoff_sec("test/b", 0)
     assert all(0.5 <= wait / (0.01 * 2**k) < 1.5 for k, wait in enumerate(waits))
-    assert one._backoff_s("test/a", 100) == 300
+    assert one._backoff_sec("test/a", 100) == 300
 
 
 def test_tokens_and_cost_are_counted_with_the_retries():
@@ -214,10 +221,42 @@ def test_request_fields_follow_the_config():
     assert hosted["max_completion_tokens"] == 64 and hosted["model"] == "tiny"
 
 
-def test_content_parts_are_joined():
-    parts = [{"type": "text", "text": GOOD[:50]}, {"type": "text", "text": GOOD[50:]}]
-    with serving({"a": [reply(parts)]}) as server:
-        assert ask(server, ["a"])[0] == [DESCRIBED]
+def called(arguments):
+    return {"id": "1", "type": "function", "function": {"name": "describe", "arguments": arguments}}
+
+
+CONTENTS = {
+    "parts": reply([{"type": "text", "text": GOOD[:50]}, {"type": "text", "text": GOOD[50:]}]),
+    "thinking": reply(
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": GOOD}]
+    ),
+    "reasoning": reply(
+        [{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": GOOD}, {"type": "image"}]
+    ),
+    "strings": reply([GOOD[:50], GOOD[50:], None]),
+    "value": reply([{"type": "text", "text": {"value": GOOD, "annotations": []}}]),
+    "object": reply({"description": GOOD}),
+    "beside_reasoning": reply(GOOD, reasoning_content="Hm.", reasoning="Hm.", refusal=""),
+    "tool": reply(None, "tool_calls", tool_calls=[called(f'{{"description": "{GOOD}"}}')]),
+    "tool_object": reply("", tool_calls=[None, called({"description": GOOD})]),
+    "function": reply(None, "function_call", function_call={"name": "f", "arguments": f'{{"text": "{GOOD}"}}'}),
+    "no_usage": reply(GOOD) | {"usage": None},
+    "no_finish": reply(GOOD, None),
+    "odd_usage": reply(GOOD) | {"usage": {"prompt_tokens": "300", "completion_tokens": None}},
+}
+
+
+def test_content_comes_in_many_shapes():
+    with serving({name: [content] for name, content in CONTENTS.items()}) as server:
+        results, usage = ask(server, list(CONTENTS))
+    assert dict(zip(CONTENTS, results, strict=True)) == dict.fromkeys(CONTENTS, DESCRIBED)
+    assert usage.requests == len(CONTENTS)
+
+
+def test_a_caption_of_half_a_character_can_be_sent():
+    with serving() as server:
+        cut = dataclasses.replace(example("a"), id="test/\ud83d", caption="image a \ud83d")
+        assert captioner(server)([cut], [Latents()]) == [DESCRIBED]
 
 
 def test_a_bad_image_is_a_failure_and_is_not_sent():

@@ -83,7 +83,7 @@ def _failures(path):
 
 def test_a_server_that_is_away_stops_the_job_and_it_goes_on_later(data, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("kaleido_jax.annotate.vlm.endpoint.FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("kaleido_jax.annotate.vlm.endpoint.FIRST_BACKOFF_SEC", 0.01)
     workdir = tmp_path / "run"
     with serving() as server:
         given = config(data, server)

@@ -2,6 +2,7 @@ import pytest
 from test_captioner import Recorded
 
 from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer
 from kaleido_jax.annotate.vlm.grounder import Grounder
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.types import Latents
@@ -48,7 +49,42 @@ def test_recorded_answers_become_boxes_on_the_crop(answer, how):
     assert results == [Latents(bbox=(DOG, LAPTOP))]
 
 
-def test_models_with_tokens_for_places_need_no_coordinates():
+DRAFT, FINAL = (
+    '[{"bbox_2d": [500, 500, 600, 600], "label": "cat"}]',
+    '[{"bbox_2d": [10, 20, 300, 400], "label": "dog"}]',
+)
+THOUGHTFUL = {
+    "closing tag alone": f"Maybe {DRAFT}, no.\n</think>\n\n{FINAL}",
+    "two blocks": f"<think>{DRAFT}</think>\n<think>no: {DRAFT}</think>{FINAL}",
+    "closed twice": f"<think>{DRAFT}</think> so {DRAFT}</think>{FINAL}",
+    "never closed": f"{FINAL}\n<think>or {DRAFT}?",
+    "another name": f"<thinking>{DRAFT}</thinking>{FINAL}",
+    "upper case": f"<THINK>{DRAFT}</ THINK >{FINAL}",
+    "answer tags": f"Let me see. {DRAFT}\n<answer>{FINAL}</answer>",
+    "glm": f"<think>{DRAFT}</think><answer><|begin_of_box|>{FINAL}<|end_of_box|></answer>",
+    "kimi": f"◁think▷{DRAFT}◁/think▷{FINAL}",
+    "magistral": f"[THINK]{DRAFT}[/THINK]{FINAL}",
+    "gpt-oss": f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{FINAL}",
+    "tool call": f'<tool_call>\n{{"name": "show", "arguments": {{"objects": {FINAL}}}}}\n</tool_call>',
+}
+
+
+@pytest.mark.parametrize("answer", THOUGHTFUL.values(), ids=THOUGHTFUL)
+def test_boxes_in_thoughts_are_drafts(answer):
+    [result] = Grounder(Recorded(answer))([example("one")], [Latents()])
+    assert result.bbox == (Box(phrase="dog", box=(10, 20, 300, 400)),)
+
+
+def test_an_answer_cut_off_in_its_list_keeps_its_boxes_and_one_cut_off_in_prose_has_none():
+    grounder = Grounder(Recorded(""))
+    for text in (FINAL[:-1] + ', {"bbox_2d": [12, 30, 40, 50], "label": "a bro', FINAL[:-1] + ",", "```json\n" + FINAL):
+        assert len(grounder._read(Answer(text=text, cut_off=True)).bbox) == 1
+    # Thoughts whose opening tag was in the prompt and whose closing tag never came.
+    with pytest.raises(UnusableAnswer, match="cut off at the token limit"):
+        grounder._read(Answer(text=f"Got it, the dog may be {FINAL}. But wait, the", cut_off=True))
+
+
+def test_models_with_location_tokens_need_no_coordinates():
     florence = "a brown dog<loc_112><loc_250><loc_500><loc_875>"
     kosmos = "<phrase>a brown dog</phrase><object><patch_index_0259><patch_index_0879></object> on a sofa"
     for answer in (florence, kosmos):
@@ -67,7 +103,28 @@ def test_boxes_in_a_loop_count_once_and_the_first_are_kept():
     assert [box.box[0] for box in result.bbox] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("answer", ["[]", "```json\n[]\n```"])
+NOTHING = [
+    "[]",
+    "[ ]",
+    "[\n]",
+    "{}",
+    " []\n",
+    "```json\n[]\n```",
+    "```\n[]\n```",
+    "```JSON\n[]\n```",
+    "```json\r\n[]\r\n```",
+]
+NOTHING += [
+    "```[]```",
+    "［］",
+    "[]<|im_end|>",
+    "<think>No dog.</think>\n\n[]",
+    "I see no objects:\n```json\n[]\n```\nSorry!",
+]
+NOTHING += ["Nothing of it is there.\r\n\r\n[]\r\n", '{"objects": []}', '```json\n{"objects": [], "count": 0}\n```']
+
+
+@pytest.mark.parametrize("answer", NOTHING)
 def test_nothing_found_is_an_answer(answer):
     assert Grounder(Recorded(answer))([example("one")], [Latents()]) == [Latents(bbox=())]
 
@@ -77,6 +134,11 @@ def test_nothing_found_is_an_answer(answer):
     [
         ("", "empty answer"),
         ("<think>hm</think>", "empty answer"),
+        ('<think>Maybe [{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]', "empty answer, all of it thoughts"),
+        ("a [] b", "no box in"),
+        ('[]\n[{"bbox_2d": [1, 2', "cut off by the end"),
+        ('[{"bbox_2d": [1, 2, 3, 4] "label": "cat"}]', "no JSON"),
+        ('<point x="61.5" y="40.6" alt="dog">dog</point>', "no box in"),
         ("There is a dog in the picture.", "no box in 'There is a dog"),
         ("I'm sorry, I can't do that.", "no box in"),
         (f"[{EMPTY_BOX}]", "boxes without an area"),

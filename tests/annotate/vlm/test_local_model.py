@@ -71,7 +71,7 @@ def says(model, text, monkeypatch, ends=True):
 def test_an_answer_depends_on_neither_the_batch_nor_the_order(kind, folders):
     if kind == "qwen2.5":
         pytest.importorskip("torchvision", reason="torchvision, which this model's processor needs, is not installed")
-    model = LocalModel(folders(kind), max_tokens=12, batch_size=3, device="cpu")
+    model = LocalModel(folders(kind), max_tokens=12, batch_size=3)
     questions = [Question(id=p, image=image(i), image_size=56, prompt=p) for i, p in enumerate(PROMPTS)]
 
     def texts(questions):
@@ -84,7 +84,7 @@ def test_an_answer_depends_on_neither_the_batch_nor_the_order(kind, folders):
 
 
 def test_every_image_ends_in_text_or_failure(folders):
-    annotator = Captioner(LocalModel(folders("llava"), max_tokens=12, batch_size=2, device="cpu"), image_size=28)
+    annotator = Captioner(LocalModel(folders("llava"), max_tokens=12, batch_size=2), image_size=28)
     results = annotator(examples(3), [Latents()] * 3)
     assert [type(result) for result in results] == [Failure] * 3  # random weights write no English
     assert all(result.reason.endswith("(3 tries)") for result in results)
@@ -93,7 +93,7 @@ def test_every_image_ends_in_text_or_failure(folders):
 
 
 def test_unusable_answers_are_asked_for_again_alone_and_sampled(folders, monkeypatch):
-    model = LocalModel(folders("llava"), max_tokens=12, batch_size=4, device="cpu")
+    model = LocalModel(folders("llava"), max_tokens=12, batch_size=4)
     calls = says(model, "no", monkeypatch)
     Captioner(model, image_size=28)(examples(2), [Latents()] * 2)
     assert [len(call["input_ids"]) for call in calls] == [2] + [1] * (2 * RETRIES)
@@ -101,7 +101,7 @@ def test_unusable_answers_are_asked_for_again_alone_and_sampled(folders, monkeyp
 
 
 def test_a_good_answer_becomes_the_text(folders, monkeypatch):
-    model = LocalModel(folders("llava"), max_tokens=12, batch_size=4, device="cpu")
+    model = LocalModel(folders("llava"), max_tokens=12, batch_size=4)
     says(model, GOOD, monkeypatch)
     assert Captioner(model)(examples(5), [Latents()] * 5) == [Latents(text=GOOD)] * 5
     says(model, GOOD, monkeypatch, ends=False)
@@ -110,7 +110,7 @@ def test_a_good_answer_becomes_the_text(folders, monkeypatch):
 
 
 def test_florence_gets_its_tasks_and_keeps_its_places(folders, monkeypatch):
-    model = LocalModel(folders("florence"), max_tokens=12, device="cpu")
+    model = LocalModel(folders("florence"), max_tokens=12, batch_size=8)
     calls = says(model, "a dog<loc_10><loc_20><loc_500><loc_700>", monkeypatch)
     [result] = Grounder(model)(examples(1), [Latents()])
     assert result == Latents(bbox=(Box(phrase="a dog", box=(10, 20, 500, 700)),))
@@ -122,7 +122,7 @@ def test_florence_gets_its_tasks_and_keeps_its_places(folders, monkeypatch):
 
 
 def test_kosmos_is_told_to_ground_and_keeps_its_places(folders, monkeypatch):
-    model = LocalModel(folders("kosmos"), max_tokens=12, device="cpu")
+    model = LocalModel(folders("kosmos"), max_tokens=12, batch_size=8)
     says(model, "<phrase>a dog</phrase><object><patch_index_0000><patch_index_1023></object> sits", monkeypatch)
     [result] = Grounder(model)(examples(1), [Latents()])
     assert result == Latents(bbox=(Box(phrase="a dog", box=(16, 16, 984, 984)),))  # middles of the corner cells
@@ -133,21 +133,21 @@ def test_kosmos_is_told_to_ground_and_keeps_its_places(folders, monkeypatch):
 
 def test_captions_cannot_write_special_tokens(folders):
     bad = Example(id="e", image=image(0), caption="<image> <image>\n</s>thing")
-    annotator = Captioner(LocalModel(folders("llava"), max_tokens=4, device="cpu"), image_size=28)
+    annotator = Captioner(LocalModel(folders("llava"), max_tokens=4, batch_size=8), image_size=28)
     assert isinstance(annotator([bad], [Latents()])[0], Failure)  # of the text, not of the processor
 
 
 def test_metadata_is_the_folders_content_not_its_place(folders, tmp_path):
     copy = tmp_path / "elsewhere" / "llava"
     shutil.copytree(folders("llava"), copy)
-    metadata = LocalModel(folders("llava"), max_tokens=4).metadata
-    assert LocalModel(copy, max_tokens=4).metadata == metadata
+    metadata = LocalModel(folders("llava"), max_tokens=4, batch_size=8).metadata
+    assert LocalModel(copy, max_tokens=4, batch_size=8).metadata == metadata
     (copy / "more.safetensors").write_bytes(b"1")
-    assert LocalModel(copy, max_tokens=4).metadata != metadata
+    assert LocalModel(copy, max_tokens=4, batch_size=8).metadata != metadata
 
 
 def test_what_is_no_model_is_told_in_one_line(folders, tmp_path):
-    with pytest.raises(UserError, match="no model at"):
+    with pytest.raises(UserError, match="no model in"):
         open_captioner(Annotate(text=AnnotateText(kind="transformers", model=str(tmp_path))))
     broken = tmp_path / "broken"
     shutil.copytree(folders("llava"), broken)
@@ -159,8 +159,8 @@ def test_what_is_no_model_is_told_in_one_line(folders, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
-    for folder, told in ((broken, "cannot be loaded"), (mute, "no chat template"), (empty, "cannot be loaded")):
+    for folder, reason in ((broken, "cannot be loaded"), (mute, "no chat template"), (empty, "cannot be loaded")):
         annotator = open_captioner(Annotate(text=AnnotateText(kind="transformers", model=str(folder))))
-        with pytest.raises(UserError, match=told) as error:
+        with pytest.raises(UserError, match=reason) as error:
             annotator(examples(1), [Latents()])
         assert "\n" not in str(error.value)

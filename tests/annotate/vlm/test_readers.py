@@ -19,6 +19,13 @@ def found(answer, **settings):
     return [(o.phrase, tuple(round(v, 2) for v in o.box)) for o in reading.objects]
 
 
+def read_as(format, answer, seen_px=None):
+    """Reads an answer in a format that it need not have."""
+    collector = readers.Collector(seen_px)
+    readers.FORMATS[format](answer, collector)
+    return readers.Reading(format=format, objects=tuple(collector.objects), remarks=collector.remarks())
+
+
 # ------------------------------------------------------------------------------- answers as models print them
 def test_qwen_vl_tags():
     answer = (
@@ -67,6 +74,127 @@ def test_qwen25_json_in_pixels_and_qwen3_json_in_thousandths():
 )
 def test_json_in_pieces_keeps_its_whole_objects(answer):
     assert found(answer) == [("dog", (1, 2, 3, 4))]
+
+
+FIRST, SECOND = '"bbox_2d": [10, 20, 300, 400]', '{"bbox_2d": [1, 2, 3, 4], "label": "b"}'
+LOOSE = {
+    "line break in the label": f'[{{{FIRST}, "label": "a\ndog"}}, {SECOND}]',
+    "control character": f'[{{{FIRST}, "label": "a\x07dog"}}, {SECOND}]',
+    "single quotes": "[{'bbox_2d': [10, 20, 300, 400], 'label': 'a dog'}, {'bbox_2d': (1, 2, 3, 4), 'label': 'b'}]",
+    "typographic quotes": f"[{{“bbox_2d”: [10, 20, 300, 400], “label”: “a dog”}}, {SECOND}]",
+    "mixed quotes": f'[{{„bbox_2d“: [10, 20, 300, 400], "label": “a dog"}}, {SECOND}]',
+    "full-width": f'［｛"bbox_2d"：［10，20，300，400］，"label"："a dog"｝，{SECOND}］',
+    "bare words": f'[{{bbox_2d: [10, 20, 300, 400], label: "a dog", hidden: True, kind: animal}}, {SECOND}]',
+    "comments": f'[{{{FIRST}, // x1, y1, "x2", y2}}\n"label": /* a "cat" */ "a dog" # or {{so}}\n}}, {SECOND}]',
+    "trailing commas": f'[{{{FIRST[:-1]},], "label": "a dog",}}, {SECOND},]',
+    "CRLF and byte order mark": f'\ufeff```JSON\r\n[{{{FIRST},\r\n"label": "a dog",\r\n}},\r\n{SECOND}]\r\n```',
+}
+
+
+@pytest.mark.parametrize("answer", LOOSE.values(), ids=LOOSE)
+def test_loose_json_is_read_with_a_remark(answer):
+    assert found(answer) == [("a dog", (10, 20, 300, 400)), ("b", (1, 2, 3, 4))]
+    assert any("loose JSON, mended" in remark for remark in readers.read(answer).remarks)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        '"attributes": {"color": "brown"}',
+        '"attributes": [{"name": "color", "value": ["brown"]}]',
+        '"parts": [{"label": "no box"}], "confidence": 0.9',
+        '"pose": {"legs": {"front": {"left": {}}}}',
+        '"note": null, "visible": true, "area": 1e5',
+        '"mask": {"counts": "x]}", "size": [1000, 1000]}',
+    ],
+)
+def test_a_box_is_read_whatever_its_other_keys_hold(rest):
+    for order in (f'{FIRST}, "label": "dog", {rest}', f'{rest}, "label": "dog", {FIRST}'):
+        answer = f"[{{{order}}}, {SECOND}]"
+        assert found(answer) == [("dog", (10, 20, 300, 400)), ("b", (1, 2, 3, 4))]
+        assert readers.read(answer).remarks == ()
+
+
+def test_boxes_inside_boxes_come_after_them():
+    answer = '{"bbox_2d": [0, 0, 9, 9], "label": "dog", "parts": [{"bbox_2d": [1, 2, 3, 4], "label": "nose"}]}'
+    assert found(answer) == [("dog", (0, 0, 9, 9)), ("nose", (1, 2, 3, 4))]
+    # What is cut off or broken inside takes nothing else with it.
+    for end, remark in (('{"col', "cut off"), ('{"color": "brown" "red"}}', "no JSON")):
+        answer = '[{"bbox_2d": [0, 0, 9, 9], "label": "dog", "attributes": ' + end
+        assert found(answer) == [("dog", (0, 0, 9, 9))]
+        [kind] = readers.read(answer).remarks
+        assert remark in kind
+
+
+@pytest.mark.parametrize(
+    "lost", ['"label": "cat', '"label: "cat"', '"label": "cat"s"', '"label": "a "big" cat"', '"label"']
+)
+def test_a_broken_object_costs_no_other(lost):
+    answer = f'[{{{FIRST}, "label": "a"}},\n{{"bbox_2d": [9, 9, 99, 99], {lost}}},\n{SECOND}]'
+    assert found(answer) == [("a", (10, 20, 300, 400)), ("b", (1, 2, 3, 4))]
+    assert readers.read(answer).remarks == ("objects that are no JSON, left out: 1",)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        "[10, 20, 300, 400]",
+        "[10.0, 20.00, 3e2, 400]",
+        '["10", "20", " 300", "400.0"]',
+        "[[10, 20], [300, 400]]",
+        "[[[10, 20, 300, 400]]]",
+        '"10, 20, 300, 400"',
+        '"[10, 20, 300, 400]"',
+        '"(10,20),(300,400)"',
+        '{"x1": 10, "y1": 20, "x2": 300, "y2": 400}',
+        '{"xmin": 10, "ymin": 20, "xmax": 300, "ymax": 400}',
+        '{"x": 10, "y": 20, "width": 290, "height": 380}',
+        "[0.01, 0.02, 0.3, 0.4]",
+    ],
+)
+def test_shapes_of_a_box_in_json(box):
+    assert found(f'{{"bbox_2d": {box}, "label": "dog"}}') == [("dog", (10, 20, 300, 400))]
+
+
+def test_fractions_of_the_image_are_remarked_in_any_format():
+    for answer in ("dog [0.1, 0.2, 0.5, 1.0]", "<ref>dog</ref><box>(0.1,0.2),(0.5,1)</box>"):
+        for seen_px in (None, (640, 480)):
+            assert found(answer, seen_px=seen_px) == [("dog", (100, 200, 500, 1000))]
+        assert readers.read(answer).remarks == ("boxes in fractions of the image, scaled: 1",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "boxes", "remark"),
+    [
+        ('{"box_2d": [20, 10, 400, 300], "label": "dog"}', [(10, 20, 300, 400)], "read as (y1, x1, y2, x2): 1"),
+        ('{"bbox": [10, 20, 300, 400], "label": "dog"}', [(10, 20, 300, 400)], "another key than bbox_2d"),
+        ("{'box': [10, 20, 300, 400], 'name': 'dog'}", [(10, 20, 300, 400)], "another key than bbox_2d"),
+        ('{"boundingBox": [10, 20, 300, 400], "object": "dog"}', [(10, 20, 300, 400)], "another key than bbox_2d"),
+        ('{"bbox": [700, 800, 100, 50], "label": "dog"}', [], "unknown order, left out: 1"),  # with width and height
+        ('{"label": "dog", "x1": 10, "y1": 20, "x2": 300, "y2": 400}', [(10, 20, 300, 400)], None),
+        ('{"bbox": [10, 20, 300], "label": "dog"}', [], "without four numbers"),
+        ('{"bbox_2d": [[1, 2], [3, 4], [5, 6], [7, 8]], "label": "dog"}', [], "without four numbers"),
+        ('{"bbox_2d": [1, 2, 3, 4, 5, 6, 7, 8], "label": "dog"}', [], "without four numbers"),
+        ('{"bbox_2d": null, "label": "dog"}', [], "without four numbers"),
+    ],
+)
+def test_other_keys_of_boxes(answer, boxes, remark):
+    reading = readers.read(answer)
+    assert reading.format == "json" and [o.box for o in reading.objects] == boxes
+    assert remark is None or any(remark in one for one in reading.remarks)
+
+
+def test_deepseek_tags_and_full_width_brackets():
+    assert found("<|ref|>a dog<|/ref|><|det|>[[10, 20, 300, 400]]<|/det|>") == [("a dog", (10, 20, 300, 400))]
+    assert found("<ref>狗</ref><box>（10，20），（300，400）</box>") == [("狗", (10, 20, 300, 400))]
+    assert found("狗（10，20，300，400），a cat：［1，2，3，4］。") == [
+        ("狗", (10, 20, 300, 400)),
+        ("a cat", (1, 2, 3, 4)),
+    ]
+    assert found("a dog [[10,20,300,400]] and a cat [[1,2,3,4]]") == [
+        ("a dog", (10, 20, 300, 400)),
+        ("and a cat", (1, 2, 3, 4)),
+    ]
 
 
 def test_json_label_may_hold_braces_quotes_and_escapes():
@@ -124,12 +252,12 @@ def test_plain_lists_and_prose():
     ],
 )
 def test_formats_are_recognized(answer, format):
-    assert readers.recognize(answer) == readers.read(answer).format == format
+    assert readers.read(answer).format == format
 
 
 # ------------------------------------------------------------------------------------------------- remarks
 @pytest.mark.parametrize(
-    ("answer", "boxes", "told"),
+    ("answer", "boxes", "remark"),
     [
         ("a (300, 400, 100, 200)", [(100, 200, 300, 400)], "swapped corners, put in order: 1"),
         ("a (-5, 10, 20, 1001)", [(0, 10, 20, 1000)], "beyond the image, clipped: 1"),
@@ -153,15 +281,13 @@ def test_formats_are_recognized(answer, format):
         ('{"bbox_2d": [1, 2, ' + "9" * 5000 + ', 4], "label": "a"}', [], "without four numbers, left out: 1"),
     ],
 )
-def test_what_is_mended_or_left_out_is_told(answer, boxes, told):
+def test_what_is_mended_or_left_out_is_remarked(answer, boxes, remark):
     reading = readers.read(answer)
     assert [o.box for o in reading.objects] == boxes
-    assert told is None or any(told in remark for remark in reading.remarks)
+    assert remark is None or any(remark in one for one in reading.remarks)
 
 
-def test_wrong_settings_are_told():
-    with pytest.raises(UserError, match="one of tags, json"):
-        readers.read("a", format="qwen")
+def test_an_image_without_pixels_is_refused():
     with pytest.raises(UserError, match="a size above 0"):
         readers.read("a", seen_px=(0, 10))
 
@@ -234,8 +360,9 @@ def test_10000_mutated_answers_never_crash_nor_give_an_invalid_box():
             at = int(place * len(answer))
             answer = answer[:at] + pieces[piece] + answer[at + length :]
         # Read as what it is and as what it is not.
-        for asked in (None, format, formats[i % len(formats)]):
-            reading = readers.read(answer, format=asked, seen_px=(640, 480) if i % 3 == 0 else None)
+        seen_px = (640, 480) if i % 3 == 0 else None
+        as_printed, as_another = (read_as(name, answer, seen_px) for name in (format, formats[i % len(formats)]))
+        for reading in (readers.read(answer, seen_px=seen_px), as_printed, as_another):
             validate(Latents(bbox=reading.boxes()))
             for o in reading.objects:
                 x1, y1, x2, y2 = o.box
@@ -262,6 +389,7 @@ UNITS = [
     "<box>(1,2",
     "<loc_1>",
 ]
+UNITS += ['{"a":', '{"a":\u201c\n', "{'a':\"\n", "{/*", '{"a":1,', '{"box":(', "[[1,", "\uff08", '{"a":"b"}//']
 UNITS += ["<patch_index_0001>", "<object><phrase>", " ", "1", "a ", "\n- ", "<ref>a</ref><box>(1,2),(3,4)</box>", "\\"]
 HEADS = {"tags": "<box>", "json": "{", "kosmos": "<patch_index_0001><object>", "florence": "<loc_1>", "plain": "("}
 
@@ -272,7 +400,7 @@ def test_time_is_linear_in_the_length(format):
         answers = [head + unit * (length // len(unit)) for head in ("", HEADS[format]) for unit in UNITS]
         start = time.process_time()
         for answer in answers:
-            readers.read(answer, format=format)
+            read_as(format, answer)
         return time.process_time() - start
 
     # Sixteen times the length: 16 where linear, up to 256 where one unit is quadratic.

@@ -68,7 +68,7 @@ def _wait(url, process, log):
 def endpoint(server, **changes):
     url, name = server
     settings = {"base_url": url, "model": name, "timeout_s": 60.0, "retries": 1, "concurrency": 2} | changes
-    return Endpoint(AnnotateEndpoint(**settings), max_tokens=12, first_backoff_s=0.01)
+    return Endpoint(AnnotateEndpoint(**settings), max_tokens=12)
 
 
 @pytest.mark.slow

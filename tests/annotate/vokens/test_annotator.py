@@ -13,6 +13,7 @@ from kaleido_jax.config.schema import Annotate, AnnotateVoken
 from kaleido_jax.data.sources.base import Example, open_source
 from kaleido_jax.errors import UserError
 from tests.annotate.vision import onnx_files
+from tests.annotate.vokens.float8 import as_float8
 from tests.interop.files import torch_files
 
 WEIGHTS = Path(os.environ.get("KALEIDO_ONNX_WEIGHTS", "/nowhere"))
@@ -71,12 +72,20 @@ def test_a_quantizer_of_another_feature_kind_or_source_is_refused(tmp_path):
             opened(path, train, **other)
 
 
-def test_the_shipped_sources_file_has_no_new_fields(tmp_path):
-    keys = {"source", "image_size", "vokens_per_image", "codebook_size", "fit_examples"}
+def test_the_shipped_sources_file_says_what_it_was_fitted_for(tmp_path):
     path = tmp_path / "quantizer.safetensors"
     fit_or_load(path, source="fashion", image_size=32, vokens_per_image=2, codebook_size=8, fit_examples=40)
-    quantizer, told = load_quantizer(path)
-    assert set(told) == keys
+    quantizer, fitted_for = load_quantizer(path)
+    assert fitted_for == {
+        "source": "fashion",
+        "image_size": 32,
+        "vokens_per_image": 2,
+        "codebook_size": 8,
+        "fit_examples": 40,
+        "feature": "appearance",
+        "feature_version": "1",
+        "quantizer": "residual",
+    }
     example = open_source("fashion", "test", num_examples=1, seed=0)[0]
     tokenizer = QuantizerTokenizer(feature=APPEARANCE, quantizer=quantizer)
     assert tokenizer([example], [None])[0].voken == tuple(quantizer.encode(APPEARANCE([example.image]))[0].tolist())
@@ -134,7 +143,7 @@ def test_transformers_feature_is_the_models_pooled_output(tmp_path):
         open_feature("transformers", str(tmp_path / "absent"))
 
 
-def test_unknown_features_and_missing_weights_are_told():
+def test_unknown_features_and_missing_weights_are_refused():
     with pytest.raises(UserError, match="feature 'clip'"):
         open_feature("clip")
     with pytest.raises(UserError, match="without weights"):
@@ -225,11 +234,36 @@ def test_other_weights_are_refused(tmp_path):
     refused(r"1\.conv\.2\.bias", **{"1.conv.2.bias": None})
     refused(r"4\.pool", **{"4.pool.3.weight": None})
     refused("0 of shape", **{"0.weight": np.zeros((8, 4, 3, 3))})
+    refused(
+        "1.conv.0.weight of type int8; expected float weights", **{"1.conv.0.weight": np.zeros((8, 8, 3, 3), np.int8)}
+    )
+    refused("2.weight holds numbers that are not finite", **{"2.weight": np.full((8, 8, 3, 3), np.nan)})
     (tmp_path / "e.npz").write_bytes(b"<html>")
     with pytest.raises(UserError, match="cannot be read"):
         open_feature("autoencoder", str(tmp_path / "e.npz"))
     with pytest.raises(UserError, match="no file"):
         open_feature("autoencoder", str(tmp_path / "absent.npz"))
+
+
+@pytest.mark.parametrize("name", ["e.npz", "e.safetensors", "e.pth"])
+def test_weights_that_are_a_git_lfs_pointer_are_named_so(name, tmp_path):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="is a git-LFS pointer; .*git lfs pull"):
+        open_feature("autoencoder", str(tmp_path / name))
+
+
+def test_safetensors_of_float8_or_cut_short_are_refused_in_one_line(tmp_path):
+    from safetensors.numpy import save
+
+    content, path = (
+        save({name: array.astype(np.float16) for name, array in encoder_weights().items()}),
+        tmp_path / "e.safetensors",
+    )
+    for bad in (content.replace(b'"F16"', b'"I16"'), as_float8(content), content[:200], b"<html>"):
+        path.write_bytes(bad)
+        with pytest.raises(UserError) as error:
+            open_feature("autoencoder", str(path))
+        assert "e.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(not (WEIGHTS / "taef2_encoder_fp16.npz").exists(), reason="KALEIDO_ONNX_WEIGHTS has no TAEF2")

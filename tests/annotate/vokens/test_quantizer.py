@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from kaleido_jax.annotate.vokens.quality import quality, retrieval
 from kaleido_jax.annotate.vokens.quantizer import (
@@ -14,6 +15,7 @@ from kaleido_jax.annotate.vokens.quantizer import (
     save_quantizer,
 )
 from kaleido_jax.errors import UserError
+from tests.annotate.vokens.float8 import as_float8
 
 
 def vectors(count, dims=24, seed=0):
@@ -41,7 +43,7 @@ def test_levels_fit_the_codebook_with_the_largest_product(codebook, levels):
 
 
 def test_scalars_are_bounded_rounded_and_counted_in_mixed_radix():
-    # Two coefficients along the axes, 4 and 3 cells of equal width in tanh; what each stands for is told by hand.
+    # Two coefficients along the axes, 4 and 3 cells of equal width in tanh; what each stands for is set by hand.
     quantizer = FiniteScalarQuantizer(
         mean=np.zeros(2),
         components=np.eye(2),
@@ -58,9 +60,9 @@ def test_scalars_are_bounded_rounded_and_counted_in_mixed_radix():
 
 
 def test_normal_coefficients_use_all_codes_about_alike(fsq):
-    told = quality(fsq, vectors(4000, seed=1))
-    assert min(told["codes_used"]) == 1.0 and min(told["perplexity"]) > 0.9 * 64
-    assert (np.diff(told["rmse"]) < 0).all()
+    measured = quality(fsq, vectors(4000, seed=1))
+    assert min(measured["codes_used"]) == 1.0 and min(measured["perplexity"]) > 0.9 * 64
+    assert (np.diff(measured["rmse"]) < 0).all()
 
 
 def test_decoding_is_the_mean_of_each_cell(fsq):
@@ -105,7 +107,40 @@ def test_file_gives_the_same_codes_and_tells_damage(kind, tmp_path):
         load_quantizer(path)
 
 
-def test_too_few_images_and_unknown_kinds_are_told():
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>",
+        b"\xff" * 100,
+        save({"mean": np.zeros(3)}),
+        save({"mean": np.zeros(3)}, metadata={"quantizer": "[" * 100_000}),
+        save({"mean": np.zeros(3)}, metadata={"quantizer": "5"}),
+        save({"mean": np.zeros(3)}, metadata={"quantizer": '{"kind": "vq", "fingerprint": "", "fitted_for": {}}'}),
+    ],
+)
+def test_a_file_that_is_no_quantizer_is_refused(content, tmp_path):
+    path = tmp_path / "q.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged; .*run annotate again"):
+        load_quantizer(path)
+
+
+@pytest.mark.parametrize("kind", ["residual", "fsq"])
+def test_a_quantizer_of_float8_or_a_git_lfs_pointer_is_refused(kind, tmp_path):
+    path = tmp_path / "q.safetensors"
+    save_quantizer(fit_quantizer(vectors(200), kind=kind, vokens_per_image=2, codebook_size=8), path, {})
+    path.write_bytes(as_float8(path.read_bytes()))
+    with pytest.raises(UserError, match="is damaged"):
+        load_quantizer(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        load_quantizer(path)
+    with pytest.raises(UserError, match="no quantizer"):
+        load_quantizer(tmp_path)
+
+
+def test_too_few_images_and_unknown_kinds_are_refused():
     with pytest.raises(UserError, match="12 images with 24 features for 12 coefficients"):
         fit_quantizer(vectors(12), kind="fsq", vokens_per_image=6, codebook_size=64)
     with pytest.raises(UserError, match="40 images with 24 features for 30 coefficients"):

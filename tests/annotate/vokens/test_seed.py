@@ -200,7 +200,7 @@ def test_the_image_encoder_may_lie_in_a_file_of_its_own(weights, tokenizer, tmp_
     np.testing.assert_array_equal(split.encode(images(2)), tokenizer.encode(images(2)))
 
 
-def test_what_does_not_fit_is_told(weights, tmp_path):
+def test_what_does_not_fit_is_refused(weights, tmp_path):
     path = torch_files.write(tmp_path / "seed_quantizer.pt", weights)
     config = Annotate(voken=AnnotateVoken(kind="seed", model=str(path)))
     with pytest.raises(UserError, match=r"5 vokens an image of 300 codes; expected .*vokens_per_image = 32"):

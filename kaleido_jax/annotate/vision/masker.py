@@ -1,0 +1,16 @@
+"""Box-prompted masks: the interface that SAM and ONNX mask models share."""
+
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool
+
+from kaleido_jax.array_types import Boxes, Image
+
+
+class Masker(Protocol):
+    """A model that finds the object in a box."""
+
+    def __call__(self, image: Image, boxes: Boxes) -> Bool[np.ndarray, "n h w"]:
+        """A mask of the image's size for each box; boxes are in px of the image."""
+        ...

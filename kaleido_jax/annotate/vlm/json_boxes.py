@@ -1,0 +1,114 @@
+"""JSON grounding: labels and boxes of an answer's JSON objects, under the keys and in the shapes that models use."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from kaleido_jax.annotate.vlm.lenient_json import NUMBER, Value
+
+# Qwen's key, Gemini's, and those that other models put in the place of the one they were asked for. Qwen labels
+# objects and written text apart.
+BOX_KEYS = {
+    "bbox_2d": "xy",
+    "box_2d": "yx",
+    "bbox": "unknown",
+    "box": "unknown",
+    "bounding_box": "unknown",
+    "boundingbox": "unknown",
+}
+LABEL_KEYS = ("label", "text_content", "name", "object", "phrase", "object_name", "class_name", "category", "class")
+LABEL_KEYS += ("description", "caption", "text")
+_CORNER_KEYS = (
+    ("x1", "y1", "x2", "y2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("left", "top", "right", "bottom"),
+    ("x0", "y0", "x1", "y1"),
+)
+_SIZE_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+_NUMBER_WORD = re.compile(r"[^\s,;()\[\]\uff0c\uff1b\u3001\uff08\uff09\uff3b\uff3d\u3010\u3011]++")
+
+Order = Literal["xy", "yx", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledBox:
+    """One box as an answer has it; None for a label or four numbers that are not there."""
+
+    label: str | None
+    box: list[float] | None
+    order: Order  # "xy": (x1, y1, x2, y2); "yx": (y1, x1, y2, x2); "unknown": may be either, or with a width and height
+
+
+def boxes_of(found: dict[str, Value]) -> Iterator[LabeledBox]:
+    """The boxes of one JSON object; none if no key of it is one of BOX_KEYS or the four of a corner."""
+    fields = {key.strip().lower(): value for key, value in found.items()}
+    label = next((text for key in LABEL_KEYS if (text := _string(fields.get(key))) is not None), None)
+    key = next((key for key in BOX_KEYS if key in fields), None)
+    if key is not None:
+        value = fields[key]
+        # What names its sides leaves no question open.
+        order = "xy" if isinstance(value, dict) else BOX_KEYS[key]
+        for box in _boxes(value):
+            yield LabeledBox(label=label, box=box, order=order)
+    elif (box := _from_sides(fields)) is not None:
+        yield LabeledBox(label=label, box=box, order="xy")
+
+
+def numbers_in(text: str) -> list[float] | None:
+    """All words of the text as floats, [] if there is none; None if one is no plain number."""
+    numbers = []
+    for match in _NUMBER_WORD.finditer(text):
+        if not NUMBER.fullmatch(match[0]) or not math.isfinite(float(match[0])):
+            return None
+        numbers.append(float(match[0]))
+    return numbers
+
+
+def _string(value: Value) -> str | None:
+    if isinstance(value, list) and len(value) == 1:
+        [value] = value
+    return value if isinstance(value, str) else None
+
+
+def _boxes(value: Value) -> list[list[float] | None]:
+    """One box, or several in a list; None for what is no box."""
+    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
+        [value] = value
+    if isinstance(value, str):
+        numbers = numbers_in(value) or []
+        return [numbers[i : i + 4] for i in range(0, len(numbers), 4)] if numbers and len(numbers) % 4 == 0 else [None]
+    one = _box(value)
+    several = isinstance(value, list) and all(isinstance(v, list | dict) and len(v) >= 4 for v in value)
+    return [_box(v) for v in value] if one is None and several and value else [one]
+
+
+def _box(value: Value) -> list[float] | None:
+    """Four numbers, two pairs of them, or named sides."""
+    if isinstance(value, dict):
+        return _from_sides({key.strip().lower(): side for key, side in value.items()})
+    if not isinstance(value, list):
+        return None
+    if len(value) == 2 and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        value = [number for pair in value for number in pair]
+    return _four(value)
+
+
+def _from_sides(fields: dict[str, Value]) -> list[float] | None:
+    for keys in _CORNER_KEYS:
+        if all(key in fields for key in keys):
+            return _four([fields[key] for key in keys])
+    for keys in _SIZE_KEYS:
+        if all(key in fields for key in keys) and (four := _four([fields[key] for key in keys])):
+            x, y, width, height = four
+            return [x, y, x + width, y + height]
+    return None
+
+
+def _four(values: list[Value]) -> list[float] | None:
+    """The values as floats, numbers in strings too, if there are four and all are finite."""
+    words = [float(v) if isinstance(v, str) and NUMBER.fullmatch(v.strip()) else v for v in values]
+    is_box = len(words) == 4 and all(isinstance(v, float) and math.isfinite(v) for v in words)
+    return words if is_box else None
