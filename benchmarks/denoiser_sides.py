@@ -10,9 +10,8 @@ import sys
 
 import numpy as np
 
+from kaleido_jax.config import load_config
 from kaleido_jax.config import schema as cfg
-from kaleido_jax.config.checks import validate
-from kaleido_jax.main import load_config
 
 TIME, NEXT_TIME = 500, 480  # one reverse step of 50
 GUIDANCE = 4.0  # gamma
@@ -40,7 +39,7 @@ def make_case(name: str, batch: int = 0) -> Case:
         "inner": ("imagenet_combined", 2, True),
         "full": ("imagenet_combined", 1, False),
     }[name]
-    config = validate(load_config(f"configs/{file}.py", []))
+    config = load_config(file)
     net = config.model.denoiser.inner if inner else config.model.denoiser
     return Case(
         name,

@@ -5,16 +5,17 @@ Command:  python -m kaleido_jax.main annotate --config=configs/annotate_cc12m.py
 Data:     DIR/train.jsonl with lines {"image": "00001/000010001.jpg", "caption": "..."} of the photos that could be
           fetched, and these below DIR. SEED is the folder of seed_quantizer.pt (AILab-CVC on Hugging Face).
 Hardware: as configs/annotate_imagenet.py.
-Result:   runs/cc12m/records/, manifest.json and report.html. Train on them with configs/cc12m_combined.py (or
-          cc12m_text.py, cc12m_bbox.py, cc12m_voken.py) and --config.data.records=runs/cc12m.
+Result:   runs/cc12m/records/, manifest.json and report.html. Train on them with configs/cc12m.py:combined (or
+          :text, :bbox, :voken) and --config.data.records=runs/cc12m.
 """
 
-import runpy
-from pathlib import Path
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import base_config
 
 
-def get_config():
-    config = runpy.run_path(str(Path(__file__).with_name("annotate_imagenet.py")))["get_config"]()
+def get_config() -> ConfigDict:
+    config = base_config("annotate_imagenet")
     config.name = "annotate_cc12m"
     config.data.source = "table"
     config.data.split = "train"  # hence train.jsonl

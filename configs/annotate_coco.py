@@ -11,10 +11,12 @@ Result:   runs/coco/records/, manifest.json and report.html, at 256 px (--config
 Train on them with --config.data.records=runs/coco and a config of that size, vocabulary and number of vokens.
 """
 
-from kaleido_jax.config.schema import default_config
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "annotate_coco"
     config.data.source = "coco"

@@ -10,10 +10,12 @@ Result:   runs/imagenet/records/, manifest.json and report.html. Train on them w
           --config.data.records=runs/imagenet.
 """
 
-from kaleido_jax.config.schema import default_config
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "annotate_imagenet"
     config.data.source = "folder"

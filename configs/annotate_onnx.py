@@ -12,10 +12,12 @@ Result:   runs/onnx/records/, manifest.json and report.html, which says how far 
           benchmarks/results/annotate_agreement.md: a weak stand-in for the paper's annotators, to try the whole way.
 """
 
-from kaleido_jax.config.schema import default_config
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import default_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "annotate_onnx"
     config.data.source = "coco"

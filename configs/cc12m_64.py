@@ -1,22 +1,19 @@
 """Stage one of the paper's text-to-image models: the inner net alone at 64x64, with the same joint objective.
 
 Command:  python -m kaleido_jax.main --config=configs/cc12m_64.py:LATENTS --workdir=runs/cc12m_64_LATENTS
-          LATENTS is text, bbox, blob, voken or combined (also without ":LATENTS"); stage two is cc12m_LATENTS.py.
-Hardware: as cc12m_combined.py. Not yet trained with this code.
+          LATENTS is text, bbox, blob, voken or combined (also without ":LATENTS"); stage two is cc12m.py:LATENTS.
+Hardware: as cc12m.py. Not yet trained with this code.
 Needs:    records of CC12M at 64 px with these latents (config.data.records) and the weights of flan-t5-xl
           (config.model.t5.checkpoint).
 """
 
-import runpy
-from pathlib import Path
+from ml_collections import ConfigDict
 
-LATENTS = ("text", "bbox", "blob", "voken", "combined")
+from kaleido_jax.config import base_config
 
 
-def get_config(latents="combined"):
-    if latents not in LATENTS:
-        raise ValueError(f"latents {latents!r}, but there are {', '.join(LATENTS)}")
-    config = runpy.run_path(str(Path(__file__).with_name(f"cc12m_{latents}.py")))["get_config"]()
+def get_config(latents: str = "combined") -> ConfigDict:
+    config = base_config(f"cc12m:{latents}")
     config.name = f"cc12m_64_{latents}"
     config.init.inner = None
     config.model.denoiser = config.model.denoiser.inner

@@ -4,10 +4,12 @@ Command:  python -m kaleido_jax.main --config=configs/fashion_combined.py --work
 Hardware: two CPU cores; about 22 minutes with the installation. README.md has the results.
 """
 
-from kaleido_jax.config.schema import UNet, default_config, to_config_dict
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import UNet, default_config, to_config_dict
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "fashion_combined"
 

@@ -6,11 +6,13 @@ Needs:    records of ImageNet with the three latents (config.data.records) and t
           (config.model.t5.checkpoint).
 """
 
-from kaleido_jax.config.schema import UNet, default_config, to_config_dict
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import UNet, default_config, to_config_dict
 from kaleido_jax.data.sources.imagenet import class_captions
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "imagenet_combined"
 

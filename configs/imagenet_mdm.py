@@ -6,12 +6,13 @@ Needs:    records of ImageNet, with or without latents (config.data.records), an
           (config.model.t5.checkpoint).
 """
 
-import runpy
-from pathlib import Path
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import base_config
 
 
-def get_config():
-    config = runpy.run_path(str(Path(__file__).with_name("imagenet_combined.py")))["get_config"]()
+def get_config() -> ConfigDict:
+    config = base_config("imagenet_combined")
     config.name = "imagenet_mdm"
     config.latents.segments = ()  # no prior, no AR loss; all else is "almost identical" in the paper
     config.data.fetch = (

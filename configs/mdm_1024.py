@@ -10,14 +10,13 @@ The 256 px net divides its input by its deviation here, yet not as a model of it
 mdm_256.py exactly where it was, add --config.model.denoiser.inner.normalize_input=False.
 """
 
-import runpy
-from pathlib import Path
+from ml_collections import ConfigDict
 
-from kaleido_jax.config.schema import UNet, to_config_dict
+from kaleido_jax.config import UNet, base_config, to_config_dict
 
 
-def get_config():
-    config = runpy.run_path(str(Path(__file__).with_name("mdm_256.py")))["get_config"]()
+def get_config() -> ConfigDict:
+    config = base_config("mdm_256")
     config.name = "mdm_1024"
     config.init.inner = "checkpoints/mdm/vis_model_256x256.pth"
 

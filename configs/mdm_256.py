@@ -7,14 +7,13 @@ Needs:    mdm_64.py's model (config.init.inner: its file, or --config.init.inner
 Weights:  https://docs-assets.developer.apple.com/ml-research/models/mdm/flickr256/vis_model.pth
 """
 
-import runpy
-from pathlib import Path
+from ml_collections import ConfigDict
 
-from kaleido_jax.config.schema import UNet, to_config_dict
+from kaleido_jax.config import UNet, base_config, to_config_dict
 
 
-def get_config():
-    config = runpy.run_path(str(Path(__file__).with_name("mdm_64.py")))["get_config"]()
+def get_config() -> ConfigDict:
+    config = base_config("mdm_64")
     config.name = "mdm_256"
     config.init.inner = "checkpoints/mdm/vis_model_64x64.pth"
 

@@ -8,10 +8,12 @@ Weights:  https://docs-assets.developer.apple.com/ml-research/models/mdm/flickr6
           `convert --input=vis_model.pth --output=DIR --format=kaleido` turns into safetensors.
 """
 
-from kaleido_jax.config.schema import UNet, default_config, to_config_dict
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import UNet, default_config, to_config_dict
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "mdm_64"
     config.latents.segments = ()  # MDM has none

@@ -4,10 +4,12 @@ Command:  python -m kaleido_jax.main --config=configs/toy.py --workdir=runs/toy
 Hardware: two CPU cores; about 100 s with everything to compile.
 """
 
-from kaleido_jax.config.schema import PointNet, default_config, to_config_dict
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import PointNet, default_config, to_config_dict
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = default_config()
     config.name = "toy"
     config.recipe = "figure3"

@@ -1,14 +1,14 @@
 """python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.key=value ...] --workdir=DIR."""
 
-import logging as std_logging
+import logging
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import logging
-
-from kaleido_jax.config.checks import unknown_key, validate
+from kaleido_jax.config.fields import expand
+from kaleido_jax.config.load import config_from_flags
 from kaleido_jax.errors import UserError, nearest, user_error
 from kaleido_jax.runtime.xla_flags import set_cpu_flag
 from kaleido_jax.verbs import VERBS
@@ -28,16 +28,23 @@ Every field with its unit or reason: kaleido_jax/config/schema.py"""
 
 def run() -> None:
     """Entry point: exits with 0, 2 (bad input), 3 (a loss is not finite), each with one line, or 130 (stopped)."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show are no reason to stop
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.stderr.write(f"kaleido_jax: error: {error}\n")
-        sys.exit(2)
+        _fail(str(error), 2)
     except FloatingPointError as error:
-        sys.stderr.write(f"kaleido_jax: error: {error}\n")
-        sys.exit(3)
+        _fail(str(error), 3)
+    except OSError as error:  # the machine's answer to a path that was given: missing, full, not to be written, ...
+        found = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        _fail(str(user_error(found, "a place to read and write", "correct the path, or what it allows")), 2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"kaleido_jax: error: {' '.join(message.splitlines())}\n")
+    sys.exit(code)
 
 
 def main(argv: list[str]) -> None:
@@ -46,8 +53,9 @@ def main(argv: list[str]) -> None:
     Raises:
       UserError: anything wrong with the command line, the config or the files it names.
     """
+    check_text(argv)
     if any(arg in ("--help", "-h", "--helpfull", "help") for arg in argv):
-        sys.stdout.write(help_text() + "\n")
+        sys.stdout.write(help_text([arg for arg in argv if arg in VERBS]) + "\n")
         return
     name, flags = split_verb(argv)
     verb = VERBS[name]
@@ -57,37 +65,51 @@ def main(argv: list[str]) -> None:
     verb.run(**arguments)
 
 
-def help_text() -> str:
-    """The text of --help, put together from the verbs."""
-    rows = {flag: [name for name, verb in VERBS.items() if flag in verb.FLAGS] for flag in (CONFIG, WORKDIR)}
-    rows |= {flag: [name] for name, verb in VERBS.items() for flag in verb.FLAGS if flag.name not in COMMON}
+def check_text(argv: list[str]) -> None:
+    """Checks that file names and flags can be read and written as text.
+
+    Raises:
+      UserError: the locale is not UTF-8, or a flag is not.
+    """
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise user_error(f"a locale with the encoding {encoding}", "UTF-8", "set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
+    for arg in argv:
+        if any("\ud800" <= character <= "\udfff" for character in arg):  # how Python holds bytes that are no UTF-8
+            raise user_error(f"{arg!r}", "text in UTF-8", "correct its characters")
+
+
+def help_text(names: Sequence[str] = ()) -> str:
+    """The text of --help, put together from the verbs of these names; () = all."""
+    verbs = {name: verb for name, verb in VERBS.items() if name in names or not names}
+    common = [flag for flag in (CONFIG, WORKDIR) if any(flag.name in _names(verb) for verb in verbs.values())]
+    own = [(name, flag) for name, verb in verbs.items() for flag in verb.FLAGS if flag.name not in COMMON]
     lines = []
-    for flag, names in rows.items():
+    for name, flag in [*((None, flag) for flag in common), *own]:
         left = f"--{flag.name}[={flag.value}]" if flag.bare else f"--{flag.name}={flag.value}"
-        text = flag.help if flag.name in COMMON else f"{names[0]}: {flag.help}"
-        lines += textwrap.wrap(text, 96, initial_indent=f"  {left:<23}", subsequent_indent=" " * 25)
+        text = f"{name}: {flag.help}" if name else flag.help
+        lines += textwrap.wrap(text, 120, initial_indent=f"  {left:<23}", subsequent_indent=" " * 25)
         if flag is CONFIG:
             lines.append("  --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64")
-    lines.append("  --help                 this text")
-    return HELP.format(verbs="\n".join(f"  {n:<10} {v.HELP}" for n, v in VERBS.items()), flags="\n".join(lines))
+    lines.append("  --help                 this text; with a verb, its part")
+    return HELP.format(verbs="\n".join(f"  {n:<10} {v.HELP}" for n, v in verbs.items()), flags="\n".join(lines))
+
+
+def _names(verb: Verb) -> set[str]:
+    return {flag.name for flag in verb.FLAGS}
 
 
 def start_logging() -> None:
-    """Our progress at INFO on stderr; libraries only from WARNING on."""
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    logging.set_stderrthreshold(logging.INFO)
-    for name in ("jax", "orbax", "grain", "kaleido_jax"):
-        std_logging.getLogger(name).setLevel(std_logging.WARNING)
-    std_logging.getLogger("kaleido_jax").setLevel(std_logging.INFO)
-    logging.get_absl_logger().addFilter(_not_from_libraries)
+    """Our progress from INFO on to stderr, libraries' only from WARNING on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S"))
+    handler.addFilter(_not_of_reading)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("kaleido_jax").setLevel(logging.INFO)
 
 
-def _not_from_libraries(record: std_logging.LogRecord) -> bool:
-    # Orbax and clu log through absl's one logger; their INFO lines would drown ours.
+def _not_of_reading(record: logging.LogRecord) -> bool:
     # That a checkpoint is opened only for reading is meant so, yet Orbax warns of it.
-    meant = "checkpoint_manager" in record.pathname and "read" in str(record.msg)
-    return (record.levelno >= std_logging.WARNING and not meant) or "kaleido_jax" in record.pathname
+    return not ("checkpoint_manager" in record.pathname and "read" in str(record.msg))
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:
@@ -134,72 +156,10 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
         if value and flag.words and value not in flag.words:
             raise user_error(f"{name}={value}", f"one of {', '.join(flag.words)}", "choose one")
         if not flag.sets:
-            arguments[flag.name] = flag.kind(value) if value else None
+            arguments[flag.name] = flag.kind(expand(value, name) if flag.kind is Path else value) if value else None
     if CONFIG in verb.FLAGS:
-        arguments[CONFIG.name] = validate(load_config(given[f"--{CONFIG.name}"], overrides))
+        arguments[CONFIG.name] = config_from_flags(given[f"--{CONFIG.name}"], overrides)
     return arguments
-
-
-def load_config(spec: str, overrides: list[str]):
-    """The ConfigDict of FILE[:args] with --config.KEY=VALUE flags applied by ml_collections.
-
-    Raises:
-      UserError: no such file, an error inside it, an unknown key or a value of the wrong type.
-    """
-    path = spec.split(":")[0]
-    if not Path(path).is_file():
-        folder = Path(path).parent if Path(path).parent.is_dir() else Path("configs")
-        have = ", ".join(sorted(str(p) for p in folder.glob("*.py"))) or "none there"
-        raise user_error(f"no config file {path}", f"a file such as {have}", "correct --config")
-    plain = _read_flags(
-        [f"--config={spec}"],
-        lambda text: user_error(f"{spec}: {text}", "a config file whose get_config() runs", "correct it"),
-    )
-    for override in overrides:
-        _check_override(override, plain)
-    return _read_flags(
-        [f"--config={spec}", *overrides],
-        lambda text: user_error(f"{' '.join(overrides)}: {text}", "values of the fields' types", "correct them"),
-    )
-
-
-def _read_flags(arguments, to_error):
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(["main", *arguments])
-        return values.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, SyntaxError) as error:
-        raise to_error(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def _check_override(override, config):
-    """Says what is wrong with one --config.KEY=VALUE; ml_collections' own messages do not name the nearest key."""
-    key, equals, value = override.removeprefix("--config.").partition("=")
-    if not equals:
-        raise user_error(f"{override} without a value", "--config.KEY=VALUE", "write the value behind '='")
-    path, group = [], config
-    for part in key.split("."):
-        if not hasattr(group, "keys"):
-            raise user_error(f"{override}", f"no field below config.{'.'.join(path)}", "correct the key")
-        if part not in group:
-            raise unknown_key(".".join(path), part, group.keys())
-        path, group = [*path, part], group[part]
-    if isinstance(group, bool | int | float) and not _parses(value, type(group)):
-        raise user_error(f"--config.{key}={value}", type(group).__name__, "correct the value")
-
-
-def _parses(value, kind):
-    if kind is bool:
-        return value.lower() in ("true", "false", "1", "0")
-    try:
-        kind(value)
-    except ValueError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

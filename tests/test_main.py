@@ -3,12 +3,14 @@ import functools
 import pathlib
 import subprocess
 import sys
+from operator import attrgetter
 
 import jax
 import pytest
 
 from kaleido_jax import main
-from kaleido_jax.config.checks import lookup, validate
+from kaleido_jax.config import load_config
+from kaleido_jax.config.load import config_from_flags
 from kaleido_jax.config.schema import Init, nested
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import Kaleido, abstract_params, count_params, split_frozen
@@ -71,11 +73,9 @@ def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
 
 def test_fields_without_a_value_can_be_set_by_a_flag():
     fields = ("init.inner", "data.records", "model.t5.checkpoint")
-    config = validate(
-        main.load_config("configs/fashion_combined.py", [f"--config.{field}=somewhere" for field in fields])
-    )
-    assert [lookup(config, field) for field in fields] == ["somewhere"] * 3
-    assert lookup(validate(main.load_config("configs/fashion_combined.py", [])), "data.records") is None
+    config = config_from_flags("fashion_combined", [f"--config.{field}=somewhere" for field in fields])
+    assert [attrgetter(field)(config) for field in fields] == ["somewhere"] * 3
+    assert load_config("fashion_combined").data.records is None
 
 
 def test_batch_that_does_not_divide_over_the_devices_is_refused(eight_devices):
@@ -108,8 +108,8 @@ APPENDIX_B = {
 
 
 def test_imagenet_combined_is_the_papers():
-    config = validate(main.load_config("configs/imagenet_combined.py", []))
-    assert {key: lookup(config, key) for key in APPENDIX_B} == APPENDIX_B
+    config = load_config("imagenet_combined")
+    assert {key: attrgetter(key)(config) for key in APPENDIX_B} == APPENDIX_B
     outer, inner = nested(config.model.denoiser)
     assert (outer.image_size, outer.channels, outer.num_res_blocks, outer.num_attn_layers) == (
         256,
@@ -133,7 +133,7 @@ def test_imagenet_combined_is_the_papers():
 
 
 def load(spec):
-    return validate(main.load_config(f"configs/{spec}", []))
+    return load_config(f"configs/{spec}")
 
 
 @functools.cache
@@ -172,7 +172,7 @@ TEXT_TO_IMAGE = {  # segments and the longest z, in tokens
 
 @pytest.mark.parametrize("latents", TEXT_TO_IMAGE)
 def test_the_text_to_image_models_differ_in_their_latents_alone(latents):
-    config, base = load(f"cc12m_{latents}.py"), load("imagenet_combined.py")
+    config, base = load(f"cc12m.py:{latents}"), load("imagenet_combined.py")
     assert (config.latents.segments, config.latents.max_latents_tokens) == TEXT_TO_IMAGE[latents]
     assert (config.model, config.diffusion, config.train) == (base.model, base.diffusion, base.train)
     assert config.init.inner == f"runs/cc12m_64_{latents}" and config.sample.gamma == 7
@@ -196,7 +196,7 @@ def test_every_config_builds(name):
     assert set(shapes_of(config)) == parts
 
 
-@pytest.mark.parametrize("name", ["mdm_256", "cc12m_text", "imagenet_mdm"])
+@pytest.mark.parametrize("name", ["mdm_256", "cc12m:text", "imagenet_mdm"])
 def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatch):
     def told(config):
         with pytest.raises(UserError) as error:
@@ -204,7 +204,7 @@ def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatc
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    config = load(f"{name}.py")
+    config = load_config(name)
     if config.init.inner:
         assert "flickr64/vis_model.pth" in told(config)
     config = dataclasses.replace(config, init=Init())

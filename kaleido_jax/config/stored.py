@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from kaleido_jax.config.schema import Config, identity, to_json
+from kaleido_jax.config.schema import Config, identity
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import make_folder, write_atomically
 from kaleido_jax.runtime.workdir import CONFIG, read_config
@@ -20,7 +20,7 @@ def open_workdir(config: Config, workdir: Path) -> Path:
         be written there.
     """
     check_workdir(config, workdir)
-    write_atomically(make_folder(workdir, "--workdir") / CONFIG, to_json(config).encode())
+    write_atomically(make_folder(workdir, "--workdir") / CONFIG, config.to_json().encode())
     return workdir
 
 

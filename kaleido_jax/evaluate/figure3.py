@@ -7,11 +7,11 @@ sampler, and counts how many samples of each class land on each mode as gamma gr
 import dataclasses
 import functools
 import json
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from jaxtyping import Float, Int
 
 from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
@@ -29,6 +29,8 @@ from kaleido_jax.train.metrics import Averages, Progress
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import create_state
 from kaleido_jax.train.step import make_train_step
+
+log = logging.getLogger(__name__)
 
 GAMMAS = (1.0, 2.0, 4.0, 8.0)
 CLASSES = ("a", "b")
@@ -142,7 +144,7 @@ def _sample(pipeline, gamma):
     tokens = None
     if config.latents.segments:
         tokens = [row.tokens for row in pipeline.sample_latents(captions, seed=config.seed)]
-    logging.info("sampling %d points at gamma %g", len(captions), gamma)
+    log.info("sampling %d points at gamma %g", len(captions), gamma)
     settings = dataclasses.replace(config.sample, gamma=gamma)
     return pipeline.sample_images(captions, tokens, seed=config.seed, sample=settings), classes
 

@@ -6,6 +6,7 @@ The judge is a small classifier trained here on real placed garments; its own ac
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from jaxtyping import Array, Float
 
 from kaleido_jax.annotate.vokens.features import FOREGROUND_FROM
@@ -26,6 +26,8 @@ from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import purpose_key
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
+
+log = logging.getLogger(__name__)
 
 JUDGE_BATCH = 128
 NOT_MEASURED = ("captions", "images_per_caption", "num_steps", "gamma")  # of `sample`; `eval` has the last two
@@ -79,7 +81,7 @@ def measured_with(config: Config, step: int) -> dict:
 
 
 def _measure_samples(pipeline, config, judge, captions, labels):
-    logging.info("drawing %d samples at gamma %g", len(captions), config.eval.gamma)
+    log.info("drawing %d samples at gamma %g", len(captions), config.eval.gamma)
     settings = {"num_steps": config.eval.num_steps, "gamma": config.eval.gamma, "grammar": config.sample.grammar}
     out = pipeline(captions, seed=config.seed, **settings)
     rows, images = out.samples, out.pixels[:, 0]

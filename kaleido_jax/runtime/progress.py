@@ -1,12 +1,14 @@
 """How far a long job is: a bar on a terminal, elsewhere a log line at least every ten seconds, with rate and ETA."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from absl import logging
 from tqdm import tqdm
+
+log = logging.getLogger(__name__)
 
 LOG_EVERY_SEC = 10
 
@@ -41,7 +43,7 @@ def _log_lines(title, total, unit):
         if now - last < LOG_EVERY_SEC and count < total:
             return
         last, rate = now, count / max(now - start, 1e-9)
-        logging.info("%s: %d of %d, %.1f %s/s, ETA %s", title, count, total, rate, unit, clock((total - count) / rate))
+        log.info("%s: %d of %d, %.1f %s/s, ETA %s", title, count, total, rate, unit, clock((total - count) / rate))
 
     return advance
 

@@ -2,14 +2,15 @@
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from absl import logging
-
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import make_folder
+
+log = logging.getLogger(__name__)
 
 CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
 
@@ -52,5 +53,5 @@ def locked(workdir: Path) -> Iterator[None]:
                 "wait until it ends or stop it, or use another --workdir",
             ) from error
         except OSError as error:
-            logging.warning("%s cannot be locked (%s): do not start a second run in it", workdir, error.strerror)
+            log.warning("%s cannot be locked (%s): do not start a second run in it", workdir, error.strerror)
         yield

@@ -1,11 +1,14 @@
 """What XLA is told on CPU; imports no jax, whose backend reads XLA_FLAGS once, when it starts."""
 
+import functools
 import importlib.metadata
+import logging
 import os
 import re
 from pathlib import Path
 
-from absl import logging
+log = logging.getLogger(__name__)
+
 
 # YNN, XLA's library kernels on CPU, keeps only matrix products. Without it, convolutions' weight gradients run 2.6 to
 # 4.3 times faster. Its reductions are wrong in jaxlib 0.10.2: points of configs/toy.py drawn 2,000 at a time were NaN
@@ -37,16 +40,19 @@ def warn_of_wrong_reductions(backend: str) -> None:
     """Warns once a process where `reduces_wrongly` concerns it; `backend` is jax.default_backend()."""
     flags = os.environ.get("XLA_FLAGS", "")
     if backend == "cpu" and reduces_wrongly(flags, _jaxlib()):
-        logging.log_first_n(
-            logging.WARNING,
-            "XLA_FLAGS=%r lets jaxlib %s reduce through YNN on CPU, so samples may be wrong or NaN; expected no "
-            "LIBRARY_FUSION_TYPE_REDUCE; add %s to it before jax starts",
-            1,
-            flags,
-            _jaxlib(),
-            CPU_FLAG,
-        )
+        _warn_once(flags)
 
 
-def _jaxlib():
+@functools.cache
+def _warn_once(flags: str) -> None:
+    log.warning(
+        "XLA_FLAGS=%r lets jaxlib %s reduce through YNN on CPU, so samples may be wrong or NaN; expected no "
+        "LIBRARY_FUSION_TYPE_REDUCE; add %s to it before jax starts",
+        flags,
+        _jaxlib(),
+        CPU_FLAG,
+    )
+
+
+def _jaxlib() -> str:
     return importlib.metadata.version("jaxlib")

@@ -1,15 +1,16 @@
 """samples/step_N/ of a workdir: what the verb `sample` writes."""
 
+import logging
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.sources.base import FashionSource
 from kaleido_jax.errors import user_error
 from kaleido_jax.sampling.output import GRID, RECIPE, Recipe, load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
+
+log = logging.getLogger(__name__)
 
 
 def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
@@ -26,7 +27,7 @@ def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
             return folder / GRID
         for file in folder.glob("[0-9]*-*"):  # else images of two recipes would lie beside one grid
             file.unlink()
-    logging.info("sampling latents and %d images for %d captions", each, len(captions))
+    log.info("sampling latents and %d images for %d captions", each, len(captions))
     return pipeline(captions, images_per_caption=each, seed=config.seed, grammar=config.sample.grammar).save(folder)
 
 

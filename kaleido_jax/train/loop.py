@@ -1,11 +1,11 @@
 """Training, top to bottom: mesh, model, shard, step, restore, loop."""
 
+import logging
 import math
 import signal
 from pathlib import Path
 
 import jax
-from absl import logging
 from clu import parameter_overview
 
 from kaleido_jax.config.checks import check_devices, mesh_sizes
@@ -20,6 +20,8 @@ from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.step import make_train_step
+
+log = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State:
@@ -52,9 +54,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     (workdir / "parameters.txt").write_text(
         parameter_overview.get_parameter_overview(state.params, include_stats=False)
     )
-    logging.info(
-        "%.2fM trainable, %.2fM frozen parameters", count_params(state.params) / 1e6, count_params(frozen) / 1e6
-    )
+    log.info("%.2fM trainable, %.2fM frozen parameters", count_params(state.params) / 1e6, count_params(frozen) / 1e6)
 
     captions = class_captions(config, tokenizer)
     if captions:
@@ -72,7 +72,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
     restored = checkpoints.restore(manager, checkpoints.abstract(state, state_shardings), batches)
     if restored is not None:
         state, batches = restored
-        logging.info("resumed from step %d", int(state.step))
+        log.info("resumed from step %d", int(state.step))
     first, last = int(state.step), config.train.num_steps
 
     # ---------------------------------------------------------------- loop
@@ -109,7 +109,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches) -> State
         manager.wait_until_finished()
         manager.close()
     if stop.asked and int(state.step) < last:
-        logging.warning("stopped at step %d as asked; the same command goes on from here", int(state.step))
+        log.warning("stopped at step %d as asked; the same command goes on from here", int(state.step))
         raise KeyboardInterrupt
     return state
 

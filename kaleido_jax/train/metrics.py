@@ -4,16 +4,18 @@ The writer keeps clu.metric_writers' interface (write_scalars, flush, close); cl
 """
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
 
-from absl import logging
 from clu import metrics as clu_metrics
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from kaleido_jax.runtime.progress import clock
+
+log = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -93,7 +95,7 @@ class Progress:
             self._bar.set_postfix_str(f"{parts} {rates['img_per_sec']:.0f} img/s")
         else:
             speed = f"{rates['img_per_sec']:.1f} img/s, ETA {clock(rates['eta_sec'])}"
-            logging.info("%s %d/%d | %s | %s", self._title, step, self._total, parts, speed)
+            log.info("%s %d/%d | %s | %s", self._title, step, self._total, parts, speed)
         return rates
 
     def close(self) -> None:

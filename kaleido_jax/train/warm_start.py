@@ -5,11 +5,11 @@ The adapters between them start at zero, so the low-resolution output is at firs
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kaleido_jax.config.schema import T5, Config
@@ -21,6 +21,8 @@ from kaleido_jax.interop.t5.names import t5_shapes
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.workdir import CONFIG
+
+log = logging.getLogger(__name__)
 
 SET = "set config.init.inner to a run or file of this inner net, or change config.model.denoiser.inner"
 CARRIED = ("prior", "encoder")  # besides the denoiser, where the earlier run trained them
@@ -43,7 +45,7 @@ def load_inner(config: Config, wanted: dict) -> dict:
     mdm.check(shapes_in(source), mdm.shapes_of(inner), f"config.init.inner: {source.path}")
     leaves, targets = mdm.named(inner), flatten_dict(inner)
     placed = {p: place(mdm.from_torch(source.read(n), shape), targets[p]) for n, (p, shape) in leaves.items()}
-    logging.info("the inner net starts from %s", source.path)
+    log.info("the inner net starts from %s", source.path)
     return {"denoiser": {"inner": unflatten_dict(placed)}}
 
 
@@ -56,7 +58,7 @@ def _from_run(config, path, wanted):
     for part, tree in parts.items():
         mdm.check(_names(have[part]), _names(tree), f"config.init.inner: the {part} of {path}")
     ema, step = checkpoints.restore_ema(path, parts)
-    logging.info("inner net%s start from step %d of %s", "".join(f", {p}" for p in parts if p in CARRIED), step, path)
+    log.info("inner net%s start from step %d of %s", "".join(f", {p}" for p in parts if p in CARRIED), step, path)
     return ema | {"denoiser": {"inner": ema["denoiser"]}}
 
 

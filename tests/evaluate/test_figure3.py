@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kaleido_jax import main
-from kaleido_jax.config.checks import validate
+from kaleido_jax.config import load_config
 from kaleido_jax.evaluate import figure3
 
 
 def _config(**train):
-    config = validate(main.load_config("configs/toy.py", []))
+    config = load_config("toy")
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, num_steps=3, log_every_steps=2, batch_size=16, **train),

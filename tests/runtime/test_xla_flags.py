@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kaleido_jax import main
-from kaleido_jax.config.checks import validate
+from kaleido_jax.config import load_config
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.models.kaleido import abstract_params, build_model
 from kaleido_jax.runtime import xla_flags
@@ -18,7 +17,7 @@ REDUCE = f"{xla_flags.CPU_FLAG},LIBRARY_FUSION_TYPE_REDUCE"
 
 def test_points_drawn_on_cpu_are_finite_and_do_not_depend_on_the_chunk():
     """Fails where LIBRARY_FUSION_TYPE_REDUCE is on (jaxlib 0.10.2): NaN in 20 to 100 rows, other values in 400."""
-    config = validate(main.load_config("configs/toy.py", []))
+    config = load_config("toy")
     config = dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=()))
     codec, rng = open_codec(config), np.random.default_rng(0)
     shapes = abstract_params(build_model(config, codec.tokenizer.base_vocab_size))
@@ -88,7 +87,7 @@ def test_reductions_are_wrong_unless_the_last_choice_leaves_them_out(flags, jaxl
 
 def test_wrong_reductions_are_warned_of_once(environment, caplog):
     environment(XLA_FLAGS="--xla_dump_to=x")
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING, logger="kaleido_jax"):
         for backend in ("gpu", "cpu", "cpu"):
             xla_flags.warn_of_wrong_reductions(backend)
     assert [xla_flags.CPU_FLAG in record.getMessage() for record in caplog.records] == [True]

@@ -5,13 +5,13 @@ The formats are t5x's (t5x.py), Hugging Face's (huggingface.py) and our own: saf
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Float
@@ -43,6 +43,8 @@ from kaleido_jax.interop.t5.t5x import T5xCheckpoint, write_t5x
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime.files import new_folder
 from kaleido_jax.runtime.randomness import sample_keys
+
+log = logging.getLogger(__name__)
 
 STACKS = {"encoder": "encoder", "prior": "decoder"}  # our part -> T5's stack
 NEW_ROW_STD = 0.02  # of the old rows' own standard deviation, so that new ids start alike and near the mean
@@ -157,7 +159,7 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
         part: unflatten_dict({p: fill(part, p, leaf) for p, leaf in flatten_dict(tree).items()})
         for part, tree in targets.items()
     }
-    logging.info("%s start from %s", " and ".join(loaded), source.path)
+    log.info("%s start from %s", " and ".join(loaded), source.path)
     return loaded
 
 

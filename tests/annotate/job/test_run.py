@@ -20,7 +20,7 @@ from kaleido_jax.annotate.job import engines, shards
 from kaleido_jax.annotate.job.report import agreement_rows, sample_indices, write_report
 from kaleido_jax.annotate.job.run import annotate_data, make_records, reasons
 from kaleido_jax.annotate.prepare import prepare_records
-from kaleido_jax.config.checks import validate
+from kaleido_jax.config import load_config, validate
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Annotate, default_config
 from kaleido_jax.data.records import Records, decode_image, open_records, read_manifest
@@ -30,7 +30,7 @@ from kaleido_jax.latents.segments import names
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.main import load_config, main
+from kaleido_jax.main import main
 from tests.annotate.vlm.openai_server import GOOD, serving
 
 FASHION = {
@@ -360,10 +360,10 @@ def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
     assert "1 records (text 1, bbox 1, blob 1), 1 images left out" in told
     assert f"report: {work / 'report.html'}" in told
     assert {p.name for p in work.iterdir()} == {"records", "manifest.json", "report.html", "job.json"}
-    config = validate(load_config(str(config), []))
+    config = load_config(config)
     records = prepare_records(config, work, open_codec(config))
     assert len(records) == 1
-    elsewhere = validate(load_config(command[1].removeprefix("--config="), [f"--config.data.records={work}"]))
+    elsewhere = load_config(command[1].removeprefix("--config="), **{"data.records": str(work)})
     assert prepare_records(elsewhere, tmp_path / "other", open_codec(elsewhere))[0] == records[0]
     with pytest.raises(UserError, match="make them with `annotate`"):
         prepare_records(config, tmp_path / "empty", open_codec(config))

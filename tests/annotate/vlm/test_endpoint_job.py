@@ -10,8 +10,7 @@ from tests.annotate.vlm.openai_server import GOOD, serving
 
 pytest.importorskip("openai", reason="openai is not installed: pip install 'kaleido_jax[annotate]'")
 
-from kaleido_jax import main
-from kaleido_jax.config.checks import validate
+from kaleido_jax.config import load_config, validate
 from kaleido_jax.config.schema import default_config
 from kaleido_jax.data.records import read_manifest
 from kaleido_jax.errors import UserError
@@ -96,9 +95,8 @@ def test_a_server_that_is_away_stops_the_job_and_it_goes_on_later(data, tmp_path
 
 @pytest.mark.parametrize("name, instruction, source", [("imagenet", "label", "folder"), ("cc12m", "caption", "table")])
 def test_the_recipes_ask_as_the_paper_does_and_fit_its_models(name, instruction, source):
-    values = main.load_config(f"configs/annotate_{name}.py", [])
-    values.annotate.voken.model = "seed"
-    recipe, model = validate(values), validate(main.load_config(f"configs/{name}_combined.py", []))
+    recipe = load_config(f"annotate_{name}", **{"annotate.voken.model": "seed"})
+    model = load_config({"imagenet": "imagenet_combined", "cc12m": "cc12m:combined"}[name])
     assert (recipe.annotate.text.instruction, recipe.data.source) == (instruction, source)
     assert (recipe.annotate.text.kind, recipe.annotate.bbox.kind, recipe.annotate.voken.kind) == (
         "openai",

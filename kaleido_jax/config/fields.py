@@ -1,0 +1,271 @@
+"""Kinds of config fields: types with their range, words or place, and `build`, which checks values against them."""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from kaleido_jax.errors import UserError, nearest, user_error
+
+T = TypeVar("T")
+G = TypeVar("G")
+Check = Callable[[Any, str], None]  # (the built group, its dotted path); raises a UserError
+
+LARGEST_INT = 2**31 - 1  # of whole numbers whose range has no upper end: steps, sizes and ids are int32 on devices
+
+
+# ------------------------------------------------------------------------------------- what a field says
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; `open` leaves the ends themselves out."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low < value < self.high if self.open else self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"more than {self.low}" if self.open else f"at least {self.low}"
+        return f"a number {'between' if self.open else 'from'} {self.low} {'and' if self.open else 'to'} {self.high}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A property of a field that is no range."""
+
+    name: str
+
+
+PATH = Mark("path")  # a place on this machine: "~" is expanded
+MAY_CHANGE = Mark("may change")  # a workdir belongs to every field but these, which may differ from run to run
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]  # where 0 means none, off or no limit, the field says so
+Weight = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, open=True)]
+Share = Annotated[float, Range(0, 1)]
+PathText = Annotated[str, PATH]
+MayChange = Annotated[T, MAY_CHANGE]
+
+_more_words: dict[str, list[str]] = {}
+_checks: dict[type, list[Check]] = {}
+
+
+def cross_check(group: type) -> Callable[[Check], Check]:
+    """Has `build` call a function with each built `group` and its path, for what no single field can say."""
+
+    def register(check: Check) -> Check:
+        _checks.setdefault(group, []).append(check)
+        return check
+
+    return register
+
+
+# ------------------------------------------------------------------------------------ values of a group
+def build(group: type[G], values: Mapping[str, Any], path: str = "") -> G:
+    """A frozen group of fields from a mapping (dict, ConfigDict) of its values; what is missing has its default.
+
+    Args:
+      group: a dataclass whose fields have the types of this module.
+      values: field -> value, groups as mappings or as dataclasses.
+      path: where the group stands in the config, dotted, for messages.
+
+    Raises:
+      UserError: an unknown key (with the nearest valid one), a wrong type, a value out of its range, a word that is
+        not allowed, or an impossible combination.
+    """
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    if not hasattr(values, "items"):
+        raise user_error(f"config{_dotted(path)} = {values!r}", "a group of fields", "set its fields one by one")
+    hints = hints_of(group)
+    for key in values:
+        if key not in hints:
+            raise unknown_key(path, key, hints)
+    built = group(**{key: _convert(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in values.items()})
+    for check in _checks.get(group, ()):
+        check(built, path)
+    return built
+
+
+def unknown_key(path: str, key: str, known: Iterable[str]) -> UserError:
+    """The error for a key the schema does not have, with the nearest one."""
+    near = nearest(str(key), known)
+    expected = f"'{f'{path}.{near}'.lstrip('.')}'" if near else f"one of {', '.join(known)}"
+    return user_error(f"unknown config key '{f'{path}.{key}'.lstrip('.')}'", expected, "correct the key")
+
+
+@functools.cache
+def hints_of(group: type) -> dict[str, Any]:
+    """Field -> type, with what Annotated adds."""
+    return typing.get_type_hints(group, include_extras=True)
+
+
+def _dotted(path: str) -> str:
+    return f".{path}" if path else ""
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    hint, marks = plain_type(hint)
+    if value is None and is_optional(hint):
+        return None
+    hint, more = plain_type(without_none(hint))
+    if typing.get_origin(hint) is Literal:
+        return _word(value, words(hint, path), path)
+    if typing.get_origin(hint) is tuple:
+        return _tuple(hint, value, path)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)
+    if hint is float and type(value) is int and abs(value) <= LARGEST_INT:
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise user_error(
+            f"config.{path} = {value!r} ({type(value).__name__})", hint.__name__, "change the value's type"
+        )
+    return _text(value, path, PATH in marks + more) if hint is str else _number(value, path, marks + more)
+
+
+def _word(value: Any, allowed: tuple[str, ...], path: str) -> str:
+    if value not in allowed:
+        near = nearest(str(value), allowed)
+        do = f"did you mean '{near}'?" if near else "choose one"
+        raise user_error(f"config.{path} = {value!r}", f"one of {', '.join(allowed)}", do)
+    return value
+
+
+def _tuple(hint: Any, value: Any, path: str) -> tuple:
+    if not isinstance(value, tuple | list):
+        raise user_error(f"config.{path} = {value!r}", "a tuple", "write it as (a, b, ...)")
+    args = typing.get_args(hint)
+    if args[-1] is Ellipsis:
+        args = args[:1] * len(value)
+    if len(value) != len(args):
+        raise user_error(f"config.{path} has {len(value)} entries", f"{len(args)}", "correct the tuple")
+    return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(args, value, strict=True)))
+
+
+def _text(value: str, path: str, is_path: bool) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise user_error(f"config.{path} = {value!r}", "text in UTF-8", "correct its characters") from error
+    if "\0" in value:
+        raise user_error(f"config.{path} = {value!r}", "text without a NUL character", "remove it")
+    return expand(value, f"config.{path}") if is_path else value
+
+
+def expand(path: str, name: str) -> str:
+    """A path whose leading "~" or "~user" is the home folder; `name` is the user's, e.g. "--workdir".
+
+    Raises:
+      UserError: there is no such home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise user_error(
+            f"{name}={path}", "the home folder of a user of this machine", f"write ./{path} if it is meant"
+        )
+    return expanded
+
+
+def _number(value: float, path: str, marks: tuple[Any, ...]) -> float:
+    if not math.isfinite(value):
+        raise user_error(f"config.{path} = {value}", "a finite number", "correct it")
+    ranges = [mark for mark in marks if isinstance(mark, Range)]
+    for allowed in ranges:
+        if value not in allowed:
+            do = "raise it" if allowed.high == math.inf else "correct it"
+            raise user_error(f"config.{path} = {value}", str(allowed), do)
+    if isinstance(value, int) and abs(value) > LARGEST_INT and not any(r.high < math.inf for r in ranges):
+        raise user_error(f"config.{path} = {value}", f"at most {LARGEST_INT}", "lower it")
+    return value
+
+
+# ---------------------------------------------------------------------------------- reading a field's type
+def plain_type(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """(the type, what Annotated adds to it)."""
+    if typing.get_origin(hint) is Annotated:
+        base, *marks = typing.get_args(hint)
+        return base, tuple(marks)
+    return hint, ()
+
+
+def is_optional(hint: Any) -> bool:
+    """Whether None is a value of the type."""
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
+def without_none(hint: Any) -> Any:
+    """X of `X | None`, and any other type as it is."""
+    return next(h for h in typing.get_args(hint) if h is not types.NoneType) if is_optional(hint) else hint
+
+
+def group_of(hint: Any) -> type | None:
+    """The dataclass of a field that is a group, else None."""
+    hint = plain_type(without_none(plain_type(hint)[0]))[0]
+    return hint if dataclasses.is_dataclass(hint) else None
+
+
+def field_type(group: type, path: str) -> Any:
+    """The type of the field at a dotted path below a group, with what Annotated adds.
+
+    Raises:
+      UserError: there is no such field; the nearest is named.
+    """
+    hint: Any = group
+    for i, part in enumerate(parts := path.split(".")):
+        above, inside = ".".join(parts[:i]), group_of(hint)
+        if inside is None:
+            raise user_error(f"config.{path}", f"no field below config.{above}", "correct the key")
+        if part not in hints_of(inside):
+            raise unknown_key(above, part, hints_of(inside))
+        hint = hints_of(inside)[part]
+    return hint
+
+
+def marked(group: type, mark: Mark, path: str = "") -> set[str]:
+    """The dotted paths of the fields with a mark; a net inside a net is looked into once."""
+    found = set()
+    for name, hint in hints_of(group).items():
+        below, inside = f"{path}.{name}".lstrip("."), group_of(hint)
+        if mark in plain_type(hint)[1]:
+            found.add(below)
+        elif inside is not None and inside is not group:
+            found |= marked(inside, mark, below)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ words of a field
+def words(hint: Any, path: str) -> tuple[str, ...]:
+    """The allowed words of a Literal field, with those that `add_word` added."""
+    return typing.get_args(hint) + tuple(_more_words.get(re.sub(r"\[\d+\]", "", path), ()))
+
+
+def add_word(group: type, path: str, word: str) -> None:
+    """Adds a word to those of a Literal field, for a part that is registered from outside.
+
+    Args:
+      group: the top of the config.
+      path: the field, e.g. "sample.sampler".
+      word: the name under which the part was registered.
+
+    Raises:
+      UserError: there is no such field.
+      TypeError: any text is allowed there already.
+    """
+    hint = plain_type(without_none(plain_type(field_type(group, path))[0]))[0]
+    if typing.get_origin(hint) is tuple:
+        hint = plain_type(typing.get_args(hint)[0])[0]
+    if typing.get_origin(hint) is not Literal:
+        raise TypeError(f"config.{path} takes {hint}, not a choice of words")
+    if word not in words(hint, path):
+        _more_words.setdefault(path, []).append(word)

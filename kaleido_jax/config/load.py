@@ -1,0 +1,207 @@
+"""Loading configs: a Python file with get_config(), or a stored JSON, changed by flags or keywords, then validated."""
+
+import ast
+import inspect
+import re
+import runpy
+import traceback
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.fields import expand, field_type, group_of, is_optional, plain_type, without_none
+from kaleido_jax.config.schema import Config, json_values
+from kaleido_jax.errors import UserError, nearest, user_error
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_PACKAGE = Path(__file__).parent.parent
+# In a wheel the shipped configs lie inside the package, in a clone beside it.
+SHIPPED = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
+
+
+def load_config(name_or_path: str | Path, **overrides: Any) -> Config:
+    """A validated config.
+
+    Args:
+      name_or_path: a shipped config by its name, such as "fashion_combined" or "cc12m:text" (the part behind the colon
+        is get_config()'s argument), a file with get_config(), a config.json, or a workdir that holds one.
+      **overrides: fields to change by their dotted path, e.g. **{"train.num_steps": 1_000}.
+
+    Raises:
+      UserError: no such config, an error inside its file, or a config that is not valid.
+    """
+    return _changed(load_values(str(name_or_path)), overrides)
+
+
+def config_from_flags(spec: str, flags: Sequence[str]) -> Config:
+    """The validated config of --config=SPEC changed by flags of the form --config.KEY=VALUE; the last of a key wins.
+
+    Raises:
+      UserError: as load_config, or a value that its field's type cannot be read from.
+    """
+    overrides = {}
+    for flag in flags:
+        key, equals, text = flag.removeprefix("--config.").partition("=")
+        if not equals:
+            raise user_error(f"{flag} without a value", "--config.KEY=VALUE", "write the value behind '='")
+        overrides[key] = _parsed(text, field_type(Config, key), key)
+    return _changed(load_values(spec), overrides)
+
+
+def base_config(name_or_path: str | Path) -> "ConfigDict":
+    """Another config as a ConfigDict, for config files to build on.
+
+    Raises:
+      UserError: no such config, or an error inside its file.
+    """
+    from ml_collections import ConfigDict
+
+    return ConfigDict(load_values(str(name_or_path)))
+
+
+def _changed(values: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
+    for key, value in overrides.items():
+        field_type(Config, key)  # names the nearest key where there is none
+        *path, last = key.split(".")
+        group = values
+        for i, part in enumerate(path):
+            group = group.setdefault(part, {})
+            if not isinstance(group, dict):
+                above = ".".join(path[: i + 1])
+                raise user_error(f"config.{key}", f"no field below config.{above} = {group}", "correct the key")
+        group[last] = value
+    return validate(values)
+
+
+# ------------------------------------------------------------------------------------------------- files
+def load_values(spec: str) -> dict[str, Any]:
+    """The values of a config by its name or path, not yet validated.
+
+    Raises:
+      UserError: no such config, or an error inside its file.
+    """
+    colons = [i for i, character in enumerate(spec) if character == ":"]
+    for end in (len(spec), *reversed(colons)):  # a path may hold colons itself, so the longest that exists is meant
+        path = _find(spec[:end])
+        if path is not None:
+            break
+    else:
+        raise _no_config(spec.split(":")[0])
+    argument = spec[end + 1 :] if end < len(spec) else None
+    if path.suffix == ".json" and argument is None:
+        return json_values(path)
+    return _run(path, spec[:end], argument)
+
+
+def _find(name: str) -> Path | None:
+    """The file of a config by its name or path, or None."""
+    path = Path(expand(name, "--config"))
+    shipped = SHIPPED / f"{name}.py"
+    try:
+        if path.is_file():
+            return path
+        if (path / "config.json").is_file():
+            return path / "config.json"
+        return shipped if shipped.is_file() and shipped.parent == SHIPPED else None
+    except (OSError, ValueError):  # a name that is too long or holds a NUL
+        return None
+
+
+def _no_config(name: str) -> UserError:
+    folder = Path(name).parent
+    if "/" in name and folder.is_dir():
+        known = {path.stem: str(path) for path in sorted(folder.glob("*.py"))}
+    else:
+        known = {path.stem: path.stem for path in sorted(SHIPPED.glob("*.py"))}
+    near = nearest(Path(name).stem, known)
+    do = f"did you mean {known[near]}?" if near else "correct --config"
+    return user_error(
+        f"no config {name[:200]}", f"a file or a name such as {', '.join(known.values()) or 'none there'}", do
+    )
+
+
+def _run(path: Path, name: str, argument: str | None) -> dict[str, Any]:
+    """What get_config() of a Python file returns; any error inside it is the user's, so it becomes one line."""
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if not callable(get_config):
+            raise user_error(f"{name} without get_config()", "def get_config(): ... return config", "write it")
+        arguments = _arguments(get_config, name, argument)
+        config = get_config(*arguments)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        found = f"{_place(error, path, name)}: {type(error).__name__}: {_reason(error)}".rstrip(": ")
+        raise user_error(found, "a config file whose get_config() runs", "correct it") from error
+    if not hasattr(config, "to_dict"):
+        raise user_error(
+            f"get_config() of {name} returns {str(config)[:40]}", "the config that it made", "end it with return config"
+        )
+    return config.to_dict()
+
+
+def _arguments(get_config: FunctionType, name: str, argument: str | None) -> list[str]:
+    taken = inspect.signature(get_config).parameters
+    if argument is not None and not taken:
+        raise user_error(f"{name}:{argument}", f"{name}, which takes no argument", f"remove ':{argument}'")
+    needed = [p for p in taken.values() if p.default is p.empty]
+    if argument is None and needed:
+        raise user_error(name, f"{name}:{needed[0].name.upper()}", "name the argument")
+    return [] if argument is None else [argument]
+
+
+def _place(error: BaseException, path: Path, name: str) -> str:
+    """The file and line where a config file went wrong: the innermost line of it or of a shipped config."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{name}, line {error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f"{name}, line {frames[-1].lineno}" if frames else name
+
+
+def _reason(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, ImportError):
+        text = re.sub(r" \(/[^)]*\)$", "", text)  # where this machine has the module
+    return " ".join(text.split())[:300]
+
+
+# ------------------------------------------------------------------------------------------------- flags
+def _parsed(text: str, hint: Any, key: str) -> Any:
+    """The value that a flag's text means for a field's type."""
+    hint, _ = plain_type(hint)
+    if is_optional(hint) and text == "None":
+        return None
+    if group_of(hint) is not None:
+        raise user_error(f"--config.{key}={text}", "a field below it", "set its fields one by one")
+    hint, _ = plain_type(without_none(hint))
+    if typing.get_origin(hint) is tuple:
+        return _parsed_tuple(text, hint, key)
+    if hint is bool and text.lower() in (words := {"true": True, "1": True, "false": False, "0": False}):
+        return words[text.lower()]
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            pass
+    if hint in (bool, int, float):
+        raise user_error(f"--config.{key}={text}", hint.__name__, "correct the value")
+    return text
+
+
+def _parsed_tuple(text: str, hint: Any, key: str) -> tuple:
+    of_texts = plain_type(typing.get_args(hint)[0])[0] is str
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        if of_texts and not text.startswith(("(", "[")):
+            return (text,)  # one bare text
+        example = "('a', 'b')" if of_texts else "(1, 2)"
+        raise user_error(f"--config.{key}={text}", f"a tuple such as {example}", "quote texts and name all") from error
+    if isinstance(value, tuple | list):
+        return tuple(value)
+    return (text if of_texts and not isinstance(value, str) else value,)
