@@ -114,19 +114,28 @@ class Ours:
     def _reverse_step(self, params, images, condition, unconditional):
         import jax.numpy as jnp
 
-        from kaleido_jax.diffusion.guidance import classifier_free
-        from kaleido_jax.diffusion.samplers import reverse_step
+        from kaleido_jax.diffusion.guidance import CFG, Denoiser
+        from kaleido_jax.diffusion.samplers import DDIM, Levels, reverse_step
         from kaleido_jax.diffusion.schedule import alpha_bar_table
 
-        denoise = lambda *args: self.net.apply({"params": params}, *args)  # noqa: E731
-        times = jnp.full(self.case.batch, TIME - 1)
-        predictions = classifier_free(denoise, condition, unconditional, GUIDANCE)(images, times)
+        model = Denoiser(
+            denoise=lambda *args: self.net.apply({"params": params}, *args),
+            cond=condition,
+            uncond=unconditional,
+            read=lambda *states: condition,
+            states=(),
+        )
+        times, keys = (
+            jnp.full(self.case.batch, TIME - 1),
+            self.jax.random.split(self.jax.random.key(0), self.case.batch),
+        )
+        predictions, _ = CFG(gamma=GUIDANCE)(model, images, times, keys, ())
         table = jnp.asarray(alpha_bar_table(self.case.diffusion.schedule, self.case.diffusion.num_steps))
-        alpha_bars = (table[TIME], table[TIME], table[NEXT_TIME])
-        sample = cfg.Sample(sampler="ddim", ddim_eta=0.0)
+        levels = Levels(at=table[TIME], t=table[TIME], s=table[NEXT_TIME])
         scales = cfg.scales(cfg.Model(denoiser=self.case.net))
         carried = [()] * len(images)
-        return reverse_step(images, carried, predictions, images, alpha_bars, self.case.diffusion, sample, scales)[0]
+        diffusion, sample = self.case.diffusion, cfg.Sample()
+        return reverse_step(DDIM(), images, carried, predictions, images, levels, diffusion, sample, scales)[0]
 
     def _sampling_inputs(self):
         given, condition = self.given, self.jax.jit(self._condition)

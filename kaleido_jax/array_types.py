@@ -4,7 +4,7 @@ Axes: b batch, t tokens, d width of the states, v vocabulary, h and w pixels, n 
 """
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 # On the device
 Sample = Float[Array, "b ..."]  # images (b, h, w, 3) of one resolution in the model range, or points (b, dim)
@@ -22,6 +22,7 @@ Keys = Key[Array, "b"]  # one random key per sample
 Tokens = Int[Array, "b t"]
 Mask = Bool[Array, "b t"]  # True = a valid position
 States = Float[Array, "b t d"]  # of T5, H_c or H_z
+Condition = PyTree[Array]  # what a denoiser reads at every step, made once from the states of c and z
 Logits = Float[Array, "b t v"]
 TokenLogits = Float[Array, "b v"]  # of one position
 Features = Float[Array, "b h w c"]

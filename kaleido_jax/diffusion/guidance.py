@@ -1,212 +1,338 @@
-"""Guidance rules: how two predictions become one. Rules compose; `guided_rule` puts together what the config names.
+"""Guidance rules: how predictions are combined into one, at each evaluation of the network.
 
-A rule is (images, times (B,)) -> predictions, lists over resolutions, high to low. APG's has a memory:
-(images, times, memory) -> (predictions, memory).
+A rule is a small frozen dataclass with two methods:
+
+    state = rule.init(batch, shapes)                             # carried from one evaluation to the next; mostly ()
+    predictions, state = rule(model, images, times, keys, state)
+
+`model` is a `Denoiser`: a network with the condition of these samples. `from_config` builds the rule that a config
+names, `register` adds one. Lists go over resolutions, high to low; every resolution is guided alike.
+
+gamma = 1 is the conditional prediction. Given as a number it costs one row a sample; an array lets one compiled
+function serve every gamma, and always costs two.
 """
 
-from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, PyTree
 
-from kaleido_jax.config.schema import Diffusion, Sample
-from kaleido_jax.diffusion.process import change_prediction, expand, per_sample_normal
-from kaleido_jax.diffusion.schedule import alpha_bar_table, shift
+import kaleido_jax.config.schema as cfg
+from kaleido_jax.array_types import (
+    Condition,
+    Keys,
+    Mask,
+    Pyramid,
+    Sample,
+    Scalar,
+    Scales,
+    Shapes,
+    States,
+    Times,
+)
+from kaleido_jax.diffusion.process import alpha_bars_at, change_prediction, expand, per_sample_normal
+from kaleido_jax.errors import user_error
 
-Denoise = Callable[..., list]  # (images, times (B,), condition) -> predictions, each a list over resolutions
-Weight = float | Float[Array, ""]
-
-
-def no_guidance(denoise: Denoise, condition):
-    """The conditional prediction alone."""
-    return lambda images, times: denoise(images, times, condition)
-
-
-# ------------------------------------------------------------------------------- pairs: what guidance leads away from
-def in_one_batch(denoise: Denoise, condition, unconditional):
-    """(images, times) -> [(v_u, v_c)] of every resolution from one doubled batch, unconditional rows first."""
-    both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional, condition)
-
-    def pair(images, times):
-        doubled = denoise([jnp.concatenate([x, x]) for x in images], jnp.concatenate([times, times]), both)
-        return [tuple(jnp.split(v, 2)) for v in doubled]
-
-    return pair
+Weight = float | Scalar
+RuleState = PyTree[Array]
 
 
-def of_two_models(good, bad):
-    """(images, times) -> [(v_bad, v_good)] from two rules of different parameters."""
-    return lambda images, times: list(zip(bad(images, times), good(images, times), strict=True))
+# ------------------------------------------------------------------------------------------- what a rule works with
+@runtime_checkable
+class Denoise(Protocol):
+    """The network: predictions from noisy images at network times, under a condition."""
+
+    def __call__(self, images: Pyramid, times: Times, condition: Condition, /) -> Pyramid:
+        """Runs once; rows are samples."""
 
 
-# ------------------------------------------------------------------------------------------------- from two to one
-def extrapolate(pair, gamma: Weight):
-    """v = v_u + gamma (v_c - v_u) at every resolution."""
-    return lambda images, times: [v_u + gamma * (v_c - v_u) for v_u, v_c in pair(images, times)]
+@runtime_checkable
+class ReadCondition(Protocol):
+    """The part of the network that runs once a sample: states of c (and z), each with its mask -> condition."""
+
+    def __call__(self, *states_and_masks: States | Mask) -> Condition:
+        """Takes (H_c, mask) or (H_c, mask, H_z, mask)."""
 
 
-def classifier_free(denoise: Denoise, condition, unconditional, gamma: Weight):
-    """v = v_u + gamma (v_c - v_u) at every resolution (Ho & Salimans 2022; Kaleido, Eq. 4).
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """A network with the condition of a batch, as rules use it."""
 
-    gamma = 1 is the conditional prediction; given as a number, it skips the doubling.
+    denoise: Denoise
+    cond: Condition  # read once, outside of the sampler's loop
+    uncond: Condition  # of what replaces c and z in training: the empty caption, no position of z
+    read: ReadCondition  # for rules that change the states and read them again
+    states: tuple[Array, ...]  # what `cond` was read from: states, mask, states, mask, ...
+    worse: "Denoiser | None" = None  # weaker weights, under the same captions and latents
+
+    def predict(self, images: Pyramid, times: Times) -> Pyramid:
+        """The conditional prediction."""
+        return self.denoise(images, times, self.cond)
+
+    def predict_both(self, images: Pyramid, times: Times) -> tuple[Pyramid, Pyramid]:
+        """(conditional, unconditional) predictions from one doubled batch, unconditional rows first as in MDM."""
+        both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), self.uncond, self.cond)
+        doubled = self.denoise([jnp.concatenate([x, x]) for x in images], jnp.concatenate([times, times]), both)
+        uncond, cond = zip(*(jnp.split(v, 2) for v in doubled), strict=True)
+        return list(cond), list(uncond)
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """What the sampler's loop calls at each evaluation."""
+
+    def init(self, batch: int, shapes: Shapes) -> RuleState:
+        """The state before the first evaluation, for samples of these shapes."""
+
+    def __call__(
+        self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
+    ) -> tuple[Pyramid, RuleState]:
+        """(predictions, state); `keys` are the samples' own, the same at every evaluation."""
+
+
+# ----------------------------------------------------------------------------------------------------------- rules
+def is_off(gamma: Weight) -> bool:
+    """Whether gamma is 1 and known to be, so that the conditional prediction is enough."""
+    return not isinstance(gamma, jax.Array) and gamma == 1
+
+
+def extrapolate(good: Pyramid, bad: Pyramid, gamma: Weight) -> Pyramid:
+    """v = v_bad + gamma (v_good - v_bad)."""
+    return [v_bad + gamma * (v_good - v_bad) for v_good, v_bad in zip(good, bad, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CFG:
+    """Classifier-free guidance: v = v_u + gamma (v_c - v_u) (Ho & Salimans 2022, Eq. 6; Kaleido, Eq. 4).
+
+    (c, z) are dropped together, as the reference of Kaleido's Eq. 8 is p(x).
     """
-    if not isinstance(gamma, jax.Array) and gamma == 1:
-        return no_guidance(denoise, condition)
-    return extrapolate(in_one_batch(denoise, condition, unconditional), gamma)
+
+    gamma: Weight
+
+    def init(self, batch: int, shapes: Shapes) -> RuleState:
+        """No state."""
+        return ()
+
+    def __call__(
+        self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
+    ) -> tuple[Pyramid, RuleState]:
+        """Away from the unconditional prediction."""
+        if is_off(self.gamma):
+            return model.predict(images, times), state
+        return extrapolate(*model.predict_both(images, times), self.gamma), state
 
 
-def autoguidance(good, bad, gamma: Weight):
-    """v = v_bad + gamma (v_good - v_bad) (Karras et al. 2024, arXiv 2406.02507): away from a worse model of c.
+@dataclass(frozen=True, kw_only=True)
+class Autoguidance:
+    """v = v_bad + gamma (v_good - v_bad), away from a worse model of p(x | c, z) (Karras et al. 2024, 2406.02507)."""
 
-    `good` and `bad` are rules, e.g. `no_guidance` with the parameters at hand and with those of an early snapshot.
+    gamma: Weight
+
+    def init(self, batch: int, shapes: Shapes) -> RuleState:
+        """No state."""
+        return ()
+
+    def __call__(
+        self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
+    ) -> tuple[Pyramid, RuleState]:
+        """Away from `model.worse`.
+
+        Raises:
+          UserError: the model has no worse version.
+        """
+        if is_off(self.gamma):
+            return model.predict(images, times), state
+        if model.worse is None:
+            raise user_error("autoguidance", "`bad_params` of a worse model", "load it by config.sample.guidance")
+        return extrapolate(model.predict(images, times), model.worse.predict(images, times), self.gamma), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class APG:
+    """Adaptive projected guidance: x0 = x0_c + (gamma - 1) (u_orthogonal + eta u_parallel) (Sadat et al. 2024).
+
+    arXiv 2410.02416, Algorithm 1, on x0 at every resolution. The update u = x0_c - x0_u, plus `momentum` times the last
+    one, is shortened to an L2 norm of at most `threshold` and split into parts parallel and orthogonal to x0_c. The
+    last update is the state; Heun's two evaluations per step count as two.
     """
-    return extrapolate(of_two_models(good, bad), gamma)
 
+    gamma: Weight
+    eta: float  # what is kept of the parallel part; 1 = all
+    threshold: float  # at the innermost resolution, times the scale at others; 0 = no limit
+    momentum: float  # negative repels from the last update
+    diffusion: cfg.Diffusion
+    scales: Scales
 
-def projected(pair, gamma: Weight, diffusion: Diffusion, sample: Sample, scales: tuple[int, ...]):
-    """APG: x0 = x0_c + (gamma - 1) (u_orthogonal + apg_eta u_parallel) (Sadat et al. 2024, arXiv 2410.02416).
+    def init(self, batch: int, shapes: Shapes) -> RuleState:
+        """No update yet."""
+        return [jnp.zeros((batch, *shape)) for shape in shapes]
 
-    On x0, at every resolution: the update u = x0_c - x0_u plus `apg_momentum` times the last one; shortened to an
-    L2 norm of at most `apg_threshold` (times the resolution's scale, as the norm of an image grows with its side);
-    split into parts parallel and orthogonal to x0_c. The last update is the memory; Heun's two looks a step count
-    as two.
-    """
-    table = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps))
-
-    def guided(images, times, memory):
-        predictions, updates = [], []
-        for x_t, (v_u, v_c), last, scale in zip(images, pair(images, times), memory, scales, strict=True):
-            alpha_bar = shift(table[times + 1], scale, diffusion.shift_power)
-            x0_u, x0_c = (change_prediction(v, x_t, alpha_bar, diffusion.prediction, "x0") for v in (v_u, v_c))
-            update = x0_c - x0_u + sample.apg_momentum * last
+    def __call__(
+        self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
+    ) -> tuple[Pyramid, RuleState]:
+        """Away from the unconditional prediction, less what would only saturate the image."""
+        if is_off(self.gamma):
+            return model.predict(images, times), state
+        cond, uncond = model.predict_both(images, times)
+        alpha_bars = alpha_bars_at(self.diffusion, times, self.scales)
+        space, predictions, updates = self.diffusion.prediction, [], []
+        for x_t, v_c, v_u, alpha_bar, last, scale in zip(
+            images, cond, uncond, alpha_bars, state, self.scales, strict=True
+        ):
+            x0_c, x0_u = (change_prediction(v, x_t, alpha_bar, space, "x0") for v in (v_c, v_u))
+            update = x0_c - x0_u + self.momentum * last
             updates.append(update)
-            if sample.apg_threshold:
+            if self.threshold:  # the norm of an image grows with its side
                 norm = jnp.sqrt(_dot(update, update))
-                update = update * jnp.minimum(1, sample.apg_threshold * scale / jnp.maximum(norm, 1e-12))
+                update = update * jnp.minimum(1, self.threshold * scale / jnp.maximum(norm, 1e-12))
             parallel = _dot(update, x0_c) / jnp.maximum(_dot(x0_c, x0_c), 1e-12) * x0_c
-            x0 = x0_c + (gamma - 1) * (update - (1 - sample.apg_eta) * parallel)
-            predictions.append(change_prediction(x0, x_t, alpha_bar, "x0", diffusion.prediction))
+            x0 = x0_c + (self.gamma - 1) * (update - (1 - self.eta) * parallel)
+            predictions.append(change_prediction(x0, x_t, alpha_bar, "x0", space))
         return predictions, updates
 
-    return guided
 
-
-def _dot(a, b):
+def _dot(a: Sample, b: Sample) -> Sample:
     """Inner products of samples, shaped to multiply the batch."""
     return expand(jnp.sum((a * b).reshape(a.shape[0], -1), axis=1), a)
 
 
-# ------------------------------------------------------------------------------------------------ when and for what
-def with_memory(rule):
-    """A rule without memory in the form of one with."""
-    return lambda images, times, memory: (rule(images, times), memory)
+# --------------------------------------------------------------------------------------------- rules around a rule
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """`rule` where low < sigma <= high, `outside` elsewhere (Kynkäänniemi et al. 2024, 2404.07724).
 
-
-def within(interval: tuple[float, float], diffusion: Diffusion, inside, outside):
-    """`inside` where low < sigma <= high, else `outside`; both with memory (Kynkäänniemi et al. 2024).
-
-    sigma = sqrt((1 - gamma) / gamma) of the innermost resolution, the noise alpha_bar of EDM. A branch not taken is not
-    run, so the unconditional pass costs nothing outside. All rows must be at one time, as they are in a sampler.
+    sigma = sqrt((1 - alpha_bar) / alpha_bar) of the innermost resolution, the noise level of EDM. The branch not taken
+    is not run, so the unconditional rows cost nothing outside. All rows must be at one time, as in a sampler.
     """
-    low, high = interval
-    table = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps))
 
-    def guided(images, times, memory):
-        gamma = table[times[0] + 1]
-        sigma = jnp.sqrt((1 - gamma) / gamma)
-        return jax.lax.cond((low < sigma) & (sigma <= high), inside, outside, images, times, memory)
+    rule: Rule
+    low: float
+    high: float
+    diffusion: cfg.Diffusion
+    outside: Rule = CFG(gamma=1.0)  # hands the state of `rule` on
 
-    return guided
+    def init(self, batch: int, shapes: Shapes) -> RuleState:
+        """That of `rule`."""
+        return self.rule.init(batch, shapes)
+
+    def __call__(
+        self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
+    ) -> tuple[Pyramid, RuleState]:
+        """Guided within the interval."""
+        (alpha_bar,) = alpha_bars_at(self.diffusion, times[:1], (1,))
+        sigma = jnp.sqrt((1 - alpha_bar[0]) / alpha_bar[0])
+        inside, outside = (lambda *args, rule=rule: rule(model, *args) for rule in (self.rule, self.outside))
+        return jax.lax.cond((self.low < sigma) & (sigma <= self.high), inside, outside, images, times, keys, state)
 
 
-def annealed(
-    states: Float[Array, "b l d"],
-    mask: Bool[Array, "b l"],
-    noise: Float[Array, "b l d"],
-    times: Int[Array, "b"],
-    diffusion: Diffusion,
-    sample: Sample,
-) -> Float[Array, "b l d"]:
-    """The condition of CADS (Sadat et al. 2023, Section 3): sqrt(a) y + s std(y) sqrt(1 - a) noise, rescaled.
+@dataclass(frozen=True, kw_only=True)
+class CADS:
+    """Condition-annealed sampling: `rule` under a condition with fresh noise at each evaluation (Sadat et al. 2023).
 
-    a falls from 1 at the share of the time tau_1 = `cads_tau[0]` to 0 at tau_2. A share psi = `cads_mix` of the
-    result is brought back to the mean and deviation of y. Both are taken over a sample's valid positions. The paper's
-    s has no std(y), as its conditions have unit deviation; T5's states do not.
+    arXiv 2310.17347, Section 3, for each pair of states and mask by itself:
+
+        y' = sqrt(a) y + noise std(y) sqrt(1 - a) n,    n ~ N(0, I)
+
+    a falls from 1 at the share `low` of the time to 0 at `high`. A share `mix` of y' is brought back to the mean and
+    deviation of y. Both are taken over a sample's valid positions. The paper has no std(y), as its conditions have unit
+    deviation; T5's states do not. The unconditional rows stay as they are.
     """
-    low, high = sample.cads_tau
-    share = (times + 1) / diffusion.num_steps
-    a = jnp.where(share <= low, 1.0, jnp.clip((high - share) / max(high - low, 1e-6), 0, 1))
-    seen = mask[:, :, None]
-    y = states.astype(jnp.float32)
-    mean, std = _moments(y, seen)
-    a = expand(a, y)
-    noisy = jnp.sqrt(a) * y + sample.cads_noise * std * jnp.sqrt(1 - a) * noise
-    noisy_mean, noisy_std = _moments(noisy, seen)
-    rescaled = (noisy - noisy_mean) / jnp.maximum(noisy_std, 1e-6) * std + mean
-    mixed = sample.cads_mix * rescaled + (1 - sample.cads_mix) * noisy
-    return jnp.where(seen, mixed.astype(states.dtype), states)
 
+    rule: Rule
+    low: float  # tau_1
+    high: float  # tau_2
+    noise: float  # s, in standard deviations of the states
+    mix: float  # psi
+    num_steps: int  # N of the schedule
 
-def _moments(states, seen):
-    """Mean and deviation over a sample's valid positions, (B, 1, 1) each; 0 where there is none."""
-    count = jnp.maximum(seen.sum((1, 2), keepdims=True) * states.shape[2], 1)
-    mean = (states * seen).sum((1, 2), keepdims=True) / count
-    return mean, jnp.sqrt((((states - mean) * seen) ** 2).sum((1, 2), keepdims=True) / count)
+    def init(self, batch: int, shapes: Shapes) -> RuleState:
+        """That of `rule`."""
+        return self.rule.init(batch, shapes)
 
-
-def condition_annealed(rule: Callable, read: Callable, seen: tuple, keys: Key[Array, "b"], diffusion, sample):
-    """CADS around any rule: every network run sees the condition under fresh noise.
-
-    `rule` is condition -> rule with memory; `read` is (states, mask, states, mask, ...) -> condition, and `seen` what
-    it takes, each pair noised by itself. `keys` are the sampler's, which uses them folded with 0..N+1; this folds
-    N+2 and on.
-    """
-    pairs = list(zip(seen[::2], seen[1::2], strict=True))
-
-    def guided(images, times, memory):
-        folded = jax.vmap(jax.random.fold_in)(keys, times + diffusion.num_steps + 2)
+    def __call__(
+        self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
+    ) -> tuple[Pyramid, RuleState]:
+        """`rule` on the model with another condition."""
+        # The sampler folds the same keys with steps 0..N+1.
+        folded = jax.vmap(jax.random.fold_in)(keys, times + self.num_steps + 2)
+        pairs = list(zip(model.states[::2], model.states[1::2], strict=True))
         draws = per_sample_normal(folded, tuple(states.shape[1:] for states, _ in pairs))
-        noisy = ()
-        for (states, mask), noise in zip(pairs, draws, strict=True):
-            noisy += (annealed(states, mask, noise, times, diffusion, sample), mask)
-        return rule(read(*noisy))(images, times, memory)
+        noisy = []
+        for (states, mask), draw in zip(pairs, draws, strict=True):
+            noisy += [self.anneal(states, mask, draw, times), mask]
+        return self.rule(dataclasses.replace(model, cond=model.read(*noisy)), images, times, keys, state)
 
-    return guided
+    def anneal(self, states: States, mask: Mask, draw: States, times: Times) -> States:
+        """The noisy states at network times 0..N-1; padding stays as it is."""
+        share = (times + 1) / self.num_steps
+        a = jnp.where(share <= self.low, 1.0, jnp.clip((self.high - share) / max(self.high - self.low, 1e-6), 0, 1))
+        valid = mask[:, :, None]
+        y = states.astype(jnp.float32)
+        mean, std = _moments(y, valid)
+        a = expand(a, y)
+        noisy = jnp.sqrt(a) * y + self.noise * std * jnp.sqrt(1 - a) * draw
+        noisy_mean, noisy_std = _moments(noisy, valid)
+        rescaled = (noisy - noisy_mean) / jnp.maximum(noisy_std, 1e-6) * std + mean
+        mixed = self.mix * rescaled + (1 - self.mix) * noisy
+        return jnp.where(valid, mixed.astype(states.dtype), states)
 
 
-def start_memory(sample: Sample, batch: int, shapes: tuple[tuple[int, ...], ...]):
-    """The memory with which the config's rule starts: APG's last updates, none for others."""
-    return [jnp.zeros((batch, *shape)) for shape in shapes] if sample.guidance == "apg" else ()
+def _moments(states: States, valid: Array) -> tuple[Float[Array, "b 1 1"], Float[Array, "b 1 1"]]:
+    """Mean and deviation over a sample's valid positions; 0 where there is none."""
+    count = jnp.maximum(valid.sum((1, 2), keepdims=True) * states.shape[2], 1)
+    mean = (states * valid).sum((1, 2), keepdims=True) / count
+    return mean, jnp.sqrt((((states - mean) * valid) ** 2).sum((1, 2), keepdims=True) / count)
 
 
-def guided_rule(
-    sample: Sample,
-    diffusion: Diffusion,
-    scales: tuple[int, ...],
-    gamma: Weight | None,
-    denoise: Denoise,
-    unconditional,
-    bad: Callable | None,
-):
-    """condition -> the rule with memory that `sample.guidance` and `guidance_interval` name.
+# --------------------------------------------------------------------------------------------------- rules by name
+@runtime_checkable
+class BuildRule(Protocol):
+    """Makes a rule of the config's settings."""
 
-    gamma None is no guidance. `bad` is autoguidance's rule of the worse model, None for the others.
-    """
+    def __call__(self, sample: cfg.Sample, diffusion: cfg.Diffusion, scales: Scales, gamma: Weight, /) -> Rule:
+        """With gamma = 1.0, a number, the rule must be no guidance and hand its state on."""
 
-    def rule(condition):
-        plain = no_guidance(denoise, condition)
-        if gamma is None:
-            return with_memory(plain)
-        if sample.guidance == "autoguidance":
-            guided = with_memory(autoguidance(plain, bad, gamma))
-        elif sample.guidance == "apg":
-            pair = in_one_batch(denoise, condition, unconditional)
-            guided = projected(pair, gamma, diffusion, sample, scales)
-        else:
-            guided = with_memory(classifier_free(denoise, condition, unconditional, gamma))
-        if not sample.guidance_interval:
-            return guided
-        return within(sample.guidance_interval, diffusion, guided, with_memory(plain))
 
-    return rule
+RULES: dict[str, BuildRule] = {
+    "cfg": lambda sample, diffusion, scales, gamma: CFG(gamma=gamma),
+    "autoguidance": lambda sample, diffusion, scales, gamma: Autoguidance(gamma=gamma),
+    "apg": lambda sample, diffusion, scales, gamma: APG(
+        gamma=gamma,
+        eta=sample.apg_eta,
+        threshold=sample.apg_threshold,
+        momentum=sample.apg_momentum,
+        diffusion=diffusion,
+        scales=scales,
+    ),
+    "cads": lambda sample, diffusion, scales, gamma: CADS(
+        rule=CFG(gamma=gamma),
+        low=sample.cads_tau[0],
+        high=sample.cads_tau[1],
+        noise=sample.cads_noise,
+        mix=sample.cads_mix,
+        num_steps=diffusion.num_steps,
+    ),
+}
+
+
+def register(name: str, build: BuildRule) -> None:
+    """Makes `build` the rule of config.sample.guidance = name."""
+    RULES[name] = build
+    cfg.allow("sample.guidance", name)
+
+
+def from_config(sample: cfg.Sample, diffusion: cfg.Diffusion, scales: Scales, gamma: Weight | None) -> Rule:
+    """The rule that `sample.guidance` and `guidance_interval` name, with the weight gamma; None is no guidance."""
+    build = RULES[sample.guidance]
+    off = build(sample, diffusion, scales, 1.0)
+    if gamma is None:
+        return off
+    rule = build(sample, diffusion, scales, gamma)
+    if not sample.guidance_interval:
+        return rule
+    low, high = sample.guidance_interval
+    return Interval(rule=rule, low=low, high=high, diffusion=diffusion, outside=off)

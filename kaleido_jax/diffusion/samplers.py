@@ -1,179 +1,280 @@
-"""Reverse samplers: one lax.scan over network evaluations, every resolution at once (MDM, section 6).
+"""Samplers: the reverse process as one lax.scan over evaluations of the network, every resolution at once.
 
-A sampler is its rows (where the network looks), what it carries beside x, and `move`, which acts on one resolution.
+One step is read in four places: `reverse` evaluates the guided network, `reverse_step` turns each prediction into x0
+(`process.to_x0_eps`), and the sampler's `update` moves x to the next noise level.
+
+A sampler is a small frozen dataclass: `times` says where the network is evaluated, `init` what is carried beside x,
+`update` acts on one resolution.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, PyTree
 
-from kaleido_jax.config.schema import Diffusion, Sample
-from kaleido_jax.diffusion.guidance import with_memory
+import kaleido_jax.config.schema as cfg
+from kaleido_jax.array_types import Keys, Pyramid, Sample, Scalar, Scales, Shapes
+from kaleido_jax.diffusion.guidance import Denoiser, Rule
 from kaleido_jax.diffusion.process import per_sample_normal, threshold, to_x0_eps
 from kaleido_jax.diffusion.schedule import alpha_bar_table, log_snr, shift, step_list
 
-
-def ancestral_step(x0, x_t, alpha_bar_t, alpha_bar_s, noise):
-    """DDPM: a draw from q(x_s | x_t, x0) (Ho et al. 2020, Eq. 7)."""
-    a = alpha_bar_t / alpha_bar_s
-    b = 1 - a
-    variance = b * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-    mean = x0 * b * jnp.sqrt(alpha_bar_s) / (1 - alpha_bar_t) + x_t * jnp.sqrt(a) * (1 - alpha_bar_s) / (
-        1 - alpha_bar_t
-    )
-    return mean + jnp.sqrt(variance) * noise
+Carried = PyTree[Array]
+Steps = Int[np.ndarray, "n"]
+Evaluations = Int[np.ndarray, "m 3"]
 
 
-def ddim_step(x0, x_t, alpha_bar_t, alpha_bar_s, noise, ddim_eta: float):
-    """DDIM (Song et al. 2021, Eq. 12); ddim_eta = 1 equals the ancestral step, 0 draws no noise."""
-    eps = (x_t - jnp.sqrt(alpha_bar_t) * x0) / jnp.sqrt(1 - alpha_bar_t)
-    variance = ddim_eta**2 * (1 - alpha_bar_t / alpha_bar_s) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-    direction = jnp.sqrt(jnp.maximum(1 - alpha_bar_s - variance, 0))
-    return x0 * jnp.sqrt(alpha_bar_s) + eps * direction + jnp.sqrt(variance) * noise
+class Levels(NamedTuple):
+    """alpha_bar where the network was evaluated and at both ends of the step, from t to the less noisy s."""
+
+    at: Scalar
+    t: Scalar
+    s: Scalar
 
 
-def multistep_x0(x0, x0_before, alpha_bar_before, alpha_bar_t, alpha_bar_s):
-    """D of DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): x0 extrapolated in lambda = ln(alpha / sigma).
+@runtime_checkable
+class Sampler(Protocol):
+    """The parts of a sampler."""
 
-    D = x0 + h / (2 h_before) (x0 - x0_before). Plain x0 on the first step, marked by alpha_bar_before = 1, and on the
-    last, where alpha_bar_s = 1 makes h infinite.
-    """
-    before, t, s = (log_snr(alpha_bar) / 2 for alpha_bar in (alpha_bar_before, alpha_bar_t, alpha_bar_s))
-    between = (alpha_bar_before < 1) & (alpha_bar_s < 1)
-    weight = jnp.where(between, (s - t) / (2 * jnp.where(between, t - before, 1)), 0)
-    return x0 + weight * (x0 - x0_before)
+    @property
+    def is_noisy(self) -> bool:
+        """Whether `update` reads the noise; else none is drawn."""
 
+    def times(self, steps: Steps) -> Evaluations:
+        """Steps t_n > ... > t_0 = 0 -> (at, t, s) of each evaluation, as steps 0..N."""
 
-# ----------------------------------- moves: (x, x0, carried, levels (at, t, s), noise, sample) -> (x, carried)
-def _move_ddpm(x, x0, carried, alpha_bars, noise, sample):
-    _, t, s = alpha_bars
-    return ancestral_step(x0, x, t, s, noise), carried
+    def init(self, x: Sample) -> Carried:
+        """What one resolution carries beside x, before the first evaluation."""
 
-
-def _move_ddim(x, x0, carried, alpha_bars, noise, sample):
-    _, t, s = alpha_bars
-    return ddim_step(x0, x, t, s, noise, sample.ddim_eta), carried
+    def update(
+        self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
+    ) -> tuple[Sample, Carried]:
+        """(x, carried) after an evaluation that predicted x0, thresholded already."""
 
 
-def _move_dpmpp_2m(x, x0, carried, alpha_bars, noise, sample):
-    """The exponential integrator with x0 held fixed is DDIM without noise, so only x0 differs from it."""
-    _, t, s = alpha_bars
-    extrapolated = multistep_x0(x0, *carried, t, s)
-    return ddim_step(extrapolated, x, t, s, noise, 0.0), (x0, t)
-
-
-def _move_heun(x, x0, carried, alpha_bars, noise, sample):
-    """Heun on dy/d sigma = (y - x0) / sigma with y = x / alpha, sigma = sqrt((1 - alpha_bar) / alpha_bar) (EDM).
-
-    A look at t is Algorithm 1's Euler step to s and carries its start and slope; a look at s takes the step again
-    with the mean slope. The look at s = 0 is left out, which makes the last step Euler. A step list with
-    `start_at_n` is not for it: under the squared cosine the first step then leaps from sigma = 2e4 to a few tens.
-    """
-    at, t, s = alpha_bars
-    start, slope = carried
-    y, sigma = x / jnp.sqrt(at), _sigma(at)
-    here = (y - x0) / sigma
-    again = at != t
-    start, mean = jnp.where(again, start, y), jnp.where(again, (slope + here) / 2, here)
-    return (start + (_sigma(s) - _sigma(t)) * mean) * jnp.sqrt(s), (start, here)
-
-
-def _sigma(alpha_bar):
-    return jnp.sqrt((1 - alpha_bar) / alpha_bar)
-
-
-# ------------------------------------------------------------------- rows: steps -> (at, t, s), one a network run
-def _once_a_step(steps: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m 3"]:
+def once_a_step(steps: Steps) -> Evaluations:
+    """The evaluations of a sampler that evaluates the network at t alone."""
     return np.stack([steps[:-1], steps[:-1], steps[1:]], axis=1)
 
 
-def _at_both_ends(steps: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m 3"]:
-    once = _once_a_step(steps)
-    return np.stack([once, once[:, [2, 1, 2]]], axis=1).reshape(-1, 3)[:-1]
+@dataclass(frozen=True, kw_only=True)
+class DDPM:
+    """Ancestral: a draw from the posterior q(x_s | x_t, x0) (Ho et al. 2020, Eq. 7)."""
+
+    is_noisy: bool = True
+
+    def times(self, steps: Steps) -> Evaluations:
+        """Once a step."""
+        return once_a_step(steps)
+
+    def init(self, x: Sample) -> Carried:
+        """Nothing."""
+        return ()
+
+    def update(
+        self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
+    ) -> tuple[Sample, Carried]:
+        """The variance is 0 on the last step, where s = 1."""
+        _, t, s = levels
+        a = t / s
+        b = 1 - a
+        mean = x0 * b * jnp.sqrt(s) / (1 - t) + x * jnp.sqrt(a) * (1 - s) / (1 - t)
+        variance = b * (1 - s) / (1 - t)
+        return mean + jnp.sqrt(variance) * noise, carried
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """One entry of the table below."""
+class DDIM:
+    """x_s = sqrt(s) x0 + sqrt(1 - s - variance) eps + sqrt(variance) noise (Song et al. 2021, Eq. 12 and 16)."""
 
-    move: Callable  # one resolution's (x, carried) after a network run
-    carry: Callable = lambda x: ()  # what is carried beside x at the start
-    rows: Callable = _once_a_step
-    is_noisy: Callable = lambda sample: False  # whether `move` reads the noise
+    eta: float = 0.0  # 1 equals the ancestral step, 0 draws no noise
+
+    @property
+    def is_noisy(self) -> bool:
+        """With any eta."""
+        return self.eta > 0
+
+    def times(self, steps: Steps) -> Evaluations:
+        """Once a step."""
+        return once_a_step(steps)
+
+    def init(self, x: Sample) -> Carried:
+        """Nothing."""
+        return ()
+
+    def update(
+        self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
+    ) -> tuple[Sample, Carried]:
+        """Eps is what leads from the thresholded x0 to x, not what the network predicted."""
+        _, t, s = levels
+        eps = (x - jnp.sqrt(t) * x0) / jnp.sqrt(1 - t)
+        variance = self.eta**2 * (1 - t / s) * (1 - s) / (1 - t)
+        direction = jnp.sqrt(jnp.maximum(1 - s - variance, 0))  # eta = 1 may round below 0
+        return x0 * jnp.sqrt(s) + eps * direction + jnp.sqrt(variance) * noise, carried
 
 
-SAMPLERS = {
-    "ddpm": Sampler(move=_move_ddpm, is_noisy=lambda sample: True),
-    "ddim": Sampler(move=_move_ddim, is_noisy=lambda sample: sample.ddim_eta > 0),
-    "dpmpp_2m": Sampler(move=_move_dpmpp_2m, carry=lambda x: (jnp.zeros_like(x), jnp.ones((), x.dtype))),
-    "heun": Sampler(move=_move_heun, rows=_at_both_ends, carry=lambda x: (jnp.zeros_like(x), jnp.zeros_like(x))),
+@dataclass(frozen=True, kw_only=True)
+class DPMpp2M:
+    """DPM-Solver++(2M): DDIM with x0 extrapolated from the last two predictions (Lu et al. 2022, Algorithm 2).
+
+    The exponential integrator with x0 held fixed is DDIM without noise, so only x0 differs from it.
+    """
+
+    is_noisy: bool = False
+
+    def times(self, steps: Steps) -> Evaluations:
+        """Once a step."""
+        return once_a_step(steps)
+
+    def init(self, x: Sample) -> Carried:
+        """The last x0 and its alpha_bar; 1 marks that there is none."""
+        return jnp.zeros_like(x), jnp.ones((), x.dtype)
+
+    def update(
+        self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
+    ) -> tuple[Sample, Carried]:
+        """A DDIM step with the extrapolated x0."""
+        extrapolated = self.extrapolate(x0, carried, levels)
+        moved, _ = DDIM().update(x, extrapolated, (), levels, 0.0)
+        return moved, (x0, levels.t)
+
+    def extrapolate(self, x0: Sample, carried: Carried, levels: Levels) -> Sample:
+        """D = x0 + h / (2 h_before) (x0 - x0_before), h the step in lambda = ln(alpha / sigma).
+
+        Plain x0 on the first step and on the last, where s = 1 makes h infinite.
+        """
+        x0_before, level_before = carried
+        before, t, s = (log_snr(level) / 2 for level in (level_before, levels.t, levels.s))
+        between = (level_before < 1) & (levels.s < 1)
+        weight = jnp.where(between, (s - t) / (2 * jnp.where(between, t - before, 1)), 0)
+        return x0 + weight * (x0 - x0_before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun:
+    """Heun's second order on dy / d sigma = (y - x0) / sigma (Karras et al. 2022, Algorithm 1 without churn).
+
+    y = x / alpha and sigma = sqrt((1 - alpha_bar) / alpha_bar). An evaluation at t makes Euler's step to s and carries
+    its start and slope; one at s makes the step again with the mean slope. That at s = 0 is left out, which makes the
+    last step Euler's. Not for step lists with `start_at_n`: under the squared cosine the first step then leaps from
+    sigma = 2e4 to a few tens.
+    """
+
+    is_noisy: bool = False
+
+    def times(self, steps: Steps) -> Evaluations:
+        """At both ends of every step but the last."""
+        once = once_a_step(steps)
+        return np.stack([once, once[:, [2, 1, 2]]], axis=1).reshape(-1, 3)[:-1]
+
+    def init(self, x: Sample) -> Carried:
+        """Start and slope; the first evaluation reads neither."""
+        return jnp.zeros_like(x), jnp.zeros_like(x)
+
+    def update(
+        self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
+    ) -> tuple[Sample, Carried]:
+        """Euler's step, or the step again with the mean slope."""
+        start, slope = carried
+        at, t, s = (jnp.sqrt((1 - level) / level) for level in levels)
+        y = x / jnp.sqrt(levels.at)
+        here = (y - x0) / at
+        again = levels.at != levels.t
+        start, mean = jnp.where(again, start, y), jnp.where(again, (slope + here) / 2, here)
+        return (start + (s - t) * mean) * jnp.sqrt(levels.s), (start, here)
+
+
+# ------------------------------------------------------------------------------------------------ samplers by name
+@runtime_checkable
+class BuildSampler(Protocol):
+    """Makes a sampler of the config's settings."""
+
+    def __call__(self, sample: cfg.Sample, /) -> Sampler:
+        """Reads the settings that are the sampler's own, e.g. `ddim_eta`."""
+
+
+SAMPLERS: dict[str, BuildSampler] = {
+    "ddpm": lambda sample: DDPM(),
+    "ddim": lambda sample: DDIM(eta=sample.ddim_eta),
+    "dpmpp_2m": lambda sample: DPMpp2M(),
+    "heun": lambda sample: Heun(),
 }
 
 
-def reverse_step(images, carried, predictions, draws, alpha_bars, diffusion: Diffusion, sample: Sample, scales):
-    """What one network run does at every resolution; lists over resolutions, high to low.
+def register(name: str, build: BuildSampler) -> None:
+    """Makes `build` the sampler of config.sample.sampler = name."""
+    SAMPLERS[name] = build
+    cfg.allow("sample.sampler", name)
 
-    `carried` is the sampler's own. `draws` is standard noise like `images`. alpha_bars (at, t, s), scalars, are the
-    innermost resolution's where the network looked, and at both ends of the step; others are shifted by their scale.
 
-    Returns (images, carried).
+# -------------------------------------------------------------------------------------------------------- the loop
+def reverse_step(
+    sampler: Sampler,
+    images: Pyramid,
+    carried: list[Carried],
+    predictions: Pyramid,
+    noise: Pyramid | list[float],
+    levels: Levels,
+    diffusion: cfg.Diffusion,
+    sample: cfg.Sample,
+    scales: Scales,
+) -> tuple[Pyramid, list[Carried]]:
+    """(images, carried) after one evaluation of the network; lists over resolutions, high to low.
+
+    `levels` are the innermost resolution's; the others' are shifted by their scale.
     """
     moved = []
-    for x, kept, prediction, z, scale in zip(images, carried, predictions, draws, scales, strict=True):
-        shifted = tuple(shift(alpha_bar, scale, diffusion.shift_power) for alpha_bar in alpha_bars)
-        x0, _ = to_x0_eps(prediction, x, jnp.full(x.shape[:1], shifted[0]), diffusion.prediction)
-        x0 = threshold(x0, sample.threshold)
-        moved.append(SAMPLERS[sample.sampler].move(x, x0, kept, shifted, z, sample))
+    for x, kept, prediction, draw, scale in zip(images, carried, predictions, noise, scales, strict=True):
+        shifted = Levels(*(shift(level, scale, diffusion.shift_power) for level in levels))
+        x0, _ = to_x0_eps(prediction, x, jnp.full(x.shape[:1], shifted.at), diffusion.prediction)
+        moved.append(sampler.update(x, threshold(x0, sample.threshold), kept, shifted, draw))
     return [x for x, _ in moved], [kept for _, kept in moved]
 
 
 def reverse(
-    predict: Callable,
-    keys: Key[Array, "b"],
-    diffusion: Diffusion,
-    sample: Sample,
-    shapes: tuple[tuple[int, ...], ...],
-    scales: tuple[int, ...],
-    memory=None,
-) -> list[Float[Array, "b ..."]]:
-    """Draws samples from pure noise.
+    model: Denoiser,
+    rule: Rule,
+    keys: Keys,
+    diffusion: cfg.Diffusion,
+    sample: cfg.Sample,
+    shapes: Shapes,
+    scales: Scales,
+) -> Pyramid:
+    """Samples x ~ p(x | condition) from pure noise.
 
     Args:
-      predict: (images, network times (B,)) -> predictions; lists over resolutions, high to low. Guidance is
-        already inside.
-      keys: one key a sample; sample i depends on its key alone, not on the batch or the devices.
+      model: the network and its condition.
+      rule: guidance.
+      keys: one a sample; sample i depends on its key alone, not on the batch or the devices.
       diffusion: the process.
       sample: sampler, number of steps, threshold, ddim_eta.
       shapes: of one sample at each resolution.
       scales: of each resolution relative to the innermost.
-      memory: of a `predict` that has one, (images, times, memory) -> (predictions, memory), at the start.
 
     Returns:
       The last x of every resolution, clipped to [-1, 1] where the threshold is not "none".
     """
-    sampler = SAMPLERS[sample.sampler]
+    sampler, batch = SAMPLERS[sample.sampler](sample), keys.shape[0]
     alpha_bars = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps), float)
-    rows = jnp.asarray(sampler.rows(step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n)))
-    batch = keys.shape[0]
-    if memory is None:
-        predict, memory = with_memory(predict), ()
+    evaluations = sampler.times(step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n))
 
-    def noise(purpose):
+    def normal(purpose: Int[Array, ""] | int) -> Pyramid:
         return per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), shapes)
 
-    def run(state, row):
-        images, carried, memory = state
-        at = row[0]
-        predictions, memory = predict(images, jnp.full((batch,), at - 1, jnp.int32), memory)
+    def evaluate(state: tuple, evaluation: Int[Array, "3"]) -> tuple[tuple, None]:
+        images, carried, rule_state = state
+        at = evaluation[0]
+        times = jnp.full((batch,), at - 1, jnp.int32)  # the network is fed the step less one
+        predictions, rule_state = rule(model, images, times, keys, rule_state)
         # Steps are 1..N and the start uses N + 1, so no draw is used twice.
-        draws = noise(at) if sampler.is_noisy(sample) else [0.0] * len(shapes)
-        images, carried = reverse_step(images, carried, predictions, draws, alpha_bars[row], diffusion, sample, scales)
-        return (images, carried, memory), None
+        noise = normal(at) if sampler.is_noisy else [0.0] * len(shapes)
+        levels = Levels(*alpha_bars[evaluation])
+        images, carried = reverse_step(sampler, images, carried, predictions, noise, levels, diffusion, sample, scales)
+        return (images, carried, rule_state), None
 
-    start = noise(diffusion.num_steps + 1)
-    (images, _, _), _ = jax.lax.scan(run, (start, [sampler.carry(x) for x in start], memory), rows)
+    start = normal(diffusion.num_steps + 1)
+    state = start, [sampler.init(x) for x in start], rule.init(batch, shapes)
+    (images, _, _), _ = jax.lax.scan(evaluate, state, jnp.asarray(evaluations))
     return images if sample.threshold == "none" else [jnp.clip(x, -1, 1) for x in images]

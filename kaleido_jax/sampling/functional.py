@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, UInt32
 from kaleido_jax.array_types import Keys, Mask, Scalar, States, TokenLogits, Tokens
 from kaleido_jax.array_types import Sample as SampleArray
 from kaleido_jax.config.schema import Diffusion, Sample, sample_shapes, scales
-from kaleido_jax.diffusion.guidance import condition_annealed, guided_rule, no_guidance, start_memory
+from kaleido_jax.diffusion import guidance
 from kaleido_jax.diffusion.samplers import reverse
 from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.models.decode import sample_tokens, shift_right
@@ -120,25 +120,27 @@ def sample_images(
       diffusion: the process.
       sample: sampler, steps, guidance rule, threshold.
     """
-    cond, uncond = condition_states(model, params, captions, z)
-
-    def parts(params: dict) -> tuple[functools.partial, functools.partial]:
-        apply = functools.partial(model.apply, {"params": params})
-        return functools.partial(apply, method="condition"), functools.partial(apply, method="denoise")
-
-    read, denoise = parts(params)
-    bad_rule = None
-    if bad is not None:
-        read_bad, denoise_bad = parts(bad[0])
-        bad_rule = no_guidance(denoise_bad, read_bad(*condition_states(model, *bad, z)[0]))
+    worse = bad and _denoiser(model, *bad, z)
+    denoiser = _denoiser(model, params, captions, z, worse)
     shapes, sizes = sample_shapes(model.config), scales(model.config)
-    rule = guided_rule(sample, diffusion, sizes, gamma, denoise, read(*uncond), bad_rule)
-    if sample.guidance == "cads":
-        predict = condition_annealed(rule, read, cond, keys, diffusion, sample)
-    else:
-        predict = rule(read(*cond))
-    memory = start_memory(sample, keys.shape[0], shapes)
-    return reverse(predict, keys, diffusion, sample, shapes, sizes, memory)[0]
+    rule = guidance.from_config(sample, diffusion, sizes, gamma)
+    return reverse(denoiser, rule, keys, diffusion, sample, shapes, sizes)[0]
+
+
+def _denoiser(
+    model: Kaleido, params: dict, captions: EncodedCaptions, z: Tokens, worse: guidance.Denoiser | None = None
+) -> guidance.Denoiser:
+    cond, uncond = condition_states(model, params, captions, z)
+    apply = functools.partial(model.apply, {"params": params})
+    read = functools.partial(apply, method="condition")
+    return guidance.Denoiser(
+        denoise=functools.partial(apply, method="denoise"),
+        cond=read(*cond),
+        uncond=read(*uncond),
+        read=read,
+        states=cond,
+        worse=worse,
+    )
 
 
 # --------------------------------------------------------------------------------------------- identity

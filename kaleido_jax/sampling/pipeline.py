@@ -362,13 +362,10 @@ class KaleidoPipeline:
     ) -> tuple[HostTokens, Float[np.ndarray, "b ..."]]:
         """(tokens of z of each caption, `each` samples x of each), in batches; captions are encoded once."""
         tokens, found, images = self.caption_tokens(captions), [], []
-        guided_by_bad = sample.guidance == "autoguidance" and sample.gamma != 1
-        if guided_by_bad and self.bad_params is None:
-            raise user_error("autoguidance", "`bad_params` of a worse model", "load it by config.sample.guidance")
         with progress("images", len(captions) * each, "img") as advance:
             for rows, real in self._batches(len(captions), len(captions)):
                 encoded, bad = self._encode(self.params, tokens[rows]), None
-                if guided_by_bad:
+                if self.bad_params is not None:
                     bad = self.bad_params, self._encode(self.bad_params, tokens[rows])
                 here = self._sample_z(encoded, rows, z) if isinstance(z, _PriorInputs) else z[rows]
                 found.append(here[:real])

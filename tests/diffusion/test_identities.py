@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kaleido_jax.config.schema import Diffusion, Sample
-from kaleido_jax.diffusion.guidance import classifier_free, no_guidance
+from kaleido_jax.diffusion.guidance import CFG
 from kaleido_jax.diffusion.process import (
     add_noise,
     change_prediction,
@@ -14,13 +14,23 @@ from kaleido_jax.diffusion.process import (
     threshold,
     to_x0_eps,
 )
-from kaleido_jax.diffusion.samplers import ancestral_step, ddim_step, reverse
+from kaleido_jax.diffusion.samplers import DDIM, DDPM, Levels
 from kaleido_jax.diffusion.schedule import alpha_bar_table, log_snr, shift, step_list
 from kaleido_jax.runtime.randomness import sample_keys
+from tests.diffusion.denoisers import denoiser, reverse
 
 RNG = np.random.default_rng(0)
 X0, X_T, NOISE = (jnp.asarray(RNG.normal(size=(4, 6, 6, 3)), jnp.float32) for _ in range(3))
 T, S = jnp.float32(0.3), jnp.float32(0.6)
+KEYS = sample_keys(0, "image", 0, jnp.arange(4))
+
+
+def ancestral_step(x0, x_t, t, s, noise):
+    return DDPM().update(x_t, x0, (), Levels(t, t, s), noise)[0]
+
+
+def ddim_step(x0, x_t, t, s, noise, eta):
+    return DDIM(eta=eta).update(x_t, x0, (), Levels(t, t, s), noise)[0]
 
 
 def test_ddim_with_eta_one_has_the_ancestral_mean_and_variance():
@@ -53,11 +63,11 @@ def test_gamma_one_is_the_conditional_prediction():
     def denoise(images, times, condition):
         return [x * condition["a"][:, None, None, None] for x in images]
 
-    condition, other = {"a": jnp.arange(4.0)}, {"a": -jnp.ones(4)}
-    plain = no_guidance(denoise, condition)([X_T], jnp.zeros(4))
-    np.testing.assert_array_equal(classifier_free(denoise, condition, other, 1.0)([X_T], jnp.zeros(4))[0], plain[0])
-    guided = classifier_free(denoise, condition, other, 3.0)([X_T], jnp.zeros(4))[0]
-    np.testing.assert_allclose(guided, -X_T + 3 * (plain[0] + X_T), atol=1e-5)
+    model = denoiser(denoise, {"a": jnp.arange(4.0)}, {"a": -jnp.ones(4)})
+    run = lambda gamma: CFG(gamma=gamma)(model, [X_T], jnp.zeros(4, int), KEYS, ())[0][0]  # noqa: E731
+    (plain,) = model.predict([X_T], jnp.zeros(4, int))
+    np.testing.assert_array_equal(run(1.0), plain)
+    np.testing.assert_allclose(run(3.0), -X_T + 3 * (plain + X_T), atol=1e-5)
 
 
 def test_shift_divides_the_snr_by_a_power_of_the_scale():
@@ -102,8 +112,7 @@ def test_a_perfect_denoiser_is_sampled_to_its_image(sampler):
         return out
 
     settings = Sample(sampler=sampler, num_steps=8)
-    keys = sample_keys(0, "image", 0, jnp.arange(4))
-    drawn = reverse(predict, keys, diffusion, settings, ((6, 6, 3), (3, 3, 3)), (2, 1))
+    drawn = reverse(predict, KEYS, diffusion, settings, ((6, 6, 3), (3, 3, 3)), (2, 1))
     for image, x0 in zip(drawn, clean, strict=True):
         np.testing.assert_allclose(image, x0, atol=1e-5)
 

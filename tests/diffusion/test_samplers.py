@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kaleido_jax.config import fields
 from kaleido_jax.config.schema import Diffusion, Model, Sample, sample_shapes, scales
+from kaleido_jax.diffusion import samplers
 from kaleido_jax.diffusion.process import add_noise, expand, from_x0_eps, per_sample_normal
-from kaleido_jax.diffusion.samplers import SAMPLERS, ddim_step, multistep_x0, reverse
+from kaleido_jax.diffusion.samplers import DDIM, SAMPLERS, DPMpp2M, Levels
 from kaleido_jax.diffusion.schedule import SCHEDULES, alpha_bar_table, shift
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.runtime.randomness import sample_keys
-from tests.tiny import small_nest
+from tests.diffusion.denoisers import reverse
+from tests.tiny import small_nest, tiny_config
 
 DIFFUSION = Diffusion()
 ALPHA_BARS = jnp.asarray(alpha_bar_table(DIFFUSION.schedule, DIFFUSION.num_steps))
@@ -67,11 +70,15 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(sampler, order, 
 def test_2m_extrapolates_in_lambda_and_takes_plain_x0_at_both_ends():
     x0, before = jnp.asarray([1.0]), jnp.asarray([0.5])
     lam = lambda alpha_bar: np.log(alpha_bar / (1 - alpha_bar)) / 2  # noqa: E731
-    got = multistep_x0(x0, before, jnp.float32(0.2), jnp.float32(0.4), jnp.float32(0.7))
+
+    def extrapolate(*levels):
+        level_before, t, s = map(jnp.float32, levels)
+        return DPMpp2M().extrapolate(x0, (before, level_before), Levels(t, t, s))
+
     r = (lam(0.4) - lam(0.2)) / (lam(0.7) - lam(0.4))
-    np.testing.assert_allclose(got, (1 + 1 / (2 * r)) * x0 - before / (2 * r), rtol=1e-5)
+    np.testing.assert_allclose(extrapolate(0.2, 0.4, 0.7), (1 + 1 / (2 * r)) * x0 - before / (2 * r), rtol=1e-5)
     for ends in ((1.0, 0.4, 0.7), (0.2, 0.4, 1.0)):
-        np.testing.assert_array_equal(multistep_x0(x0, before, *map(jnp.float32, ends)), x0)
+        np.testing.assert_array_equal(extrapolate(*ends), x0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -143,8 +150,9 @@ def _with(images):
 def test_a_step_of_2m_without_history_is_ddims():
     x0, x_t = (jax.random.normal(jax.random.key(i), (2, 3)) for i in range(2))
     t, s = jnp.float32(0.3), jnp.float32(0.6)
-    moved, carried = SAMPLERS["dpmpp_2m"].move(x_t, x0, (0 * x0, jnp.float32(1)), (t, t, s), 0.0, Sample())
-    np.testing.assert_array_equal(moved, ddim_step(x0, x_t, t, s, 0.0, 0.0))
+    levels = Levels(t, t, s)
+    moved, carried = DPMpp2M().update(x_t, x0, (0 * x0, jnp.float32(1)), levels, 0.0)
+    np.testing.assert_array_equal(moved, DDIM().update(x_t, x0, (), levels, 0.0)[0])
     np.testing.assert_array_equal(carried[0], x0)
 
 
@@ -184,3 +192,28 @@ def test_every_sampler_runs_a_nest(nest, sampler):
 
 def test_noise_at_alpha_bar_one_is_none():
     np.testing.assert_array_equal(add_noise(jnp.ones((1, 2)), jnp.full((1, 2), 9.0), jnp.ones(1)), np.ones((1, 2)))
+
+
+class Jump:
+    """A sampler from outside the package: to x0 and back to noise at every step (Song et al. 2023, Algorithm 1)."""
+
+    is_noisy = True
+
+    def times(self, steps):
+        return samplers.once_a_step(steps)
+
+    def init(self, x):
+        return jnp.zeros((), int)
+
+    def update(self, x, x0, carried, levels, noise):
+        return jnp.sqrt(levels.s) * x0 + jnp.sqrt(1 - levels.s) * noise, carried + 1
+
+
+def test_a_sampler_registered_from_outside_samples_by_its_name(monkeypatch):
+    monkeypatch.setattr(samplers, "SAMPLERS", dict(SAMPLERS))
+    monkeypatch.setattr(fields, "_more_words", {})
+    samplers.register("jump", lambda sample: Jump())
+    assert tiny_config(sample__sampler="jump").sample.sampler == "jump"
+    sample, keys = Sample(sampler="jump", num_steps=20, threshold="none"), sample_keys(0, "image", 0, jnp.arange(500))
+    for x in reverse(best_denoiser, keys, DIFFUSION, sample, SHAPES, SCALES):
+        assert abs(float(x.mean()) - MEAN) < 0.1 and 0.2 < float(x.std()) < 0.6

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from kaleido_jax.config import schema as cfg
 from kaleido_jax.diffusion import process, samplers, schedule
-from kaleido_jax.diffusion.guidance import classifier_free
+from kaleido_jax.diffusion.guidance import CFG, Denoiser
 from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.mdm import names as mdm
@@ -390,6 +390,13 @@ def test_targets_conversions_and_thresholds_equal(name):
         relative(process.threshold(1.3 * pred, kind), given[f"threshold.{key}"], key)
 
 
+def reverse_step(sample, images, predictions, noise, levels, diffusion, scales):
+    """One of the config's sampler, which carries nothing."""
+    sampler, carried = samplers.SAMPLERS[sample.sampler](sample), [()] * len(images)
+    levels = samplers.Levels(*levels)
+    return samplers.reverse_step(sampler, images, carried, predictions, noise, levels, diffusion, sample, scales)
+
+
 @pytest.mark.parametrize("eta", ["None", "0", "0.5", "1.0"])
 @pytest.mark.parametrize("name", names_of("sampler_math"))
 def test_reverse_steps_equal(name, eta):
@@ -401,7 +408,7 @@ def test_reverse_steps_equal(name, eta):
         for row in range(2):
             x_t, pred, z = (jnp.asarray(given[k][row : row + 1]) for k in ("x_t", "in.pred", "in.noise"))
             t, s = (jnp.asarray(given[key][row]) for key in ("in.gamma", "in.gamma_last"))
-            (x_s,), _ = samplers.reverse_step([x_t], [()], [pred], [z], (t, t, s), diffusion, sample, (1,))
+            (x_s,), _ = reverse_step(sample, [x_t], [pred], [z], (t, t, s), diffusion, (1,))
             relative(x_s, given[f"step.{key}.eta_{eta}.x_last"][row : row + 1], f"{key} row {row}")
 
 
@@ -509,7 +516,10 @@ def guided(model, params, text, mask, batch, gamma):
     """(images, times) -> predictions; the recorded text has unconditional rows first."""
     condition = lambda rows: model.apply({"params": params}, text[rows], mask[rows], method="condition")  # noqa: E731
     net = lambda *args: model.apply({"params": params}, *args)  # noqa: E731
-    return optimised(classifier_free(net, condition(slice(-batch, None)), condition(slice(batch)), gamma))
+    cond, uncond = condition(slice(-batch, None)), condition(slice(batch))
+    denoiser = Denoiser(denoise=net, cond=cond, uncond=uncond, read=lambda *states: cond, states=())
+    keys = jax.random.split(jax.random.key(0), batch)
+    return optimised(lambda images, times: CFG(gamma=gamma)(denoiser, images, times, keys, ())[0])
 
 
 def recorded_noise(given, step, images):
@@ -539,8 +549,7 @@ def test_sampling_trajectories_equal(name, dtype, monkeypatch):
         predictions = predict(images, jnp.full(info["batch"], t - 1))
         draws = recorded_noise(given, i, images)
         ends = alpha_bars[t], alpha_bars[t], alpha_bars[s]
-        none = [()] * len(scales)
-        images, _ = samplers.reverse_step(images, none, predictions, draws, ends, diffusion, sample, scales)
+        images, _ = reverse_step(sample, images, predictions, draws, ends, diffusion, scales)
         for r in range(len(scales)):
             # Guidance multiplies the reference's own float32 error: 5.6e-5 at weight 7, seen from float64.
             close(nchw(predictions[r]), given[f"step{i}.v_guided.{r}"], 2 * TRAJECTORY, f"v of step {i}")
