@@ -26,7 +26,10 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jaxtyping.install_import_hook("kaleido_jax.diffusion", "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["kaleido_jax.diffusion", *(f"kaleido_jax.latents.{m}" for m in ("geometry", "automaton", "constrain"))],
+    "beartype.beartype",
+)
 flags.FLAGS.mark_as_parsed()  # grain reads flags where no main has parsed them
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)  # a first call compiles
 hypothesis.settings.load_profile("repeatable")

@@ -81,7 +81,7 @@ def compile_grammar(segments: Sequence[str], vocabulary: Vocabulary) -> Constrai
         row_of=row_of,
         classes=classes[candidates, :width],
         digits=digits[candidates, :width],
-        enter=np.int32(parts[0].enter if parts else DONE),
+        enter=np.asarray(parts[0].enter if parts else DONE, np.int32),
         rounds=rounds,
         leave=leave,
         round_cost=round_cost,

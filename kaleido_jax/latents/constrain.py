@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from kaleido_jax.latents.nodes import DEAD, END, LONGEST
 
@@ -43,7 +43,7 @@ class Constraint(struct.PyTreeNode):
     """The tables of one vocabulary and one choice of segments; n nodes, v rows, m tokens that touch numbers."""
 
     numbers: Numbers
-    following: Int[_AnyArray, "n v"]  # node behind each token that touches no number; 0 = not allowed
+    following: Integer[_AnyArray, "n v"]  # node behind each token that touches no number; 0 = not allowed
     cost: Int[_AnyArray, "n"]  # tokens that surely suffice from a node to eos, none of a loop's rounds done
     left: Int[_AnyArray, "n v"]  # cost behind each token of `following`
     row_of: Int[_AnyArray, "v"]  # row of a token in `classes`; the last one for all that touch no number

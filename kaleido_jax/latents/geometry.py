@@ -5,13 +5,17 @@ x runs to the right, y down; a pixel (column i, row j) covers [i, i+1) x [j, j+1
 An ellipse is (xc, yc, r_major, r_minor, theta): r_major >= r_minor, theta in [0, 180), and 0 for a circle.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
+from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE
+
+Numeric = float | int | np.generic | np.ndarray | Sequence[Any]  # numbers of any shape
 
 # Second moment of a unit square about its center: pixels are squares, not points. It makes the moments of a
 # filled rectangle exact and keeps the minor axis of a one-pixel line above zero.
@@ -20,12 +24,12 @@ _ROUND_TO = 1e-9  # relative difference of the axes below which an ellipse is a 
 _LARGEST_FIT = 10 * MAX_COORDINATE  # a fitted axis above this tells that the outline holds no ellipse
 
 
-def to_thousandths(position_px: ArrayLike, size_px: ArrayLike) -> Float[np.ndarray, "..."]:
+def to_thousandths(position_px: Numeric, size_px: Numeric) -> Float[np.ndarray, "..."]:
     """Positions in pixels (0..size_px, any shape) -> float 0..1000."""
     return np.asarray(position_px, np.float64) * (MAX_COORDINATE / np.asarray(size_px))
 
 
-def to_pixels(coordinate: ArrayLike, size_px: ArrayLike) -> Float[np.ndarray, "..."]:
+def to_pixels(coordinate: Numeric, size_px: Numeric) -> Float[np.ndarray, "..."]:
     """Coordinates 0..1000 (any shape) -> float pixels 0..size_px."""
     return np.asarray(coordinate, np.float64) * (np.asarray(size_px) / MAX_COORDINATE)
 
@@ -42,7 +46,7 @@ def mask_to_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def round_box(box: Float[np.ndarray, "4"]) -> tuple[int, int, int, int]:
+def round_box(box: Shaped[np.ndarray, "4"] | Sequence[Any]) -> tuple[int, int, int, int]:
     """A box of floats, clipped to 0..1000 and rounded; at least one unit wide and high, hence valid."""
     x1, y1, x2, y2 = (int(v) for v in np.rint(np.clip(np.asarray(box, np.float64), 0, MAX_COORDINATE)))
     x1, y1 = min(x1, MAX_COORDINATE - 1), min(y1, MAX_COORDINATE - 1)
@@ -135,7 +139,7 @@ def fit_ellipse(points: Float[np.ndarray, "p 2"]) -> Float[np.ndarray, "5"] | No
     return np.concatenate([ellipse[:2] * scale + shift, ellipse[2:4] * scale, ellipse[4:]])
 
 
-def order_axes(ellipse: Float[np.ndarray, "5"]) -> Float[np.ndarray, "5"]:
+def order_axes(ellipse: Shaped[np.ndarray, "5"] | Sequence[Any]) -> Float[np.ndarray, "5"]:
     """The same ellipse with r_major >= r_minor, theta in [0, 180), and theta 0 if it is a circle."""
     xc, yc, major, minor, theta = np.asarray(ellipse, np.float64)
     if major < minor:
@@ -145,7 +149,7 @@ def order_axes(ellipse: Float[np.ndarray, "5"]) -> Float[np.ndarray, "5"]:
     return np.array([xc, yc, major, minor, theta])
 
 
-def ellipse_to_box(ellipse: Float[np.ndarray, "*n 5"]) -> Float[np.ndarray, "*n 4"]:
+def ellipse_to_box(ellipse: Shaped[np.ndarray, "*n 5"] | Sequence[Any]) -> Float[np.ndarray, "*n 4"]:
     """The smallest box (x1, y1, x2, y2) around the ellipse, clipped to 0..1000."""
     xc, yc, major, minor, theta = np.moveaxis(np.asarray(ellipse, np.float64), -1, 0)
     cos, sin = np.cos(np.radians(theta)), np.sin(np.radians(theta))
@@ -154,13 +158,13 @@ def ellipse_to_box(ellipse: Float[np.ndarray, "*n 5"]) -> Float[np.ndarray, "*n 
     return np.clip(box, 0, MAX_COORDINATE)
 
 
-def box_to_ellipse(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "5"]:
+def box_to_ellipse(box: Shaped[np.ndarray, "4"] | Sequence[Any]) -> Float[np.ndarray, "5"]:
     """The upright ellipse that touches the four sides of the box (x1, y1, x2, y2)."""
     x1, y1, x2, y2 = np.asarray(box, np.float64)
     return order_axes(np.array([(x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2, 0.0]))
 
 
-def ellipse_to_blob(ellipse: ArrayLike) -> tuple[int, int, int, int, int]:
+def ellipse_to_blob(ellipse: Numeric) -> tuple[int, int, int, int, int]:
     """An ellipse (5 floats as of mask_to_ellipse) rounded to a valid blob."""
     xc, yc, major, minor, theta = (int(v) for v in np.rint(np.asarray(ellipse, np.float64)))
     major = min(max(major, 1), MAX_COORDINATE)
@@ -169,7 +173,9 @@ def ellipse_to_blob(ellipse: ArrayLike) -> tuple[int, int, int, int, int]:
     return *center, major, minor, 0 if major == minor else theta % HALF_TURN
 
 
-def ellipse_to_polygon(blob: Float[np.ndarray, "*n 5"], num_points: int = 64) -> Float[np.ndarray, "*n p 2"]:
+def ellipse_to_polygon(
+    blob: Shaped[np.ndarray, "*n 5"] | Sequence[Any], num_points: int = 64
+) -> Float[np.ndarray, "*n p 2"]:
     """Points (x, y) on the ellipse in 0..1000, starting at the end of the major axis; not clipped."""
     xc, yc, major, minor, theta = np.moveaxis(np.asarray(blob, np.float64), -1, 0)[..., None]
     turn = np.linspace(0, 2 * np.pi, num_points, endpoint=False)
@@ -178,7 +184,7 @@ def ellipse_to_polygon(blob: Float[np.ndarray, "*n 5"], num_points: int = 64) ->
     return np.stack([xc + along * cos - across * sin, yc + along * sin + across * cos], axis=-1)
 
 
-def ellipse_mask(blob: Float[np.ndarray, "*n 5"], size_px: int) -> Bool[np.ndarray, "*n s s"]:
+def ellipse_mask(blob: Shaped[np.ndarray, "*n 5"] | Sequence[Any], size_px: int) -> Bool[np.ndarray, "*n s s"]:
     """Which pixel centers of a size_px canvas lie inside the ellipse."""
     xc, yc, major, minor, theta = np.moveaxis(np.asarray(blob, np.float64), -1, 0)[..., None, None]
     centers = to_thousandths(np.arange(size_px) + 0.5, size_px)
@@ -188,7 +194,9 @@ def ellipse_mask(blob: Float[np.ndarray, "*n 5"], size_px: int) -> Bool[np.ndarr
     return (along / major) ** 2 + (across / minor) ** 2 <= 1
 
 
-def box_iou(a: Int[np.ndarray, "*n 4"], b: Int[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
+def box_iou(
+    a: Shaped[np.ndarray, "*#n 4"] | Sequence[Any], b: Shaped[np.ndarray, "*#n 4"] | Sequence[Any]
+) -> Float[np.ndarray | np.generic, "..."]:
     """Intersection over union of boxes (x1, y1, x2, y2), 0..1; leading axes broadcast."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
@@ -196,7 +204,7 @@ def box_iou(a: Int[np.ndarray, "*n 4"], b: Int[np.ndarray, "*n 4"]) -> Float[np.
     return shared / (_area(a) + _area(b) - shared)
 
 
-def mask_iou(a: Bool[np.ndarray, "*n h w"], b: Bool[np.ndarray, "*n h w"]) -> Float[np.ndarray, "*n"]:
+def mask_iou(a: Bool[np.ndarray, "*#n h w"], b: Bool[np.ndarray, "*#n h w"]) -> Float[np.ndarray | np.generic, "..."]:
     """Intersection over union of masks, 0..1; leading axes broadcast; two empty masks are equal, 1."""
     shared, joined = np.sum(a & b, axis=(-2, -1)), np.sum(a | b, axis=(-2, -1))
     return np.where(joined, shared / np.maximum(joined, 1), 1.0)
@@ -215,7 +223,7 @@ def _conic_to_ellipse(a: float, b: float, c: float, d: float, e: float, f: float
     return order_axes(np.array([xc, yc, first, second, np.degrees(np.arctan2(turns[1, 0], turns[0, 0]))]))
 
 
-def _area(box: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
+def _area(box: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray | np.generic, "*n"]:
     return np.prod(box[..., 2:] - box[..., :2], axis=-1)
 
 

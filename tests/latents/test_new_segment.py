@@ -95,6 +95,12 @@ CHOSEN = ("text", "bbox", "voken", "depth")
 Z = Latents(text="a bag", bbox=[Box("bag", (100, 100, 400, 401))], voken=list(range(8)))
 
 
+def named(name):
+    segment = DepthSegment()
+    segment.name = name
+    return segment
+
+
 @pytest.fixture(scope="module", autouse=True)
 def depth():
     with segments.registered(DepthSegment()):
@@ -229,7 +235,7 @@ def test_config_and_order_know_registered_names(config):
     assert check_segments(CHOSEN) == CHOSEN == config.latents.segments
     with pytest.raises(LatentsError, match="in this order"):
         check_segments(("depth", "text"))
-    with segments.registered(dataclasses.make_dataclass("Other", [("name", str, "other")])()):
+    with segments.registered(named("other")):
         assert segments.names()[-2:] == ("depth", "other")
     with pytest.raises(UserError, match="other"):
         validate_config(dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=("other",))))
@@ -238,4 +244,4 @@ def test_config_and_order_know_registered_names(config):
 @pytest.mark.parametrize("name", ["text", "depth", "caption", "to_json", "two words", "Depth"])
 def test_names_that_would_mean_two_things_are_refused(name):
     with pytest.raises(LatentsError):
-        segments.register(dataclasses.make_dataclass("Other", [("name", str, name)])())
+        segments.register(named(name))

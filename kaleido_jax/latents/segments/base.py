@@ -1,7 +1,7 @@
 """Segment: what one kind of latents must offer, and how words are written as tokens."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kaleido_jax.latents.nodes import Nodes, Part
 from kaleido_jax.latents.render.shapes import Drawing
@@ -9,6 +9,7 @@ from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.validity import LatentsError, latents_error
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """What a segment may know of the tokens; a Codec is one."""
 
@@ -21,6 +22,7 @@ class Vocabulary(Protocol):
         """Length of the voken segment; None = any."""
 
 
+@runtime_checkable
 class Segment(Protocol):
     """One kind of latents: everything that is particular to it. Its value is immutable and hashable."""
 

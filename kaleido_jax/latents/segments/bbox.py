@@ -1,7 +1,7 @@
 """The bbox segment: boxes of objects on the square training crop."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kaleido_jax.latents.nodes import Bounds
 from kaleido_jax.latents.render.shapes import Rectangle
@@ -14,14 +14,14 @@ class Box:
     """One object's box: phrase and (x1, y1, x2, y2), x1 < x2, y1 < y2, each 0..1000. A list becomes a tuple."""
 
     phrase: str
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] | list[int]
 
     def __post_init__(self) -> None:
         if isinstance(self.box, list):
             object.__setattr__(self, "box", tuple(self.box))
 
 
-def check_box(box: Sequence[int]) -> None:
+def check_box(box: Any) -> None:
     """Raises LatentsError unless box is (x1, y1, x2, y2) with x1 < x2 and y1 < y2, ints 0..1000."""
     check_ints(box, 4, "box")
     x1, y1, x2, y2 = box

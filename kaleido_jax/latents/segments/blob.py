@@ -1,7 +1,7 @@
 """The blob segment: ellipses of objects on the square training crop."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kaleido_jax.latents.nodes import Bounds
 from kaleido_jax.latents.render.shapes import Ellipse
@@ -17,14 +17,14 @@ class Blob:
     """
 
     phrase: str
-    blob: tuple[int, int, int, int, int]
+    blob: tuple[int, int, int, int, int] | list[int]
 
     def __post_init__(self) -> None:
         if isinstance(self.blob, list):
             object.__setattr__(self, "blob", tuple(self.blob))
 
 
-def check_blob(blob: Sequence[int]) -> None:
+def check_blob(blob: Any) -> None:
     """Raises LatentsError unless blob is (xc, yc, r_major, r_minor, theta) in the ranges of Blob."""
     check_ints(blob, 5, "blob")
     xc, yc, major, minor, theta = blob

@@ -42,23 +42,29 @@ class ObjectList:
         if not isinstance(value, tuple) or not all(isinstance(item, self.kind) for item in value):
             raise latents_error(f"{self.name} {value!r:.80}", f"objects of type {self.kind.__name__}", "correct it")
         for item in value:
-            check_words(item.phrase, FORBIDDEN_IN_PHRASE, f"phrase of {self.name}", "clean_phrase")
-            self.check_numbers(getattr(item, self.field))
+            self._check_item(item.phrase, getattr(item, self.field))
+
+    def _check_item(self, phrase: Any, numbers: Any) -> None:
+        check_words(phrase, FORBIDDEN_IN_PHRASE, f"phrase of {self.name}", "clean_phrase")
+        self.check_numbers(numbers)
 
     def to_json(self, value: tuple) -> list[dict[str, Any]]:
         """[{"phrase": "boot", field: [1, 2, ...]}, ...]."""
         return [{"phrase": item.phrase, self.field: list(getattr(item, self.field))} for item in value]
 
     def from_json(self, value: Any) -> tuple:
-        """The objects, not yet checked."""
-        items = read_list(value, self.name)
-        for item in items:
+        """The objects."""
+        objects = []
+        for item in read_list(value, self.name):
             check_keys(item, ("phrase", self.field), f"an entry of {self.name}")
             if len(item) != 2:
                 raise latents_error(
                     f"an entry of {self.name} with {len(item)} keys", f"phrase and {self.field}", "add the other"
                 )
-        return tuple(self.kind(item["phrase"], read_list(item[self.field], self.field)) for item in items)
+            numbers = read_list(item[self.field], self.field)
+            self._check_item(item["phrase"], numbers)  # before the object is made, whose fields are typed
+            objects.append(self.kind(item["phrase"], numbers))
+        return tuple(objects)
 
     def write(self, value: tuple) -> str:
         """Each phrase with its numbers in parentheses."""
