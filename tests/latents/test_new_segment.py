@@ -241,7 +241,14 @@ def test_config_and_order_know_registered_names(config):
         validate_config(dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=("other",))))
 
 
-@pytest.mark.parametrize("name", ["text", "depth", "caption", "to_json", "two words", "Depth"])
+def test_a_config_file_may_register_again_and_a_with_statement_restores():
+    before, again = segments.get("depth"), DepthSegment()
+    with segments.registered(again):
+        assert segments.get("depth") is again and segments.names()[-1] == "depth"
+    assert segments.get("depth") is before
+
+
+@pytest.mark.parametrize("name", ["text", "caption", "to_json", "two words", "Depth"])
 def test_names_that_would_mean_two_things_are_refused(name):
     with pytest.raises(LatentsError):
         segments.register(named(name))

@@ -8,18 +8,20 @@ from kaleido_jax.latents.segments import bbox, blob, text, voken
 from kaleido_jax.latents.segments.base import Segment
 from kaleido_jax.latents.validity import latents_error
 
-# Names that mean something else where segments are named: in Latents, and in the lengths that records list.
-_TAKEN = ("replace", "to_json", "from_json", "caption")
 _SEGMENTS: dict[str, Segment] = {s.name: s for s in (text.SEGMENT, bbox.SEGMENT, blob.SEGMENT, voken.SEGMENT)}
+# The shipped ones, and names that mean something else in Latents or among the lengths that records list.
+_TAKEN = (*_SEGMENTS, "replace", "to_json", "from_json", "caption")
 
 
 def register(segment: Segment) -> None:
     """Adds a kind of latents behind those there are; every process that reads or writes such latents must do it.
 
+    A config file is a good place, since every verb runs it. It may run twice, so that the later of one name counts.
+
     Raises:
-      LatentsError: its name is taken or is no identifier in small letters.
+      LatentsError: the name is taken or is no identifier in small letters.
     """
-    if segment.name in (*_SEGMENTS, *_TAKEN):
+    if segment.name in _TAKEN:
         raise latents_error(f"a second segment {segment.name!r}", "a name that is not taken", "choose another")
     if not (segment.name.isidentifier() and segment.name.islower()):
         raise latents_error(f"segment name {segment.name!r}", "an identifier in small letters", "choose another")
@@ -29,11 +31,13 @@ def register(segment: Segment) -> None:
 @contextlib.contextmanager
 def registered(segment: Segment) -> Iterator[None]:
     """Registers a segment for the length of a with statement."""
+    before = dict(_SEGMENTS)
     register(segment)
     try:
         yield
     finally:
-        del _SEGMENTS[segment.name]
+        _SEGMENTS.clear()
+        _SEGMENTS.update(before)
 
 
 def names() -> tuple[str, ...]:
