@@ -166,7 +166,7 @@ def pipeline(config, tmp_path_factory):
     assert fit(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 3 and np.isfinite(lines[-1]["loss_ar"])
-    return KaleidoPipeline.from_workdir(config, workdir)
+    return KaleidoPipeline.from_pretrained(workdir)
 
 
 # ------------------------------------------------------------------------------------ where it goes
@@ -211,14 +211,12 @@ def test_records_and_batches_hold_it(config):
         assert codec.decode(row) == records[index].latents and records[index].latents.depth
 
 
-def test_a_trained_model_samples_and_edits_it(config, pipeline):
-    settings = dataclasses.replace(config.sample, grammar=True, temperature=1.0, top_p=1.0)
-    free, locked = pipeline.sample_latents(["bag"] * 2, seed=0, sample=settings, prefix=[None, Z])
-    assert len(free.latents.depth) == len(locked.latents.depth) == SIDE**2
-    assert locked.latents.replace(depth=None) == Z
-    edited = pipeline.latents_tokens(locked.latents.replace(depth=DEPTH))
-    images = pipeline.draw(["bag"] * 2, [edited, locked.tokens], seed=0, indices=[0, 0])
-    assert images.shape == (2, 8, 8, 3) and np.isfinite(images).all()
+def test_a_trained_model_samples_and_edits_it(pipeline):
+    out = pipeline(["bag"] * 2, seed=0, prefix=[None, Z], temperature=1.0, top_p=1.0)
+    free, locked = out.latents
+    assert len(free.depth) == len(locked.depth) == SIDE**2 and locked.replace(depth=None) == Z
+    edited = pipeline("bag", seed=0, latents=free.replace(depth=DEPTH))
+    assert edited.latents[0].depth == DEPTH and edited.images[0][0].size == (8, 8)
 
 
 def test_pictures_show_it(z):
