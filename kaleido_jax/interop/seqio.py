@@ -15,16 +15,14 @@ from kaleido_jax.data.records import MANIFEST, Records, open_records, read_manif
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import parse, serialize
+from kaleido_jax.latents.segments import names
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.validity import LatentsError
 
-KINDS = {  # task -> segments of z
-    "text": ("text",),
-    "bbox": ("bbox",),
-    "blob": ("blob",),
-    "voken": ("voken",),
-    "combined": ("text", "bbox", "voken"),
-}
+
+def kinds() -> dict[str, tuple[str, ...]]:
+    """Task -> segments of z: one for each registered segment, and the paper's combination."""
+    return {segment: (segment,) for segment in names()} | {"combined": ("text", "bbox", "voken")}
 
 
 class PriorVocabulary(seqio.Vocabulary):
@@ -115,7 +113,7 @@ def register(records: str | Path, name: str = "t5", codebook_size: int = 8192, v
     if not splits:
         raise user_error(f"no records in {records}", f"folders such as train/ with a {MANIFEST}", "correct the folder")
     words = vocabulary(name, codebook_size)
-    return [_register(kind, splits, words, verify) for kind in KINDS]
+    return [_register(kind, splits, words, verify) for kind in kinds()]
 
 
 def task(kind: str, records: str, name: str = "t5", codebook_size: int = 8192, verify: str = "full") -> str:
@@ -124,13 +122,13 @@ def task(kind: str, records: str, name: str = "t5", codebook_size: int = 8192, v
     Raises:
       UserError: see `register`; an unknown kind.
     """
-    if kind not in KINDS:
-        raise user_error(f"kind {kind!r}", f"one of {', '.join(KINDS)}", "correct it")
-    return register(records, name, codebook_size, verify)[list(KINDS).index(kind)]
+    if kind not in kinds():
+        raise user_error(f"kind {kind!r}", f"one of {', '.join(kinds())}", "correct it")
+    return register(records, name, codebook_size, verify)[list(kinds()).index(kind)]
 
 
 def _register(kind, splits, words, verify):
-    name, segments = f"kaleido_prior_{kind}", KINDS[kind]
+    name, segments = f"kaleido_prior_{kind}", kinds()[kind]
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     feature = seqio.Feature(vocabulary=words, add_eos=True)

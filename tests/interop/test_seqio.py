@@ -61,7 +61,7 @@ def seqio_batches(name, sizes, **options):
     data = seqio.get_dataset(name, sizes, dataset_split="train", feature_converter=converter, **options)
     return list(data.batch(8, drop_remainder=True).as_numpy_iterator())
 
-for kind, segments in seqio_tasks.KINDS.items():
+for kind, segments in seqio_tasks.kinds().items():
     codec = Codec(tokenizer=words.tokenizer, segments=segments)
     records = open_records(folder + "/train", codec=codec, image_size=16)
     ours = list(make_loader(records, codec=codec, batch_size=8, seed=0, shuffle=False,
