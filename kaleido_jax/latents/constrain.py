@@ -3,6 +3,7 @@
 The functions take the namespace from the arrays they are given, so that tests and checks on the host run the same code.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import jax
@@ -92,7 +93,7 @@ class Constraint(struct.PyTreeNode):
         row, rows = self.row_of[token], _namespace(self.following).arange(token.shape[0])
         return self._arrive(state, token, jax.tree.map(lambda field: field[rows, row], reached))
 
-    def follow(self, ids: list[int]) -> tuple[ParserState, int | None]:
+    def follow(self, ids: Sequence[int]) -> tuple[ParserState, int | None]:
         """(state behind the ids, position of the first one that breaks the grammar or None), on the host."""
         state = self.start(1)
         for position, token in enumerate(ids):
