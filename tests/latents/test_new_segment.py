@@ -215,7 +215,7 @@ def test_a_trained_model_samples_and_edits_it(pipeline):
     out = pipeline(["bag"] * 2, seed=0, prefix=[None, Z], temperature=1.0, top_p=1.0)
     free, locked = out.latents
     assert len(free.depth) == len(locked.depth) == SIDE**2 and locked.replace(depth=None) == Z
-    edited = pipeline("bag", seed=0, latents=free.replace(depth=DEPTH))
+    edited = pipeline("bag", seed=0, latents=locked.replace(depth=DEPTH))
     assert edited.latents[0].depth == DEPTH and edited.images[0][0].size == (8, 8)
 
 
