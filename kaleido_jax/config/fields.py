@@ -115,23 +115,23 @@ def _dotted(path: str) -> str:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    hint, marks = plain_type(hint)
-    if value is None and is_optional(hint):
+    field = read_type(hint)
+    bare = field.bare
+    if value is None and field.optional:
         return None
-    hint, more = plain_type(without_none(hint))
-    if typing.get_origin(hint) is Literal:
-        return _word(value, words(hint, path), path)
-    if typing.get_origin(hint) is tuple:
-        return _tuple(hint, value, path)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, path)
-    if hint is float and type(value) is int and abs(value) <= LARGEST_INT:
+    if typing.get_origin(bare) is Literal:
+        return _word(value, words(bare, path), path)
+    if typing.get_origin(bare) is tuple:
+        return _tuple(bare, value, path)
+    if field.group is not None:
+        return build(field.group, value, path)
+    if bare is float and type(value) is int and abs(value) <= LARGEST_INT:
         value = float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    if not isinstance(value, bare) or (bare is int and isinstance(value, bool)):
         raise user_error(
-            f"config.{path} = {value!r} ({type(value).__name__})", hint.__name__, "change the value's type"
+            f"config.{path} = {value!r} ({type(value).__name__})", bare.__name__, "change the value's type"
         )
-    return _text(value, path, PATH in marks + more) if hint is str else _number(value, path, marks + more)
+    return _text(value, path, PATH in field.marks) if bare is str else _number(value, path, field.marks)
 
 
 def _word(value: Any, allowed: tuple[str, ...], path: str) -> str:
@@ -191,28 +191,31 @@ def _number(value: float, path: str, marks: tuple[Any, ...]) -> float:
 
 
 # ---------------------------------------------------------------------------------- reading a field's type
-def plain_type(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(the type, what Annotated adds to it)."""
-    if typing.get_origin(hint) is Annotated:
-        base, *marks = typing.get_args(hint)
-        return base, tuple(marks)
-    return hint, ()
+@dataclass(frozen=True)
+class FieldType:
+    """The type of a field, taken apart."""
+
+    bare: Any  # without None and what Annotated adds
+    marks: tuple[Any, ...]  # what Annotated adds
+    optional: bool  # None is a value
+
+    @property
+    def group(self) -> type | None:
+        """The dataclass of a field that is a group of fields, else None."""
+        return self.bare if dataclasses.is_dataclass(self.bare) else None
 
 
-def is_optional(hint: Any) -> bool:
-    """Whether None is a value of the type."""
-    return typing.get_origin(hint) in (types.UnionType, typing.Union)
-
-
-def without_none(hint: Any) -> Any:
-    """X of `X | None`, and any other type as it is."""
-    return next(h for h in typing.get_args(hint) if h is not types.NoneType) if is_optional(hint) else hint
-
-
-def group_of(hint: Any) -> type | None:
-    """The dataclass of a field that is a group, else None."""
-    hint = plain_type(without_none(plain_type(hint)[0]))[0]
-    return hint if dataclasses.is_dataclass(hint) else None
+def read_type(hint: Any) -> FieldType:
+    """Takes a type apart, in whichever order Annotated and None are around it."""
+    marks, optional = [], False
+    while True:
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin is Annotated:
+            hint, marks = args[0], [*marks, *args[1:]]
+        elif origin in (types.UnionType, typing.Union):
+            hint, optional = next(h for h in args if h is not types.NoneType), True
+        else:
+            return FieldType(hint, tuple(marks), optional)
 
 
 def field_type(group: type, path: str) -> Any:
@@ -223,7 +226,7 @@ def field_type(group: type, path: str) -> Any:
     """
     hint: Any = group
     for i, part in enumerate(parts := path.split(".")):
-        above, inside = ".".join(parts[:i]), group_of(hint)
+        above, inside = ".".join(parts[:i]), read_type(hint).group
         if inside is None:
             raise user_error(f"config.{path}", f"no field below config.{above}", "correct the key")
         if part not in hints_of(inside):
@@ -236,11 +239,11 @@ def marked(group: type, mark: Mark, path: str = "") -> set[str]:
     """The dotted paths of the fields with a mark; a net inside a net is looked into once."""
     found = set()
     for name, hint in hints_of(group).items():
-        below, inside = f"{path}.{name}".lstrip("."), group_of(hint)
-        if mark in plain_type(hint)[1]:
+        below, field = f"{path}.{name}".lstrip("."), read_type(hint)
+        if mark in field.marks:
             found.add(below)
-        elif inside is not None and inside is not group:
-            found |= marked(inside, mark, below)
+        elif field.group is not None and field.group is not group:
+            found |= marked(field.group, mark, below)
     return found
 
 
@@ -262,9 +265,9 @@ def add_word(group: type, path: str, word: str) -> None:
       UserError: there is no such field.
       TypeError: any text is allowed there already.
     """
-    hint = plain_type(without_none(plain_type(field_type(group, path))[0]))[0]
+    hint = read_type(field_type(group, path)).bare
     if typing.get_origin(hint) is tuple:
-        hint = plain_type(typing.get_args(hint)[0])[0]
+        hint = read_type(typing.get_args(hint)[0]).bare
     if typing.get_origin(hint) is not Literal:
         raise TypeError(f"config.{path} takes {hint}, not a choice of words")
     if word not in words(hint, path):

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from kaleido_jax.config.checks import validate
-from kaleido_jax.config.fields import expand, field_type, group_of, is_optional, plain_type, without_none
+from kaleido_jax.config.fields import expand, field_type, read_type
 from kaleido_jax.config.schema import Config, json_values
 from kaleido_jax.errors import UserError, nearest, user_error
 
@@ -173,14 +173,14 @@ def _reason(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------- flags
 def _parsed(text: str, hint: Any, key: str) -> Any:
     """The value that a flag's text means for a field's type."""
-    hint, _ = plain_type(hint)
-    if is_optional(hint) and text == "None":
+    field = read_type(hint)
+    if field.optional and text == "None":
         return None
-    if group_of(hint) is not None:
+    if field.group is not None:
         raise user_error(f"--config.{key}={text}", "a field below it", "set its fields one by one")
-    hint, _ = plain_type(without_none(hint))
-    if typing.get_origin(hint) is tuple:
-        return _parsed_tuple(text, hint, key)
+    if typing.get_origin(field.bare) is tuple:
+        return _parsed_tuple(text, field.bare, key)
+    hint = field.bare
     if hint is bool and text.lower() in (words := {"true": True, "1": True, "false": False, "0": False}):
         return words[text.lower()]
     if hint in (int, float):
@@ -194,7 +194,7 @@ def _parsed(text: str, hint: Any, key: str) -> Any:
 
 
 def _parsed_tuple(text: str, hint: Any, key: str) -> tuple:
-    of_texts = plain_type(typing.get_args(hint)[0])[0] is str
+    of_texts = read_type(typing.get_args(hint)[0]).bare is str
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
 HELP = "a data source -> records with latents, a manifest and a report; continues where it was stopped"
@@ -34,6 +35,8 @@ def run(config: Config, workdir: Path) -> None:
     Raises:
       UserError: no data, annotators that cannot work, or no image of which all that is required was made.
     """
+    if config.annotate.engine == "local" and not config.annotate.num_workers:  # elsewhere the workers have the devices
+        check_backend()
     from kaleido_jax.annotate.job.report import summary, write_report
     from kaleido_jax.annotate.job.run import annotate_data
     from kaleido_jax.annotate.prepare import make_fashion, records_folder

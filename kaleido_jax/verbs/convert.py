@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import Flag, say
 
 HELP = "T5 or MDM weights into another format, without a config"
@@ -31,6 +32,7 @@ def run(input: Path, output: Path, format: str) -> None:
 
     Of a workdir "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
     """
+    check_backend()
     from kaleido_jax.interop.mdm import files as mdm_files
     from kaleido_jax.interop.t5 import load as checkpoint
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
 
 HELP = "measure the workdir's latest checkpoint by config.eval.protocol"
@@ -14,6 +15,7 @@ FLAGS = (CONFIG, WORKDIR)
 
 def run(config: Config, workdir: Path) -> None:
     """Prints eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
+    check_backend()
     if config.eval.protocol == "none":
         raise user_error("config.eval.protocol = 'none'", "a protocol such as 'quickstart'", "set it")
     from kaleido_jax.evaluate import quickstart

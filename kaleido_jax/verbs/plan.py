@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
+from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
 
 HELP = "no training: parameters of a config, counted from shapes alone"
@@ -12,6 +13,7 @@ FLAGS = (CONFIG, dataclasses.replace(WORKDIR, missing=""))  # any command become
 
 def run(config: Config, workdir: Path | None = None) -> None:
     """Prints the parameters of each part, trainable or frozen."""
+    check_backend()
     del workdir
     from kaleido_jax.latents.tokenizer import load_tokenizer
     from kaleido_jax.models.kaleido import abstract_params, build_model, count_params, split_frozen

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
+from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
 
 HELP = "captions -> latents, images and one grid, from the workdir's latest checkpoint"
@@ -12,6 +13,7 @@ FLAGS = (CONFIG, WORKDIR)
 
 def run(config: Config, workdir: Path) -> None:
     """Writes samples/step_<N>/: the grid, each image, and the JSON of each latents with its recipe."""
+    check_backend()
     from kaleido_jax.sampling.gallery import write_samples
     from kaleido_jax.sampling.pipeline import KaleidoPipeline
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
-from kaleido_jax.verbs import evaluate, sample
+from kaleido_jax.runtime.devices import check_backend
+from kaleido_jax.verbs.evaluate import run as evaluate
+from kaleido_jax.verbs.sample import run as sample
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
 
 HELP = "train, and sample a grid at the end; resumes from the workdir's latest checkpoint"
@@ -12,16 +14,20 @@ FLAGS = (CONFIG, WORKDIR)
 
 def run(config: Config, workdir: Path) -> None:
     """Trains, then samples and measures as the config says."""
+    check_backend()
     if config.recipe == "figure3":
         from kaleido_jax.evaluate import figure3
 
         say(figure3.run(config, workdir))
         return
+    from kaleido_jax.sampling.gallery import captions_to_sample
     from kaleido_jax.train.fit import fit
 
+    if config.train.sample_at_end:
+        captions_to_sample(config)  # else the lack of them would be found when training has ended
     if not fit(config, workdir):
         say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
     if config.train.sample_at_end:
-        sample.run(config, workdir)
+        sample(config, workdir)
     if config.eval.protocol != "none":
-        evaluate.run(config, workdir)
+        evaluate(config, workdir)

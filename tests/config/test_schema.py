@@ -1,5 +1,10 @@
+from operator import attrgetter
+
 import pytest
 
+from kaleido_jax.config import Config, fields
+from kaleido_jax.config.fields import MAY_CHANGE, PATH, hints_of, marked, read_type
+from kaleido_jax.config.schema import allow
 from kaleido_jax.errors import UserError
 from tests.tiny import single_net_config, tiny_config
 
@@ -49,3 +54,81 @@ def test_what_can_work_is_taken():
         tiny_config(**changes)
     with pytest.raises(UserError, match="1 numbers"):
         single_net_config(train__mixed_ratio=(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": -1}, "config.seed = -1; expected a number from 0 to 4294967295"),
+        ({"seed": 2**32}, "from 0 to 4294967295"),
+        ({"model__t5__num_heads": 0}, "config.model.t5.num_heads = 0; expected at least 1"),
+        ({"model__denoiser__channels": (0, 0)}, r"config.model.denoiser.channels\[0\] = 0; expected at least 1"),
+        ({"model__denoiser__inner__num_res_blocks": (1, 0)}, r"inner.num_res_blocks\[1\] = 0"),
+        ({"latents__codebook_size": -5}, "config.latents.codebook_size = -5"),
+        ({"eval__real_images": (-1, -1)}, r"config.eval.real_images\[0\] = -1"),
+        ({"train__adam_eps": -1.0}, "config.train.adam_eps = -1.0; expected more than 0"),
+        ({"train__num_steps": 10**20}, "expected at most 2147483647; lower it"),
+        ({"mesh__data": -2}, "config.mesh.data = -2"),
+    ],
+)
+def test_seeds_and_sizes_have_ends(changes, told):
+    with pytest.raises(UserError, match=told):
+        tiny_config(**changes)
+
+
+def float_fields(group=Config, path=""):
+    for name, hint in hints_of(group).items():
+        below, field = f"{path}__{name}".lstrip("_"), read_type(hint)
+        if field.group is not None and field.group is not group:
+            yield from float_fields(field.group, below)
+        elif field.bare is float:
+            yield below
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_every_number_is_finite(value):
+    found = [field for field in float_fields() if not field.startswith(("model__point", "model__denoiser"))]
+    assert len(found) > 20
+    for field in found:
+        with pytest.raises(UserError, match=f"config.{field.replace('__', '.')} = .*; expected a finite number"):
+            single_net_config(**{field: value})
+    with pytest.raises(UserError, match=r"guidance_interval\[1\] = .*; expected a finite number"):
+        single_net_config(sample__guidance_interval=(0.0, value))
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_of_the_config(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = sorted(marked(Config, PATH))
+    assert {"data.root", "data.records", "init.inner", "model.t5.checkpoint", "annotate.text.model"} <= set(paths)
+    config = tiny_config(**{path.replace(".", "__"): "~/x" for path in paths})
+    assert {attrgetter(path)(config) for path in paths} == {f"{tmp_path}/x"}
+    assert tiny_config(data__labels=("~/a",)).data.labels == (f"{tmp_path}/a",)
+    with pytest.raises(UserError, match="config.data.root=~nobody.here/x; expected the home folder"):
+        tiny_config(data__root="~nobody.here/x")
+
+
+def test_a_word_allowed_from_outside_is_taken_like_the_others():
+    with pytest.raises(UserError, match="config.sample.sampler = 'mine'"):
+        tiny_config(sample__sampler="mine")
+    allow("sample.sampler", "mine")
+    try:
+        assert tiny_config(sample__sampler="mine").sample.sampler == "mine"
+        with pytest.raises(UserError, match="did you mean 'mine'"):
+            tiny_config(sample__sampler="mines")
+    finally:
+        fields._more_words.clear()
+    with pytest.raises(UserError, match="expected 'sample.sampler'"):
+        allow("sample.samplr", "mine")
+    with pytest.raises(TypeError, match="not a choice of words"):
+        allow("sample.gamma", "mine")
+
+
+def test_what_may_change_in_a_workdir_is_said_at_the_field():
+    assert marked(Config, MAY_CHANGE) == {
+        *("name", "init", "sample", "eval", "mesh"),
+        *(f"train.{f}" for f in ("num_steps", "log_every_steps", "checkpoint_every_steps")),
+        *(f"train.{f}" for f in ("keep_checkpoints", "sample_at_end")),
+        *(f"data.{f}" for f in ("verify", "fetch", "records", "root")),
+        *(f"annotate.{f}" for f in ("batch_size", "date", "endpoint", "engine", "num_workers", "ray_address")),
+        *(f"annotate.{f}" for f in ("worker_cpus", "worker_gpus", "report_samples")),
+    }

@@ -1,0 +1,146 @@
+"""The command line as people use it: flags, places, devices and locales that do not fit end in one line and code 2."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kaleido_jax import main, verbs
+from kaleido_jax.errors import UserError
+from kaleido_jax.runtime.devices import check_backend
+from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag
+
+REPO = Path(__file__).parent.parent
+FASHION = "--config=fashion_combined"
+
+
+def command(*args, **environment):
+    """(exit code, stderr) of a command in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kaleido_jax.main", *args],
+        cwd=REPO,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """A verb `greet` from outside the package; the list of what its run() was called with."""
+    calls = []
+    verb = SimpleNamespace(
+        HELP="say hello",
+        FLAGS=(
+            CONFIG,
+            dataclasses.replace(WORKDIR, missing=""),
+            Flag(name="to", value="NAME", help="whom to greet", missing="name somebody", words=("you", "me")),
+            Flag(name="few", value="N", help="fewer captions", sets="sample.images_per_caption", bare="1"),
+        ),
+        run=lambda **arguments: calls.append(arguments),
+    )
+    monkeypatch.setattr(verbs, "VERBS", dict(verbs.VERBS))
+    monkeypatch.setattr(main, "VERBS", verbs.VERBS)
+    monkeypatch.setattr(main, "start_logging", lambda: None)
+    verbs.register("greet", verb)
+    return calls
+
+
+def test_a_verb_from_outside_has_flags_help_and_a_config(called, capsys):
+    main.main(["greet", FASHION, "--to=you", "--few", "--config.train.num_steps=3"])
+    config = called[0]["config"]
+    assert called == [{"config": config, "workdir": None, "to": "you"}]
+    assert (config.train.num_steps, config.sample.images_per_caption) == (3, 1)
+    main.main(["--help"])
+    assert "greet      say hello" in (told := capsys.readouterr().out) and "greet: whom to greet" in told
+    main.main(["greet", "--help"])
+    assert "whom to greet" in (told := capsys.readouterr().out) and "annotate" not in told
+    for flags, reason in (
+        (["--to=him"], "--to=him; expected one of you, me"),
+        ([], "no --to; expected --to=NAME; name somebody"),
+        (["--two=1"], "unknown flag --two=1; expected --config=, --workdir=, --to=, --few="),
+    ):
+        with pytest.raises(UserError, match=reason):
+            main.main(["greet", FASHION, *flags])
+    with pytest.raises(UserError, match="did you mean 'greet'"):
+        main.main(["gret"])
+
+
+def test_the_last_of_two_equal_flags_wins(called):
+    main.main(["greet", FASHION, "--to=me", "--workdir=a", "--few=3", "--to=you", "--workdir=b", "--few=2"])
+    assert (called[0]["to"], called[0]["workdir"]) == ("you", Path("b"))
+    assert called[0]["config"].sample.images_per_caption == 2
+
+
+def test_a_tilde_is_the_home_folder_in_flags(called, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text((REPO / "configs" / "fashion_combined.py").read_text())
+    main.main(["greet", "--config=~/mine.py", "--to=me", "--workdir=~/runs/x"])
+    assert called[0]["workdir"] == tmp_path / "runs" / "x"
+    with pytest.raises(UserError, match="--workdir=~nobody.here/x; expected the home folder"):
+        main.main(["greet", FASHION, "--to=me", "--workdir=~nobody.here/x"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/x"),
+        OSError(28, "No space left on device", "/x"),
+        OSError("no text\nin two lines"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, monkeypatch, capsys):
+    def refuse(argv):
+        raise error
+
+    monkeypatch.setattr(main, "main", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        main.run()
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "expected a place to read and write" in told
+    assert error.filename is None or told.startswith(f"kaleido_jax: error: /x: {error.strerror};")
+
+
+def test_places_where_nothing_can_be_written_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    long = tmp_path / ("x" * 300)
+    for workdir in (tmp_path / "file", tmp_path / "file" / "sub", long):
+        with pytest.raises((UserError, OSError)) as error:
+            main.main(["annotate", FASHION, f"--workdir={workdir}", "--config.data.fashion.num_train=1"])
+        assert isinstance(error.value, UserError), error.value
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "CPU", "nonsense"])
+def test_platforms_that_are_not_there_are_one_line(platforms):
+    code, told = command("plan", "--config=toy", JAX_PLATFORMS=platforms)
+    assert code == 2 and told.count("\n") == 1
+    assert f"JAX_PLATFORMS={platforms}, of which there is no device here; expected one of cpu" in told
+
+
+def test_platforms_that_are_there_are_taken(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    check_backend()
+
+
+def test_a_locale_without_utf8_is_asked_to_be_another():
+    code, told = command("plan", "--config=toy", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert code == 2 and told == (
+        "kaleido_jax: error: a locale with the encoding ascii; expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1\n"
+    )
+
+
+def test_flags_that_are_no_text_are_refused():
+    with pytest.raises(UserError, match="expected text in UTF-8"):
+        main.main([FASHION, "--workdir=caf\udce9"])
+
+
+def test_training_without_captions_for_its_grid_is_refused_before_it_starts(tmp_path):
+    with pytest.raises(UserError, match="no captions to sample; expected config.sample.captions"):
+        main.main([FASHION, "--config.data.source=folder", f"--workdir={tmp_path / 'w'}"])
+    assert not (tmp_path / "w").exists()
