@@ -72,7 +72,9 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["kaleido_jax", "kaleido_jax.*"]),
+    # configs/ stays at the top of the repository; a wheel has it inside the package, where load_config looks first.
+    packages=[*find_packages(include=["kaleido_jax", "kaleido_jax.*"]), "kaleido_jax.configs"],
+    package_dir={"kaleido_jax.configs": "configs"},
     package_data={"kaleido_jax": ["assets/**"]},
     python_requires=">=3.11,<3.14",
     install_requires=CORE,

@@ -102,14 +102,16 @@ def start_logging() -> None:
     """Our progress from INFO on to stderr, libraries' only from WARNING on."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S"))
-    handler.addFilter(_not_of_reading)
+    handler.addFilter(_is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("kaleido_jax").setLevel(logging.INFO)
 
 
-def _not_of_reading(record: logging.LogRecord) -> bool:
-    # That a checkpoint is opened only for reading is meant so, yet Orbax warns of it.
-    return not ("checkpoint_manager" in record.pathname and "read" in str(record.msg))
+def _is_news(record: logging.LogRecord) -> bool:
+    # That a checkpoint is opened only for reading, and holds no metadata of Orbax's own, is meant so.
+    text = str(record.msg)
+    orbax_reads = "checkpoint_manager" in record.pathname and "read" in text
+    return not (orbax_reads or text.startswith("Metadata file does not exist"))
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:
