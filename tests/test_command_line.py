@@ -145,3 +145,10 @@ def test_training_without_captions_for_its_grid_is_refused_before_it_starts(tmp_
     with pytest.raises(UserError, match="no captions to sample; expected config.sample.captions"):
         main.main([FASHION, "--config.data.source=folder", f"--workdir={tmp_path / 'w'}"])
     assert not (tmp_path / "w").exists()
+
+
+def test_a_start_that_the_records_refuse_claims_no_workdir(tmp_path):
+    flags = ["--config.data.source=records", "--config.train.sample_at_end=False", f"--workdir={tmp_path / 'w'}"]
+    with pytest.raises(UserError, match="no records in"):
+        main.main([FASHION, *flags])
+    assert not (tmp_path / "w" / "config.json").exists()

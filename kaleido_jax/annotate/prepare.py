@@ -4,13 +4,13 @@ from pathlib import Path
 
 from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.config.schema import Config, records_size
-from kaleido_jax.data.records import MANIFEST, find_records, open_records
+from kaleido_jax.data.records import MANIFEST, Records, find_records, open_records
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import Tokenizer
 
 
-def prepare_records(config: Config, workdir: Path, codec: Codec):
+def prepare_records(config: Config, workdir: Path, codec: Codec) -> Records:
     """The training records: made once from a shipped source, or found at config.data.records.
 
     Raises:

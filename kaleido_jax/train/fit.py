@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import grain
 import jax
 
 from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import check_devices
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
-from kaleido_jax.config.stored import open_workdir
+from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.data.loader import make_loader
+from kaleido_jax.data.records import Records
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.runtime.workdir import locked
@@ -29,8 +31,9 @@ def fit(config: Config, workdir: Path) -> bool:
     check_devices(config, jax.device_count())
     codec = open_codec(config)
     with locked(workdir):
-        open_workdir(config, workdir)
+        check_workdir(config, workdir)
         records = prepare_records(config, workdir, codec)
+        open_workdir(config, workdir)  # after the records, so that a start which they refuse claims no workdir
         if loop.finished(workdir, config):
             return False
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
@@ -65,7 +68,7 @@ def check_weights(config: Config, fresh: bool = True) -> None:
         )
 
 
-def make_batches(config: Config, records, codec: Codec):
+def make_batches(config: Config, records: Records, codec: Codec) -> grain.DatasetIterator:
     """This process's share of the training batches, as an iterator that can be checkpointed."""
     return make_loader(
         records,
