@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kaleido_jax.config.fields import build, cross_check
-from kaleido_jax.config.schema import Annotate, Config, Latents, Mesh, Sample, UNet, nested
+from kaleido_jax.config.schema import Annotate, Config, Latents, Mesh, Model, PointNet, Sample, UNet, nested
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents import segments as registry
 
@@ -63,6 +63,12 @@ def _check_net(net: UNet, path: str) -> None:
             )
 
 
+@cross_check(PointNet)
+def _check_point_net(net: PointNet, path: str) -> None:
+    if net.emb_channels % 8:
+        raise user_error(f"config.{path}.emb_channels = {net.emb_channels}", "a multiple of 8", "correct it")
+
+
 @cross_check(UNet)
 def _check_nesting(outer: UNet, path: str) -> None:
     inner, levels = outer.inner, len(outer.channels)
@@ -80,6 +86,17 @@ def _check_nesting(outer: UNet, path: str) -> None:
             f"config.{path}.emb_channels = {outer.emb_channels}",
             f"{inner.emb_channels} as in the inner net, since the pooled text is shared",
             "make them equal",
+        )
+
+
+@cross_check(Model)
+def _check_text_layers(model: Model, path: str) -> None:
+    innermost = nested(model.denoiser)[-1] if model.denoiser else None
+    if innermost and innermost.num_text_layers and (width := innermost.text_proj_channels or model.t5.d_model) % 8:
+        raise user_error(
+            f"text of width {width} for config.{path}.denoiser's num_text_layers",
+            "a multiple of 8, the heads of these layers",
+            "change the innermost net's text_proj_channels, or without one t5.d_model",
         )
 
 
@@ -165,6 +182,13 @@ def _check_segments(segments: tuple[str, ...], path: str) -> None:
 @cross_check(Latents)
 def _check_latents(latents: Latents, path: str) -> None:
     _check_segments(latents.segments, f"{path}.segments")
+    needed = 2 * latents.vokens_per_image  # the vokens, "#" between them, and eos
+    if "voken" in latents.segments and needed > latents.max_latents_tokens:
+        raise user_error(
+            f"config.{path}.max_latents_tokens = {latents.max_latents_tokens}",
+            f"at least {needed} for config.{path}.vokens_per_image = {latents.vokens_per_image}",
+            "raise it",
+        )
 
 
 @cross_check(Annotate)
@@ -226,6 +250,13 @@ def check_devices(config: Config, num_devices: int) -> None:
             f"a multiple of {shards}, the devices over which samples are split (mesh data x fsdp)",
             f"use {max(1, config.train.batch_size // shards) * shards} or change config.mesh",
         )
+
+
+@cross_check(Mesh)
+def _check_axes(mesh: Mesh, path: str) -> None:
+    for name, size in dataclasses.asdict(mesh).items():
+        if not size:
+            raise user_error(f"config.{path}.{name} = 0", "at least 1, or -1 for all that is left", "correct it")
 
 
 def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:

@@ -69,6 +69,9 @@ def test_what_can_work_is_taken():
         ({"train__adam_eps": -1.0}, "config.train.adam_eps = -1.0; expected more than 0"),
         ({"train__num_steps": 10**20}, "expected at most 2147483647; lower it"),
         ({"mesh__data": -2}, "config.mesh.data = -2"),
+        ({"mesh__data": 0}, "config.mesh.data = 0; expected at least 1, or -1"),
+        ({"model__denoiser__inner__text_proj_channels": 33}, "text of width 33 .* expected a multiple of 8"),
+        ({"latents__vokens_per_image": 500}, "config.latents.max_latents_tokens = 64; expected at least 1000"),
     ],
 )
 def test_seeds_and_sizes_have_ends(changes, told):
