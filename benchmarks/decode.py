@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from benchmarks.machine import describe  # noqa: E402
 from kaleido_jax.config.schema import T5  # noqa: E402
 from kaleido_jax.interop.t5.huggingface import write_huggingface  # noqa: E402
-from kaleido_jax.interop.t5.names import TABLE, layouts  # noqa: E402
+from kaleido_jax.interop.t5.layout import TABLE, layouts  # noqa: E402
 from kaleido_jax.interop.t5.t5x import from_flat  # noqa: E402
 from kaleido_jax.models import decode  # noqa: E402
 from kaleido_jax.models.t5 import PAD, Decoder, Encoder  # noqa: E402

@@ -76,7 +76,7 @@ def weights(case: Case) -> dict:
 
     No layer is zero, so all of them count in the comparison.
     """
-    from kaleido_jax.interop.mdm import names as mdm
+    from kaleido_jax.interop.mdm import layout as mdm
 
     state = {}
     named = mdm.named(mdm.denoiser_shapes(case.net, case.text_channels))
@@ -96,12 +96,12 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from kaleido_jax.interop.mdm import names as mdm
+        from kaleido_jax.interop.mdm import layout as mdm
         from kaleido_jax.models.nested_unet import build_denoiser
 
         self.case, self.jax = case, jax
         self.net = build_denoiser(case.net, case.text_channels, jnp.dtype(dtype))
-        self.params = jax.device_put(mdm.from_mdm(weights(case), case.net, case.text_channels))
+        self.params = jax.device_put(mdm.denoiser_from_mdm(weights(case), case.net, case.text_channels))
         self.given = jax.device_put(inputs(case))
 
     def _predict(self, params, given):

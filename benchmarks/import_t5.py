@@ -37,7 +37,7 @@ class RandomT5:
     def __init__(self, size: str):
         """Shapes only."""
         from kaleido_jax.config.schema import T5
-        from kaleido_jax.interop.t5.names import expected_shapes, layouts
+        from kaleido_jax.interop.t5.layout import expected_shapes, layouts
 
         d_model, d_ff, heads, layers = SIZES[size]
         config = T5(d_model=d_model, d_ff=d_ff, num_heads=heads, num_encoder_layers=layers, num_decoder_layers=layers)
@@ -85,8 +85,8 @@ def load(folder: Path) -> dict:
     import jax
     import jax.numpy as jnp
 
+    from kaleido_jax.interop.t5.layout import sizes, t5_shapes
     from kaleido_jax.interop.t5.load import load_t5, open_t5
-    from kaleido_jax.interop.t5.names import sizes, t5_shapes
 
     config, rows = sizes(open_t5(folder))
     encoder, prior = t5_shapes(config, rows)

@@ -108,10 +108,8 @@ def start_logging() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # That a checkpoint is opened only for reading, and holds no metadata of Orbax's own, is meant so.
-    text = str(record.msg)
-    orbax_reads = "checkpoint_manager" in record.pathname and "read" in text
-    return not (orbax_reads or text.startswith("Metadata file does not exist"))
+    # That the parts of a checkpoint hold no metadata of Orbax's own is meant so.
+    return not str(record.msg).startswith("Metadata file does not exist")
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:

@@ -26,10 +26,11 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jaxtyping.install_import_hook(
-    ["kaleido_jax.diffusion", *(f"kaleido_jax.latents.{m}" for m in ("geometry", "automaton", "constrain"))],
-    "beartype.beartype",
+CHECKED = (  # rooms and modules whose types are checked at run time
+    *("runtime", "latents.geometry", "latents.automaton", "latents.constrain"),
+    *("diffusion", "interop", "train"),
 )
+jaxtyping.install_import_hook([f"kaleido_jax.{name}" for name in CHECKED], "beartype.beartype")
 flags.FLAGS.mark_as_parsed()  # grain reads flags where no main has parsed them
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)  # a first call compiles
 hypothesis.settings.load_profile("repeatable")

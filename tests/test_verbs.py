@@ -1,5 +1,6 @@
 """The whole road at the smallest size: records, training, checkpoint, latents, images, measures."""
 
+import itertools
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.mesh import put_batch
+from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.sampling.output import load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train import loop
@@ -178,7 +180,29 @@ def test_a_loss_that_is_not_finite_stops_with_the_evidence_written(workdir, tmp_
     codec = open_codec(CONFIG)
     open_workdir(CONFIG, tmp_path)
     batches = make_batches(CONFIG, prepare_records(CONFIG, tmp_path, codec), codec)
-    monkeypatch.setattr(loop, "put_batch", lambda b, mesh: put_batch(b | {"image": b["image"] * np.nan}, mesh))
+    count = itertools.count(1)
+
+    def from_the_third_on(batch, mesh):
+        return put_batch(batch | {"image": batch["image"] * (np.nan if next(count) >= 3 else 1)}, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", from_the_third_on)
     with pytest.raises(FloatingPointError, match="lower config.train.learning_rate"):
         loop.train(CONFIG, tmp_path, codec.tokenizer, batches)
     assert "NaN" in (tmp_path / "metrics.jsonl").read_text()
+    # The save that was under way is finished, and none is of what is not finite.
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_second_training_run_in_a_workdir_is_refused_and_changes_nothing(workdir):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with locked(workdir), pytest.raises(UserError, match="another process is training in"):
+        train.run(CONFIG, workdir)
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(workdir, tmp_path, caplog):
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "state" / "ocdbt.process_0")
+    with caplog.at_level("WARNING"):
+        assert KaleidoPipeline.from_pretrained(tmp_path / "run", CONFIG).step == 2
+    assert "checkpoints/4 is damaged" in caplog.text

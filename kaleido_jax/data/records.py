@@ -20,7 +20,7 @@ from PIL import Image
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.runtime.files import replacing, write_atomically
+from kaleido_jax.runtime.files import refuse_lfs_pointer, replacing, write_atomically
 
 VERSION = 2  # of the record and manifest layout
 MANIFEST = "manifest.json"
@@ -201,10 +201,11 @@ def read_manifest(folder: Path) -> Manifest:
         do = f"name one of {splits}" if splits else "correct the folder, or make records with `annotate`"
         raise user_error(f"no {MANIFEST} in {folder}", "a folder of records", do)
     try:
+        refuse_lfs_pointer(path)
         plain = json.loads(path.read_text())
         version = plain["version"]
         manifest = Manifest(**plain | {"shards": [Shard(**s) for s in plain["shards"]]})
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise user_error(f"{path} is damaged", "a manifest written by annotate", _REMAKE) from error
     if version != VERSION:
         raise user_error(f"{path} of version {version}", f"version {VERSION}", _REMAKE)
@@ -251,6 +252,7 @@ def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) 
 def _check_shard(path, shard, verify):
     if not path.exists():
         raise user_error(f"shard {path} is missing", f"{shard.bytes} bytes as in {MANIFEST}", _REMAKE)
+    refuse_lfs_pointer(path)
     size = path.stat().st_size
     if size != shard.bytes:
         raise user_error(f"shard {path} is damaged ({size} bytes)", f"{shard.bytes} bytes", _REMAKE)

@@ -1,10 +1,10 @@
-"""Our records as seqio Tasks, so that t5x and other seqio programs can train or measure p(z | c).
+"""Seqio Tasks over our records, so that t5x and other seqio programs can train or measure p(z | c).
 
 Needs the extra [seqio] (TensorFlow); nothing else in the package imports this module. Batches of these Tasks under
 seqio.EncDecFeatureConverter equal those of `data.loader` but for the images, which seqio has no place for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +28,15 @@ def kinds() -> dict[str, tuple[str, ...]]:
 class PriorVocabulary(seqio.Vocabulary):
     """Our tokenizer with the vokens' rows, as seqio wants a vocabulary; all rows count as its own."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Wraps a tokenizer."""
         super().__init__(extra_ids=0)  # the tokenizer's sentinels are among its rows
         self.tokenizer = tokenizer
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, PriorVocabulary) and other.tokenizer.fingerprint == self.tokenizer.fingerprint
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.tokenizer.fingerprint)
 
     @property
@@ -55,25 +55,25 @@ class PriorVocabulary(seqio.Vocabulary):
         return self.tokenizer.unk_id
 
     @property
-    def _base_vocab_size(self):
+    def _base_vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
-    def _encode(self, s):
+    def _encode(self, s: str) -> list[int]:
         return self.tokenizer.encode(s)
 
-    def _decode(self, ids):
+    def _decode(self, ids: Iterable[int]) -> str:
         # An untrained prior may draw the rows that only pad the table, which no text has.
         unused = range(self.tokenizer.num_text_ids, self.tokenizer.base_vocab_size)
         return self.tokenizer.decode([self.unk_id if i in unused else i for i in ids if i != self.pad_id])
 
-    def _encode_tf(self, s):
-        def encode(text):  # bytes in a graph, an array of them where run eagerly
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        def encode(text: np.ndarray | bytes) -> np.ndarray:  # bytes in a graph, an array of them where run eagerly
             return np.asarray(self._encode(np.asarray(text).item().decode()), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 
-    def _decode_tf(self, ids):
-        def decode(array):
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        def decode(array: np.ndarray) -> np.ndarray:
             rows = [self._decode(row.tolist()) for row in array.reshape(-1, array.shape[-1])]
             return np.asarray(rows, object).reshape(array.shape[:-1])
 
@@ -127,7 +127,7 @@ def task(kind: str, records: str, name: str = "t5", codebook_size: int = 8192, v
     return register(records, name, codebook_size, verify)[list(kinds()).index(kind)]
 
 
-def _register(kind, splits, words, verify):
+def _register(kind: str, splits: dict[str, Path], words: PriorVocabulary, verify: str) -> str:
     name, segments = f"kaleido_prior_{kind}", kinds()[kind]
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
@@ -147,7 +147,7 @@ def _register(kind, splits, words, verify):
 
 
 # ---------------------------------------------------------------------------------------------- records
-def _dataset_fn(splits, codec, verify):
+def _dataset_fn(splits: dict[str, Path], codec: Codec, verify: str) -> Callable[..., tf.data.Dataset]:
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         folder = splits[split]
         size = read_manifest(folder).source["image_size"]
@@ -178,10 +178,10 @@ def _example(records: Records, index: int, codec: Codec) -> dict:
     }
 
 
-def _refuse_overlong(dataset: tf.data.Dataset, sequence_length=None) -> tf.data.Dataset:
+def _refuse_overlong(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None) -> tf.data.Dataset:
     """Fails with the sample's name where seqio would cut it, and its eos, off."""
 
-    def check(example):
+    def check(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         checks = [
             tf.debugging.assert_less_equal(
                 tf.size(example[key]),
@@ -198,7 +198,7 @@ def _refuse_overlong(dataset: tf.data.Dataset, sequence_length=None) -> tf.data.
 
 
 # ---------------------------------------------------------------------------------------------- metrics
-def _parse_rate(segments):
+def _parse_rate(segments: Sequence[str]) -> Callable[[Sequence[str], Sequence[str]], dict[str, float]]:
     def parse_rate(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
         """Share of the sampled lines that hold the segments."""
         del targets
@@ -207,7 +207,7 @@ def _parse_rate(segments):
     return parse_rate
 
 
-def _parses(line, segments):
+def _parses(line: str, segments: Sequence[str]) -> bool:
     try:
         parse(line, segments)
     except LatentsError:

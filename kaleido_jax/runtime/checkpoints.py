@@ -1,84 +1,247 @@
-"""Orbax behind one module: the state and the data iterator of a run, and nothing else."""
+"""Checkpoints of a run: the state and the data iterator, written and read by Orbax.
 
+A damaged one is found when it is read: by Orbax, or by the checksums that are stored with it, since a flipped bit in
+an array goes unnoticed by Orbax in most cases. The next older whole one then takes its place.
+"""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import Array, UInt32
 
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.files import make_folder
 
+log = logging.getLogger(__name__)
 
-def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, read only; with `keep` they may also be written, and as many are kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None, read_only=keep is None)
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
-
-
-def save(manager: ocp.CheckpointManager, step: int, state, iterator) -> None:
-    """Writes checkpoints/<step> in the background."""
-    manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)),
-    )
+FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
+CHECKSUMS = "checksums"
 
 
-def restore(manager: ocp.CheckpointManager, abstract_state, iterator):
-    """(state, iterator) of the latest checkpoint, sharded as the abstract state says; None where there is none."""
-    step = manager.latest_step()
-    if step is None:
-        return None
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state),
-            data=grain.checkpoint.CheckpointRestore(iterator),
-        ),
-    )
-    return restored["state"], restored["data"]
-
-
-def restore_ema(workdir: Path, abstract_ema, step: int | None = None):
-    """(EMA parameters, step) of a checkpoint, by default the latest; parts that the tree lacks are not read.
+# --------------------------------------------------------------------------------------------- writing
+@contextmanager
+def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """A manager that keeps the last `keep` checkpoints; at the end, also after an error, a save under way is finished.
 
     Raises:
-      UserError: the workdir holds no checkpoint, or not that of `step`.
+      UserError: the last checkpoint could not be written, nothing can, or no old one can be read.
     """
-    folder, step = _state_folder(workdir, step)
-    restored = ocp.PyTreeCheckpointer().restore(
-        folder,
-        args=ocp.args.PyTreeRestore(
-            item={"ema": abstract_ema},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
-            partial_restore=True,
-        ),
-    )
-    return restored["ema"], step
+    folder, damaged, steps = (workdir / FOLDER).absolute(), {}, steps_of(workdir)
+    for step in steps:  # a manager reads this of all when it is made, and one that is damaged would end it
+        try:
+            ocp.path.step.Metadata(step, epath.Path(folder / str(step))).commit_timestamp  # noqa: B018
+        except Exception as error:  # noqa: BLE001  Orbax raises whatever it ran into, also bare Exceptions
+            damaged[step] = error
+    if damaged and len(damaged) == len(steps):
+        raise _none_whole(folder, damaged)
+    _set_aside(folder, damaged)
+    make_folder(folder, "--workdir")  # in a place where it cannot, Orbax waits for minutes
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    try:
+        yield manager
+    except BaseException:
+        # Left open, its threads would end in a page of tracebacks; a second failure would hide the first.
+        with suppress(Exception):
+            manager.close()
+        raise
+    with _written_or_user_error(manager.directory):
+        manager.close()
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, iterator: Iterator) -> None:
+    """Writes checkpoints/<step> in the background.
+
+    Raises:
+      UserError: this or the last checkpoint could not be written, such as on a full disk.
+    """
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
+    sums = checksums(state)
+    with _written_or_user_error(manager.directory):
+        manager.save(step, args=items, custom_metadata={CHECKSUMS: sums})
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns when the last checkpoint is on disk.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    with _written_or_user_error(manager.directory):
+        manager.wait_until_finished()
+
+
+@contextmanager
+def _written_or_user_error(folder: os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
+        raise user_error(
+            f"a checkpoint cannot be written to {folder} ({_reason(error)})",
+            "room and permission there",
+            "mend that; the same command then resumes from the last whole checkpoint",
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------- reading
+def steps_of(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a workdir, oldest first."""
+    folder = workdir / FOLDER
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def restore(manager: ocp.CheckpointManager, abstract_state: Any, iterator: Iterator) -> tuple[Any, Iterator]:
+    """(state, iterator) of the newest whole checkpoint, sharded as the abstract state.
+
+    Damaged ones that are newer are moved to checkpoints_damaged/, since their steps will be written again.
+
+    Raises:
+      UserError: none can be read.
+    """
+    folder, damaged = Path(manager.directory), {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        state, data = ocp.args.StandardRestore(abstract_state), grain.checkpoint.CheckpointRestore(iterator)
+        try:
+            restored = manager.restore(step, args=ocp.args.Composite(state=state, data=data))
+            _check(folder / str(step), restored["state"])
+        except jax.errors.JaxRuntimeError:  # out of memory, for example
+            raise
+        except Exception as error:  # noqa: BLE001  as above
+            damaged[step] = error
+            continue
+        if damaged:
+            _set_aside(folder, damaged)
+            manager.reload()
+        return restored["state"], restored["data"]
+    raise _none_whole(folder, damaged)
+
+
+def restore_ema(workdir: Path, abstract_ema: Any, step: int | None = None) -> tuple[Any, int]:
+    """(EMA parameters, step) of a checkpoint, by default the newest whole one; parts that the tree lacks are not read.
+
+    Raises:
+      UserError: the workdir holds no checkpoint, or not that of `step`, or it is damaged.
+    """
+
+    def read(folder: Path) -> Any:
+        restored = ocp.PyTreeCheckpointer().restore(
+            folder / "state",
+            args=ocp.args.PyTreeRestore(
+                item={"ema": abstract_ema},
+                restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
+                partial_restore=True,
+            ),
+        )
+        _check(folder, restored)
+        return restored["ema"]
+
+    return _newest_whole(workdir, read, step)
 
 
 def ema_shapes(workdir: Path) -> dict:
-    """The EMA parameters of the latest checkpoint as jax.ShapeDtypeStruct; reads no array.
+    """The EMA parameters of the newest whole checkpoint as jax.ShapeDtypeStruct; reads no array.
 
     Raises:
-      UserError: the workdir holds no checkpoint.
+      UserError: the workdir holds no checkpoint, or only damaged ones.
     """
-    tree = ocp.PyTreeCheckpointer().metadata(_state_folder(workdir)[0]).item_metadata.tree
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree["ema"])
+
+    def read(folder: Path) -> dict:
+        tree = ocp.PyTreeCheckpointer().metadata(folder / "state").item_metadata.tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree["ema"])
+
+    return _newest_whole(workdir, read)[0]
 
 
-def _state_folder(workdir, step=None):
-    folder = workdir / "checkpoints"
-    steps = sorted(open_manager(workdir).all_steps()) if folder.is_dir() else []
+def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[Any, int]:
+    """(what `read` makes of the folder of a step, step)."""
+    folder, steps = (workdir / FOLDER).absolute(), steps_of(workdir)
     if not steps:
         raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
     if step is not None and step not in steps:
         kept = ", ".join(str(s) for s in steps)
         raise user_error(f"no checkpoint {step} in {workdir}", f"one of the steps {kept}", "name one that was kept")
-    step = steps[-1] if step is None else step
-    return (folder / str(step) / "state").absolute(), step
+    damaged = {}
+    for candidate in [step] if step is not None else steps[::-1]:
+        try:
+            return read(folder / str(candidate)), candidate
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # noqa: BLE001  as above
+            damaged[candidate] = error
+            log.warning(
+                "checkpoint %s is damaged (%s); delete it and train again to get it back, the next older one is tried",
+                folder / str(candidate),
+                _reason(error),
+            )
+    raise _none_whole(folder, damaged)
 
 
-def abstract(tree, shardings):
+def _set_aside(folder: Path, damaged: dict[int, Exception]) -> None:
+    """Moves damaged checkpoints to checkpoints_damaged/: what could not be read today may be mended by someone."""
+    for step, error in damaged.items():
+        aside = folder.with_name(DAMAGED) / f"{step}_{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(exist_ok=True)
+        (folder / str(step)).rename(aside)
+        log.warning("checkpoint %s is damaged (%s) and now in %s", folder / str(step), _reason(error), aside)
+
+
+def _none_whole(folder: Path, damaged: dict[int, Exception]) -> UserError:
+    reasons = "; ".join(f"{step}: {_reason(error)}" for step, error in damaged.items())
+    return user_error(
+        f"no checkpoint in {folder} can be read ({reasons})",
+        "a whole one of this model",
+        "put a copy there, or move the folder away to train from the start",
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+# ------------------------------------------------------------------------------------------- checksums
+def checksums(tree: Any) -> dict[str, int]:
+    """Path of each leaf -> the sum of its 32-bit words modulo 2**32, the same for any sharding.
+
+    A flipped bit always changes it. One compiled function for each shape: all leaves in one took minutes to compile.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
+    return {_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+
+
+@jax.jit
+def _checksum(leaf: Array) -> UInt32[Array, ""]:
+    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    return words.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+
+def _name(path: tuple) -> str:
+    """The same for a State and for the dicts in which Orbax gives it back without one."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _check(folder: Path, restored: Any) -> None:
+    """Compares what was read with the stored checksums; a checkpoint that was saved without any passes."""
+    stored = json.loads((folder / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
+    expected = stored.get(CHECKSUMS)
+    if expected is None:
+        return
+    wrong = [name for name, found in checksums(restored).items() if expected.get(name) != found]
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays are not as they were saved, such as {wrong[0]}")
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings

@@ -60,7 +60,7 @@ def new_folder(path: Path, name: str) -> Iterator[Path]:
     """A folder under a temporary name that becomes `path` when all went well and is removed after an error.
 
     Raises:
-      UserError: `path` exists and is not empty, or nothing can be written there.
+      UserError: `path` exists and is not empty, or nothing (more) can be written there.
     """
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -73,6 +73,8 @@ def new_folder(path: Path, name: str) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, name, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,6 +1,7 @@
-"""The mesh, and which array axis goes where: one table from the models' logical axis names to mesh axes."""
+"""Mesh and shardings: one table from the models' logical axis names to mesh axes says which array axis goes where."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,7 +30,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return Mesh(np.asarray(jax.devices()).reshape(tuple(sizes.values())), tuple(sizes))
 
 
-def shardings_of(boxed, mesh: Mesh):
+def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     """NamedSharding of every leaf of an abstract tree whose leaves may carry logical axis names.
 
     A mesh axis that does not divide an array's axis is left out there (that array is then replicated over it).
@@ -43,7 +44,7 @@ def shardings_of(boxed, mesh: Mesh):
     )
 
 
-def _fit(spec, shape, mesh):
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     axes, used = [], set()
     for size, name in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
         axis = RULES[name] if name is not None else None

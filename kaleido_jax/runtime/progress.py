@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, elsewhere a log line at least every ten seconds, with rate and ETA."""
+"""Progress of a long job: a bar on a terminal, elsewhere a log line at least every ten seconds, with rate and ETA."""
 
 import logging
 import sys
@@ -32,11 +32,11 @@ def progress(title: str, total: int, unit: str, wanted: bool = True) -> Iterator
         yield _log_lines(title, total, unit)
 
 
-def _log_lines(title, total, unit):
+def _log_lines(title: str, total: int, unit: str) -> Callable[[int], None]:
     start = last = time.monotonic()
     count = 0
 
-    def advance(done):
+    def advance(done: int) -> None:
         nonlocal last, count
         count += done
         now = time.monotonic()

@@ -1,9 +1,11 @@
-"""Every random number is a function of (seed, purpose, step, sample index); nothing else is stored or passed on."""
+"""Random keys: every draw is a function of (seed, purpose, step, sample index); no key is stored or passed on."""
 
 import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 
@@ -12,7 +14,9 @@ def purpose_key(seed: int, purpose: str) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
 
-def sample_keys(seed: int, purpose: str, step, indices: Int[Array, "b"]) -> Key[Array, "b"]:
+def sample_keys(
+    seed: int, purpose: str, step: ArrayLike, indices: Int[Array, "b"] | Int[np.ndarray, "b"]
+) -> Key[Array, "b"]:
     """One key for each sample index at a step."""
     key = jax.random.fold_in(purpose_key(seed, purpose), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices))

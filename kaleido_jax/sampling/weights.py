@@ -12,9 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.mdm.names import check
-from kaleido_jax.interop.t5.huggingface import Safetensors
-from kaleido_jax.interop.t5.load import load_pretrained, place
+from kaleido_jax.interop.files.safetensors import Safetensors
+from kaleido_jax.interop.source import check_tensors, read_weight
+from kaleido_jax.interop.t5.load import load_pretrained, put_leaf
 from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
@@ -58,8 +58,9 @@ def load_export(config: Config, folder: Path, base_vocab_size: int) -> Weights:
     """
     files = Safetensors(folder)
     wanted = flatten_dict(_placed(config, _boxed(config, base_vocab_size)), sep="/")
-    check({name: files.shape(name) for name in files.names}, {n: leaf.shape for n, leaf in wanted.items()}, str(folder))
-    leaves = {name: place(files.read(name), leaf) for name, leaf in wanted.items()}
+    found, expected = {n: files.shape(n) for n in files.names}, {n: leaf.shape for n, leaf in wanted.items()}
+    check_tensors(found, expected, str(folder), "this config", "take the folder's own config and weights")
+    leaves = {name: put_leaf(read_weight(files, name), leaf) for name, leaf in wanted.items()}
     return Weights(params=unflatten_dict(leaves, sep="/"))
 
 

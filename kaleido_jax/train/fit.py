@@ -14,6 +14,7 @@ from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import Records
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.train import loop
 
@@ -34,7 +35,7 @@ def fit(config: Config, workdir: Path) -> bool:
         check_workdir(config, workdir)
         records = prepare_records(config, workdir, codec)
         open_workdir(config, workdir)  # after the records, so that a start which they refuse claims no workdir
-        if loop.finished(workdir, config):
+        if max(checkpoints.steps_of(workdir), default=0) >= config.train.num_steps:
             return False
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
     return True

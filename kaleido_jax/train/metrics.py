@@ -5,15 +5,21 @@ The writer keeps clu.metric_writers' interface (write_scalars, flush, close); cl
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
 
-from clu import metrics as clu_metrics
+import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import clock
+from kaleido_jax.runtime.workdir import METRICS
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +27,14 @@ log = logging.getLogger(__name__)
 class MetricWriter:
     """Appends scalars to WORKDIR/metrics.jsonl and to TensorBoard events."""
 
-    def __init__(self, workdir: Path, resume_step: int = 0):
-        self._path = workdir / "metrics.jsonl"
-        if self._path.exists():  # lines after the checkpoint we resume from will be written again
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-            self._path.write_text("".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
+    def __init__(self, workdir: Path, resume_step: int = 0) -> None:
+        """Drops the lines after the checkpoint that the run resumes from: they will be written again."""
+        path = workdir / METRICS
+        if path.exists():
+            lines = path.read_bytes().splitlines()
+            kept = [line for line in lines if _step(line) <= resume_step]
+            write_atomically(path, b"".join(line + b"\n" for line in kept))
+        self._file = path.open("a")
         self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -48,10 +55,18 @@ class MetricWriter:
         self._events.close()
 
 
+def _step(line: bytes) -> float:
+    """The step of a line of metrics.jsonl; infinity where it is none, as a killed run or a full disk leaves them."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return math.inf
+
+
 class Averages:
     """Means of device scalars over an interval, as clu.metrics.Average; nothing is fetched before `compute`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._steps: list[dict] = []
 
     def add(self, scalars: dict) -> None:
@@ -59,21 +74,18 @@ class Averages:
         self._steps.append(scalars)
 
     def compute(self) -> dict[str, float]:
-        """The means so far; starts anew."""
-        steps, self._steps = self._steps, []
-        means = {}
-        for key in steps[0] if steps else ():
-            average = clu_metrics.Average.empty()
-            for scalars in steps:
-                average = average.merge(clu_metrics.Average.from_model_output(scalars[key]))
-            means[key] = float(average.compute())
-        return means
+        """The means so far; starts anew. One fetch for all: merging device scalars one by one took 0.5 s a report."""
+        steps, self._steps = jax.device_get(self._steps), []
+        count = np.float32(len(steps))
+        # Summed in order, as clu's Average does.
+        keys = steps[0] if steps else ()
+        return {key: float(np.cumsum([s[key] for s in steps], dtype=np.float32)[-1] / count) for key in keys}
 
 
 class Progress:
     """A bar on a terminal, a log line an interval elsewhere: step, loss parts, img/s, ETA."""
 
-    def __init__(self, total_steps: int, first_step: int, batch_size: int, title: str = "train"):
+    def __init__(self, total_steps: int, first_step: int, batch_size: int, title: str = "train") -> None:
         self._total, self._batch, self._title = total_steps, batch_size, title
         self._last = (first_step, time.monotonic())
         terminal = sys.stderr.isatty()

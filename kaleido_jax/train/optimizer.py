@@ -3,14 +3,16 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from kaleido_jax.config.schema import Train
 
 
-def learning_rate(config: Train):
+def learning_rate(config: Train) -> optax.Schedule:
     """Step -> rate: linear warm-up max(1, k) / W as in MDM, then constant or cosine to zero at num_steps."""
 
-    def rate(step):
+    def rate(step: ArrayLike) -> Array:
         warm = jnp.minimum(jnp.maximum(step, 1) / max(config.warmup_steps, 1), 1.0)
         if config.lr_schedule == "constant":
             return config.learning_rate * warm

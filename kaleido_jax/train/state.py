@@ -5,7 +5,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.interop.t5.load import load_pretrained
@@ -22,24 +25,26 @@ _QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensi
 class State(struct.PyTreeNode):
     """What a checkpoint holds; params are the trainable ones only, float32 like ema and opt_state."""
 
-    step: jax.Array
+    step: Any  # int32 (); every leaf may also be a shape, a sharding or a spec
     params: Any
     ema: Any
     opt_state: Any
 
 
-def create_state(config: Config, model: Kaleido, optimizer, mesh, pretrained: bool = True) -> tuple[State, dict, Any]:
+def create_state(
+    config: Config, model: Kaleido, optimizer: optax.GradientTransformation, mesh: Mesh, fresh: bool = True
+) -> tuple[State, dict, Any]:
     """A fresh (state, frozen parameters, shardings of both), every array born sharded.
 
     The T5 parts come from config.model.t5.checkpoint where it is set, and the inner net (with the prior that was
-    trained beside it) from config.init.inner; without `pretrained` only the frozen parts are read, for a state
-    that is going to be restored.
+    trained beside it) from config.init.inner. Without `fresh` only the frozen parts are made; the state is shapes
+    with shardings, for a checkpoint to be restored into.
 
     Raises:
       UserError: weights are missing, damaged or of another size; nothing has been compiled by then.
     """
 
-    def init(key, loaded):
+    def init(key: Key[Array, ""], loaded: dict) -> tuple[State, dict]:
         trainable, frozen = split_frozen(_replaced(init_params(model, key), loaded), config)
         state = State(
             step=jnp.zeros((), jnp.int32),
@@ -52,25 +57,26 @@ def create_state(config: Config, model: Kaleido, optimizer, mesh, pretrained: bo
     key = purpose_key(config.seed, "init")
     boxed = jax.eval_shape(init, key, {})
     shardings = shardings_of(boxed, mesh)
-    wanted, loaded = boxed[1], {}
-    if pretrained:
-        wanted = boxed[0].params | boxed[1]
+    shapes = abstract(nn.meta.unbox(boxed), shardings)
+    wanted, loaded = shapes[1], {}
+    if fresh:
+        wanted = shapes[0].params | shapes[1]
         if config.init.inner is not None:
-            loaded = load_inner(config, abstract(nn.meta.unbox(boxed[0].params), shardings[0].params))
+            loaded = load_inner(config, shapes[0].params)
     missing = {part: tree for part, tree in wanted.items() if part not in loaded}
-    loaded |= load_pretrained(config, nn.meta.unbox(missing), shardings[0].params | shardings[1])
+    loaded |= load_pretrained(config, missing, shardings[0].params | shardings[1])
     # Draws that `loaded` replaces are never made; donating it keeps its arrays from being there twice.
     born = jax.jit(
-        lambda *args: nn.meta.unbox(init(*args)),
-        out_shardings=shardings,
+        lambda *args: nn.meta.unbox(init(*args))[0 if fresh else 1 :],
+        out_shardings=shardings[0 if fresh else 1 :],
         donate_argnums=1,
         compiler_options=_QUICK_COMPILE,
     )
-    state, frozen = born(key, loaded)
-    return state, frozen, shardings
+    *made, frozen = born(key, loaded)
+    return made[0] if fresh else shapes[0], frozen, shardings
 
 
-def _replaced(params, loaded):
+def _replaced(params: Any, loaded: Any) -> Any:
     """`params` with the subtrees of `loaded` in their places."""
     if not isinstance(loaded, dict):
         return loaded

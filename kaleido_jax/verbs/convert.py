@@ -33,21 +33,15 @@ def run(input: Path, output: Path, format: str) -> None:
     Of a workdir "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
     """
     check_backend()
-    from kaleido_jax.interop.mdm import files as mdm_files
-    from kaleido_jax.interop.t5 import load as checkpoint
+    from kaleido_jax.interop import workdir
+    from kaleido_jax.interop.mdm.convert import convert_denoiser
+    from kaleido_jax.interop.mdm.load import holds_denoiser, open_denoiser
+    from kaleido_jax.interop.t5.convert import convert_t5
 
     trained = (input / "checkpoints").is_dir()
-    if format == "mdm" or (format == "kaleido" and (trained or mdm_files.holds_denoiser(input))):
-        if trained:
-            from kaleido_jax.train.warm_start import trained_denoiser as open_denoiser
-        else:
-            open_denoiser = mdm_files.open_denoiser
-        weights = open_denoiser(input)
-        say(f"{output}: {mdm_files.convert(weights, output, format)}, from {weights.path} as {format}")
-        return
-    if trained:
-        from kaleido_jax.train.warm_start import trained_t5
-
-        input = trained_t5(input)
-    read = checkpoint.convert(input, output, format)
-    say(f"{output}: {len(read.names)} tensors of {read.path} as {format}")
+    if format == "mdm" or (format == "kaleido" and (trained or holds_denoiser(input))):
+        weights = workdir.trained_denoiser(input) if trained else open_denoiser(input)
+        say(f"{output}: {convert_denoiser(weights, output, format)}, from {weights.path} as {format}")
+    else:
+        read = convert_t5(workdir.trained_t5(input) if trained else input, output, format)
+        say(f"{output}: {len(read.names)} tensors of {read.path} as {format}")

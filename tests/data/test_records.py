@@ -114,7 +114,13 @@ def test_missing_or_damaged_manifest_is_told(made, copy, opening):
     with pytest.raises(UserError, match="no manifest.json"):
         open_records(made / "absent", **opening)
     manifest = json.loads((copy / "manifest.json").read_text())
-    for content, told in (("{", "is damaged"), (json.dumps(manifest | {"version": 0}), "of version 0")):
+    for content, told in (
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ("null", "is damaged"),
+        ("version https://git-lfs.github.com/spec/v1", "is a git-LFS pointer; .*git lfs pull"),
+        (json.dumps(manifest | {"version": 0}), "of version 0"),
+    ):
         (copy / "manifest.json").write_text(content)
         with pytest.raises(UserError, match=told):
             open_records(copy, **opening)

@@ -190,7 +190,7 @@ t5x_stub.install()
 import jax, numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from kaleido_jax.interop.t5.load import load_t5, open_t5
-from kaleido_jax.interop.t5.names import t5_shapes, sizes
+from kaleido_jax.interop.t5.layout import t5_shapes, sizes
 from kaleido_jax.interop.t5.t5x_network import TwoTables
 from kaleido_jax.models.t5 import Decoder, Encoder
 from t5x.examples.t5.network import T5Config
@@ -222,9 +222,9 @@ def test_a_model_with_two_tables_has_the_names_of_its_t5x_checkpoint(tmp_path):
     import numpy as np
 
     from kaleido_jax.config.schema import T5
-    from kaleido_jax.interop.t5.names import TABLE, expected_shapes, layouts
+    from kaleido_jax.interop.t5.layout import TABLE, expected_shapes, layouts
     from kaleido_jax.interop.t5.t5x import write_t5x
-    from tests.interop.t5.test_checkpoints import Arrays
+    from tests.interop.t5.test_t5_checkpoints import Arrays
 
     config, rows = T5(d_model=8, d_ff=12, num_heads=2, head_dim=3, num_encoder_layers=2, num_decoder_layers=1), (16, 24)
     rng, shapes = np.random.default_rng(0), expected_shapes(layouts(config, rows[1]))

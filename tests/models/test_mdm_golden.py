@@ -21,10 +21,11 @@ from kaleido_jax.diffusion import process, samplers, schedule
 from kaleido_jax.diffusion.guidance import CFG, Denoiser
 from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
 from kaleido_jax.errors import UserError
-from kaleido_jax.interop.mdm import names as mdm
+from kaleido_jax.interop.mdm import layout as mdm
 from kaleido_jax.models import unet
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.train.optimizer import learning_rate, make_optimizer
+from tests.mdm_config import config_from_mdm
 
 FOLDER = Path(os.environ.get("KALEIDO_MDM_GOLDEN") or Path(__file__).parents[1] / "golden" / "mdm")
 # From the README there: float32 against float64 differs by 8e-6 in networks and 2e-5 after sampling.
@@ -106,9 +107,9 @@ def test_every_file_is_of_a_kind_that_a_test_here_reads():
 def network(name, dtype):
     """(model, params, config) of a file in a precision."""
     values = meta(name)["config"]
-    config = mdm.config_from_mdm(values, image_size(name))
+    config = config_from_mdm(values, image_size(name))
     text_channels = values["conditioning_feature_dim"]
-    params = mdm.from_mdm(state_of(name), config, text_channels)
+    params = mdm.denoiser_from_mdm(state_of(name), config, text_channels)
     model = build_denoiser(config, text_channels, dtype)
     return model, jax.tree.map(lambda x: jnp.asarray(x, dtype), params), config
 
@@ -157,10 +158,10 @@ def test_frequency_table_is_within_one_ulp(name):
 @pytest.mark.parametrize("name", names_of("UNet", "NestedUNet"))
 def test_weights_survive_the_round_trip(name):
     values, state = meta(name)["config"], state_of(name)
-    config = mdm.config_from_mdm(values, image_size(name))
-    params = mdm.from_mdm(state, config, values["conditioning_feature_dim"])
+    config = config_from_mdm(values, image_size(name))
+    params = mdm.denoiser_from_mdm(state, config, values["conditioning_feature_dim"])
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == meta(name)["params"]
-    back = mdm.to_mdm(params, config)
+    back = mdm.denoiser_to_mdm(params, config)
     assert back.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value.astype(np.float32), err_msg=key)
@@ -203,30 +204,30 @@ def tiny_weights():
     levels = {"channels": (32,), "num_res_blocks": (1,), "num_attn_layers": (0,)}
     config = cfg.UNet(image_size=8, emb_channels=32, mid_blocks=False, **levels)
     abstract = mdm.denoiser_shapes(config, 4)
-    return config, mdm.to_mdm(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract), config)
+    return config, mdm.denoiser_to_mdm(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract), config)
 
 
 def test_wrong_weights_are_refused_by_name():
     config, state = tiny_weights()
     with pytest.raises(UserError, match=r"1 missing names \(cond_emb.weight\)"):
-        mdm.from_mdm({k: v for k, v in state.items() if k != "cond_emb.weight"}, config, 4)
+        mdm.denoiser_from_mdm({k: v for k, v in state.items() if k != "cond_emb.weight"}, config, 4)
     with pytest.raises(UserError, match=r"1 unknown names \(lm_proj.weight\)"):
-        mdm.from_mdm(state | {"lm_proj.weight": np.zeros(1)}, config, 4)
+        mdm.denoiser_from_mdm(state | {"lm_proj.weight": np.zeros(1)}, config, 4)
     with pytest.raises(UserError, match=r"cond_emb.weight has shape \(32, 5\); expected \(32, 4\)"):
-        mdm.from_mdm(state | {"cond_emb.weight": np.zeros((32, 5))}, config, 4)
+        mdm.denoiser_from_mdm(state | {"cond_emb.weight": np.zeros((32, 5))}, config, 4)
 
 
 def test_parameters_of_another_config_are_not_exported():
     config, state = tiny_weights()
-    params = mdm.from_mdm(state, config, 4)
+    params = mdm.denoiser_from_mdm(state, config, 4)
     with pytest.raises(UserError, match="missing names"):
-        mdm.to_mdm(params, cfg.UNet(**{**vars(config), "num_res_blocks": (2,)}))
+        mdm.denoiser_to_mdm(params, cfg.UNet(**{**vars(config), "num_res_blocks": (2,)}))
 
 
 def test_nets_that_ours_cannot_be_are_refused():
     values = {"resolution_channels": [32], "skip_cond_emb": True}
     with pytest.raises(UserError, match="skip_cond_emb = True"):
-        mdm.config_from_mdm(values, 8)
+        config_from_mdm(values, 8)
 
 
 # ------------------------------------------------------------------------------------------- blocks
@@ -307,7 +308,7 @@ def test_blocks_compute_as_ml_mdm(name, block, dtype):
     abstract = unet.nn.meta.unbox(abstract["params"])
     if block == "attn_self":  # ours always has text parameters
         abstract = {k: v for k, v in abstract.items() if k not in ("norm_cond", "kv_cond")}
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), mdm.convert(state, abstract))
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), mdm.params_from_mdm(state, abstract))
     if block == "attn_self":
         params |= {"norm_cond": {"scale": jnp.zeros(20), "bias": jnp.zeros(20)}}
         params |= {"kv_cond": {"kernel": jnp.zeros((20, 128)), "bias": jnp.zeros(128)}}
@@ -488,7 +489,7 @@ def test_losses_and_gradients_equal(name, case, dtype, monkeypatch):
     double = dtype == np.float64
     np.testing.assert_allclose(loss, info["loss_f64" if double else "loss"], rtol=DOUBLE if double else 1e-5)
     if norms:
-        check_gradients(mdm.to_mdm(grads, config), norms, name, case)
+        check_gradients(mdm.denoiser_to_mdm(grads, config), norms, name, case)
 
 
 def check_gradients(grads, norms, name, case):
@@ -606,7 +607,7 @@ def test_training_steps_equal(name, monkeypatch):
         np.testing.assert_allclose(optax.global_norm(grads), step["grad_norm_before_clip"], rtol=1e-5)
         np.testing.assert_allclose(learning_rate(config)(i), step["lr_used"], rtol=1e-6)
         params, opt_state, ema = apply(grads, opt_state, params, ema)
-    check_weights(mdm.to_mdm(params, net_config), mdm.to_mdm(ema, net_config), info, given)
+    check_weights(mdm.denoiser_to_mdm(params, net_config), mdm.denoiser_to_mdm(ema, net_config), info, given)
 
 
 def check_weights(params, ema, info, given):

@@ -1,6 +1,9 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
+import pytest
+from clu import metrics as clu_metrics
 
 from kaleido_jax.train.metrics import Averages, MetricWriter
 
@@ -11,6 +14,27 @@ def test_averages_are_means_and_start_anew():
         averages.add({"loss": jnp.float32(value)})
     assert averages.compute() == {"loss": 3.0}
     assert averages.compute() == {}
+
+
+def test_averages_of_many_steps_are_clus_to_the_bit():
+    values = np.random.default_rng(0).normal(size=(257, 2)).astype(np.float32) * 1e3
+    averages, expected = Averages(), [clu_metrics.Average.empty()] * 2
+    for row in values:
+        averages.add({"a": jnp.asarray(row[0]), "b": jnp.asarray(row[1])})
+        ones = map(clu_metrics.Average.from_model_output, row)
+        expected = [average.merge(one) for average, one in zip(expected, ones, strict=True)]
+    assert list(averages.compute().values()) == [float(average.compute()) for average in expected]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"step": 15, "lo{"step": 20}', b"\0\0\0}", b'{"loss": 1.0}', b'{"loss": "\xff"}', b"[" * 100_000, b"null", b""],
+)
+def test_torn_lines_do_not_end_a_resume(torn, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 10, "loss": 1.0}\n' + torn + b'\n{"step": 20, "loss": 2.0}\n')
+    MetricWriter(tmp_path, resume_step=20).close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}]
 
 
 def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):

@@ -154,7 +154,7 @@ def test_a_runs_denoiser_is_converted_with_its_config(converted):
 
 def test_a_restored_run_does_not_read_it():
     config = config_from("/gone")
-    state_from(config, pretrained=False)
+    state_from(config, fresh=False)
     check_weights(config, fresh=False)
     with pytest.raises(UserError, match="config.init.inner = '/gone' is not on this machine") as caught:
         check_weights(config)

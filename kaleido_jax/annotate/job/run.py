@@ -24,7 +24,7 @@ from kaleido_jax.data.sources.base import open_source
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import check_segments
-from kaleido_jax.runtime.files import write_atomically
+from kaleido_jax.runtime.files import make_folder, write_atomically
 from kaleido_jax.runtime.progress import progress as progress_of
 
 QUANTIZER = "quantizer.safetensors"
@@ -188,6 +188,7 @@ def _date_of(job: Job) -> str:
     except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file that is not ours: written anew
         pass
     date = job.date or datetime.now(UTC).date().isoformat()
+    make_folder(job.folder, "--workdir")  # the first that is written
     write_atomically(path, json.dumps({"job": told, "date": date}, indent=2).encode())
     return date
 

@@ -1,4 +1,4 @@
-"""What a pickle of torch describes, without running it.
+"""Torch's pickles, read as data: what one describes, without running it.
 
 A pickle is a program, and pickle.Unpickler runs it. Here its opcodes are read one by one (pickletools.genops, which
 only parses): plain values are kept, the names that torch gives its tensors are known, and all else becomes OPAQUE.
@@ -87,10 +87,11 @@ def read_program(program: bytes) -> Any:
 class _Machine:
     """A pickle's stack and memo. Each opcode moves values; none calls what the file names."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack, self.memo = [], {}
 
-    def step(self, op, argument):
+    def step(self, op: str, argument: Any) -> None:
+        """Runs one opcode."""
         if op in _LITERALS:
             self.stack.append(argument)
         elif op in _CONSTANTS or op in _EMPTY:
@@ -104,12 +105,12 @@ class _Machine:
         elif op not in ("PROTO", "FRAME"):
             getattr(self, f"_{op.lower()}")(argument)
 
-    def _last(self, number):
+    def _last(self, number: int) -> list:
         if len(self.stack) < number:
             raise IndexError("a value is missing")
         return self.stack[-number:]
 
-    def _since_mark(self):
+    def _since_mark(self) -> list:
         for index in reversed(range(len(self.stack))):
             if self.stack[index] is _MARK:
                 items = self.stack[index + 1 :]
@@ -118,99 +119,99 @@ class _Machine:
         raise IndexError("a mark is missing")
 
     # ---- values
-    def _mark(self, _):
+    def _mark(self, _: Any) -> None:
         self.stack.append(_MARK)
 
-    def _pop(self, _):
+    def _pop(self, _: Any) -> None:
         self.stack.pop()
 
-    def _pop_mark(self, _):
+    def _pop_mark(self, _: Any) -> None:
         self._since_mark()
 
-    def _dup(self, _):
+    def _dup(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
-    def _tuple(self, _):
+    def _tuple(self, _: Any) -> None:
         self.stack.append(tuple(self._since_mark()))
 
-    def _list(self, _):
+    def _list(self, _: Any) -> None:
         self.stack.append(self._since_mark())
 
-    def _dict(self, _):
+    def _dict(self, _: Any) -> None:
         items = self._since_mark()
         self.stack.append({})
         self._fill(items)
 
-    def _append(self, _):
+    def _append(self, _: Any) -> None:
         self._extend([self.stack.pop()])
 
-    def _appends(self, _):
+    def _appends(self, _: Any) -> None:
         self._extend(self._since_mark())
 
-    def _extend(self, items):
+    def _extend(self, items: list) -> None:
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
-    def _setitem(self, _):
+    def _setitem(self, _: Any) -> None:
         items = self._last(2)
         del self.stack[-2:]
         self._fill(items)
 
-    def _setitems(self, _):
+    def _setitems(self, _: Any) -> None:
         self._fill(self._since_mark())
 
-    def _fill(self, items):
+    def _fill(self, items: list) -> None:
         if isinstance(self.stack[-1], dict):
             pairs = zip(items[::2], items[1::2], strict=True)
             # Only plain keys: hashing a deep tuple can overflow C's stack.
             self.stack[-1].update({k: v for k, v in pairs if isinstance(k, str | int)})
 
     # ---- what would import, call or give a state
-    def _global(self, argument):
+    def _global(self, argument: Any) -> None:
         self.stack.append(Name(*argument.split(" ", 1)))
 
-    def _stack_global(self, _):
+    def _stack_global(self, _: Any) -> None:
         module, name = self._last(2)
         self.stack[-2:] = [Name(module, name) if isinstance(module, str) and isinstance(name, str) else OPAQUE]
 
-    def _reduce(self, _):
+    def _reduce(self, _: Any) -> None:
         called, arguments = self._last(2)
         self.stack[-2:] = [_made(called, arguments)]
 
-    def _build(self, _):
+    def _build(self, _: Any) -> None:
         self._last(2)
         self.stack.pop()
 
-    def _additems(self, _):
+    def _additems(self, _: Any) -> None:
         self._since_mark()
 
-    def _binpersid(self, _):
+    def _binpersid(self, _: Any) -> None:
         self.stack[-1] = _storage(self.stack[-1])
 
-    def _newobj(self, _):
+    def _newobj(self, _: Any) -> None:
         self._last(2)
         self.stack[-2:] = [OPAQUE]
 
-    def _newobj_ex(self, _):
+    def _newobj_ex(self, _: Any) -> None:
         self._last(3)
         self.stack[-3:] = [OPAQUE]
 
-    def _opaque_of_items(self, _):
+    def _opaque_of_items(self, _: Any) -> None:
         self._since_mark()
         self.stack.append(OPAQUE)
 
     _obj = _inst = _frozenset = _opaque_of_items
 
-    def _opaque(self, _):
+    def _opaque(self, _: Any) -> None:
         self.stack.append(OPAQUE)
 
     _persid = _ext1 = _ext2 = _ext4 = _next_buffer = _opaque
 
-    def _readonly_buffer(self, _):
+    def _readonly_buffer(self, _: Any) -> None:
         pass
 
 
-def _made(called, arguments):
+def _made(called: Any, arguments: Any) -> Any:
     """What a call would have made, for the three names that are ours to know."""
     if called == _TENSOR:
         storage, offset, shape, strides = arguments[:4]
@@ -227,7 +228,7 @@ def _made(called, arguments):
     return OPAQUE
 
 
-def _storage(identity):
+def _storage(identity: Any) -> Storage:
     """("storage", type, key, device, count) as torch writes it."""
     kind, stored, key = identity[:3]
     known = isinstance(stored, Name) and stored.module == "torch" and stored.name in STORAGES

@@ -1,15 +1,17 @@
-"""The tensors of a file that torch.save wrote (a zip with a pickle inside), read without torch and one at a time."""
+"""Torch's files: the tensors of a zip that torch.save wrote, read without torch and one at a time."""
 
 import math
 import re
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.interop.files.inert_pickle import DAMAGE, Tensor, read_program
+from kaleido_jax.runtime.files import refuse_lfs_pointer
 
 ZIP = b"PK\x03\x04"
 FETCH_AGAIN = "fetch or copy the file again"
@@ -22,7 +24,7 @@ BAD_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, stru
 class TorchZip:
     """The state dict of a torch file; one tensor is read at a time, and its checksum is checked."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         """Reads the zip's directory and the pickle, no tensor.
 
         Raises:
@@ -59,7 +61,7 @@ class TorchZip:
         strides = [stride * storage.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
 
-    def _state_dict(self, root):
+    def _state_dict(self, root: Any) -> dict[str, Tensor]:
         state = root.get("state_dict", root) if isinstance(root, dict) else None
         if not isinstance(state, dict) or not state:
             raise user_error(
@@ -72,7 +74,7 @@ class TorchZip:
                 )
         return state
 
-    def _check(self, name, tensor):
+    def _check(self, name: str, tensor: Tensor) -> None:
         """That a tensor lies inside its storage, and the storage inside the file."""
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
         itemsize = np.dtype(tensor.storage.dtype).itemsize
@@ -87,7 +89,7 @@ class TorchZip:
                 FETCH_AGAIN,
             )
 
-    def _content(self, name):
+    def _content(self, name: str) -> bytes:
         info = self._entries[self._folder + name]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             raise self._damaged(f"{name} compressed or encrypted")
@@ -96,11 +98,12 @@ class TorchZip:
         except BAD_ZIP as error:
             raise self._damaged(" ".join(str(error).split()) or type(error).__name__) from error
 
-    def _damaged(self, what) -> UserError:
+    def _damaged(self, what: str) -> UserError:
         return user_error(f"{self.path} is damaged or not of torch ({what})", "a file of torch.save", FETCH_AGAIN)
 
 
-def _open(path):
+def _open(path: Path) -> zipfile.ZipFile:
+    refuse_lfs_pointer(path)
     with path.open("rb") as file:
         head = file.read(64)
     if not head.startswith(ZIP):

@@ -1,23 +1,23 @@
-"""T5 v1.1 as Hugging Face stores it: safetensors in one file, a folder or shards, under transformers' names.
+"""Hugging Face's T5 v1.1: safetensors under transformers' names.
 
-Projections and relative biases are the transpose of t5x's. Nothing here opens a pickle.
+Projections and relative biases are the transpose of t5x's.
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.t5.names import FETCH_AGAIN, HEAD, TABLE, Source, refuse_layer_biases, sizes, some, tensors
+from kaleido_jax.interop.files.safetensors import SHARD_BYTES, Safetensors, write_safetensors
+from kaleido_jax.interop.source import FETCH_AGAIN, Source
+from kaleido_jax.interop.t5.layout import HEAD, TABLE, refuse_layer_biases, sizes, tensors
 from kaleido_jax.models.t5 import EOS, MAX_DISTANCE, NORM_EPS, NUM_BUCKETS, PAD
+from kaleido_jax.runtime.files import refuse_lfs_pointer
 
-MODEL, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
-SHARD_BYTES = 4 * 2**30
+CONFIG = "config.json"
 COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one table under three names
 LEGACY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # never read by any version
 SHARED_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -26,16 +26,16 @@ BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.(.+)")
 
 
 # ---------------------------------------------------------------------------------------------- names
-def _attention(part, sub, module):
+def _attention(part: str, sub: int, module: str) -> dict[str, str]:
     letters = {"query": "q", "key": "k", "value": "v", "out": "o"}
     return {f"{part}/{word}/kernel": f"layer.{sub}.{module}.{letter}.weight" for word, letter in letters.items()}
 
 
-def _mlp(sub):
+def _mlp(sub: int) -> dict[str, str]:
     return {f"mlp/{part}/kernel": f"layer.{sub}.DenseReluDense.{part}.weight" for part in ("wi_0", "wi_1", "wo")}
 
 
-def _norms(*names):
+def _norms(*names: str) -> dict[str, str]:
     return {f"pre_{name}_layer_norm/scale": f"layer.{sub}.layer_norm.weight" for sub, name in enumerate(names)}
 
 
@@ -73,112 +73,8 @@ def from_hf(name: str) -> str:
     return f"{found[1]}/layers_{found[2]}/{part}" if part else name
 
 
-def _transposed(name):
+def _transposed(name: str) -> bool:
     return name.endswith(("/kernel", "/rel_embedding"))
-
-
-# ---------------------------------------------------------------------------------------------- files
-class Safetensors:
-    """The tensors of a safetensors file, of a folder with one, or of an index with its shards."""
-
-    def __init__(self, path: Path):
-        """Reads headers only.
-
-        Raises:
-          UserError: no such file, a pickle, damage, or shards that lack what the index says.
-        """
-        self.path = path if path.is_file() else _find(path)
-        if self.path.name.endswith(".json"):
-            self._stored = self._read_index()
-        else:
-            self._stored = {name: (self.path, shape) for name, shape in _read_header(self.path).items()}
-        self.names = tuple(sorted(self._stored))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape as stored."""
-        return self._stored[name][1]
-
-    def read(self, name: str, index=...) -> np.ndarray:
-        """One tensor, or one entry of its first axis.
-
-        Raises:
-          UserError: the file is no longer what it was.
-        """
-        # The library maps the file, and pages once read stay in memory for as long as it is open: held open, a
-        # checkpoint would be there twice by the time it is loaded. Opening costs what the header takes to parse.
-        path = self._stored[name][0]
-        with _open(path) as file:
-            try:
-                return file.get_tensor(name) if index is ... else file.get_slice(name)[index : index + 1][0]
-            except SafetensorError as error:
-                raise user_error(f"tensor {name} in {path} cannot be read", "a whole file", FETCH_AGAIN) from error
-
-    def _read_index(self):
-        try:
-            places = json.loads(self.path.read_text())["weight_map"]
-            wanted = {str(file): [name for name in places if places[name] == file] for file in set(places.values())}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise user_error(f"{self.path} is damaged", "an index with a weight_map", FETCH_AGAIN) from error
-        stored = {}
-        for file, names in sorted(wanted.items()):
-            if Path(file).name != file:
-                raise user_error(f"{self.path} points to {file!r}", "a file beside it", FETCH_AGAIN)
-            path = self.path.parent / file
-            shapes = _read_header(path)
-            if lost := sorted(set(names) - shapes.keys()):
-                raise user_error(f"{path} without {some(lost)}", "what the index says", FETCH_AGAIN)
-            stored |= {name: (path, shapes[name]) for name in names}
-        return stored
-
-
-def _find(folder):
-    for name in (INDEX, MODEL):
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
-    if not found and pickles:
-        raise refuse_pickle(folder / pickles[0])
-    have = some([f.name for f in found]) if found else "no weights"
-    raise user_error(f"{have} in {folder}", f"{MODEL} or {INDEX}", "name one file or fetch what is missing")
-
-
-def _open(path):
-    if not path.is_file():
-        raise user_error(f"no file {path}", "a safetensors file", FETCH_AGAIN)
-    if is_pickle(path):
-        raise refuse_pickle(path)
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise user_error(f"{path} is damaged ({reason})", "a safetensors file", FETCH_AGAIN) from error
-
-
-def _read_header(path):
-    """Name -> shape of what a file holds."""
-    with _open(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle by its name or first bytes (a bare one, or the zip that torch writes)."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    # The length of a safetensors header can look like a pickle's first bytes, but then "{" follows.
-    bare = head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and head[8:] != b"{"
-    return path.suffix in PICKLES or head.startswith(b"PK\x03\x04") or bare
-
-
-def refuse_pickle(path: Path):
-    """The error for a file that would run code when loaded."""
-    return user_error(
-        f"{path} is a pickle, which can run any code when opened",
-        "safetensors, or a t5x checkpoint",
-        "fetch the model in one of these instead",
-    )
 
 
 class HuggingFaceCheckpoint:
@@ -189,7 +85,7 @@ class HuggingFaceCheckpoint:
     config.json says otherwise.
     """
 
-    def __init__(self, files: Safetensors):
+    def __init__(self, files: Safetensors) -> None:
         """Reads headers only.
 
         Raises:
@@ -220,12 +116,12 @@ class HuggingFaceCheckpoint:
         array = self._files.read(self._stored[name])
         return array.T if _transposed(name) else array
 
-    def _may_be_tied(self):
+    def _may_be_tied(self) -> bool:
         # Version 4 writes False for untied models, so there a file without head is one that lost it.
         decoder = any(name.startswith("decoder/") for name in self._stored)
         return decoder and TABLE in self._stored and self._config.get("tie_word_embeddings") is not False
 
-    def _head(self):
+    def _head(self) -> np.ndarray:
         table = self.read(TABLE)
         head = table if self._tied else self._files.read(self._stored[HEAD])
         if not self._tied and not np.array_equal(head, table):
@@ -235,10 +131,13 @@ class HuggingFaceCheckpoint:
         return head.T.astype(np.float32) * np.float32(head.shape[1] ** -0.5)
 
 
-def _read_config(path):
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    refuse_lfs_pointer(path)
     try:
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise user_error(f"{path} is damaged", "the model's config in JSON", FETCH_AGAIN) from error
 
 
@@ -254,42 +153,7 @@ def write_huggingface(source: Source, folder: Path, shard_bytes: int = SHARD_BYT
     (folder / CONFIG).write_text(json.dumps(hf_config(source), indent=2) + "\n")
 
 
-def write_safetensors(named, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes (name, array) pairs as model.safetensors, or as shards of about `shard_bytes` with an index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards, held, size, total = [], {}, 0, 0
-
-    def flush():
-        path = folder / f"shard_{len(shards)}"
-        save_file(held, path, metadata={"format": "pt"})  # transformers wants the word, also for numpy's
-        path.chmod(0o644)  # the library makes it its owner's alone
-        shards.append((path, tuple(held)))
-        held.clear()
-
-    for name, array in named:
-        if held and size + array.nbytes > shard_bytes:
-            flush()
-            size = 0
-        held[name] = np.ascontiguousarray(array)  # safetensors writes the bytes of a transposed view in wrong order
-        size, total = size + array.nbytes, total + array.nbytes
-    flush()
-    _name_shards(shards, folder, total)
-
-
-def _name_shards(shards, folder, total_bytes):
-    if len(shards) == 1:
-        shards[0][0].rename(folder / MODEL)
-        return
-    places = {}
-    for number, (path, names) in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        path.rename(folder / file)
-        places |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": places}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def hf_config(source: Source) -> dict:
+def hf_config(source: Source) -> dict[str, Any]:
     """transformers' T5Config of a source."""
     config, rows = sizes(source)
     decoder = config.num_decoder_layers

@@ -1,52 +1,32 @@
-"""T5 weights from any file we know: opened by one function, loaded into our sharded parameters, converted.
+"""Loading of T5 weights: a file of any format is recognized, opened, and read into our sharded parameters.
 
-The formats are t5x's (t5x.py), Hugging Face's (huggingface.py) and our own: safetensors with our stacked leaves,
-"encoder/layers/mlp/wo/kernel" and "prior/...", the only one that can hold a table for each stack.
+The formats are t5x's (t5x.py), Hugging Face's (huggingface.py) and our own (kaleido.py).
 """
 
-import dataclasses
+import functools
 import logging
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Float
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.t5.huggingface import (
-    INDEX,
-    PICKLES,
-    HuggingFaceCheckpoint,
-    Safetensors,
-    is_pickle,
-    refuse_pickle,
-    write_huggingface,
-    write_safetensors,
-)
-from kaleido_jax.interop.t5.names import (
-    HEAD,
-    TABLE,
-    Source,
-    check,
-    expected_shapes,
-    layout,
-    sizes,
-    t5_shapes,
-    t5x_names,
-)
-from kaleido_jax.interop.t5.t5x import T5xCheckpoint, write_t5x
+from kaleido_jax.interop.files.safetensors import INDEX, PICKLES, Safetensors, is_pickle, pickle_error
+from kaleido_jax.interop.source import Source, read_weight
+from kaleido_jax.interop.t5.huggingface import HuggingFaceCheckpoint
+from kaleido_jax.interop.t5.kaleido import KaleidoCheckpoint
+from kaleido_jax.interop.t5.layout import HEAD, STACKS, TABLE, check_source, layout, table_of
+from kaleido_jax.interop.t5.t5x import T5xCheckpoint
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.runtime.files import new_folder
 from kaleido_jax.runtime.randomness import sample_keys
 
 log = logging.getLogger(__name__)
 
-STACKS = {"encoder": "encoder", "prior": "decoder"}  # our part -> T5's stack
 NEW_ROW_STD = 0.02  # of the old rows' own standard deviation, so that new ids start alike and near the mean
 
 
@@ -73,53 +53,16 @@ def open_t5(path: str | Path) -> Source:
     )
 
 
-def _open_file(path):
+def _open_file(path: Path) -> Source:
     if is_pickle(path):
-        raise refuse_pickle(path)
+        raise pickle_error(path)
     return _open_safetensors(path) if path.suffix in (".safetensors", ".json") else T5xCheckpoint(path)
 
 
-def _open_safetensors(path):
+def _open_safetensors(path: Path) -> Source:
     files = Safetensors(path)
     ours = any(name.startswith("encoder/layers/") for name in files.names)
     return KaleidoCheckpoint(files) if ours else HuggingFaceCheckpoint(files)
-
-
-class Leaves(Protocol):
-    """Our leaves by name, "encoder/layers/mlp/wo/kernel", in safetensors or in memory."""
-
-    path: Path
-    names: tuple[str, ...]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a leaf."""
-
-    def read(self, name: str, index=...) -> np.ndarray:
-        """A leaf, or one layer of it."""
-
-
-class KaleidoCheckpoint:
-    """Our own leaves, layers stacked, under t5x's names."""
-
-    def __init__(self, files: Leaves):
-        """Reads headers only."""
-        self.path, self._files, self._places = files.path, files, {}
-        for name in files.names:
-            part, *path = name.split("/")
-            stack, stacked = STACKS.get(part, part), path[:1] == ["layers"]
-            length = files.shape(name)[0] if stacked else 1
-            names = t5x_names(stack, path, length, f"{stack}/{TABLE}") if path else [name]
-            self._places |= {n: (name, i if stacked else ...) for i, n in enumerate(names)}
-        self.names = tuple(sorted(self._places))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one layer's tensor."""
-        stored, index = self._places[name]
-        return self._files.shape(stored)[0 if index is ... else 1 :]
-
-    def read(self, name: str) -> np.ndarray:
-        """One layer's tensor."""
-        return self._files.read(*self._places[name])
 
 
 # --------------------------------------------------------------------------------------------- loading
@@ -141,19 +84,20 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
       UserError: see `open_t5`; names that are missing or unknown, another shape, too few rows.
     """
     source = open_t5(path)
-    plan = {part: layout(STACKS[part], tree, _table(source, STACKS[part])) for part, tree in targets.items()}
-    _check_source(source, plan)
+    plan = {part: layout(STACKS[part], tree, table_of(source, STACKS[part])) for part, tree in targets.items()}
+    check_source(source, plan)
     _check_rows(source, num_pieces)
+    fit = functools.partial(fit_rows, base_vocab_size=base_vocab_size, seed=seed)
 
-    def fill(part, leaf_path, leaf):
+    def fill(part: str, leaf_path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         names, _ = plan[part][leaf_path]
         if names[0].endswith(TABLE):
-            value = fit_rows(source.read(names[0]), leaf.shape[0], base_vocab_size, seed=seed, purpose="t5_table")
+            value = fit(read_weight(source, names[0]), leaf.shape[0], purpose="t5_table")
         elif names[0] == HEAD:
-            value = fit_rows(source.read(HEAD).T, leaf.shape[1], base_vocab_size, seed=seed, purpose="t5_head").T
+            value = fit(read_weight(source, HEAD).T, leaf.shape[1], purpose="t5_head").T
         else:
-            value = _stack(source, names, leaf) if leaf_path[0] == "layers" else source.read(names[0])
-        return place(value, leaf)
+            value = _stack(source, names, leaf) if leaf_path[0] == "layers" else read_weight(source, names[0])
+        return put_leaf(value, leaf)
 
     loaded = {
         part: unflatten_dict({p: fill(part, p, leaf) for p, leaf in flatten_dict(tree).items()})
@@ -176,46 +120,23 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
     if t5.checkpoint is None or not parts:
         return {}
 
-    def target(path, shape, sharding):
+    def target(path: tuple, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
         frozen = path[0].key == "encoder" and not t5.encoder.trainable
         half = frozen and config.model.precision == "bfloat16" and path[-1].key not in ("scale", "rel_embedding")
         return jax.ShapeDtypeStruct(shape.shape, jnp.bfloat16 if half else jnp.float32, sharding=sharding)
 
-    wanted, places = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
+    wanted, where = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
     tokenizer = load_tokenizer(t5.vocabulary, config.latents.codebook_size)
     return load_t5(
         t5.checkpoint,
-        jax.tree_util.tree_map_with_path(target, wanted, places),
+        jax.tree_util.tree_map_with_path(target, wanted, where),
         num_pieces=tokenizer.num_pieces,
         base_vocab_size=tokenizer.base_vocab_size,
         seed=config.seed,
     )
 
 
-def _table(source, stack):
-    return TABLE if TABLE in source.names else f"{stack}/{TABLE}"
-
-
-def _check_source(source, plan):
-    """Names and shapes; how many rows the tables have is the file's own affair, and the head has as many."""
-    stacks = {STACKS[part] for part in plan}
-    if "decoder" in stacks and not _has_decoder(source):
-        raise user_error(f"{source.path} holds an encoder alone", "a decoder too, for the prior", "take the whole T5")
-    absent = {"encoder", "decoder"} - stacks
-    found = {name: source.shape(name) for name in source.names if name.split("/")[0] not in absent}
-    expected = expected_shapes(plan)
-    rows = {name: found.get(name, shape)[:1] for name, shape in expected.items() if name.endswith(TABLE)}
-    expected |= {name: (*rows[name], *expected[name][1:]) for name in rows}
-    if HEAD in expected:
-        expected[HEAD] = (*expected[HEAD][:1], *rows[_table(source, "decoder")])
-    check(found, expected, str(source.path))
-
-
-def _has_decoder(source):
-    return any(name.startswith("decoder/") for name in source.names)
-
-
-def _check_rows(source, num_pieces):
+def _check_rows(source: Source, num_pieces: int) -> None:
     for name in source.names:
         if name.endswith(TABLE) and source.shape(name)[0] < num_pieces:
             raise user_error(
@@ -225,14 +146,14 @@ def _check_rows(source, num_pieces):
             )
 
 
-def _stack(source, names, leaf):
+def _stack(source: Source, names: list[str], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     stacked = np.empty(leaf.shape, leaf.dtype)
     for index, name in enumerate(names):
-        stacked[index] = source.read(name)
+        stacked[index] = read_weight(source, name)
     return stacked
 
 
-def place(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def put_leaf(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """An array of the leaf's dtype and sharding (None = the first device)."""
     value = np.ascontiguousarray(value, leaf.dtype)
     sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
@@ -258,49 +179,3 @@ def fit_rows(
     keys = sample_keys(seed, purpose, 0, jnp.arange(len(kept), vocab_size))
     noise = np.asarray(jax.vmap(lambda key: jax.random.normal(key, kept.shape[1:]))(keys))
     return np.concatenate([kept, (mean + NEW_ROW_STD * std * noise).astype(np.float32)])
-
-
-# ------------------------------------------------------------------------------------------ converting
-def convert(source: Path | Source, output: Path, form: str) -> Source:
-    """Writes a T5 checkpoint of any format as a new folder in another, types kept; returns what was read.
-
-    Args:
-      source: an open one, or its path (see `open_t5`).
-      output: folder that does not exist or is empty.
-      form: "t5x", "huggingface" or "kaleido".
-
-    Raises:
-      UserError: see `open_t5`; a tensor is missing or unknown; two tables that the format cannot hold; the
-        output exists.
-    """
-    source = open_t5(source) if isinstance(source, Path) else source
-    plan = _whole(source)
-    _check_source(source, plan)
-    with new_folder(output, "--output") as folder:
-        if form == "kaleido":
-            write_kaleido(source, folder, plan)
-        else:
-            {"t5x": write_t5x, "huggingface": write_huggingface}[form](source, folder)
-    return source
-
-
-def write_kaleido(source: Source, folder: Path, plan: dict) -> None:
-    """Writes model.safetensors of our leaves; `plan` is part -> path of a leaf -> (t5x names, shape)."""
-
-    def leaves():
-        for part, paths in plan.items():
-            for path, (names, _) in paths.items():
-                arrays = [source.read(name) for name in names]
-                yield "/".join((part, *path)), np.stack(arrays) if path[0] == "layers" else arrays[0]
-
-    write_safetensors(leaves(), folder)
-
-
-def _whole(source):
-    """What a source holds, as the layouts of our parts; sizes are read from its shapes."""
-    config, rows = sizes(source)
-    config = dataclasses.replace(config, num_decoder_layers=max(config.num_decoder_layers, 1))
-    trees = dict(zip(STACKS, t5_shapes(config, rows), strict=True))
-    if not _has_decoder(source):
-        del trees["prior"]
-    return {part: layout(STACKS[part], tree, _table(source, STACKS[part])) for part, tree in trees.items()}

@@ -1,4 +1,4 @@
-"""T5 v1.1 parameters under t5x's names ("encoder/layers_0/attention/query/kernel"), and t5x's checkpoint folders.
+"""t5x's T5 v1.1: parameters under its names ("encoder/layers_0/attention/query/kernel"), and its checkpoint folders.
 
 Names and layouts are ours but for two things: our layers are stacked on a leading axis, and the token table
 that t5x shares between both stacks is a copy in each of ours.
@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import msgpack
@@ -17,22 +18,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kaleido_jax.config.schema import T5
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.t5.names import (
-    FETCH_AGAIN,
+from kaleido_jax.interop.source import FETCH_AGAIN, Source, some
+from kaleido_jax.interop.t5.layout import (
     LAYER,
     TABLE,
-    Source,
-    check,
+    check_t5,
     expected_shapes,
     layouts,
     one_table,
     refuse_layer_biases,
-    some,
     t5x_names,
     tensors,
 )
+from kaleido_jax.runtime.files import refuse_lfs_pointer
 
-# A table for each stack lies in t5x's network under the attribute that holds it there, see `interop.t5x_network`.
+# A table for each stack lies in t5x's network under the attribute that holds it there, see `interop.t5.t5x_network`.
 OURS, THEIRS = "/token_embedder/", "/shared_embedding/"
 
 
@@ -49,7 +49,7 @@ def from_flat(flat: Mapping[str, np.ndarray], config: T5) -> tuple[dict, dict]:
     """
     rows = flat[TABLE].shape[0] if TABLE in flat else 1
     parts = layouts(config, rows)
-    check({name: value.shape for name, value in flat.items()}, expected_shapes(parts), "T5 weights")
+    check_t5({name: value.shape for name, value in flat.items()}, expected_shapes(parts), "T5 weights")
     return tuple(
         unflatten_dict({path: _gather(flat, names) for path, (names, _) in part.items()}) for part in parts.values()
     )
@@ -71,7 +71,7 @@ def to_flat(encoder: dict, decoder: dict) -> dict[str, np.ndarray]:
     return flat
 
 
-def _gather(flat, names):
+def _gather(flat: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
     arrays = [np.asarray(flat[name], np.float32) for name in names]
     return np.stack(arrays) if LAYER.search(names[0]) else arrays[0]
 
@@ -84,7 +84,7 @@ class T5xCheckpoint:
     kvstore is a place on the machine that wrote it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         """Reads the msgpack file only.
 
         Raises:
@@ -121,10 +121,10 @@ class T5xCheckpoint:
         # Before version 3 bfloat16 was kept as the bits of uint16; no T5 has integer parameters.
         return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
-    def _folder(self, name):
-        return self.path.parent / _place(name)
+    def _folder(self, name: str) -> Path:
+        return self.path.parent / _folder_name(name)
 
-    def _read_zarr(self, name, spec):
+    def _read_zarr(self, name: str, spec: dict[str, Any]) -> np.ndarray:
         import tensorstore
 
         folder = self._folder(name)
@@ -134,7 +134,9 @@ class T5xCheckpoint:
             store = {"driver": "file", "path": f"{folder.absolute()}/"}
             given = {"driver": "zarr", "kvstore": store, "metadata": metadata, "open": True, "assume_metadata": True}
             return tensorstore.open(given, read=True).result().read().result()
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            for file in folder.iterdir():
+                refuse_lfs_pointer(file)
             reason = " ".join(str(error).split(" [")[0].split())  # tensorstore's whole spec follows
             raise user_error(
                 f"tensor {name} in {folder} cannot be read ({reason})",
@@ -143,12 +145,11 @@ class T5xCheckpoint:
             ) from error
 
 
-def _place(name):
-    """The folder of a tensor."""
+def _folder_name(name: str) -> str:
     return f"target.{name.replace(OURS, THEIRS).replace('/', '.')}"
 
 
-def _find(path):
+def _find(path: Path) -> Path:
     if path.is_file():
         return path
     if (path / "checkpoint").is_file():
@@ -160,8 +161,9 @@ def _find(path):
     return found[0]
 
 
-def _restore(path):
+def _restore(path: Path) -> dict[str, Any]:
     """The tree of parameters in the msgpack file, with specs in the place of arrays."""
+    refuse_lfs_pointer(path)
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
         target = tree.get("optimizer", tree)["target"]  # before version 1 there was no wrapper
@@ -172,11 +174,11 @@ def _restore(path):
         ) from error
 
 
-def _is_spec(leaf):
+def _is_spec(leaf: Any) -> bool:
     return isinstance(leaf, dict) and {"driver", "metadata"} <= leaf.keys()
 
 
-def _zarr_metadata(folder, spec):
+def _zarr_metadata(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """Of .zarray, or of the checkpoint file where the hidden file was lost on the way."""
     hidden = folder / ".zarray"
     if hidden.is_file():
@@ -184,13 +186,13 @@ def _zarr_metadata(folder, spec):
     return _metadata(spec["dtype"], **spec["metadata"])
 
 
-def _metadata(dtype, **known):
+def _metadata(dtype: str, **known: Any) -> dict[str, Any]:
     dtype = dtype if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<").str
     fixed = {"zarr_format": 2, "order": "C", "filters": None, "fill_value": None, "dimension_separator": "."}
     return fixed | {"dtype": dtype} | known
 
 
-def _check_array(folder, metadata, shape):
+def _check_array(folder: Path, metadata: dict[str, Any], shape: tuple[int, ...]) -> None:
     if tuple(metadata["shape"]) != shape:
         raise ValueError(f"its .zarray has shape {tuple(metadata['shape'])}")
     if metadata.get("fill_value") is not None:
@@ -207,26 +209,32 @@ def _check_array(folder, metadata, shape):
 def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
     """Writes folder/checkpoint_<step>, which t5x and `T5xCheckpoint` read; types are kept.
 
-    Where the two stacks' token tables differ, t5x needs `interop.t5x_network` to hold them (launch/t5x).
+    Where the two stacks' token tables differ, t5x needs `interop.t5.t5x_network` to hold them (launch/t5x).
+
+    Raises:
+      OSError: it cannot be written, such as on a full disk.
     """
     import tensorstore
 
     inside, specs = folder / f"checkpoint_{step}", {}
     inside.mkdir(parents=True)
     for name, array in tensors(source, two_tables=True):
-        place = _place(name)
+        inner = _folder_name(name)
         metadata = {
             "shape": list(array.shape),
             "chunks": _chunks(array),
             "compressor": {"id": "gzip", "level": 1},
         }
-        store = {"driver": "file", "path": f"{(inside / place).absolute()}/"}
+        store = {"driver": "file", "path": f"{(inside / inner).absolute()}/"}
         given = {"driver": "zarr", "kvstore": store, "metadata": _metadata(array.dtype.name, **metadata)}
-        tensorstore.open(given, create=True).result().write(array).result()
+        try:
+            tensorstore.open(given, create=True).result().write(array).result()
+        except ValueError as error:
+            raise OSError(f"{inner}: {' '.join(str(error).split(' [')[0].split())}") from error
         specs[name.replace(OURS, THEIRS)] = {
             "driver": "zarr",
             "dtype": array.dtype.name,
-            "kvstore": {"driver": "file", "path": f"{place}/"},
+            "kvstore": {"driver": "file", "path": f"{inner}/"},
             "metadata": metadata,
         }
     # No "param_states": t5x fails on empty dictionaries.
@@ -234,7 +242,7 @@ def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
     (inside / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
 
 
-def _chunks(array, most_bytes=64 * 2**20):
+def _chunks(array: np.ndarray, most_bytes: int = 64 * 2**20) -> list[int]:
     """The whole array up to 64 MiB, else as many of its rows."""
     rows = max(1, most_bytes // max(array[:1].nbytes, 1))
     return [min(rows, array.shape[0]), *array.shape[1:]]

@@ -415,6 +415,19 @@ def test_all_images_bad_is_one_line(tmp_path, tokenizer):
     assert "\n" not in str(error.value)
 
 
+def test_where_nothing_can_be_written_is_one_line(tmp_path, tokenizer):
+    _coco(tmp_path / "data")
+    config = default_config()
+    config.data.source, config.data.root = "coco", str(tmp_path / "data")
+    config.annotate.image_size, config.annotate.segments = 30, ("text",)
+    config.latents.codebook_size = 64
+    (tmp_path / "file").touch()
+    for work in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("a" * 300), Path("/proc/x")):
+        with pytest.raises(UserError, match="nothing can be written to --workdir=.*; name another") as error:
+            annotate_data(validate(config), work, tokenizer)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.skipif(not os.environ.get("KALEIDO_COCO_FIXTURES"), reason="KALEIDO_COCO_FIXTURES names no folder")
 def test_ellipses_of_human_masks_agree_with_them(tmp_path):
     from configs.annotate_coco import get_config

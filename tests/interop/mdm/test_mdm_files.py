@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -12,9 +13,12 @@ from safetensors.numpy import load_file, save_file
 from kaleido_jax import main
 from kaleido_jax.config import schema as cfg
 from kaleido_jax.errors import UserError
-from kaleido_jax.interop.mdm import files as mdm_files
-from kaleido_jax.interop.mdm import names as mdm
+from kaleido_jax.interop.mdm import layout as mdm
+from kaleido_jax.interop.mdm.convert import convert_denoiser
+from kaleido_jax.interop.mdm.load import open_denoiser
+from kaleido_jax.interop.mdm.sizes import read_sizes
 from tests.interop.files import torch_files
+from tests.mdm_config import config_from_mdm
 from tests.models.test_mdm_golden import image_size, meta, names_of, state_of
 
 INNER = cfg.UNet(
@@ -50,7 +54,7 @@ def params():
 @pytest.fixture(scope="module")
 def state(params):
     """The same under ml-mdm's names."""
-    return mdm.to_mdm(params, NET)
+    return mdm.denoiser_to_mdm(params, NET)
 
 
 def checkpoint(state):
@@ -112,9 +116,9 @@ def test_other_types_become_float32(state, tmp_path, kind):
 @pytest.mark.parametrize("name", names_of("UNet", "NestedUNet"))
 def test_sizes_are_those_of_ml_mdms_config(name):
     values, shapes = meta(name)["config"], {k: v.shape for k, v in state_of(name).items()}
-    found, text_channels = mdm_files.read_sizes(Shapes(shapes))
+    found, text_channels = read_sizes(Shapes(shapes))
     assert text_channels == values["conditioning_feature_dim"]
-    expected = cfg.nested(mdm.config_from_mdm(values, image_size(name)))
+    expected = cfg.nested(config_from_mdm(values, image_size(name)))
     told = ("channels", "num_res_blocks", "num_attn_layers", "mid_blocks", "emb_channels", "text_proj_channels")
     for ours, theirs in zip(cfg.nested(found), expected, strict=True):
         for field in (*told, "num_text_layers"):
@@ -127,7 +131,7 @@ class Shapes:
     """A source of shapes alone."""
 
     shapes: dict
-    path: str = "somewhere"
+    path: pathlib.Path = pathlib.Path("somewhere")
 
     @property
     def names(self):
@@ -135,6 +139,9 @@ class Shapes:
 
     def shape(self, name):
         return self.shapes[name]
+
+    def read(self, name):
+        raise AssertionError(f"{name} is read")
 
 
 def without(state, name):
@@ -166,7 +173,7 @@ def test_wrong_weights_are_refused_and_nothing_is_written(case, state, tmp_path)
     for file, write in (("x.pth", torch_files.write), ("x.safetensors", lambda path, s: save_file(s, path))):
         write(tmp_path / file, change(state))
         with pytest.raises(UserError, match=told) as caught:
-            mdm_files.convert(mdm_files.open_denoiser(tmp_path / file), tmp_path / "out", "kaleido")
+            convert_denoiser(open_denoiser(tmp_path / file), tmp_path / "out", "kaleido")
         assert "\n" not in str(caught.value) and str(caught.value).count(";") >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "x.safetensors"]
 
@@ -196,6 +203,28 @@ def test_other_files_are_told_from_weights(pth, tmp_path):
     with pytest.raises(UserError, match="exists"):
         convert(pth, tmp_path / "out", "kaleido")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "bool"])
+def test_quantized_weights_are_refused_by_type(state, tmp_path, kind):
+    path = torch_files.write(tmp_path / "x.pth", {name: value.astype(kind) for name, value in state.items()})
+    with pytest.raises(UserError, match=f"is stored as {kind}; expected one of float64"):
+        convert(path, tmp_path / "out", "kaleido")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(state, tmp_path):
+    bad = state | {"conv_out.bias": np.full_like(state["conv_out.bias"], np.nan)}
+    path = torch_files.write(tmp_path / "x.pth", bad)
+    with pytest.raises(UserError, match="conv_out.bias holds NaN or infinity"):
+        convert(path, tmp_path / "out", "mdm")
+
+
+@pytest.mark.parametrize("name", ["vis_model.pth", "model.safetensors"])
+def test_pointers_of_git_lfs_are_refused(name, tmp_path):
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=f"{name} is a git-LFS pointer; .*git lfs pull"):
+        convert(tmp_path / name, tmp_path / "out", "mdm")
 
 
 def test_torch_loads_what_is_exported(pth, state, tmp_path):

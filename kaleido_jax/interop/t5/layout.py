@@ -1,9 +1,12 @@
-"""T5 v1.1 by t5x's names, whatever file it is in: its tensors, their shapes, and which of them make up ours."""
+"""Layout of T5 v1.1 under t5x's names: its tensors, their shapes, and which of them make up our parameters.
+
+A source whose stacks have a table each names them "encoder/" + TABLE and "decoder/" + TABLE.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,29 +14,15 @@ from flax.traverse_util import flatten_dict
 
 from kaleido_jax.config.schema import T5
 from kaleido_jax.errors import user_error
+from kaleido_jax.interop.source import FETCH_AGAIN, Source, check_tensors, read_weight
 from kaleido_jax.models.kaleido import eval_init
 from kaleido_jax.models.t5 import Decoder, Encoder
 
 TABLE, HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 LAYER = re.compile(r"/layers_(\d+)/")
+Layout = dict[tuple[str, ...], tuple[list[str], tuple[int, ...]]]  # path of our leaf -> (t5x names, shape of each)
+STACKS = {"encoder": "encoder", "prior": "decoder"}  # our part -> T5's stack
 SIZED = ("relpos_bias/rel_embedding", "layers_0/attention/query/kernel", "layers_0/mlp/wi_0/kernel")
-FETCH_AGAIN = "fetch or copy the checkpoint again"
-
-
-class Source(Protocol):
-    """A checkpoint that is read one tensor at a time, by t5x's names.
-
-    A source whose stacks have a table each names them "encoder/" + TABLE and "decoder/" + TABLE.
-    """
-
-    path: Path
-    names: tuple[str, ...]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; reads no data."""
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in the type it is stored in."""
 
 
 # ----------------------------------------------------------------------------------- names and shapes
@@ -46,8 +35,8 @@ def t5x_names(stack: str, path: Sequence[str], num_layers: int, table: str = TAB
     return ["/".join((stack, f"layers_{i}", *path[1:])) for i in range(num_layers)]
 
 
-def layout(stack: str, tree: dict, table: str = TABLE) -> dict:
-    """Path of each leaf of our `tree` (arrays or shapes) -> (its t5x names, the shape of each)."""
+def layout(stack: str, tree: dict, table: str = TABLE) -> Layout:
+    """The layout of our `tree` (arrays or shapes)."""
     part = {}
     for path, leaf in flatten_dict(tree).items():
         names = t5x_names(stack, path, leaf.shape[0], table)
@@ -55,13 +44,13 @@ def layout(stack: str, tree: dict, table: str = TABLE) -> dict:
     return part
 
 
-def layouts(config: T5, rows: int) -> dict[str, dict]:
+def layouts(config: T5, rows: int) -> dict[str, Layout]:
     """`layout` of {"encoder": ..., "decoder": ...} for a model's sizes."""
     trees = zip(("encoder", "decoder"), t5_shapes(config, rows), strict=True)
     return {stack: layout(stack, tree) for stack, tree in trees}
 
 
-def expected_shapes(parts: Mapping[str, dict]) -> dict[str, tuple[int, ...]]:
+def expected_shapes(parts: Mapping[str, Layout]) -> dict[str, tuple[int, ...]]:
     """t5x name -> shape of all tensors in `layouts`."""
     return {n: tuple(shape) for part in parts.values() for names, shape in part.values() for n in names}
 
@@ -74,31 +63,46 @@ def t5_shapes(config: T5, rows: int) -> tuple[dict, dict]:
     return encoder["params"], decoder["params"]
 
 
-def check(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Compares names and shapes of tensors.
+def check_t5(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """`check_tensors` of a T5.
 
     Raises:
       UserError: names that are missing or unknown, or another shape; starts with `what`.
     """
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    lists = [(len(names), kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names]
-    if lists:
-        raise user_error(
-            f"{what} with " + " and ".join(f"{n} {kind} names ({some(names)})" for n, kind, names in lists),
-            f"the {len(expected)} tensors of T5 v1.1 of this size",
-            "check the layer counts in config.model.t5; v1.1 has gated MLPs and one relative bias a stack",
-        )
-    for name, shape in expected.items():
-        if tuple(found[name]) != shape:
-            raise user_error(f"{what}: {name} has shape {tuple(found[name])}", f"{shape}", "correct config.model.t5")
+    do = "correct the sizes in config.model.t5; v1.1 has gated MLPs and one relative bias a stack"
+    check_tensors(found, expected, what, "T5 v1.1 of this size", do)
 
 
-def some(names: list[str], most: int = 3) -> str:
-    """The first names of a list, for an error's one line."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def table_of(source: Source, stack: str) -> str:
+    """Name of the token table that a stack reads."""
+    return TABLE if TABLE in source.names else f"{stack}/{TABLE}"
 
 
-def refuse_layer_biases(path: Path, name: str) -> None:
+def check_source(source: Source, plan: Mapping[str, Layout]) -> None:
+    """Checks names and shapes of the parts of `plan`; how many rows the tables have is the file's own affair.
+
+    Raises:
+      UserError: names that are missing or unknown, or another shape; the head must have as many rows as the table.
+    """
+    stacks = {STACKS[part] for part in plan}
+    if "decoder" in stacks and not has_decoder(source):
+        raise user_error(f"{source.path} holds an encoder alone", "a decoder too, for the prior", "take the whole T5")
+    absent = {"encoder", "decoder"} - stacks
+    found = {name: source.shape(name) for name in source.names if name.split("/")[0] not in absent}
+    expected = expected_shapes(plan)
+    rows = {name: found.get(name, shape)[:1] for name, shape in expected.items() if name.endswith(TABLE)}
+    expected |= {name: (*rows[name], *expected[name][1:]) for name in rows}
+    if HEAD in expected:
+        expected[HEAD] = (*expected[HEAD][:1], *rows[table_of(source, "decoder")])
+    check_t5(found, expected, str(source.path))
+
+
+def has_decoder(source: Source) -> bool:
+    """Whether it is more than a bare encoder."""
+    return any(name.startswith("decoder/") for name in source.names)
+
+
+def refuse_layer_biases(path: Path, name: str) -> NoReturn:
     """One relative bias a layer is another model.
 
     Raises:
@@ -154,7 +158,7 @@ def one_table(encoder: np.ndarray, decoder: np.ndarray) -> np.ndarray:
     return decoder
 
 
-def _begins_with(longer, shorter):
+def _begins_with(longer: np.ndarray, shorter: np.ndarray) -> bool:
     return len(shorter) <= len(longer) and np.array_equal(shorter, longer[: len(shorter)])
 
 
@@ -166,11 +170,11 @@ def tensors(source: Source, two_tables: bool = False) -> Iterator[tuple[str, np.
     """
     tables = [f"{stack}/{TABLE}" for stack in ("encoder", "decoder") if f"{stack}/{TABLE}" in source.names]
     if tables:
-        encoder, decoder = (source.read(name) for name in (tables * 2)[:2])
+        encoder, decoder = (read_weight(source, name) for name in (tables * 2)[:2])
         if two_tables and not _begins_with(decoder, encoder):
             yield from zip(tables, (encoder, decoder), strict=True)
         else:
             yield TABLE, one_table(encoder, decoder)
     for name in source.names:
         if name not in tables:
-            yield name, source.read(name)
+            yield name, read_weight(source, name)

@@ -1,0 +1,108 @@
+"""Opening of MDM's denoisers, whatever the format is.
+
+Formats are ml-mdm's .pth, safetensors with ml-mdm's names, and our own safetensors, "denoiser/inner/conv_in/kernel".
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaleido_jax.errors import user_error
+from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickle
+from kaleido_jax.interop.files.torch_zip import TorchZip
+from kaleido_jax.interop.mdm import layout as mdm
+from kaleido_jax.interop.source import Source
+from kaleido_jax.runtime.files import refuse_lfs_pointer
+
+PART = "denoiser"
+CONFIG = "denoiser.json"
+ANOTHER = "name the weights of an MDM denoiser"
+
+
+def holds_denoiser(path: Path) -> bool:
+    """Whether a file or folder is one for `open_denoiser`, by its first bytes or its tensors' names."""
+    if path.is_file() and is_pickle(path):
+        return True
+    if path.suffix != ".safetensors" and not (path.is_dir() and any(path.glob("*.safetensors"))):
+        return False
+    return any(name.startswith(f"{PART}/") or _is_mdm(name) for name in Safetensors(path).names)
+
+
+def open_denoiser(path: Path) -> Source:
+    """A denoiser's weights under ml-mdm's names and in its layouts; no tensor is read yet.
+
+    Raises:
+      UserError: nothing there, damage, or no denoiser inside.
+    """
+    if not path.exists():
+        raise user_error(f"no weights at {path}", "a denoiser's .pth or safetensors", "correct the path")
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+        raise user_error(
+            f"{path} is a folder without safetensors", "a file", f"name {pickles[0] if pickles else 'one'}"
+        )
+    source = TorchZip(path) if path.is_file() and is_pickle(path) else Safetensors(path)
+    leaves = {tuple(n.split("/")[1:]): n for n in source.names if n.startswith(f"{PART}/")}
+    if leaves:
+        shapes = {path: source.shape(name) for path, name in leaves.items()}
+        return OurDenoiser(source.path, shapes, lambda leaf: source.read(leaves[leaf]), _settings(source.path.parent))
+    if not any(_is_mdm(name) for name in source.names):
+        raise user_error(
+            f"{source.path} holds no MDM denoiser (its first tensor is {source.names[0]})", "a conv_in.weight", ANOTHER
+        )
+    return source
+
+
+def _is_mdm(name: str) -> bool:
+    return name == "conv_in.weight" or name.endswith("inner_unet.conv_in.weight")
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    refuse_lfs_pointer(path)
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise user_error(f"{path} is damaged", "what the verb convert wrote", "convert the weights again") from error
+
+
+class OurDenoiser:
+    """Our leaves under ml-mdm's names."""
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[tuple[str, ...], tuple[int, ...]],
+        read: Callable[[tuple[str, ...]], np.ndarray],
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """Takes leaves by their paths below the denoiser.
+
+        Args:
+          path: for messages.
+          shapes: our shape of each leaf.
+          read: gives a leaf.
+          settings: what denoiser.json says, with "denoiser" and "diffusion"; None where it is not known.
+        """
+        self.path, self._shapes, self._read, self.settings = path, shapes, read, settings
+        self._paths = {mdm.mdm_name(leaf): leaf for leaf in shapes}
+        self.names = tuple(sorted(self._paths))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape in ml-mdm's layout."""
+        path = self._paths[name]
+        return mdm.torch_shape(path, self._shapes[path])
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in ml-mdm's layout."""
+        return mdm.to_torch(self._paths[name], np.asarray(self._read(self._paths[name])))
+
+
+def shapes_in(source: Source) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that ml-mdm reads."""
+    return {name: source.shape(name) for name in source.names if not mdm.UNUSED.search(name)}

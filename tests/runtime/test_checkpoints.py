@@ -1,0 +1,174 @@
+"""Checkpoints of a small state: whatever is damaged in the newest, the one before it is read instead."""
+
+import random
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kaleido_jax.errors import UserError
+from kaleido_jax.runtime import checkpoints
+from tests.full_disk import full_disk
+
+
+def state_at(step):
+    return {
+        "step": jnp.int32(step),
+        "params": {"a": jnp.arange(3000.0) + step},
+        "ema": {"a": jnp.arange(3000.0) - step, "b": jnp.full((40, 50), step, jnp.float32)},
+    }
+
+
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=ONE), state_at(0))
+
+
+def batches():
+    return iter(grain.MapDataset.range(100).to_iter_dataset())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder, iterator = tmp_path_factory.mktemp("run"), batches()
+    with checkpoints.open_manager(folder, keep=2) as manager:
+        for step in (5, 10):
+            next(iterator)
+            checkpoints.save(manager, step, state_at(step), iterator)
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """(workdir, folder of its newest checkpoint)."""
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run", tmp_path / "run" / "checkpoints" / "10"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+DAMAGES = {
+    "no manifests": lambda newest: [path.unlink() for path in newest.rglob("manifest.ocdbt")],
+    "cut": lambda newest: [cut(path) for path in (newest / "state").rglob("d/*")],
+    "emptied": lambda newest: [path.write_bytes(b"") for path in (newest / "state").rglob("d/*")],
+    "no files": lambda newest: [shutil.rmtree(newest), newest.mkdir()],
+    "no state": lambda newest: shutil.rmtree(newest / "state"),
+    "an empty state": lambda newest: [shutil.rmtree(newest / "state"), (newest / "state").mkdir()],
+    "metadata of the state": lambda newest: (newest / "state" / "_METADATA").write_bytes(b"{"),
+    "metadata": lambda newest: (newest / "_CHECKPOINT_METADATA").write_bytes(b"{"),
+    "strange metadata": lambda newest: (newest / "_CHECKPOINT_METADATA").write_bytes(
+        b'{"a": 1, "custom_metadata": {"b": 1}}'
+    ),
+    "no data": lambda newest: shutil.rmtree(newest / "data"),
+    "cut data": lambda newest: [path.write_bytes(b"\0\0") for path in newest.glob("data/*.json")],
+    "strange data": lambda newest: [path.write_bytes(b"[]") for path in newest.glob("data/*.json")],
+}
+
+
+def restored(workdir):
+    with checkpoints.open_manager(workdir, keep=2) as manager:
+        return checkpoints.restore(manager, ABSTRACT, batches())
+
+
+def equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_newest_is_read_with_its_place_in_the_data(whole):
+    state, iterator = restored(whole)
+    equal(state, state_at(10))
+    assert next(iterator) == 2
+    ema, step = checkpoints.restore_ema(whole, {"b": ABSTRACT["ema"]["b"]})
+    assert step == 10
+    equal(ema, {"b": state_at(10)["ema"]["b"]})
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_training_resumes_from_the_one_before_and_writes_the_step_again(damage, run, caplog):
+    workdir, newest = run
+    DAMAGES[damage](newest)
+    with checkpoints.open_manager(workdir, keep=2) as manager:
+        state, iterator = checkpoints.restore(manager, ABSTRACT, batches())
+        equal(state, state_at(5))
+        assert next(iterator) == 1
+        checkpoints.save(manager, 10, state_at(10), iterator)
+    assert "checkpoints/10 is damaged" in caplog.text and "\n" not in caplog.records[-1].getMessage()
+    equal(restored(workdir)[0], state_at(10))
+    assert len(list((workdir / "checkpoints_damaged").iterdir())) == 1
+
+
+OF_DATA = ("no data", "cut data", "strange data", "strange metadata")  # nothing that sampling reads
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name not in OF_DATA])
+def test_sampling_takes_the_one_before_and_moves_nothing(damage, run, caplog):
+    workdir, newest = run
+    DAMAGES[damage](newest)
+    ema, step = checkpoints.restore_ema(workdir, ABSTRACT["ema"])
+    assert step == 5 and "checkpoints/10 is damaged" in caplog.text
+    equal(ema, state_at(5)["ema"])
+    assert jax.tree.structure(checkpoints.ema_shapes(workdir)) == jax.tree.structure(ema)
+    assert newest.exists() and not (workdir / "checkpoints_damaged").exists()
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(10: "):
+        checkpoints.restore_ema(workdir, ABSTRACT["ema"], step=10)
+
+
+def test_no_flipped_bit_changes_weights(run):
+    workdir, newest = run
+    rng = random.Random(0)
+    files = [path for path in (newest / "state").rglob("*") if path.is_file()]
+    for _ in range(25):
+        path = rng.choices(files, [path.stat().st_size for path in files])[0]
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        ema, step = checkpoints.restore_ema(workdir, ABSTRACT["ema"])
+        equal(ema, state_at(step)["ema"])
+        path.write_bytes(content)
+
+
+def test_where_none_is_whole_it_is_one_line_and_nothing_is_moved(run):
+    workdir, newest = run
+    for folder in (newest, newest.with_name("5")):
+        shutil.rmtree(folder / "state")
+    for read in (lambda: restored(workdir), lambda: checkpoints.restore_ema(workdir, ABSTRACT["ema"])):
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(10: .*; 5: .*\); expected") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    assert checkpoints.steps_of(workdir) == [5, 10]
+    for folder in (newest, newest.with_name("5")):
+        (folder / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(UserError, match="can be read"):
+        restored(workdir)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(run):
+    workdir, _ = run
+    refused = pytest.raises(UserError, match="a checkpoint cannot be written to .*; the same command")
+    with refused as caught, checkpoints.open_manager(workdir, keep=2) as manager, full_disk():
+        checkpoints.save(manager, 15, state_at(15), batches())
+        checkpoints.wait(manager)
+    assert "\n" not in str(caught.value)
+    equal(restored(workdir)[0], state_at(10))
+    (workdir.parent / "checkpoints").touch()
+    with pytest.raises(UserError, match="nothing can be written to --workdir=.*checkpoints .it is a file"):
+        restored(workdir.parent)
+
+
+def test_an_error_beside_a_save_leaves_that_save_whole(run):
+    workdir, _ = run
+    with pytest.raises(FloatingPointError), checkpoints.open_manager(workdir, keep=2) as manager:
+        checkpoints.save(manager, 15, state_at(15), batches())
+        raise FloatingPointError
+    equal(restored(workdir)[0], state_at(15))
+
+
+def test_a_workdir_without_checkpoints_has_none(tmp_path):
+    assert checkpoints.steps_of(tmp_path) == []
+    with pytest.raises(UserError, match="no checkpoint in .*; train first"):
+        checkpoints.restore_ema(tmp_path, ABSTRACT["ema"])
