@@ -1,7 +1,11 @@
-"""ml-mdm's own configs, as its reference files hold them, turned into ours."""
+"""ml-mdm's own configs, as its reference files hold them, turned into ours, and our parameters turned into its."""
+
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from kaleido_jax.config.schema import UNet
 from kaleido_jax.errors import user_error
+from kaleido_jax.interop.mdm import layout as mdm
 
 REFUSED = {  # field -> the only value that our nets have
     "temporal_mode": (False, None),
@@ -66,3 +70,14 @@ def _micro(text):
     if not text or text == "None":
         return ()
     return tuple((name, float(default)) for name, default in (entry.split(":") for entry in text.split(",")))
+
+
+def denoiser_to_mdm(params, config):
+    """Inverse of `denoiser_from_mdm`: ml-mdm's names and layouts, after a check that they are those of the config."""
+    flat = flatten_dict(params)
+    state = {mdm.mdm_name(path): mdm.to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
+    widths = {path[-2]: leaf.shape[0] for path, leaf in flat.items() if path[-2] in ("lm_proj", "cond_emb")}
+    text_channels = widths.get("lm_proj", widths.get("cond_emb", 1))
+    expected = mdm.shapes_of(mdm.denoiser_shapes(config, text_channels))
+    mdm.check_denoiser({name: value.shape for name, value in state.items()}, expected, "weights")
+    return state

@@ -9,10 +9,13 @@ import os
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from kaleido_jax.config import schema as cfg
+from kaleido_jax.interop.t5.layout import TABLE, one_table, t5x_names
 
 FOLDER = Path(os.environ.get("KALEIDO_T5_GOLDEN") or Path(__file__).parent / "golden" / "t5")
 NAMES = {  # our field -> t5x's, Hugging Face's
@@ -56,3 +59,15 @@ def sizes_of(name):
     told = json.loads(reference(name, "config.json").read_text())
     dialect = int("d_model" in told)
     return cfg.T5(**{field: told[names[dialect]] for field, names in NAMES.items()}), told["vocab_size"]
+
+
+def to_flat(encoder, decoder):
+    """Inverse of `t5x.from_flat`; of two tables the longer is kept where it starts with the other."""
+    flat = {}
+    for stack, params in (("encoder", encoder), ("decoder", decoder)):
+        for path, leaf in flatten_dict(params).items():
+            rows = leaf if path[0] == "layers" else [leaf]
+            names = t5x_names(stack, path, len(leaf))
+            flat |= {name: np.asarray(row) for name, row in zip(names, rows, strict=True)}
+    flat[TABLE] = one_table(*(np.asarray(part["token_embedder"]["embedding"]) for part in (encoder, decoder)))
+    return flat

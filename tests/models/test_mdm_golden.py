@@ -25,7 +25,7 @@ from kaleido_jax.interop.mdm import layout as mdm
 from kaleido_jax.models import unet
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.train.optimizer import learning_rate, make_optimizer
-from tests.mdm_config import config_from_mdm
+from tests.mdm_config import config_from_mdm, denoiser_to_mdm
 
 FOLDER = Path(os.environ.get("KALEIDO_MDM_GOLDEN") or Path(__file__).parents[1] / "golden" / "mdm")
 # From the README there: float32 against float64 differs by 8e-6 in networks and 2e-5 after sampling.
@@ -161,7 +161,7 @@ def test_weights_survive_the_round_trip(name):
     config = config_from_mdm(values, image_size(name))
     params = mdm.denoiser_from_mdm(state, config, values["conditioning_feature_dim"])
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == meta(name)["params"]
-    back = mdm.denoiser_to_mdm(params, config)
+    back = denoiser_to_mdm(params, config)
     assert back.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value.astype(np.float32), err_msg=key)
@@ -204,7 +204,7 @@ def tiny_weights():
     levels = {"channels": (32,), "num_res_blocks": (1,), "num_attn_layers": (0,)}
     config = cfg.UNet(image_size=8, emb_channels=32, mid_blocks=False, **levels)
     abstract = mdm.denoiser_shapes(config, 4)
-    return config, mdm.denoiser_to_mdm(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract), config)
+    return config, denoiser_to_mdm(jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract), config)
 
 
 def test_wrong_weights_are_refused_by_name():
@@ -221,7 +221,7 @@ def test_parameters_of_another_config_are_not_exported():
     config, state = tiny_weights()
     params = mdm.denoiser_from_mdm(state, config, 4)
     with pytest.raises(UserError, match="missing names"):
-        mdm.denoiser_to_mdm(params, cfg.UNet(**{**vars(config), "num_res_blocks": (2,)}))
+        denoiser_to_mdm(params, cfg.UNet(**{**vars(config), "num_res_blocks": (2,)}))
 
 
 def test_nets_that_ours_cannot_be_are_refused():
@@ -489,7 +489,7 @@ def test_losses_and_gradients_equal(name, case, dtype, monkeypatch):
     double = dtype == np.float64
     np.testing.assert_allclose(loss, info["loss_f64" if double else "loss"], rtol=DOUBLE if double else 1e-5)
     if norms:
-        check_gradients(mdm.denoiser_to_mdm(grads, config), norms, name, case)
+        check_gradients(denoiser_to_mdm(grads, config), norms, name, case)
 
 
 def check_gradients(grads, norms, name, case):
@@ -607,7 +607,7 @@ def test_training_steps_equal(name, monkeypatch):
         np.testing.assert_allclose(optax.global_norm(grads), step["grad_norm_before_clip"], rtol=1e-5)
         np.testing.assert_allclose(learning_rate(config)(i), step["lr_used"], rtol=1e-6)
         params, opt_state, ema = apply(grads, opt_state, params, ema)
-    check_weights(mdm.denoiser_to_mdm(params, net_config), mdm.denoiser_to_mdm(ema, net_config), info, given)
+    check_weights(denoiser_to_mdm(params, net_config), denoiser_to_mdm(ema, net_config), info, given)
 
 
 def check_weights(params, ema, info, given):

@@ -27,7 +27,7 @@ from kaleido_jax.models.t5 import (
     RMSNorm,
     relative_buckets,
 )
-from tests.t5_files import FOLDER, reference, sizes_of, step_folder, tensors, wanted
+from tests.t5_files import FOLDER, reference, sizes_of, step_folder, tensors, to_flat, wanted
 
 CHECKPOINTS = {"t5x": "t5x_checkpoint", "hf": "hf_checkpoint"}  # whose config.json has the sizes
 TOLERANCE = 1e-4  # float32, from the README
@@ -122,7 +122,7 @@ def layer_states(stack, source, layers, given):
 @pytest.mark.parametrize("source", SOURCES)
 def test_weights_survive_the_round_trip(source):
     _, encoder, _, decoder = models(source)
-    back, given = t5x.to_flat(encoder, decoder), flat_weights(source)
+    back, given = to_flat(encoder, decoder), flat_weights(source)
     assert back.keys() == given.keys()
     for name, value in given.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
@@ -254,7 +254,7 @@ def check_gradients(grads, source, given):
     """The reference has one token table; ours has two, whose gradients add up to it."""
     tables = [part.pop("token_embedder")["embedding"] for part in grads]
     shared = {"token_embedder": {"embedding": tables[0] + tables[1]}}
-    ours = t5x.to_flat(*(part | shared for part in grads))
+    ours = to_flat(*(part | shared for part in grads))
     reference = {k.removeprefix("grad."): v for k, v in given.items() if k.startswith("grad.")}
     if source == "hf":
         reference = convert_hf(reference)
@@ -411,4 +411,4 @@ def test_a_model_with_two_tables_has_no_t5x_form():
     config, rows = sizes_of("t5x_checkpoint")
     longer = {"embedding": np.zeros((rows + 2, config.d_model), np.float32)}
     with pytest.raises(UserError, match="differ"):
-        t5x.to_flat(encoder, decoder | {"token_embedder": longer})
+        to_flat(encoder, decoder | {"token_embedder": longer})

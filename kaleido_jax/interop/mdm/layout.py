@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from kaleido_jax.config.schema import UNet, nested
@@ -57,18 +56,6 @@ def denoiser_from_mdm(state: Mapping[str, np.ndarray], config: UNet, text_channe
     return params_from_mdm(state, denoiser_shapes(config, text_channels))
 
 
-def denoiser_to_mdm(params: dict, config: UNet) -> dict[str, np.ndarray]:
-    """Inverse of `denoiser_from_mdm`: ml-mdm's names and layouts.
-
-    Raises:
-      UserError: the parameters are not those of `config`.
-    """
-    flat = flatten_dict(params)
-    state = {mdm_name(path): to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
-    check_denoiser(_shapes(state), shapes_of(denoiser_shapes(config, _text_channels(flat))), "weights")
-    return state
-
-
 def params_from_mdm(state: Mapping[str, np.ndarray], abstract: dict) -> dict:
     """`denoiser_from_mdm` for any tree of our modules, given as shapes (a single block, for example)."""
     state = {name: value for name, value in state.items() if not UNUSED.search(name)}
@@ -110,11 +97,6 @@ def shapes_of(abstract: dict) -> dict[str, tuple[int, ...]]:
 
 def _shapes(state: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _text_channels(flat: Mapping[tuple[str, ...], ArrayLike]) -> int:
-    widths = {path[-2]: leaf.shape[0] for path, leaf in flat.items() if path[-2] in ("lm_proj", "cond_emb")}
-    return widths.get("lm_proj", widths.get("cond_emb", 1))
 
 
 def check_denoiser(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], what: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from kaleido_jax.interop.source import Source
 from kaleido_jax.interop.t5.huggingface import write_huggingface
 from kaleido_jax.interop.t5.kaleido import write_kaleido
-from kaleido_jax.interop.t5.layout import STACKS, Layout, check_source, has_decoder, layout, sizes, t5_shapes, table_of
+from kaleido_jax.interop.t5.layout import STACKS, check_source, has_decoder, layout, sizes, t5_shapes, table_of
 from kaleido_jax.interop.t5.load import open_t5
 from kaleido_jax.interop.t5.t5x import write_t5x
 from kaleido_jax.runtime.files import new_folder
@@ -25,7 +25,12 @@ def convert_t5(source: Path | Source, output: Path, form: str) -> Source:
         output exists.
     """
     source = open_t5(source) if isinstance(source, Path) else source
-    plan = _whole(source)
+    config, rows = sizes(source)
+    config = dataclasses.replace(config, num_decoder_layers=max(config.num_decoder_layers, 1))
+    trees = dict(zip(STACKS, t5_shapes(config, rows), strict=True))
+    if not has_decoder(source):
+        del trees["prior"]
+    plan = {part: layout(STACKS[part], tree, table_of(source, STACKS[part])) for part, tree in trees.items()}
     check_source(source, plan)
     with new_folder(output, "--output") as folder:
         if form == "kaleido":
@@ -33,13 +38,3 @@ def convert_t5(source: Path | Source, output: Path, form: str) -> Source:
         else:
             {"t5x": write_t5x, "huggingface": write_huggingface}[form](source, folder)
     return source
-
-
-def _whole(source: Source) -> dict[str, Layout]:
-    """What a source holds, as the layouts of our parts; sizes are read from its shapes."""
-    config, rows = sizes(source)
-    config = dataclasses.replace(config, num_decoder_layers=max(config.num_decoder_layers, 1))
-    trees = dict(zip(STACKS, t5_shapes(config, rows), strict=True))
-    if not has_decoder(source):
-        del trees["prior"]
-    return {part: layout(STACKS[part], tree, table_of(source, STACKS[part])) for part, tree in trees.items()}

@@ -99,7 +99,10 @@ class HuggingFaceCheckpoint:
         for name in files.names:
             if LAYER_BIAS.fullmatch(name):
                 refuse_layer_biases(self.path, name)
-        self._tied = HEAD not in self._stored and self._may_be_tied()
+        decoder = any(name.startswith("decoder/") for name in self._stored)
+        # Version 4 writes False for untied models, so there a file without head is one that lost it.
+        may_be_tied = self._config.get("tie_word_embeddings") is not False
+        self._tied = HEAD not in self._stored and decoder and TABLE in self._stored and may_be_tied
         self.names = tuple(sorted([*self._stored, HEAD] if self._tied else self._stored))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -115,11 +118,6 @@ class HuggingFaceCheckpoint:
             return self._head()
         array = self._files.read(self._stored[name])
         return array.T if _transposed(name) else array
-
-    def _may_be_tied(self) -> bool:
-        # Version 4 writes False for untied models, so there a file without head is one that lost it.
-        decoder = any(name.startswith("decoder/") for name in self._stored)
-        return decoder and TABLE in self._stored and self._config.get("tie_word_embeddings") is not False
 
     def _head(self) -> np.ndarray:
         table = self.read(TABLE)

@@ -41,7 +41,9 @@ def open_t5(path: str | Path) -> Source:
     if not path.exists():
         raise user_error(f"no T5 checkpoint at {path}", "a file or folder", "correct config.model.t5.checkpoint")
     if path.is_file():
-        return _open_file(path)
+        if is_pickle(path):
+            raise pickle_error(path)
+        return _open_safetensors(path) if path.suffix in (".safetensors", ".json") else T5xCheckpoint(path)
     if (path / "checkpoint").is_file() or any(path.glob("checkpoint_*/checkpoint")):
         return T5xCheckpoint(path)
     if any(path.glob("*.safetensors")) or (path / INDEX).is_file() or any(f.suffix in PICKLES for f in path.iterdir()):
@@ -51,12 +53,6 @@ def open_t5(path: str | Path) -> Source:
         "checkpoint_<step>/checkpoint (t5x) or *.safetensors (Hugging Face, kaleido)",
         "correct config.model.t5.checkpoint",
     )
-
-
-def _open_file(path: Path) -> Source:
-    if is_pickle(path):
-        raise pickle_error(path)
-    return _open_safetensors(path) if path.suffix in (".safetensors", ".json") else T5xCheckpoint(path)
 
 
 def _open_safetensors(path: Path) -> Source:
@@ -86,7 +82,13 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
     source = open_t5(path)
     plan = {part: layout(STACKS[part], tree, table_of(source, STACKS[part])) for part, tree in targets.items()}
     check_source(source, plan)
-    _check_rows(source, num_pieces)
+    for name in source.names:
+        if name.endswith(TABLE) and source.shape(name)[0] < num_pieces:
+            raise user_error(
+                f"{source.path}: {name} has {source.shape(name)[0]} rows",
+                f"one for each of the tokenizer's {num_pieces} pieces",
+                "take the weights that belong to config.model.t5.vocabulary",
+            )
     fit = functools.partial(fit_rows, base_vocab_size=base_vocab_size, seed=seed)
 
     def fill(part: str, leaf_path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -95,8 +97,12 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
             value = fit(read_weight(source, names[0]), leaf.shape[0], purpose="t5_table")
         elif names[0] == HEAD:
             value = fit(read_weight(source, HEAD).T, leaf.shape[1], purpose="t5_head").T
+        elif leaf_path[0] == "layers":
+            value = np.empty(leaf.shape, leaf.dtype)  # filled layer by layer, so that one tensor is held beside it
+            for layer, name in zip(value, names, strict=True):
+                layer[...] = read_weight(source, name)
         else:
-            value = _stack(source, names, leaf) if leaf_path[0] == "layers" else read_weight(source, names[0])
+            value = read_weight(source, names[0])
         return put_leaf(value, leaf)
 
     loaded = {
@@ -134,23 +140,6 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
         base_vocab_size=tokenizer.base_vocab_size,
         seed=config.seed,
     )
-
-
-def _check_rows(source: Source, num_pieces: int) -> None:
-    for name in source.names:
-        if name.endswith(TABLE) and source.shape(name)[0] < num_pieces:
-            raise user_error(
-                f"{source.path}: {name} has {source.shape(name)[0]} rows",
-                f"one for each of the tokenizer's {num_pieces} pieces",
-                "take the weights that belong to config.model.t5.vocabulary",
-            )
-
-
-def _stack(source: Source, names: list[str], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    stacked = np.empty(leaf.shape, leaf.dtype)
-    for index, name in enumerate(names):
-        stacked[index] = read_weight(source, name)
-    return stacked
 
 
 def put_leaf(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:

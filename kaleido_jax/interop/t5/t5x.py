@@ -25,9 +25,7 @@ from kaleido_jax.interop.t5.layout import (
     check_t5,
     expected_shapes,
     layouts,
-    one_table,
     refuse_layer_biases,
-    t5x_names,
     tensors,
 )
 from kaleido_jax.runtime.files import refuse_lfs_pointer
@@ -50,30 +48,12 @@ def from_flat(flat: Mapping[str, np.ndarray], config: T5) -> tuple[dict, dict]:
     rows = flat[TABLE].shape[0] if TABLE in flat else 1
     parts = layouts(config, rows)
     check_t5({name: value.shape for name, value in flat.items()}, expected_shapes(parts), "T5 weights")
-    return tuple(
-        unflatten_dict({path: _gather(flat, names) for path, (names, _) in part.items()}) for part in parts.values()
-    )
 
+    def gather(names: list[str]) -> np.ndarray:
+        arrays = [np.asarray(flat[name], np.float32) for name in names]
+        return np.stack(arrays) if LAYER.search(names[0]) else arrays[0]
 
-def to_flat(encoder: dict, decoder: dict) -> dict[str, np.ndarray]:
-    """Inverse of `from_flat`; of two tables the longer is kept where it starts with the other.
-
-    Raises:
-      UserError: the two stacks' token tables differ, which t5x's model cannot hold.
-    """
-    flat = {}
-    for stack, params in (("encoder", encoder), ("decoder", decoder)):
-        for path, leaf in flatten_dict(params).items():
-            rows = leaf if path[0] == "layers" else [leaf]
-            names = t5x_names(stack, path, len(leaf))
-            flat |= {name: np.asarray(row) for name, row in zip(names, rows, strict=True)}
-    flat[TABLE] = one_table(*(np.asarray(part["token_embedder"]["embedding"]) for part in (encoder, decoder)))
-    return flat
-
-
-def _gather(flat: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
-    arrays = [np.asarray(flat[name], np.float32) for name in names]
-    return np.stack(arrays) if LAYER.search(names[0]) else arrays[0]
+    return tuple(unflatten_dict({path: gather(names) for path, (names, _) in part.items()}) for part in parts.values())
 
 
 # --------------------------------------------------------------------------------------------- reading

@@ -18,7 +18,7 @@ from kaleido_jax.interop.mdm.convert import convert_denoiser
 from kaleido_jax.interop.mdm.load import open_denoiser
 from kaleido_jax.interop.mdm.sizes import read_sizes
 from tests.interop.files import torch_files
-from tests.mdm_config import config_from_mdm
+from tests.mdm_config import config_from_mdm, denoiser_to_mdm
 from tests.models.test_mdm_golden import image_size, meta, names_of, state_of
 
 INNER = cfg.UNet(
@@ -54,7 +54,7 @@ def params():
 @pytest.fixture(scope="module")
 def state(params):
     """The same under ml-mdm's names."""
-    return mdm.denoiser_to_mdm(params, NET)
+    return denoiser_to_mdm(params, NET)
 
 
 def checkpoint(state):

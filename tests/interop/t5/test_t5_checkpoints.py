@@ -44,7 +44,7 @@ from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import create_state
 from kaleido_jax.verbs import convert
 from tests.full_disk import full_disk
-from tests.t5_files import reference, sizes_of, step_folder, tensors
+from tests.t5_files import reference, sizes_of, step_folder, tensors, to_flat
 
 TOLERANCE = 1e-4  # float32, from the README
 VARIANTS = ("gcs", "gfile", "top_level_path", "version0")
@@ -312,7 +312,7 @@ def test_t5_golden_logits_of_the_upstream_file_equal():
 def test_t5_golden_loaded_parameters_are_the_file_stacked():
     source = checkpoint.open_t5(reference("t5x_checkpoint"))
     loaded = load(source.path, targets_of(source))
-    same(t5x.to_flat(loaded["encoder"], loaded["prior"]), golden_params())
+    same(to_flat(loaded["encoder"], loaded["prior"]), golden_params())
 
 
 def test_t5_golden_stored_bfloat16_where_the_target_says_so():
