@@ -53,7 +53,7 @@ class Codec:
         """Ids of one segment, without separator and eos.
 
         Raises:
-          LatentsError: z is not valid, lacks the segment, or holds characters or vokens the vocabulary has not.
+          LatentsError: z is not valid, lacks the segment, or holds characters or vokens that the vocabulary lacks.
         """
         z = validate(select(z, (segment,)))
         return registry.get(segment).encode(getattr(z, segment), self)

@@ -23,7 +23,7 @@ class LatentsError(UserError):
 
 
 def latents_error(found: str, expected: str, do: str) -> LatentsError:
-    """A LatentsError in the house's form, kept to one line whatever the user's text holds."""
+    """A LatentsError of found, expected and what to do, on one line whatever the user's text holds."""
     return LatentsError(" ".join(f"{found}; expected {expected}; {do}".split()))
 
 
