@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from kaleido_jax.annotate import registry as annotators
-from kaleido_jax.annotate.job.run import annotate_data
+from kaleido_jax.annotate.job.run import annotate
 from kaleido_jax.config.checks import validate
 from kaleido_jax.config.schema import default_config
 from kaleido_jax.latents.tokenizer import load_tokenizer
@@ -46,7 +46,7 @@ class NoAnnotator:
 
 
 # Workers import this file anew, and so know the annotator too.
-annotators.OPENERS["text", "labels"] = lambda settings, source: NoAnnotator()
+annotators.OPENERS["text", "labels"] = lambda settings: NoAnnotator()
 
 
 def make_photos(folder, count):
@@ -66,7 +66,8 @@ def job(photos, work):
     config.data.source, config.data.root = "table", str(photos)
     config.annotate.segments, config.annotate.image_size = ("text",), SIZE_PX
     config.annotate.num_workers, config.annotate.shard_size = WORKERS, SHARD_SIZE
-    manifest = annotate_data(validate(config), work, load_tokenizer("t5", config.latents.codebook_size), progress=False)
+    tokenizer = load_tokenizer("t5", config.latents.codebook_size)
+    [manifest] = annotate(validate(config), work, tokenizer, progress=False).values()
     return sum(shard.bytes for shard in manifest.shards)
 
 

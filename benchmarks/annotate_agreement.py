@@ -22,9 +22,9 @@ from kaleido_jax.annotate.vision.segmenter import open_segmenter
 from kaleido_jax.annotate.vokens.features import open_feature
 from kaleido_jax.annotate.vokens.quality import quality, retrieval
 from kaleido_jax.annotate.vokens.quantizer import fit_quantizer
-from kaleido_jax.config.schema import Annotate, AnnotateBbox, AnnotateBlob
+from kaleido_jax.config.schema import Annotate, AnnotateBbox, AnnotateBlob, Data
 from kaleido_jax.data.crop import square_crop
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents import geometry
 
@@ -193,7 +193,7 @@ def measure(data, weights, limit):
         blob=AnnotateBlob(kind="onnx", model=str(weights / "u2netp.onnx")),
     )
     detector, segmenter = open_detector(config), open_segmenter(config)
-    source = open_source("coco", root=str(data))
+    source = open_source(Data(source="coco", root=str(data)))
     examples = [square_crop(source[i], SIZE_PX) for i in range(min(limit or len(source), len(source)))]
     categories = json.loads((data / "annotations.json").read_text(encoding="utf-8"))["categories"]
     # Detectors number them in the order of their ids; their names may be others ("sofa", "couch").

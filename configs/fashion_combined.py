@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     config.diffusion.loss_space = "x0"
 
     config.data.source = "fashion"
+    config.annotate.voken.feature = "appearance"
     config.data.max_caption_tokens = 8
     config.data.fashion.num_train = 20_000
     config.data.fashion.num_test = 2_000

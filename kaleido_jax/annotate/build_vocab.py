@@ -1,6 +1,6 @@
-"""Makes the fashion vocabulary: python -m kaleido_jax.annotate.build_vocab --out=FILE.
+"""Vocabulary of the fashion source: python -m kaleido_jax.annotate.build_vocab --out=FILE.
 
-A sentencepiece unigram model in T5's style whose words are the annotator's, small enough for a tiny prior.
+A sentencepiece unigram model in T5's style whose words are the source's, small enough for a tiny prior.
 The shipped one is kaleido_jax/assets/fashion/spiece.model.
 """
 
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import sentencepiece
 
-from kaleido_jax.annotate import fashion
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.annotate.labels import LabeledBlobs, LabeledBoxes, LabeledText
+from kaleido_jax.config.schema import Data, DataFashion
+from kaleido_jax.data.sources import fashion, open_source
 from kaleido_jax.latents.geometry import MAX_COORDINATE
 from kaleido_jax.latents.grammar import serialize
+from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import write_atomically
 
 MAX_PIECES = 250  # without the numbers below; the trainer finds that fewer are worth having
@@ -55,21 +57,22 @@ def build(num_examples: int = NUM_EXAMPLES) -> bytes:
     return _with_added(model.getvalue())
 
 
-def _corpus(num_examples) -> Iterator[str]:
-    source = open_source("fashion", "train", num_examples=num_examples, seed=0)
+def _corpus(num_examples: int) -> Iterator[str]:
+    data = Data(source="fashion", split="train", fashion=DataFashion(num_train=num_examples))
+    source, annotators = open_source(data), (LabeledText(), LabeledBoxes(1), LabeledBlobs(1))
     for index in range(num_examples):
         example = source[index]
         yield example.caption
-        z = fashion.annotate(example.image, example.caption)
-        for segment in ("text", "bbox", "blob"):
-            yield serialize(z, (segment,))
+        for annotator in annotators:
+            [z] = annotator([example], [Latents()])
+            yield serialize(z, annotator.segments)
     # Words of the closed sets that no example happened to need must be pieces too.
     for table in fashion.TABLES:
         for _, word in table:
             yield from [word] * (num_examples // 20)
 
 
-def _with_added(model):
+def _with_added(model: bytes) -> bytes:
     from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only this tool uses
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
@@ -80,7 +83,7 @@ def _with_added(model):
     return proto.SerializeToString(deterministic=True)
 
 
-def main():
+def main() -> None:
     """Writes the vocabulary to --out."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,10 +1,10 @@
-"""What people have said and drawn already, as text, boxes and ellipses.
+"""Labels that the data have already, as text, boxes and ellipses.
 
 Objects that are partly outside the square crop keep the part inside; the largest come first, by the area of their box,
 so that the numbers that a short bucket holds are those of what is seen best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.data.sources.base import Example, LabeledObject
@@ -30,7 +30,7 @@ class LabeledText:
         del so_far
         return [_or_failure("text", self._one, example) for example in examples]
 
-    def _one(self, example):
+    def _one(self, example: Example) -> Latents | Failure:
         words = example.description or example.caption
         if not words:
             return Failure(segment="text", reason="the data has no caption of it")
@@ -43,7 +43,7 @@ class LabeledBoxes:
     segments = ("bbox",)
     needs = ()
 
-    def __init__(self, max_objects: int):
+    def __init__(self, max_objects: int) -> None:
         """Keeps the `max_objects` largest of an image."""
         self.metadata = {"model": "labels", "version": VERSION}
         self._max_objects = max_objects
@@ -53,7 +53,7 @@ class LabeledBoxes:
         del so_far
         return [_or_failure("bbox", self._one, example) for example in examples]
 
-    def _one(self, example):
+    def _one(self, example: Example) -> Latents | Failure:
         size_px = example.image.shape[0]
         chosen = largest([o for o in example.objects if o.box is not None], self._max_objects)
         if not chosen:
@@ -67,7 +67,7 @@ class LabeledBlobs:
     segments = ("blob",)
     needs = ()
 
-    def __init__(self, max_objects: int):
+    def __init__(self, max_objects: int) -> None:
         """Keeps the `max_objects` largest of an image."""
         self.metadata = {"model": "labels, second moments", "version": VERSION}
         self._max_objects = max_objects
@@ -77,7 +77,7 @@ class LabeledBlobs:
         del so_far
         return [_or_failure("blob", self._one, example) for example in examples]
 
-    def _one(self, example):
+    def _one(self, example: Example) -> Latents | Failure:
         masked = [o for o in example.objects if o.mask is not None and o.mask.any()]
         chosen = largest(masked, self._max_objects)
         if not chosen:
@@ -91,18 +91,18 @@ def largest(objects: Sequence[LabeledObject], count: int) -> list[LabeledObject]
     return sorted(objects, key=_area, reverse=True)[:count]
 
 
-def _rounded(labeled, size_px):
+def _rounded(labeled: LabeledObject, size_px: int) -> tuple[int, int, int, int]:
     return geometry.round_box(geometry.to_thousandths(labeled.box, size_px))
 
 
-def _area(labeled):
+def _area(labeled: LabeledObject) -> float:
     if labeled.box is None:
         return float(labeled.mask.sum())
     x1, y1, x2, y2 = labeled.box
     return (x2 - x1) * (y2 - y1)
 
 
-def _or_failure(segment, annotate, example):
+def _or_failure(segment: str, annotate: Callable[[Example], Latents | Failure], example: Example) -> Latents | Failure:
     try:
         return annotate(example)
     except UserError as error:  # words without a readable character

@@ -1,82 +1,19 @@
-"""Photographs as the model is trained on them: decoded, upright, cut to the center square and resized.
-
-Everything that people marked goes through the same map, since latents are told on the square crop.
+"""Square crop of an example: the image is cut to its center square and resized, its boxes and masks go through the same
+map, since latents are given on the square crop.
 """
 
-import io
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Bool, Float
+from PIL import Image
 
 from kaleido_jax.data.sources.base import Example, LabeledObject
-from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.errors import user_error
 from kaleido_jax.latents.validity import MAX_COORDINATE
 
 MIN_VISIBLE = 0.25  # share of a box's or mask's area that the crop must keep, or the object is left out
-MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is more likely a bomb than a photo
-# What photographs come in. Pillow knows more, some of which start other programs (EPS) or hold no pixels.
-PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
-
-# What Pillow's decoders raise on broken files; found by harming files of every format in the test.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RuntimeError)
-_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-# ---------------------------------------------------------------------------------------------- decoding
-def decode_photo(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """An encoded image as RGB, turned upright by its EXIF orientation; the first frame if there are several.
-
-    Transparent parts show white, 16-bit greys keep their upper byte, CMYK is converted without its ink profile, and
-    color profiles are not applied.
-
-    Raises:
-      UserError: no image of PHOTO_FORMATS, broken or cut off, more than MAX_PIXELS, or of a mode without colors.
-    """
-    formats = [name for name in PHOTO_FORMATS if name in _known_formats()]
-    try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
-            if image.width * image.height == 0:
-                raise user_error("an image without a pixel", "at least one", "leave the file out")
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large(f"{image.width} x {image.height} px")
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise user_error(
-            f"{len(data)} bytes that are no image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large("a size beyond Pillow's own limit") from error
-    except _BROKEN as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise user_error(f"an image that cannot be decoded ({reason})", "a whole file", "fetch it again") from error
-
-
-def _too_large(found: str) -> UserError:
-    return user_error(f"an image of {found}", f"at most {MAX_PIXELS} px in all", "shrink it or leave it out")
-
-
-def _known_formats():
-    Image.init()  # open() fails on names that this build of Pillow lacks
-    return Image.OPEN
-
-
-def _to_rgb(image):
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips at 255 instead of scaling.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535) >> 8
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode == "F":
-        raise user_error("an image of floats", "8 or 16 bits a channel", "convert it, since its white is unknown")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        # Transparent pixels hold any color at all; web images are drawn for white pages.
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
 
 
 # ---------------------------------------------------------------------------------------------- geometry
@@ -117,7 +54,7 @@ def cut_boxes(
     return cut, np.where(before > 0, after / np.where(before > 0, before, 1), 0.0)
 
 
-def _areas(boxes):
+def _areas(boxes: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
     return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
 
 
@@ -161,7 +98,7 @@ def _crop_objects(example: Example, whole_px: tuple[int, int], size_px: int) -> 
     return tuple(cropped)
 
 
-def _crop_box(box: Sequence[float], whole_px: tuple[int, int], size_px: int):
+def _crop_box(box: Sequence[float], whole_px: tuple[int, int], size_px: int) -> tuple[tuple[float, ...], float]:
     cut, share = cut_boxes(boxes_to_crop(box, whole_px))
     return tuple(float(v) for v in cut * (size_px / MAX_COORDINATE)), float(share)
 
@@ -183,7 +120,7 @@ def crop_mask(mask: Bool[np.ndarray, "h w"], size_px: int) -> tuple[Bool[np.ndar
     return out, float(share)
 
 
-def _area_resize(values: Float[np.ndarray, "n m"], start: float, side: float, size_px: int):
+def _area_resize(values: Float[np.ndarray, "n m"], start: float, side: float, size_px: int) -> Float[np.ndarray, "s m"]:
     """Means over size_px equal parts of [start, start + side] along the first axis; exact, also in mid-pixel."""
     edges = start + np.linspace(0, side, size_px + 1)
     below = np.minimum(np.floor(edges).astype(int), len(values) - 1)

@@ -6,9 +6,11 @@ A file is written under a temporary name and renamed: a reader sees the old one 
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -17,12 +19,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import UInt8
 from PIL import Image
 
+from kaleido_jax.config.schema import Config
+from kaleido_jax.data.sources import open_source, source_kind
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import refuse_lfs_pointer, replacing, write_atomically
 
-VERSION = 2  # of the record and manifest layout
+VERSION = 3  # of the record and manifest layout
 MANIFEST = "manifest.json"
 _REMAKE = "make the records again with `annotate`"
 
@@ -56,7 +60,8 @@ class Manifest:
     """What a folder of records holds and how it was made."""
 
     version: int
-    source: dict  # name, split, image_size (px) and what else chose the examples
+    source: dict[str, Any]  # name, split, image_size (px) and what else chose the examples
+    class_names: list[str]  # of the source; empty where images have no class
     provenance: dict[str, dict[str, str]]  # segment -> who made it
     vocabulary: str  # fingerprint of the tokenizer
     codebook_size: int  # voken rows of that tokenizer
@@ -78,7 +83,7 @@ class Manifest:
 class Records:
     """Random access to the records of one folder; made by open_records, safe to read from several threads."""
 
-    def __init__(self, folder: Path, manifest: Manifest):
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Opens no file until the first record is asked for."""
         self.manifest = manifest
         self._folder = folder
@@ -109,7 +114,7 @@ def write_shard(path: Path, records: Iterable[Record], folder: Path | None = Non
     """
     count = 0
     with replacing(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one a group: random access reads just one
+        writer = ArrayRecordWriter(os.fsencode(temporary), "group_size:1")  # one a group: random access reads just one
         try:
             for record in records:
                 writer.write(pack(record))
@@ -184,6 +189,26 @@ def open_records(
     return Records(folder, manifest)
 
 
+def records_folder(config: Config, workdir: Path) -> Path:
+    """Where the records of an experiment are: config.data.records, or where `annotate` leaves them in the workdir."""
+    if config.data.records:
+        return Path(config.data.records)
+    return workdir if (workdir / MANIFEST).exists() else workdir / "records"
+
+
+def class_names(config: Config, workdir: Path) -> list[str]:
+    """The class names of an experiment's data, from its records or a generated source; [] where images have no class.
+
+    Raises:
+      UserError: the records' manifest is damaged or of another version.
+    """
+    folder = find_records(records_folder(config, workdir))
+    if (folder / MANIFEST).exists():
+        return read_manifest(folder).class_names
+    splits = () if config.data.source == "records" else source_kind(config.data.source).splits
+    return list(open_source(replace(config.data, split=splits[0])).class_names) if splits else []
+
+
 def find_records(folder: Path, split: str = "train") -> Path:
     """The folder of the manifest: `folder` itself, or the one of that split inside it."""
     return folder if (folder / MANIFEST).exists() else folder / split
@@ -216,14 +241,14 @@ def read_manifest(folder: Path) -> Manifest:
 class _Instruction:
     """What ArrayRecordDataSource wants to know of a file, so that it opens none before it is read."""
 
-    filename: str
+    filename: bytes  # as str, a name with characters that the locale does not know would be refused
     skip: int
     take: int
     examples_in_shard: int
 
     @staticmethod
-    def of(folder, shard):
-        return _Instruction(str(folder / shard.file), 0, shard.records, shard.records)
+    def of(folder: Path, shard: Shard) -> "_Instruction":
+        return _Instruction(os.fsencode(folder / shard.file), 0, shard.records, shard.records)
 
 
 def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) -> None:
@@ -249,7 +274,7 @@ def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) 
         )
 
 
-def _check_shard(path, shard, verify):
+def _check_shard(path: Path, shard: Shard, verify: str) -> None:
     if not path.exists():
         raise user_error(f"shard {path} is missing", f"{shard.bytes} bytes as in {MANIFEST}", _REMAKE)
     refuse_lfs_pointer(path)
@@ -260,7 +285,7 @@ def _check_shard(path, shard, verify):
         raise user_error(f"shard {path} is damaged", f"the sha256 in {MANIFEST}", f"delete it and {_REMAKE}")
 
 
-def _sha256(path):
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

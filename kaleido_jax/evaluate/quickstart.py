@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 
 from kaleido_jax.annotate.vokens.features import FOREGROUND_FROM
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.loader import to_model_range
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.data.sources import open_source
 from kaleido_jax.evaluate.latents import latents_report
 from kaleido_jax.latents.geometry import box_iou, mask_to_box
 from kaleido_jax.runtime.files import write_atomically
@@ -61,12 +61,10 @@ def measure(config: Config, workdir: Path) -> tuple[Path, dict]:
         report = json.loads(path.read_text())
         if report["of"] == told:
             return path, report
-    source = open_source(
-        config.data.source, "test", num_examples=1, seed=config.seed, image_size=config.model.denoiser.image_size
-    )
-    judge, real_accuracy = train_judge(config, source.class_names)
-    labels = np.arange(config.eval.num_samples) % len(source.class_names)
-    captions = [source.class_names[label] for label in labels]
+    class_names = open_source(dataclasses.replace(config.data, split="test")).class_names
+    judge, real_accuracy = train_judge(config, class_names)
+    labels = np.arange(config.eval.num_samples) % len(class_names)
+    captions = [class_names[label] for label in labels]
     report = {"of": told, "judge_accuracy_real": real_accuracy}
     report |= _measure_samples(pipeline, config, judge, captions, labels)
     write_atomically(path, json.dumps(report, indent=2).encode())
@@ -109,7 +107,7 @@ def train_judge(config: Config, class_names: tuple[str, ...]):
     """(images uint8 -> labels, accuracy on held-out real images)."""
     size = config.model.denoiser.image_size
     data = {
-        split: _real_images(config.data.source, split, number, config.seed, size)
+        split: _real_images(config, split, number, size)
         for split, number in zip(("train", "test"), config.eval.real_images, strict=True)
     }
     judge, optimizer = (
@@ -149,7 +147,9 @@ def _parts(images):
     return max(1, len(images) // 250)
 
 
-def _real_images(name, split, number, seed, size):
-    source = open_source(name, split, num_examples=number, seed=seed, image_size=size)
-    images = np.stack([source[i].image for i in range(number)])
-    return images, np.asarray([source.label(i) for i in range(number)])
+def _real_images(
+    config: Config, split: str, number: int, size: int
+) -> tuple[UInt8[np.ndarray, "n s s 3"], Int[np.ndarray, "n"]]:
+    source = open_source(dataclasses.replace(config.data, split=split), seed=config.seed, image_size=size)
+    indices = range(min(number, len(source)))
+    return np.stack([source[i].image for i in indices]), np.asarray([source.label(i) for i in indices])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.sources.base import FashionSource
+from kaleido_jax.data.records import class_names
 from kaleido_jax.errors import user_error
 from kaleido_jax.sampling.output import GRID, RECIPE, Recipe, load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -20,7 +20,7 @@ def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
       The path of the grid.
     """
     config, folder = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
-    captions, each = captions_to_sample(config), config.sample.images_per_caption
+    captions, each = captions_to_sample(config, workdir), config.sample.images_per_caption
     if (folder / RECIPE).exists():
         wanted = pipeline.recipe(captions, images_per_caption=each, seed=config.seed, sample=config.sample)
         if _request(load_recipe(folder / RECIPE)) == _request(wanted):
@@ -37,16 +37,16 @@ def _request(recipe: Recipe) -> list[Any]:
     return [recipe["model"], recipe["seed"], recipe["sample"], rows]
 
 
-def captions_to_sample(config: Config) -> list[str]:
-    """Those of config.sample, or the shipped source's class names.
+def captions_to_sample(config: Config, workdir: Path) -> list[str]:
+    """Those of config.sample, or the class names of the data.
 
     Raises:
       UserError: there are neither.
     """
     if config.sample.captions:
         return list(config.sample.captions)
-    if config.data.source == "fashion":
-        return list(FashionSource.class_names)
+    if names := class_names(config, workdir):
+        return names
     raise user_error(
         "no captions to sample", "config.sample.captions", "set it, e.g. --config.sample.captions=\"('a dog',)\""
     )

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
-from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
@@ -30,7 +29,7 @@ FLAGS = (
 def run(config: Config, workdir: Path) -> None:
     """Writes workdir/records, manifest.json and report.html; continues where it was stopped.
 
-    The shipped source has two splits, each with its manifest and report in workdir/records/<split>.
+    A generated source has splits, each with its manifest and report in workdir/records/<split>.
 
     Raises:
       UserError: no data, annotators that cannot work, or no image of which all that is required was made.
@@ -38,20 +37,10 @@ def run(config: Config, workdir: Path) -> None:
     if config.annotate.engine == "local" and not config.annotate.num_workers:  # elsewhere the workers have the devices
         check_backend()
     from kaleido_jax.annotate.job.report import summary, write_report
-    from kaleido_jax.annotate.job.run import annotate_data
-    from kaleido_jax.annotate.prepare import make_fashion, records_folder
-    from kaleido_jax.data.records import read_manifest
+    from kaleido_jax.annotate.job.run import annotate
     from kaleido_jax.latents.tokenizer import load_tokenizer
 
-    if config.data.source == "records":
-        raise user_error("config.data.source = 'records'", "data to annotate, e.g. 'coco'", "set it and data.root")
     tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
-    if config.data.source == "fashion":
-        make_fashion(config, records_folder(config, workdir), tokenizer)
-        folders = [records_folder(config, workdir) / split for split in ("train", "test")]
-    else:
-        annotate_data(config, workdir, tokenizer)
-        folders = [workdir]
-    for folder in folders:
-        say("\n".join(summary(read_manifest(folder))))
+    for folder, manifest in annotate(config, workdir, tokenizer).items():
+        say("\n".join(summary(manifest)))
         say(f"report: {write_report(folder, num_samples=config.annotate.report_samples, seed=config.seed)}")

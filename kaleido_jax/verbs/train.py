@@ -24,7 +24,7 @@ def run(config: Config, workdir: Path) -> None:
     from kaleido_jax.train.fit import fit
 
     if config.train.sample_at_end:
-        captions_to_sample(config)  # else the lack of them would be found when training has ended
+        captions_to_sample(config, workdir)  # else the lack of them would be found when training has ended
     if not fit(config, workdir):
         say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
     if config.train.sample_at_end:

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kaleido_jax.data import crop as preprocess
 from kaleido_jax.data.crop import (
     boxes_from_crop,
     boxes_to_crop,
     crop_mask,
     cut_boxes,
-    decode_photo,
     square_crop,
 )
+from kaleido_jax.data.images import PHOTO_FORMATS, decode_photo
 from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.errors import UserError
 
@@ -102,7 +101,7 @@ def test_harmed_files_are_refused_or_decoded():
     harm, rng = random.Random(0), np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (24, 31, 3), dtype=np.uint8))
     Image.init()
-    files = [encoded(image, format) for format in preprocess.PHOTO_FORMATS if format in Image.SAVE]
+    files = [encoded(image, format) for format in PHOTO_FORMATS if format in Image.SAVE]
     refused = 0
     for i in range(1500):
         data = bytearray(files[i % len(files)])

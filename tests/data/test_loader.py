@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from absl import flags
 
-from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import decode_image, open_records
 from kaleido_jax.errors import UserError
@@ -13,6 +12,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.segments import names
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import select
+from tests.fashion import make_records
 
 SIZES = {"batch_size": 8, "max_caption_tokens": 8, "max_latents_tokens": 96, "seed": 5}
 
@@ -32,7 +32,7 @@ def tokenizer():
 def records(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("records")
     sizes = {"num_examples": 44, "image_size": 32, "codebook_size": 8, "shard_size": 20, "fit_examples": 50}
-    make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
+    make_records(folder, tokenizer=tokenizer, **sizes)
     return open_records(folder / "train", codec=Codec(tokenizer=tokenizer, segments=names()), image_size=32)
 
 

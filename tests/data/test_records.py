@@ -5,16 +5,16 @@ import shutil
 import numpy as np
 import pytest
 
-from kaleido_jax.annotate import fashion
-from kaleido_jax.annotate.job.run import make_records
+from kaleido_jax.annotate.labels import LabeledBoxes, LabeledText
 from kaleido_jax.data.records import decode_image, open_records, write_shard
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.data.sources.fashion import CLASS_NAMES
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from kaleido_jax.latents.types import select
+from kaleido_jax.latents.types import Latents
+from tests.fashion import garments, make_records
 
-SETTINGS = {"source": "fashion", "split": "train", "num_examples": 40, "seed": 0, "image_size": 32}
+SETTINGS = {"num_examples": 40, "seed": 0, "image_size": 32}
 SMALL = {"codebook_size": 8, "shard_size": 16, "fit_examples": 50}
 
 
@@ -42,14 +42,14 @@ def opening(tokenizer):
 
 def test_records_hold_what_the_source_and_the_annotator_gave(made, opening):
     records = open_records(made / "train", **opening)
-    source = open_source("fashion", "train", num_examples=40, seed=0)
+    source = garments("train", 40)
     assert len(records) == 40
     for index in (0, 15, 16, 39):
         record, example = records[index], source[index]
         assert (record.id, record.caption) == (example.id, example.caption)
         np.testing.assert_array_equal(decode_image(record.image), example.image)
-        z = fashion.annotate(example.image, example.caption)
-        assert select(record.latents, ("text", "bbox")) == select(z, ("text", "bbox"))
+        [text], [boxes] = (labels([example], [Latents()]) for labels in (LabeledText(), LabeledBoxes(10)))
+        assert (record.latents.text, record.latents.bbox) == (text.text, boxes.bbox)
         for segment in ("text", "bbox", "voken"):
             assert record.tokens[segment] == opening["codec"].segment_tokens(record.latents, segment)
     with pytest.raises(IndexError):
@@ -58,7 +58,9 @@ def test_records_hold_what_the_source_and_the_annotator_gave(made, opening):
 
 def test_manifest_tells_how_the_records_were_made(made, opening, tokenizer):
     manifest = open_records(made / "train", **opening).manifest
-    assert manifest.source == {"name": "fashion"} | {k: v for k, v in SETTINGS.items() if k != "source"}
+    sizes = {"num_train": 40, "num_test": 1, "image_size": 32}
+    assert manifest.source == {"name": "fashion", "split": "train", "seed": 0} | sizes
+    assert manifest.class_names == list(CLASS_NAMES)
     assert manifest.counts == {"text": 40, "bbox": 40, "voken": 40}
     assert [s.records for s in manifest.shards] == [16, 16, 8]
     assert manifest.vocabulary == tokenizer.fingerprint and manifest.codebook_size == 64

@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
 
-from kaleido_jax.annotate.fashion import annotate
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.annotate.labels import LabeledBoxes
 from kaleido_jax.evaluate import quickstart
+from kaleido_jax.latents.types import Latents
+from tests.fashion import garments
 from tests.tiny import tiny_config
 
 
 def test_a_real_image_overlaps_its_own_annotated_box_fully():
-    source = open_source("fashion", "test", num_examples=20, seed=0, image_size=32)
+    source = garments("test", 20)
     for example in (source[i] for i in range(20)):
-        box = annotate(example.image, example.caption).bbox[0].box
+        [z] = LabeledBoxes(1)([example], [Latents()])
+        box = z.bbox[0].box
         assert quickstart._overlap(example.image, box) == 1.0
     x1, y1, x2, y2 = box
     assert quickstart._overlap(example.image, (x1, y1, x2, y1 + (y2 - y1) // 2)) == pytest.approx(0.5, abs=0.03)
@@ -33,8 +35,13 @@ def test_a_report_belongs_to_how_its_samples_were_drawn():
 
 @pytest.mark.slow
 def test_the_judge_learns_real_garments():
-    config = tiny_config(eval__real_images=(1500, 200), eval__classifier_steps=80)
-    source = open_source("fashion", "test", num_examples=30, seed=9, image_size=16)
+    config = tiny_config(
+        eval__real_images=(1500, 200),
+        data__fashion__num_train=1500,
+        data__fashion__num_test=200,
+        eval__classifier_steps=80,
+    )
+    source = garments("test", 30, seed=9, image_size=16)
     judge, accuracy = quickstart.train_judge(config, source.class_names)
     assert accuracy > 0.4  # ten classes
     images = np.stack([source[i].image for i in range(30)])

@@ -33,12 +33,12 @@ def run(source, *args):
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """(folder, tokenizer) of records in two shards."""
-    from kaleido_jax.annotate.job.run import make_records
     from kaleido_jax.latents.tokenizer import load_tokenizer
+    from tests.fashion import make_records
 
     folder, tokenizer = tmp_path_factory.mktemp("records"), load_tokenizer("fashion", 64)
     sizes = {"num_examples": 24, "image_size": 16, "codebook_size": 8, "shard_size": 16, "fit_examples": 50}
-    make_records(folder, source="fashion", split="train", seed=0, tokenizer=tokenizer, **sizes)
+    make_records(folder, tokenizer=tokenizer, **sizes)
     return folder, tokenizer
 
 

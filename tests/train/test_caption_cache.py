@@ -9,7 +9,7 @@ import pytest
 
 from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import mesh_sizes
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.data.sources.fashion import CLASS_NAMES
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
@@ -68,7 +68,7 @@ def test_a_table_needs_a_frozen_encoder_and_no_table_is_none():
 
 @pytest.mark.slow
 def test_a_run_trains_on_the_table(tmp_path):
-    names = open_source("fashion", "train", num_examples=1, seed=0, image_size=8).class_names
+    names = CLASS_NAMES
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, class_captions=tuple(names)))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=2))
     codec = open_codec(config)

@@ -1,4 +1,4 @@
-"""How well boxes and ellipses agree with what people drew, where they did.
+"""Agreement of boxes and ellipses with what people drew, where they did.
 
 Counted in thousandths of IoU, so that shards can be put together without keeping a number for each object.
 """
@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from kaleido_jax import array_types as at
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents import geometry
 from kaleido_jax.latents.types import Latents
@@ -71,21 +73,21 @@ def summarize(tallies: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, f
     return out
 
 
-def _median(counts):
+def _median(counts: Mapping[int, int]) -> float:
     return float(np.median(np.repeat(list(counts), list(counts.values()))))
 
 
-def _paired(iou):
+def _paired(iou: Float[np.ndarray, "n m"]) -> list[int]:
     best = np.zeros(len(iou))
     rows, columns = linear_sum_assignment(iou, maximize=True)
     best[rows] = iou[rows, columns]
     return [int(round(float(v) * _STEPS)) for v in best]
 
 
-def _iou(a, b):
+def _iou(a: at.ImageMask, b: at.ImageMask) -> float:
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def _area(box):
+def _area(box: tuple[float, float, float, float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])

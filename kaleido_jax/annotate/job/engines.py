@@ -1,4 +1,4 @@
-"""Where shards are made: in this process, in a pool of processes, or on a Ray cluster. All run the same make_shard.
+"""Engines of the annotation job: this process, a pool of processes, or a Ray cluster. All run the same make_shard.
 
 Models stay loaded: each worker opens the job once and then makes shard after shard.
 """
@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from kaleido_jax.annotate.job.shards import Advance, Job, close_job, make_shard, open_job
 from kaleido_jax.errors import UserError, user_error
@@ -26,7 +27,7 @@ class Engine(Protocol):
         """The job's hash, from a worker: only those have the annotators at hand."""
         ...
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
         """(shard, what is in the .json beside it) as they are finished, in any order."""
         ...
 
@@ -35,21 +36,21 @@ class Engine(Protocol):
 class InProcess:
     """One shard after the other, right here."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job) -> None:
         """Loads nothing yet."""
         self._job = job
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         close_job()
 
     def specification(self) -> str:
         """The job's hash."""
         return open_job(self._job).specification
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
         """Shards in their order."""
         for shard, indices in shards.items():
             yield shard, make_shard(self._job, shard, indices, advance)
@@ -59,7 +60,7 @@ class InProcess:
 class LocalPool:
     """A pool of processes; they are spawned, since a forked jax can hang."""
 
-    def __init__(self, job: Job, num_workers: int):
+    def __init__(self, job: Job, num_workers: int) -> None:
         """Starts no process before it is needed."""
         spawn = multiprocessing.get_context("spawn")
         self._count = spawn.Value("q", 0)
@@ -67,10 +68,10 @@ class LocalPool:
             num_workers, mp_context=spawn, initializer=_start_worker, initargs=(job, self._count)
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         # After an error nothing that waits is worth its time; a shard in hand is finished or thrown away whole.
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -81,17 +82,17 @@ class LocalPool:
         except BrokenProcessPool as error:
             raise _worker_died() from error
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
         """Shards as they are finished.
 
         Raises:
           UserError: a worker was killed, e.g. for its memory.
         """
         waiting = {self._pool.submit(_worker_make, shard, indices): shard for shard, indices in shards.items()}
-        told = 0
+        counted = 0
         while waiting:
             done, _ = wait(waiting, timeout=_POLL_SEC, return_when=FIRST_COMPLETED)
-            told = _tell(advance, told, self._count.value)
+            counted = _advance_to(advance, counted, self._count.value)
             for future in done:
                 try:
                     yield waiting.pop(future), future.result()
@@ -99,34 +100,34 @@ class LocalPool:
                     raise _worker_died() from error
 
 
-_WORKER: dict = {}  # the job of this worker process and the counter it shares
+_WORKER: dict[str, Any] = {}  # the job of this worker process and the counter it shares
 
 
-def _start_worker(job, count):
+def _start_worker(job: Job, count: Any) -> None:
     _WORKER.update(job=job, count=count)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent():
+def _end_with_parent() -> None:
     # A killed parent cannot end its pool, whose workers would then wait for work for ever.
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def _worker_specification():
+def _worker_specification() -> str:
     return open_job(_WORKER["job"]).specification
 
 
-def _worker_make(shard, indices):
+def _worker_make(shard: int, indices: range) -> dict[str, Any]:
     return make_shard(_WORKER["job"], shard, indices, _count_images)
 
 
-def _count_images(done):
+def _count_images(done: int) -> None:
     with _WORKER["count"].get_lock():
         _WORKER["count"].value += done
 
 
-def _worker_died():
+def _worker_died() -> UserError:
     return user_error("a worker process was killed", "that all live to the end", _AGAIN)
 
 
@@ -134,7 +135,7 @@ def _worker_died():
 class RayWorker:
     """The actor: one job with its models, on whatever machine Ray puts it."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job) -> None:
         """Also after a restart."""
         self._job, self._done = job, 0
 
@@ -142,7 +143,7 @@ class RayWorker:
         """The job's hash."""
         return open_job(self._job).specification
 
-    def make(self, shard: int, indices: range) -> dict:
+    def make(self, shard: int, indices: range) -> dict[str, Any]:
         """One shard."""
         return make_shard(self._job, shard, indices, self._advance)
 
@@ -154,7 +155,7 @@ class RayWorker:
         """Of the actor on its machine."""
         return os.getpid()
 
-    def _advance(self, done):
+    def _advance(self, done: int) -> None:
         self._done += done
 
 
@@ -164,7 +165,7 @@ class RayCluster:
     The job's folder, the data and the weights must be at the same paths on every machine, and the package installed.
     """
 
-    def __init__(self, job: Job, *, address: str | None, num_workers: int, num_cpus: float, num_gpus: float):
+    def __init__(self, job: Job, *, address: str | None, num_workers: int, num_cpus: float, num_gpus: float) -> None:
         """Connects, and asks for the workers.
 
         Args:
@@ -186,8 +187,7 @@ class RayCluster:
             try:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                told = " ".join(str(error).split())
-                found = f"no Ray cluster at {address!r} ({told})"
+                found = f"no Ray cluster at {address!r} ({' '.join(str(error).split())})"
                 raise user_error(found, "its address", "set annotate.ray_address") from error
         worker = ray.remote(RayWorker).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=RETRIES, max_task_retries=RETRIES, max_concurrency=2
@@ -195,17 +195,17 @@ class RayCluster:
         self._job = ray.put(job)  # kept here as long as an actor may be started again with it
         self._actors = [worker.remote(self._job) for _ in range(max(1, num_workers))]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
         if self._ours:
             self._ray.shutdown()
 
     @property
-    def actors(self) -> list:
+    def actors(self) -> list[Any]:
         """Handles of the actors."""
         return list(self._actors)
 
@@ -213,14 +213,14 @@ class RayCluster:
         """The job's hash, from one actor."""
         return self._get(self._actors[0].specification.remote())
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict]]:
+    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
         """Shards as they are finished, one at a time to an actor.
 
         Raises:
           UserError: an actor died more than RETRIES times.
         """
         todo, idle, running = list(shards.items())[::-1], list(self._actors), {}
-        finished_images = told = 0
+        finished_images = counted = 0
         while todo or running:
             while todo and idle:
                 actor, (shard, indices) = idle.pop(), todo.pop()
@@ -231,9 +231,9 @@ class RayCluster:
                 idle.append(actor)
                 finished_images += len(shards[shard])
                 yield shard, self._get(reference)
-            told = _tell(advance, told, max(finished_images, self._images_done()))
+            counted = _advance_to(advance, counted, max(finished_images, self._images_done()))
 
-    def _images_done(self):
+    def _images_done(self) -> int:
         # An actor that is being started again answers later: it counts with its next shard.
         asked = [actor.images_done.remote() for actor in self._actors]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=_POLL_SEC)
@@ -242,7 +242,7 @@ class RayCluster:
         except self._ray.exceptions.RayActorError:
             return 0
 
-    def _get(self, reference):
+    def _get(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
@@ -254,10 +254,10 @@ class RayCluster:
             raise user_error(found, "that it lives through a shard", "see Ray's log, then start again") from error
 
 
-def _tell(advance, told, count):
-    if count > told:
-        advance(count - told)
-    return max(count, told)
+def _advance_to(advance: Advance, counted: int, count: int) -> int:
+    if count > counted:
+        advance(count - counted)
+    return max(count, counted)
 
 
 def open_engine(

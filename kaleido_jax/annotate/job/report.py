@@ -1,4 +1,5 @@
-"""report.html beside a manifest: counts, failures, agreement with people's labels, and a sample of images with their z.
+"""Report of a job, report.html beside a manifest: counts, failures, agreement with people's labels, a sample of images.
+
 
 One file without scripts that asks for nothing else: images are inside it. Every word of the data is escaped.
 """
@@ -6,7 +7,7 @@ One file without scripts that asks for nothing else: images are inside it. Every
 import base64
 import io
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def agreement_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
 
 
 # ---------------------------------------------------------------------------------------------- the page
-def _page(manifest: Manifest, chosen: list[Record]) -> Iterable[str]:
+def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
     title = " / ".join(part for part in (manifest.source["name"], manifest.source["split"]) if part)
     yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -127,7 +128,7 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterable[str]:
         yield "<h2>Agreement with people</h2>"
         yield from _table(("measure", "value", "over"), [(w, _Number(v), o) for w, v, o in rows])
     yield "<h2>Who made the latents</h2>"
-    yield from _table(("segment", "by"), [(s, _origin(told)) for s, told in manifest.provenance.items()])
+    yield from _table(("segment", "by"), [(s, _provenance(made_by)) for s, made_by in manifest.provenance.items()])
     yield from _failures(manifest)
     what = f"{len(chosen):,} of {manifest.num_records:,} images, at random"
     yield f"<h2>{what if len(chosen) < manifest.num_records else 'All images'}</h2>"
@@ -141,7 +142,7 @@ class _Number(str):
     """A cell that is set to the right."""
 
 
-def _table(head, rows):
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield '<div class="table"><table><thead><tr>'
     yield from (f"<th>{escape(cell)}</th>" for cell in head)
     yield "</tr></thead><tbody>"
@@ -151,11 +152,11 @@ def _table(head, rows):
     yield "</tbody></table></div>"
 
 
-def _origin(told):
-    return ", ".join(f"{key} {value}" for key, value in told.items())
+def _provenance(made_by: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in made_by.items())
 
 
-def _failures(manifest):
+def _failures(manifest: Manifest) -> Iterator[str]:
     yield "<h2>Failures</h2>"
     if not manifest.reasons:
         yield "<p>None.</p>"
@@ -170,7 +171,7 @@ def _failures(manifest):
     yield "</details>"
 
 
-def _card(record: Record):
+def _card(record: Record) -> Iterator[str]:
     z = record.latents
     yield '<article class="card">'
     yield render_svg(Latents(bbox=z.bbox, blob=z.blob), _DRAWN_PX, _data_url(record.image))
@@ -182,7 +183,7 @@ def _card(record: Record):
     yield f"<small>{escape(record.id)}{'<br>' + escape(record.credit) if record.credit else ''}</small></div></article>"
 
 
-def _data_url(png):
+def _data_url(png: bytes) -> str:
     with Image.open(io.BytesIO(png)) as image:
         if max(image.size) > _LOSSLESS_UP_TO_PX:
             out = io.BytesIO()
@@ -191,5 +192,5 @@ def _data_url(png):
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _count(number, what):
+def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,9 +1,10 @@
-"""The annotation job: data source -> records with latents. Can be stopped and started again at any time.
+"""Annotation job: data source -> records with latents. Can be stopped and started again at any time.
 
 A shard is one unit of work; a finished one of the same job is never made twice. Engines run the same make_shard in this
 process, in a pool of processes or on a Ray cluster; the process that finds all shards finished writes the manifest.
 """
 
+import dataclasses
 import json
 import logging
 import re
@@ -19,203 +20,104 @@ from kaleido_jax.annotate.job.engines import open_engine
 from kaleido_jax.annotate.job.shards import Job, finished, notes_path, shard_ranges
 from kaleido_jax.annotate.registry import AnnotatorSettings, fit_vokens
 from kaleido_jax.config.schema import Annotate, Config, records_size
-from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, write_manifest
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, records_folder, write_manifest
+from kaleido_jax.data.sources import source_kind
+from kaleido_jax.data.sources.base import Source, SourceKind, SourceSettings
 from kaleido_jax.errors import user_error
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.types import check_segments
 from kaleido_jax.runtime.files import make_folder, write_atomically
 from kaleido_jax.runtime.progress import progress as progress_of
 
 QUANTIZER = "quantizer.safetensors"
 JOB = "job.json"  # what was asked for and when it was started first
 SHARDS = "records"  # folder of the shards, where the manifest is not beside them
-_FAILURES_TOLD = 1000  # in the manifest; all of them are beside the shards
+_FAILURES_LISTED = 1000  # in the manifest; all of them are beside the shards
 
 log = logging.getLogger(__name__)
 
 
-def make_records(
-    out_dir: Path | str,
-    *,
-    source: str,
-    split: str,
-    num_examples: int,
-    seed: int,
-    image_size: int,
-    tokenizer: Tokenizer,
-    vokens_per_image: int = 8,
-    codebook_size: int = 64,
-    segments: Sequence[str] = ("text", "bbox", "blob", "voken"),
-    max_caption_tokens: int = 128,
-    max_latents_tokens: int = 416,
-    annotate: Annotate | None = None,
-    shard_size: int | None = None,
-    fit_examples: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    progress: bool = True,
-) -> Manifest | None:
-    """Makes or completes the records of one split of a shipped source in out_dir/split.
+def annotate(config: Config, workdir: Path, tokenizer: Tokenizer, *, progress: bool = True) -> dict[Path, Manifest]:
+    """Makes or completes the records of config.data with the latents config.annotate.segments.
 
-    The quantizer is out_dir/quantizer.safetensors, shared by the splits.
+    Of a source with splits they are in a folder for each split, below where records_folder says; the quantizer beside
+    these is theirs together. Of others the manifest is in the workdir, and the shards are in workdir/records.
 
     Args:
-      out_dir: folder of all splits.
-      source: a shipped source, "fashion"; with `split`, `num_examples`, `seed` and `image_size` (px) as of open_source.
-      split: "train" or "test".
-      num_examples: examples to annotate.
-      seed: of the source.
-      image_size: px.
+      config: of the experiment.
+      workdir: its folder.
       tokenizer: its vocabulary writes the stored tokens.
-      vokens_per_image: length of the voken segment.
-      codebook_size: entries of each level's codebook, at most tokenizer.codebook_size.
-      segments: which latents to store.
-      max_caption_tokens: examples whose caption is longer (in tokens, eos included) are left out and counted.
-      max_latents_tokens: the same for the joined segments.
-      annotate: annotators and engine; None = the defaults.
-      shard_size: examples a shard; None = that of `annotate`.
-      fit_examples: training examples on which the quantizer is fitted; None = that of `annotate`.
-      process_index: this process makes the shards with number = process_index modulo process_count.
-      process_count: processes that share the job.
       progress: a bar on a terminal, else a log line every 10 s with rate and remaining time.
 
     Returns:
-      The manifest, or None while other processes' shards are unfinished.
+      The folder of each manifest -> the manifest.
 
     Raises:
-      UserError: unknown names, a codebook that does not fit, no example left, another quantizer in out_dir.
+      UserError: no such data, an annotator that cannot work, a codebook that does not fit, another quantizer in the
+        folder, or no image of which all that is required was made.
     """
-    out_dir, settings = Path(out_dir).resolve(), annotate or Annotate()
-    if source != "fashion":
-        raise user_error(f"no records of {source!r} by themselves", "the shipped source 'fashion'", "use `annotate`")
-    if shard_size:
-        settings = replace(settings, shard_size=shard_size)
-    if fit_examples:
-        settings = replace(settings, voken=replace(settings.voken, fit_examples=fit_examples))
-    keywords = {
-        "name": source,
-        "split": split,
-        "num_examples": num_examples,
-        "seed": seed,
-        "image_size": image_size,
-    }
-    job = _make_job(
-        out_dir / split,
-        shards="",
-        source=keywords,
-        settings=settings,
-        quantizer=out_dir / QUANTIZER,
-        segments=segments,
-        image_size=image_size,
-        tokenizer=tokenizer,
-        vokens=(vokens_per_image, codebook_size),
-        limits=(max_caption_tokens, max_latents_tokens),
-    )
-    return run_job(job, settings, share=(process_index, process_count), progress=progress)
+    if config.data.source == "records":
+        raise user_error("config.data.source = 'records'", "data to annotate, e.g. 'coco'", "set it and data.root")
+    kind = source_kind(config.data.source)
+    out = (records_folder(config, workdir) if kind.splits else workdir).resolve()
+    jobs = [_make_job(config, kind, split, out, tokenizer) for split in kind.splits or (config.data.split,)]
+    return {job.folder: run_job(job, config.annotate, progress=progress) for job in jobs}
 
 
-def annotate_data(config: Config, workdir: Path, tokenizer: Tokenizer, progress: bool = True) -> Manifest:
-    """The records of config.data in workdir/records, with workdir/manifest.json.
-
-    Raises:
-      UserError: no such data, an annotator that cannot work, or no image of which all that is required was made.
-    """
-    workdir, size = workdir.resolve(), records_size(config)
-    data = config.data
-    keywords = {
-        "name": data.source,
-        "split": data.split,
-        "root": str(Path(data.root).resolve()) if data.root else None,
-        "labels": data.labels,
-        "images": data.images,
-        "columns": data.table.columns,
-        "licenses": data.coco.licenses,
-    }
-    job = _make_job(
-        workdir,
-        shards=SHARDS,
-        source=keywords,
-        settings=config.annotate,
-        quantizer=workdir / QUANTIZER,
-        segments=config.annotate.segments,
-        image_size=size,
-        tokenizer=tokenizer,
-        vokens=(config.latents.vokens_per_image, config.latents.codebook_size),
-        limits=(data.max_caption_tokens, config.latents.max_latents_tokens),
-    )
-    return run_job(job, config.annotate, progress=progress)
-
-
-def _make_job(folder, *, shards, source, settings, quantizer, segments, image_size, tokenizer, vokens, limits) -> Job:
-    segments = check_segments(segments)
-    if vokens[1] > tokenizer.codebook_size:
-        raise user_error(f"a codebook of {vokens[1]}", f"at most {tokenizer.codebook_size} voken rows", "lower it")
+def _make_job(config: Config, kind: SourceKind, split: str, out: Path, tokenizer: Tokenizer) -> Job:
+    settings, latents, size = config.annotate, config.latents, records_size(config)
+    if latents.codebook_size > tokenizer.codebook_size:
+        found = f"a codebook of {latents.codebook_size}"
+        raise user_error(found, f"at most {tokenizer.codebook_size} voken rows", "lower it")
+    # Absolute, since workers may have another current folder.
+    data = replace(config.data, split=split, root=str(Path(config.data.root).resolve()) if config.data.root else None)
+    source = SourceSettings(data=data, seed=config.seed, image_size=size)
+    fit_on = replace(source, data=replace(data, split=kind.splits[0] if kind.splits else split))
+    codec = Codec(tokenizer=tokenizer, segments=settings.segments, vokens_per_image=latents.vokens_per_image)
     return Job(
-        folder=folder,
-        shards=shards,
+        folder=out / split if kind.splits else out,
+        shards="" if kind.splits else SHARDS,
+        kind=kind,
         source=source,
         annotators=AnnotatorSettings(
             config=settings,
-            source=source["name"],
-            quantizer=quantizer,
-            vokens_per_image=vokens[0],
-            codebook_size=vokens[1],
-            image_size=image_size,
+            source=kind,
+            fit_on=fit_on,
+            quantizer=out / QUANTIZER,
+            vokens_per_image=latents.vokens_per_image,
+            codebook_size=latents.codebook_size,
+            image_size=size,
         ),
-        tokenizer=tokenizer,
-        segments=segments,
-        required=settings.required or segments,
-        image_size=image_size,
-        max_caption_tokens=limits[0],
-        max_latents_tokens=limits[1],
+        codec=codec,
+        required=settings.required or settings.segments,
+        image_size=size,
+        max_caption_tokens=config.data.max_caption_tokens,
+        max_latents_tokens=latents.max_latents_tokens,
         shard_size=settings.shard_size,
         batch_size=settings.batch_size,
         date=settings.date,
     )
 
 
-def _date_of(job: Job) -> str:
-    """The day in the config, or that on which this very job was first started in its folder.
-
-    It is part of every latent's provenance: were it today's, a job that goes on tomorrow would be another one.
-    """
-    path, told = job.folder / JOB, json.loads(json.dumps(job.told()))
-    try:
-        stored = json.loads(path.read_text())
-        if stored["job"] == told and (not job.date or stored["date"] == job.date):
-            return stored["date"]
-    except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file that is not ours: written anew
-        pass
-    date = job.date or datetime.now(UTC).date().isoformat()
-    make_folder(job.folder, "--workdir")  # the first that is written
-    write_atomically(path, json.dumps({"job": told, "date": date}, indent=2).encode())
-    return date
-
-
 # --------------------------------------------------------------------------------------------- the running
-def run_job(job: Job, settings: Annotate, *, share: tuple[int, int] = (0, 1), progress: bool = True) -> Manifest | None:
-    """Makes the shards that are not finished, and the manifest when all are.
+def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> Manifest:
+    """Makes the shards that are not finished, and the manifest.
 
     Args:
       job: what to make.
       settings: engine, workers and the limit of images.
-      share: this process makes the shards with number = share[0] modulo share[1].
-      progress: as of make_records.
-
-    Returns:
-      The manifest, or None while other processes' shards are unfinished.
+      progress: as of annotate().
 
     Raises:
       UserError: something is missing for all images, or no image is left.
     """
-    source = open_source(**job.source)
-    fit_vokens(job.annotators, job.segments, source)
-    job = replace(job, date=_date_of(job))
+    source = job.kind.open(job.source)
+    fit_vokens(job.annotators, job.codec.segments)
+    job = replace(job, date=_date_of(job, source))
     number = min(len(source), settings.limit) if settings.limit else len(source)
-    ranges = dict(enumerate(shard_ranges(number, job.shard_size)))
+    class_names, ranges = list(source.class_names), dict(enumerate(shard_ranges(number, job.shard_size)))
     del source  # its tables may be large; each worker has its own
-    gpus = sum(share_of for segment, share_of in settings.worker_gpus if segment in job.segments)
+    gpus = sum(share for segment, share in settings.worker_gpus if segment in job.codec.segments)
     with open_engine(
         job,
         engine=settings.engine,
@@ -226,17 +128,33 @@ def run_job(job: Job, settings: Annotate, *, share: tuple[int, int] = (0, 1), pr
     ) as engine:
         specification = engine.specification()
         done = {shard: finished(job, shard, ranges[shard], specification) for shard in ranges}
-        mine = {s: r for s, r in ranges.items() if done[s] is None and s % share[1] == share[0]}
-        title = "annotate " + "/".join(part for part in (job.source["name"], job.source["split"]) if part)
-        with progress_of(title, sum(map(len, mine.values())), "img", progress) as advance:
-            for shard, told in engine.make(mine, advance):
-                done[shard] = told
-        for shard in ranges:  # another process may have finished its share meanwhile
-            done[shard] = done[shard] or finished(job, shard, ranges[shard], specification)
-    return None if None in done.values() else _finish(job, [done[shard] for shard in ranges])
+        missing = {shard: ranges[shard] for shard in ranges if done[shard] is None}
+        title = "annotate " + "/".join(part for part in (job.kind.name, job.source.data.split) if part)
+        with progress_of(title, sum(map(len, missing.values())), "img", progress) as advance:
+            for shard, notes in engine.make(missing, advance):
+                done[shard] = notes
+    return _finish(job, [done[shard] for shard in ranges], class_names)
 
 
-def _finish(job: Job, done: list[dict]) -> Manifest:
+def _date_of(job: Job, source: Source) -> str:
+    """The day in the config, or that on which this very job was first started in its folder.
+
+    It is part of every latent's provenance: were it today's, a job that is resumed tomorrow would be another one.
+    """
+    path, metadata = job.folder / JOB, json.loads(json.dumps(job.metadata(source)))
+    try:
+        stored = json.loads(path.read_text())
+        if stored["job"] == metadata and (not job.date or stored["date"] == job.date):
+            return stored["date"]
+    except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file that is not ours: written anew
+        pass
+    date = job.date or datetime.now(UTC).date().isoformat()
+    make_folder(job.folder, "--workdir")  # the first that is written
+    write_atomically(path, json.dumps({"job": metadata, "date": date}, indent=2).encode())
+    return date
+
+
+def _finish(job: Job, done: list[dict[str, Any]], class_names: list[str]) -> Manifest:
     shards = [Shard(**d["shard"]) for d in done]
     failures = [failure for d in done for failure in d["failures"]]
     if not sum(shard.records for shard in shards):
@@ -249,15 +167,16 @@ def _finish(job: Job, done: list[dict]) -> Manifest:
     counts = sum((Counter(d["counts"]) for d in done), Counter())
     manifest = Manifest(
         version=VERSION,
-        source=_source_told(job),
+        source=_source_metadata(job),
+        class_names=class_names,
         provenance=done[0]["provenance"],
-        vocabulary=job.tokenizer.fingerprint,
-        codebook_size=job.tokenizer.codebook_size,
-        counts={s: counts[s] for s in job.segments},
+        vocabulary=job.codec.tokenizer.fingerprint,
+        codebook_size=job.codec.tokenizer.codebook_size,
+        counts={s: counts[s] for s in job.codec.segments},
         max_tokens=longest(d["max_tokens"] for d in done),
         left_out=sum(d["left_out"] for d in done),
         reasons=reasons(failures),
-        failures=failures[:_FAILURES_TOLD],
+        failures=failures[:_FAILURES_LISTED],
         agreement=agreement.summarize(d["agreement"] for d in done),
         shards=shards,
         date=job.date,
@@ -273,13 +192,20 @@ def reasons(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _source_told(job) -> dict[str, Any]:
-    # Where the data lay on this machine is nobody's business.
-    told = {k: v for k, v in job.source.items() if k != "root" and v not in ((), "", None)}
-    return {"split": "", "image_size": job.image_size} | told
+def _source_metadata(job: Job) -> dict[str, Any]:
+    """What chose the examples; where the data lay on this machine is nobody's business."""
+    data = job.source.data
+    chosen = {"labels": data.labels, "images": data.images}
+    own = getattr(data, job.kind.name, None)  # the kind's own group of fields
+    if own is not None:
+        chosen |= dataclasses.asdict(own)
+    if job.kind.splits:
+        chosen["seed"] = job.source.seed
+    named = {key: value for key, value in chosen.items() if value not in ((), "")}
+    return {"name": job.kind.name, "split": data.split, "image_size": job.image_size} | named
 
 
-def _tidy(job, manifest):
+def _tidy(job: Job, manifest: Manifest) -> None:
     """Removes what killed workers left half written, and names shards that are not of this job."""
     folder = job.folder / job.shards
     listed = {job.folder / shard.file for shard in manifest.shards}

@@ -1,4 +1,4 @@
-"""One shard of the annotation job: what it is made from, and the function that makes it wherever it runs.
+"""Shards of the annotation job: what one is made from, and the function that makes it wherever it runs.
 
 A shard is one unit of work. Its .array_record is written under a temporary name and renamed, the .json beside it last:
 its presence says that the shard is finished. A finished shard of the same job is never made twice.
@@ -8,24 +8,31 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kaleido_jax.annotate.annotator import Annotator, Failure
 from kaleido_jax.annotate.job import agreement
 from kaleido_jax.annotate.registry import AnnotatorSettings, open_annotators
 from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.records import VERSION, Record, encode_image, longest, write_shard
-from kaleido_jax.data.sources.base import Example, Source, open_source
+from kaleido_jax.data.sources.base import Example, Source, SourceKind, SourceSettings
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
-from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, select
 from kaleido_jax.runtime.files import write_atomically
+from kaleido_jax.runtime.text import readable
 
-Advance = Callable[[int], None]  # called with the number of images just done
+# An annotator that raised for this many examples one after the other is broken itself: the job stops.
+_BROKEN_AFTER = 32
+
+
+class Advance(Protocol):
+    """Called with the number of images just done."""
+
+    def __call__(self, done: int, /) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +41,11 @@ class Job:
 
     folder: Path  # of the manifest; absolute
     shards: str  # folder of the shards inside it; "" = beside the manifest
-    source: dict[str, Any]  # keywords of open_source
+    kind: SourceKind
+    source: SourceSettings
     annotators: AnnotatorSettings
-    tokenizer: Tokenizer
-    segments: tuple[str, ...]  # what a record may hold
-    required: tuple[str, ...]  # what it must hold; an image without is left out
+    codec: Codec  # its segments are those that a record may hold
+    required: tuple[str, ...]  # segments that a record must hold; an image without is left out
     image_size: int  # px
     max_caption_tokens: int  # longer captions, in tokens with eos, are left out
     max_latents_tokens: int  # so are longer latents
@@ -48,44 +55,39 @@ class Job:
 
     def path(self, shard: int) -> Path:
         """The shard's file; its number does not depend on how many there are."""
-        name = "-".join(part for part in (self.source["name"], self.source["split"]) if part)
+        name = "-".join(part for part in (self.kind.name, self.source.data.split) if part)
         return self.folder / self.shards / f"{name}-{shard:05d}.array_record"
 
-    def told(self) -> dict[str, Any]:
+    def metadata(self, source: Source) -> dict[str, Any]:
         """What decides the content of a shard, as JSON, but for the annotators' versions. Paths are no part of it."""
         return {
             "version": VERSION,
-            "source": source_identity(self.source),
-            "annotators": self.annotators.told(self.segments),
-            "vocabulary": self.tokenizer.fingerprint,
-            "segments": self.segments,
+            "source": {"name": self.kind.name, "examples": source.fingerprint},
+            "annotators": self.annotators.metadata(self.codec.segments),
+            "vocabulary": self.codec.tokenizer.fingerprint,
+            "segments": self.codec.segments,
             "required": self.required,
             "image_size": self.image_size,
             "limits": (self.max_caption_tokens, self.max_latents_tokens),
         }
 
 
-def source_identity(source: dict[str, Any]) -> dict[str, Any]:
-    """What of open_source's keywords decides the content of an example; where the data lie and how many does not."""
-    return {k: v for k, v in source.items() if k not in ("root", "num_examples")}
-
-
 class OpenJob:
     """A job with its source and annotators loaded, once in a process."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job) -> None:
         """Opens the source and loads the annotators' models.
 
         Raises:
           UserError: data, weights or a server that are not there.
         """
         self.job = job
-        self.source: Source = open_source(**job.source)
-        self.annotators: list[Annotator] = open_annotators(job.annotators, job.segments, self.source)
-        self.codec = Codec(tokenizer=job.tokenizer, segments=job.segments)
-        self.metadata = {s: dict(a.metadata) for a in self.annotators for s in a.segments}
-        told = job.told() | {"metadata": self.metadata, "examples": self.source.fingerprint, "date": job.date}
-        self.specification = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        self.source: Source = job.kind.open(job.source)
+        self.annotators: list[Annotator] = open_annotators(job.annotators, job.codec.segments)
+        self.separator_tokens = len(job.codec.separator)
+        self.provenance = {s: dict(a.metadata) for a in self.annotators for s in a.segments}
+        metadata = job.metadata(self.source) | {"annotated_by": self.provenance, "date": job.date}
+        self.specification = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 _OPEN: list[OpenJob] = []  # at most one: models are large
@@ -103,23 +105,26 @@ def close_job() -> None:
     _OPEN.clear()
 
 
-def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda done: None) -> dict:
+def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda done: None) -> dict[str, Any]:
     """Makes one shard, unless it is finished; what is in the .json beside it.
+
+    Whatever one example raises, when it is read or annotated, is a failure of that example with its reason.
 
     Args:
       job: what to make.
       shard: its number.
       indices: of the examples in it.
-      advance: told after each batch how many images are done.
+      advance: called after each batch.
 
     Raises:
       UserError: nothing can be annotated at all (no server, no weights).
+      Exception: an annotator raised it for every one of many examples in a row.
     """
     opened = open_job(job)
     found = finished(job, shard, indices, opened.specification)
     if found is not None:
         return found
-    notes = _Notes(job)
+    notes = _Notes(job.codec.segments)
     batches = (indices[i : i + job.batch_size] for i in range(0, len(indices), job.batch_size))
     records = (record for batch in batches for record in _annotate(opened, batch, notes, advance))
     written = write_shard(job.path(shard), records, job.folder)
@@ -127,7 +132,7 @@ def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda d
         "specification": opened.specification,
         "indices": (indices.start, indices.stop),
         "shard": asdict(written),
-        "provenance": opened.metadata,
+        "provenance": opened.provenance,
         "counts": dict(notes.counts),
         "max_tokens": longest(notes.lengths),
         "left_out": len(indices) - written.records,
@@ -138,7 +143,7 @@ def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda d
     return json.loads(json.dumps(done))
 
 
-def finished(job: Job, shard: int, indices: range, specification: str) -> dict | None:
+def finished(job: Job, shard: int, indices: range, specification: str) -> dict[str, Any] | None:
     """What is in the .json of a finished shard of this job; None if there is none."""
     try:
         done = json.loads(notes_path(job, shard).read_text())
@@ -154,48 +159,72 @@ def notes_path(job: Job, shard: int) -> Path:
 
 
 class _Notes:
-    """What the .json beside a shard tells of its images."""
+    """What the .json beside a shard says of its images."""
 
-    def __init__(self, job):
-        self.failures, self.lengths, self.measures = [], [], []
-        self.counts = Counter({s: 0 for s in job.segments})
+    def __init__(self, segments: Sequence[str]) -> None:
+        self.failures: list[dict[str, str]] = []
+        self.lengths: list[dict[str, int]] = []
+        self.measures: list[Mapping[str, list[int]]] = []
+        self.counts = Counter(dict.fromkeys(segments, 0))
+        self.raised_in_a_row: Counter[str] = Counter()  # segment -> examples
 
-    def fail(self, example_id, failure):
-        self.failures.append({"id": example_id, "segment": failure.segment, "reason": " ".join(failure.reason.split())})
+    def fail(self, example_id: str, failure: Failure) -> None:
+        reason = " ".join(readable(failure.reason).split())
+        self.failures.append({"id": example_id, "segment": failure.segment, "reason": reason})
+
+
+def _reason(error: Exception) -> str:
+    """What to say of an error that one example raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {readable(str(error))[:200]}"
 
 
 def _annotate(opened: OpenJob, indices: range, notes: _Notes, advance: Advance) -> Iterator[Record]:
-    job = opened.job
     examples = [e for e in (_read(opened, index, notes) for index in indices) if e is not None]
     latents = [Latents() for _ in examples]
     for annotator in opened.annotators:
         latents = _run(annotator, examples, latents, notes)
     for example, z in zip(examples, latents, strict=True):
-        record = _record(opened, example, z, notes)
-        lengths = record and _lengths(record, len(opened.codec.separator))
-        if record is not None and _fits(record.id, lengths, job, notes):
+        try:
+            record = _record(opened, example, z, notes)
+            measured = record and agreement.measure(example, record.latents)
+        except Exception as error:  # noqa: BLE001  # one row is one failure, whatever it raises
+            notes.fail(example.id, Failure(segment="record", reason=_reason(error)))
+            continue
+        lengths = record and _lengths(record, opened.separator_tokens)
+        if record is not None and _fits(record.id, lengths, opened.job, notes):
             notes.lengths.append(lengths)
             notes.counts.update(record.tokens.keys())
-            notes.measures.append(agreement.measure(example, record.latents))
+            notes.measures.append(measured)
             yield record
     advance(len(indices))
 
 
-def _read(opened, index, notes) -> Example | None:
+def _read(opened: OpenJob, index: int, notes: _Notes) -> Example | None:
     try:
-        return square_crop(opened.source[index], opened.job.image_size)
-    except UserError as error:
-        notes.fail(opened.source.id(index), Failure(segment="image", reason=str(error)))
+        example = square_crop(opened.source[index], opened.job.image_size)
+        words = {name: readable(getattr(example, name)) for name in ("id", "caption", "credit")}
+        return replace(example, **words)
+    except Exception as error:  # noqa: BLE001  # one row is one failure, whatever it raises
+        notes.fail(_example_id(opened, index), Failure(segment="image", reason=_reason(error)))
         return None
 
 
-def _run(annotator, examples, latents, notes):
+def _example_id(opened: OpenJob, index: int) -> str:
+    try:
+        return readable(opened.source.id(index))
+    except Exception:  # noqa: BLE001  # as above, and its number is as good a name
+        return f"{opened.job.kind.name}/{index:08d}"
+
+
+def _run(annotator: Annotator, examples: list[Example], latents: list[Latents], notes: _Notes) -> list[Latents]:
     ready = [i for i, z in enumerate(latents) if all(getattr(z, s) is not None for s in annotator.needs)]
     out = list(latents)
     for i in sorted(set(range(len(latents))) - set(ready)):
         missing = next(s for s in annotator.needs if getattr(latents[i], s) is None)
         notes.fail(examples[i].id, Failure(segment=annotator.segments[0], reason=f"needs {missing}, which failed"))
-    answers = annotator([examples[i] for i in ready], [latents[i] for i in ready]) if ready else []
+    answers = _ask(annotator, [examples[i] for i in ready], [latents[i] for i in ready], notes) if ready else []
     for i, answer in zip(ready, answers, strict=True):
         if isinstance(answer, Failure):
             notes.fail(examples[i].id, answer)
@@ -204,13 +233,38 @@ def _run(annotator, examples, latents, notes):
     return out
 
 
-def _record(opened, example, z, notes) -> Record | None:
+def _ask(
+    annotator: Annotator, examples: list[Example], so_far: list[Latents], notes: _Notes
+) -> Sequence[Latents | Failure]:
+    """The annotator's answers; if it raises for the batch, each example is asked about alone.
+
+    Raises:
+      UserError: nothing can be annotated at all.
+      Exception: it was raised for _BROKEN_AFTER examples in a row.
+    """
+    segment = annotator.segments[0]
+    try:
+        answers = annotator(examples, so_far)
+        notes.raised_in_a_row[segment] = 0
+        return answers
+    except UserError:
+        raise
+    except Exception as error:
+        if len(examples) > 1:
+            return [_ask(annotator, [e], [z], notes)[0] for e, z in zip(examples, so_far, strict=True)]
+        notes.raised_in_a_row[segment] += 1
+        if notes.raised_in_a_row[segment] >= _BROKEN_AFTER:
+            raise
+        return [Failure(segment=segment, reason=_reason(error))]
+
+
+def _record(opened: OpenJob, example: Example, z: Latents, notes: _Notes) -> Record | None:
     job, tokens, kept = opened.job, {}, Latents()
-    for segment in job.segments:
+    for segment in job.codec.segments:
         if getattr(z, segment) is None:
             continue
         try:
-            part, tokens[segment] = _tokens(select(z, (segment,)), segment, opened.codec)
+            part, tokens[segment] = _tokens(select(z, (segment,)), segment, job.codec)
             kept = kept.replace(**{segment: getattr(part, segment)})
         except UserError as error:
             notes.fail(example.id, Failure(segment=segment, reason=str(error)))
@@ -220,10 +274,10 @@ def _record(opened, example, z, notes) -> Record | None:
         id=example.id,
         image=encode_image(example.image),
         caption=example.caption,
-        caption_tokens=job.tokenizer.encode(example.caption),
+        caption_tokens=job.codec.tokenizer.encode(example.caption),
         latents=kept,
         tokens=tokens,
-        provenance={s: opened.metadata[s] | {"date": job.date} for s in tokens},
+        provenance={s: opened.provenance[s] | {"date": job.date} for s in tokens},
         credit=example.credit,
     )
 
@@ -236,7 +290,7 @@ def _tokens(part: Latents, segment: str, codec: Codec) -> tuple[Latents, list[in
         return part, codec.segment_tokens(part, segment)
 
 
-def _fits(example_id, lengths, job, notes):
+def _fits(example_id: str, lengths: Mapping[str, int], job: Job, notes: _Notes) -> bool:
     joined = max((n for what, n in lengths.items() if what != "caption"), default=0)
     for what, found, allowed, field in (
         ("caption", lengths["caption"], job.max_caption_tokens, "data.max_caption_tokens"),
@@ -249,7 +303,7 @@ def _fits(example_id, lengths, job, notes):
     return True
 
 
-def _lengths(record, separator):
+def _lengths(record: Record, separator: int) -> dict[str, int]:
     """Tokens with eos of the caption and of every combination of segments."""
     lengths, counts = {"caption": len(record.caption_tokens) + 1}, {s: len(ids) for s, ids in record.tokens.items()}
     for size in range(1, len(counts) + 1):

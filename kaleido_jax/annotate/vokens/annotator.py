@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from kaleido_jax.annotate.annotator import Annotator, Failure
-from kaleido_jax.annotate.vokens.features import APPEARANCE, Feature, open_feature
+from kaleido_jax.annotate.vokens.features import Feature, open_feature
 from kaleido_jax.annotate.vokens.quality import quality
 from kaleido_jax.annotate.vokens.quantizer import Quantizer, fit_quantizer, kind_of, load_quantizer, save_quantizer
 from kaleido_jax.config.schema import Annotate
-from kaleido_jax.data.sources.base import Example, Source, open_source
+from kaleido_jax.data.sources.base import Example, Source
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 
 log = logging.getLogger(__name__)
 
-_FIT_SEED = 0  # not the data's seed: training and test records must share one quantizer
+_FIT_SEED = 0  # not the experiment's: the same images give the same quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,27 +94,27 @@ def open_voken(
 def fit_or_load(
     path: Path,
     *,
-    source: str | dict[str, Any],
+    source: dict[str, Any],
     image_size: int,
     vokens_per_image: int,
     codebook_size: int,
     fit_examples: int,
-    feature: Feature = APPEARANCE,
-    kind: str = "residual",
-    train: Source | None = None,
+    feature: Feature,
+    kind: str,
+    train: Source,
 ) -> Quantizer:
     """The quantizer at `path`; if there is none, one is fitted on training images and stored there.
 
     Args:
       path: of the safetensors file.
-      source: what the images are, any JSON value; a shipped source's name where `train` is None.
+      source: what the images are, as JSON.
       image_size: px of the images.
       vokens_per_image: tokens an image.
       codebook_size: the most values of a token.
       fit_examples: images to fit on, spread evenly over `train`; all, where it has fewer.
       feature: what the quantizer sees.
       kind: "residual" or "fsq".
-      train: examples to fit on; None opens the shipped source's training split.
+      train: examples to fit on.
 
     Raises:
       UserError: the one at `path` is damaged or was fitted for other arguments than these, or images are too few.
@@ -135,8 +135,6 @@ def fit_or_load(
             do = "use another folder, or delete this one's quantizer and records"
             raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
         return quantizer
-    if train is None:
-        train = open_source(source, "train", num_examples=fit_examples, seed=_FIT_SEED, image_size=image_size)
     count = min(fit_examples, len(train))
     # Spread, since many sources are in order of their classes.
     features = feature(train[i * len(train) // count].image for i in range(count))

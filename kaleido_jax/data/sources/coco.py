@@ -1,60 +1,78 @@
 """COCO's JSON: captions, boxes and masks that people drew.
 
 Either COCO's own layout (annotations/instances_SPLIT.json, annotations/captions_SPLIT.json, SPLIT/*.jpg) or files named
-by `labels`; of several files the images, annotations and captions are put together by image id. A file may also carry
-its captions as a list in each image ("captions").
+by config.data.labels; of several files the images, annotations and captions are put together by image id. A file may
+also carry its captions as a list in each image ("captions").
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
-from kaleido_jax.data.sources.base import Example, LabeledObject, below, check_index, read_image
+import numpy as np
+
+from kaleido_jax import array_types as at
+from kaleido_jax.data.images import read_image
+from kaleido_jax.data.sources import register
+from kaleido_jax.data.sources.base import (
+    Example,
+    LabeledObject,
+    SourceSettings,
+    below,
+    check_index,
+    no_classes,
+    read_labels,
+    row_id,
+)
 from kaleido_jax.data.sources.masks import decode_segmentation
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.files import fingerprint
+
+Entry = Mapping[str, Any]  # an object of the JSON
 
 
 class CocoSource:
     """Images in the order of their ids; crowds are left out, since no one box or ellipse is theirs.
 
     The caption is the shortest of an image's and the description the longest, so that the text segment says more than
-    the condition. Without captions the caption is "" and there is no description.
+    the condition. Without captions the caption is "" and there is no description. As pycocotools' users do, a mask that
+    cannot be read is left out, and so is an object without a box or of an unknown category; the photo stays.
     """
 
-    class_names = ()
+    class_names: tuple[str, ...] = ()
 
-    def __init__(
-        self, root: Path, *, split: str = "", labels: Sequence[str] = (), images: str = "", licenses: Sequence[int] = ()
-    ):
+    def __init__(self, settings: SourceSettings) -> None:
         """Reads all labels into memory.
 
-        Args:
-          root: folder of the data set.
-          split: e.g. "val2017"; in files where images carry a "split", only those.
-          labels: files below root; () = annotations.json, or COCO's own layout.
-          images: folder of the photos below root; "" = images, or COCO's own SPLIT.
-          licenses: ids of the licenses to keep; () = all.
-
         Raises:
-          UserError: files that are missing or damaged, or nothing left.
+          UserError: files that are missing or damaged (file, entry and field are named), or nothing left.
         """
-        files = _label_files(root, split, labels)
-        self._photos = _photo_folder(root, split, images)
-        tables = [_read(path) for path in files]
-        self.fingerprint = hashlib.sha256(b"".join(digest for _, digest in tables)).hexdigest()[:16]
-        self._images, self._objects, self._captions, self._names, self._licenses = {}, {}, {}, {}, {}
-        for path, (table, _) in zip(files, tables, strict=True):
-            self._add(path, table)
-        chosen = [i for i in self._images.values() if not split or i.get("split", split) == split]
+        data, root = settings.data, settings.root
+        files = _label_files(root, data.split, data.labels)
+        self._photos = _photo_folder(root, data.split, data.images)
+        self._split = data.split
+        self._images: dict[int, Entry] = {}
+        self._objects: dict[int, list[Entry]] = {}
+        self._captions: dict[int, list[str]] = {}
+        self._names: dict[int, str] = {}
+        self._licenses: dict[int, str] = {}
+        parts = ["coco", data.split, data.images, repr(data.coco.licenses)]
+        for path in files:  # one after the other, since each may be half a gigabyte
+            content = read_labels(path)
+            parts.append(fingerprint(content))
+            self._add(_Table(path, content))
+        self.fingerprint = fingerprint("\n".join(parts))
+        chosen = [i for i in self._images.values() if not self._split or i.get("split", self._split) == self._split]
+        licenses = data.coco.licenses
         if licenses:
             chosen = [i for i in chosen if i.get("license") in licenses]
         if not chosen:
-            what = f"split {split!r}" + (f" under licenses {tuple(licenses)}" if licenses else "")
+            what = f"split {self._split!r}" + (f" under licenses {tuple(licenses)}" if licenses else "")
             do = "change data.split or data.coco.licenses"
             raise user_error(f"no image of {what} in {files[0]}", "at least one", do)
         self._order = sorted(chosen, key=lambda image: image["id"])
-        self._split = split
 
     def __len__(self) -> int:
         return len(self._order)
@@ -62,67 +80,155 @@ class CocoSource:
     def id(self, index: int) -> str:
         """The id of one example, e.g. "coco/val2017/000000000139"."""
         image = self._order[check_index(index, len(self))]
-        split = image.get("split", self._split)
-        return "/".join(["coco", *([split] if split else []), f"{image['id']:012d}"])
+        return row_id("coco", str(image.get("split", self._split)), image["id"], 12)
 
     def label(self, index: int) -> int:
         """Raises UserError: a photo of many things has no one class."""
-        raise user_error("the class of a COCO photo", "a source with classes", "use its captions")
+        raise no_classes("a COCO photo")
 
     def __getitem__(self, index: int) -> Example:
         image = self._order[check_index(index, len(self))]
-        pixels = read_image(below(self._photos, image["file_name"]))
+        pixels = read_image(below(self._photos, _file_name(image)))
         height, width = pixels.shape[:2]
+        for field in ("width", "height"):
+            if not isinstance(image.get(field, 0), int):
+                raise user_error(f"an image whose {field} is {image[field]!r}", "a whole number", "correct the labels")
         if (image.get("width", width), image.get("height", height)) != (width, height):
             raise user_error(
-                f"a photo of {width}x{height} px whose labels are for {image['width']}x{image['height']}",
+                f"a photo of {width}x{height} px whose labels are for "
+                f"{image.get('width', width)}x{image.get('height', height)}",
                 "equal sizes",
                 "fetch the photos that belong to these labels",
             )
-        captions = sorted((str(c).strip() for c in self._captions.get(image["id"], ())), key=len)
+        captions = sorted((c.strip() for c in self._captions.get(image["id"], ())), key=len)
+        labeled = (self._object(a, height, width) for a in self._objects.get(image["id"], ()))
         return Example(
             id=self.id(index),
             image=pixels,
             caption=captions[0] if captions else "",
             description=captions[-1] if captions else None,
-            objects=tuple(self._object(a, height, width) for a in self._objects.get(image["id"], ())),
+            objects=tuple(found for found in labeled if found is not None),
             credit=self._credit(image),
         )
 
-    def _add(self, path, table):
-        try:
-            self._names |= {c["id"]: c["name"] for c in table.get("categories", ())}
-            self._licenses |= {entry["id"]: entry["name"] for entry in table.get("licenses", ())}
-            for image in table["images"]:
-                if not isinstance(image["id"], int) or "file_name" not in image:
-                    raise ValueError(f"image {image['id']!r}")
-                self._images[image["id"]] = image
-                self._captions.setdefault(image["id"], []).extend(image.get("captions", ()))
-            for annotation in table.get("annotations", ()):
-                if "caption" in annotation:
-                    self._captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-                elif not annotation.get("iscrowd"):
-                    self._objects.setdefault(annotation["image_id"], []).append(annotation)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            told = f"{path} is no table of COCO's ({type(error).__name__}: {error})"
-            raise user_error(told, "images, annotations and categories", "correct the file") from error
+    def _add(self, table: "_Table") -> None:
+        for where, category in table.entries("categories"):
+            self._names[table.whole(where, category, "id")] = table.text(where, category, "name")
+        for _, entry in table.entries("licenses", needed=False):
+            if isinstance(entry.get("id"), int) and isinstance(entry.get("name"), str):
+                self._licenses[entry["id"]] = entry["name"]
+        for where, image in table.entries("images"):
+            number = table.whole(where, image, "id")
+            if not _file_name(image):
+                found = f"{table.path}: {where} has no file_name"
+                raise user_error(found, "the photo's name, or a coco_url that ends in it", "correct the file")
+            self._images[number] = image
+            captions = image.get("captions")
+            self._add_captions(number, [captions] if isinstance(captions, str) else captions or ())
+        for where, annotation in table.entries("annotations"):
+            number = table.whole(where, annotation, "image_id")
+            if "caption" in annotation:
+                self._add_captions(number, [annotation["caption"]])
+            elif not annotation.get("iscrowd"):
+                self._objects.setdefault(number, []).append(annotation)
 
-    def _object(self, annotation, height, width):
-        try:
-            x, y, w, h = map(float, annotation["bbox"])
-            phrase, segmentation = self._names[annotation["category_id"]], annotation.get("segmentation")
-        except (KeyError, TypeError, ValueError) as error:
-            raise user_error("an annotation without bbox or category", "both", "correct the labels") from error
-        mask = decode_segmentation(segmentation, height, width) if segmentation else None
-        return LabeledObject(phrase=phrase, box=(x, y, x + w, y + h), mask=mask)
+    def _add_captions(self, number: int, captions: Any) -> None:
+        found = captions if isinstance(captions, Iterable) else ()
+        self._captions.setdefault(number, []).extend(c for c in found if isinstance(c, str) and c.strip())
 
-    def _credit(self, image):
-        license = self._licenses.get(image.get("license"))
+    def _object(self, annotation: Entry, height: int, width: int) -> LabeledObject | None:
+        category = annotation.get("category_id")
+        phrase = self._names.get(category) if isinstance(category, int) else None
+        if phrase is None:
+            return None
+        mask = None
+        try:
+            if annotation.get("segmentation"):
+                mask = decode_segmentation(annotation["segmentation"], height, width)
+        except UserError:
+            pass
+        box = _corners(annotation.get("bbox")) or (None if mask is None else _extent(mask))
+        return None if box is None else LabeledObject(phrase=phrase, box=box, mask=mask)
+
+    def _credit(self, image: Entry) -> str:
+        number = image.get("license")
+        license_name = self._licenses.get(number) if isinstance(number, int) else None
         address = image.get("flickr_url") or image.get("coco_url")
-        return ", ".join(part for part in (address, license) if part)
+        return ", ".join(part for part in (address, license_name) if isinstance(part, str) and part)
 
 
-def _label_files(root, split, labels):
+class _Table:
+    """One label file; what is wrong in it is told with the entry and the field."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path = path
+        try:
+            self._table = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise user_error(f"{path} is damaged ({error})", "JSON", "fetch it again") from error
+        if not isinstance(self._table, dict) or not isinstance(self._table.get("images"), list):
+            found = f"{path} is no table of COCO's (it has no list images)"
+            raise user_error(found, "images, annotations and categories", "correct the file")
+
+    def entries(self, name: str, needed: bool = True) -> Iterable[tuple[str, Entry]]:
+        """("images[3]", entry) of one of the table's lists; where it is not needed, what is wrong is passed over."""
+        listed = self._table.get(name) or ()
+        if not isinstance(listed, list | tuple):
+            if needed:
+                raise user_error(f"{self.path}: {name} is no list", "a list of objects", "correct the file")
+            listed = ()
+        for number, entry in enumerate(listed):
+            if isinstance(entry, dict):
+                yield f"{name}[{number}]", entry
+            elif needed:
+                raise user_error(f"{self.path}: {name}[{number}] is no object", "{...}", "correct the file")
+
+    def whole(self, where: str, entry: Entry, field: str) -> int:
+        """A field that must be a whole number."""
+        value = entry.get(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise self._wrong(where, entry, field, "a whole number")
+
+    def text(self, where: str, entry: Entry, field: str) -> str:
+        """A field that must be text."""
+        value = entry.get(field)
+        if isinstance(value, str) and value.strip():
+            return value
+        raise self._wrong(where, entry, field, "text")
+
+    def _wrong(self, where: str, entry: Entry, field: str, expected: str) -> UserError:
+        value = entry.get(field)
+        found = f"{where}.{field} = {str(value)[:40]!r} ({type(value).__name__})"
+        if field not in entry:
+            found = f"{where} has no {field}"
+        return user_error(f"{self.path}: {found}", expected, "correct the file")
+
+
+def _file_name(image: Entry) -> Any:
+    """The photo's name; LVIS has only its address, which ends in the name."""
+    if image.get("file_name"):
+        return image["file_name"]
+    address = image.get("coco_url")
+    return PurePosixPath(urlsplit(address).path).name if isinstance(address, str) else None
+
+
+def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError):
+        return None
+    return (x, y, x + width, y + height) if np.isfinite((x, y, width, height)).all() else None
+
+
+def _extent(mask: at.ImageMask) -> tuple[float, float, float, float] | None:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _label_files(root: Path, split: str, labels: Sequence[str]) -> list[Path]:
     if labels:
         return [root / name for name in labels]
     if (root / "annotations.json").exists():
@@ -135,19 +241,11 @@ def _label_files(root, split, labels):
     return [path for path in found if path.exists()]
 
 
-def _photo_folder(root, split, images):
+def _photo_folder(root: Path, split: str, images: str) -> Path:
     for folder in (root / images,) if images else (root / "images", root / split):
         if folder.is_dir():
             return folder
     raise user_error(f"no folder of photos in {root}", images or f"images or {split or 'the split'}", "set data.images")
 
 
-def _read(path):
-    try:
-        content = path.read_bytes()
-        table = json.loads(content)
-    except OSError as error:
-        raise user_error(f"{path}: {error.strerror}", "a file of labels", "correct data.labels") from error
-    except ValueError as error:
-        raise user_error(f"{path} is damaged ({error})", "JSON", "fetch it again") from error
-    return table, hashlib.sha256(content).digest()
+register("coco", CocoSource)

@@ -1,14 +1,16 @@
 """Masks as COCO writes them: polygons, and run lengths plain or compressed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Float
 
-from kaleido_jax.errors import user_error
+from kaleido_jax import array_types as at
+from kaleido_jax.errors import UserError, user_error
 
 
-def decode_segmentation(segmentation, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+def decode_segmentation(segmentation: Any, height: int, width: int) -> at.ImageMask:
     """The mask of one COCO annotation.
 
     Args:
@@ -19,30 +21,28 @@ def decode_segmentation(segmentation, height: int, width: int) -> Bool[np.ndarra
     Raises:
       UserError: it is neither, or does not fit the image.
     """
-    if isinstance(segmentation, Mapping):
-        mask = decode_rle(segmentation)
-        if mask.shape != (height, width):
-            raise _bad(f"a mask of {mask.shape[1]}x{mask.shape[0]} px", f"the image's {width}x{height} px")
-        return mask
-    return fill_polygons(segmentation, height, width)
+    if not isinstance(segmentation, Mapping):
+        return fill_polygons(segmentation, height, width)
+    if segmentation.get("size") != [height, width]:  # before an array of another size is made
+        raise _bad(f"a mask of size {str(segmentation.get('size'))[:40]}", f"the image's {[height, width]}")
+    return decode_rle(segmentation)
 
 
-def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> Bool[np.ndarray, "h w"]:
+def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> at.ImageMask:
     """The union of polygons, in px; a pixel belongs to one that its center lies in (even-odd rule).
 
-    Pillow's own filling rounds corners to whole pixels and draws their border, 10 % too much for a disc of 20 px.
+    As pycocotools' users do, polygons of fewer than three points or without numbers are left out. Pillow's own filling
+    rounds corners to whole pixels and draws their border, 10 % too much for a disc of 20 px.
 
     Raises:
-      UserError: a polygon of fewer than three points, or no numbers.
+      UserError: no polygon is left.
     """
+    listed = polygons if isinstance(polygons, Sequence) else ()
+    usable = [points for points in map(_points, listed) if points is not None]
+    if not usable:
+        raise _bad("no polygon of 3 points or more", "x, y in turns")
     mask = np.zeros((height, width), bool)
-    for polygon in polygons:
-        try:
-            points = np.asarray(polygon, np.float64).reshape(-1, 2)
-        except (TypeError, ValueError) as error:
-            raise _bad("a polygon that is no list of x, y", "numbers in pairs") from error
-        if len(points) < 3 or not np.isfinite(points).all():
-            raise _bad("a polygon of fewer than 3 points", "x, y in turns")
+    for points in usable:
         # Only where the polygon is: most objects are small.
         (left, top), (right, bottom) = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
         left, right = (int(np.clip(v, 0, width)) for v in (left, right))
@@ -51,7 +51,15 @@ def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     return mask
 
 
-def _fill(points, height, width):
+def _points(polygon: Any) -> Float[np.ndarray, "n 2"] | None:
+    try:
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        return None
+    return points if len(points) >= 3 and np.isfinite(points).all() else None
+
+
+def _fill(points: Float[np.ndarray, "n 2"], height: int, width: int) -> at.ImageMask:
     """Scan lines through the pixels' centers: each edge that one crosses turns inside to outside from there on."""
     (x0, y0), (x1, y1) = points.T[..., None], np.roll(points, -1, axis=0).T[..., None]
     lines = np.arange(height) + 0.5
@@ -63,21 +71,33 @@ def _fill(points, height, width):
     return np.cumsum(turns[:, :width], axis=1) % 2 == 1
 
 
-def decode_rle(rle: Mapping) -> Bool[np.ndarray, "h w"]:
+def decode_rle(rle: Mapping[str, Any]) -> at.ImageMask:
     """Run lengths, column by column, zeros first; `counts` is a list or COCO's compressed string.
 
     Raises:
       UserError: the runs do not fill {"size": [h, w]}.
     """
     try:
-        (height, width), counts = rle["size"], rle["counts"]
-        runs = np.asarray(decompress(counts) if isinstance(counts, str | bytes) else counts, np.int64)
-    except (KeyError, TypeError, ValueError) as error:
+        counts, (height, width) = rle["counts"], map(_whole, rle["size"])
+        runs = [_whole(n) for n in (decompress(counts) if isinstance(counts, str | bytes) else counts)]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad("run lengths without size and counts", '{"size": [h, w], "counts": ...}') from error
-    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
-        raise _bad(f"run lengths that sum to {int(runs.sum())}", f"{height * width} px")
+    # Summed as Python's integers, which do not overflow, before any array of that size is made.
+    if min(height, width, *runs, 0) < 0 or sum(runs) != height * width:
+        raise _bad(f"run lengths that sum to {sum(runs)}", f"{height * width} px")
     ones = np.arange(len(runs)) % 2 == 1
     return np.repeat(ones, runs).reshape(width, height).T
+
+
+def _whole(number: Any) -> int:
+    """A number of JSON as int: some writers make 30 to 30.0.
+
+    Raises:
+      TypeError or ValueError: it is no whole number.
+    """
+    if int(number) != number:
+        raise ValueError(f"{number} is not whole")
+    return int(number)
 
 
 def decompress(counts: str | bytes) -> list[int]:
@@ -103,5 +123,5 @@ def decompress(counts: str | bytes) -> list[int]:
     return runs
 
 
-def _bad(found, expected):
+def _bad(found: str, expected: str) -> UserError:
     return user_error(found, expected, "correct the segmentation")

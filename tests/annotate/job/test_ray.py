@@ -10,16 +10,14 @@ import pytest
 
 from kaleido_jax.annotate.job import run as runner
 from kaleido_jax.annotate.job.engines import RayCluster
-from kaleido_jax.annotate.job.run import make_records
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
+from tests.fashion import make_records
 
 ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'ray>=2.50')")
 
 SETTINGS = {
-    "source": "fashion",
-    "split": "train",
     "num_examples": 1500,
     "seed": 0,
     "image_size": 32,
@@ -67,9 +65,9 @@ def test_a_killed_ray_worker_loses_nothing_and_changes_no_byte(tmp_path, monkeyp
 
     annotate = Annotate(engine="ray", num_workers=2, date="2026-01-01")
     tokenizer = load_tokenizer("fashion", 64)
-    alone = make_records(tmp_path / "a", tokenizer=tokenizer, annotate=Annotate(date="2026-01-01"), **SETTINGS)
+    alone = make_records(tmp_path / "a", tokenizer=tokenizer, annotate_settings=Annotate(date="2026-01-01"), **SETTINGS)
     monkeypatch.setattr(runner, "open_engine", engine)
-    manifest = make_records(tmp_path / "b", tokenizer=tokenizer, annotate=annotate, **SETTINGS)
+    manifest = make_records(tmp_path / "b", tokenizer=tokenizer, annotate_settings=annotate, **SETTINGS)
     assert 0 < seen["done"] < SETTINGS["shard_size"]
     assert seen["before"] != seen["after"]  # another process took its place
     assert manifest == alone and manifest.num_records == SETTINGS["num_examples"]
@@ -79,6 +77,8 @@ def test_a_killed_ray_worker_loses_nothing_and_changes_no_byte(tmp_path, monkeyp
 def test_a_user_error_in_a_ray_worker_stays_one_line(tmp_path):
     annotate = Annotate(engine="ray", num_workers=1)
     folder = tmp_path / "records"
-    with pytest.raises(UserError, match="at least 1 of 8 px") as error:
-        make_records(folder, tokenizer=load_tokenizer("fashion", 64), annotate=annotate, **SETTINGS | {"image_size": 4})
+    with pytest.raises(UserError, match="at least 8 px") as error:
+        make_records(
+            folder, tokenizer=load_tokenizer("fashion", 64), annotate_settings=annotate, **SETTINGS | {"image_size": 4}
+        )
     assert "\n" not in str(error.value)

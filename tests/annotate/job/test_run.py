@@ -18,7 +18,7 @@ from kaleido_jax.annotate import registry as annotators
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.job import engines, shards
 from kaleido_jax.annotate.job.report import agreement_rows, sample_indices, write_report
-from kaleido_jax.annotate.job.run import annotate_data, make_records, reasons
+from kaleido_jax.annotate.job.run import annotate, reasons
 from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config import load_config, validate
 from kaleido_jax.config.codec import open_codec
@@ -32,10 +32,9 @@ from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.main import main
 from tests.annotate.vlm.openai_server import GOOD, serving
+from tests.fashion import make_records
 
 FASHION = {
-    "source": "fashion",
-    "split": "train",
     "num_examples": 60,
     "seed": 1,
     "image_size": 32,
@@ -57,8 +56,6 @@ def _hashes(folder):
 
 # ----------------------------------------------------------------------------------------------- killing
 _TWO_THOUSAND = {
-    "source": "fashion",
-    "split": "train",
     "num_examples": 2000,
     "seed": 0,
     "image_size": 32,
@@ -69,13 +66,12 @@ _TWO_THOUSAND = {
 _RUN = """
 import sys
 from pathlib import Path
-from kaleido_jax.annotate.job.run import make_records
-from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.latents.tokenizer import load_tokenizer
+from tests.fashion import make_records
 
 settings = Annotate(date="2026-01-01", num_workers=int(sys.argv[2]))
-make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("fashion", 64), annotate=settings, **{keywords})
+make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("fashion", 64), annotate_settings=settings, **{keywords})
 """
 
 
@@ -86,7 +82,7 @@ def _start(folder, workers=0):
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_path, tokenizer):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    make_records(undisturbed, tokenizer=tokenizer, annotate=Annotate(date=DATE), **_TWO_THOUSAND)
+    make_records(undisturbed, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **_TWO_THOUSAND)
     process = _start(killed)
     shard = killed / "train" / "fashion-train-00002.array_record"
     while not shard.with_suffix(".json").exists():  # written when the shard is finished
@@ -103,16 +99,16 @@ def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_pat
 
 
 def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
-    together = make_records(tmp_path / "a", tokenizer=tokenizer, annotate=Annotate(date=DATE), **FASHION)
+    together = make_records(tmp_path / "a", tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **FASHION)
     pool = Annotate(date=DATE, num_workers=2)
-    assert make_records(tmp_path / "b", tokenizer=tokenizer, annotate=pool, **FASHION) == together
+    assert make_records(tmp_path / "b", tokenizer=tokenizer, annotate_settings=pool, **FASHION) == together
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 
 def test_a_worker_process_that_dies_is_told_in_one_line(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(engines, "_worker_make", _die)
     with pytest.raises(UserError, match="a worker process was killed.*finished shards are kept") as error:
-        make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(num_workers=1), **FASHION)
+        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(num_workers=1), **FASHION)
     assert "\n" not in str(error.value)
 
 
@@ -152,18 +148,16 @@ def test_the_day_of_the_first_start_stays(tmp_path, tokenizer):
     manifest = make_records(tmp_path, tokenizer=tokenizer, **FASHION)
     assert manifest.date == "1999-12-31"  # and the shards with the other day were made again
     record = Records(tmp_path / "train", manifest)[0]
-    assert record.provenance["bbox"] == {"model": "fashion", "version": "fashion/1", "date": "1999-12-31"} | {
-        "quantizer": manifest.provenance["bbox"]["quantizer"]
-    }
-    other = make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(date=DATE), **FASHION)
+    assert record.provenance["bbox"] == {"model": "labels", "version": "labels/1", "date": "1999-12-31"}
+    other = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **FASHION)
     assert other.date == DATE
 
 
 def test_a_raised_limit_keeps_the_shards_there_are(tmp_path, tokenizer):
-    small = make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(date=DATE, limit=40), **FASHION)
+    small = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE, limit=40), **FASHION)
     assert small.num_records == 40
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "train").glob("*.array_record")}
-    whole = make_records(tmp_path, tokenizer=tokenizer, annotate=Annotate(date=DATE), **FASHION)
+    whole = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **FASHION)
     assert whole.num_records == 60 and whole.shards[:2] == small.shards
     assert all((tmp_path / "train" / name).stat().st_mtime_ns == time for name, time in times.items())
 
@@ -185,13 +179,13 @@ class _Picky:
 
 @pytest.fixture
 def picky(monkeypatch):
-    monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings, source: _Picky())
+    monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings: _Picky())
     settings = Annotate(date=DATE)
     return replace(settings, bbox=replace(settings.bbox, kind="onnx"))
 
 
 def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, tokenizer, picky):
-    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate=picky, **FASHION)
+    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **FASHION)
     assert manifest.num_records == manifest.left_out == 30
     assert manifest.counts == dict.fromkeys(names(), 30)
     assert manifest.reasons == {"bbox: odd number N": 30}
@@ -200,12 +194,12 @@ def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, toke
     assert [f["id"][-2:] for f in notes["failures"]] == [str(n) for n in range(21, 40, 2)]
     records = Records(tmp_path / "train", manifest)
     assert {r.provenance["bbox"]["model"] for r in records} == {"picky"}
-    assert {r.provenance["text"]["model"] for r in records} == {"fashion"}
+    assert {r.provenance["text"]["model"] for r in records} == {"labels"}
 
 
 def test_records_may_lack_what_is_not_required_and_are_then_refused_where_it_is_needed(tmp_path, tokenizer, picky):
     picky = replace(picky, required=("text", "voken"))
-    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate=picky, **FASHION)
+    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **FASHION)
     assert manifest.num_records == 60 and manifest.left_out == 0 and manifest.counts["bbox"] == 30
     codec = Codec(tokenizer=tokenizer, segments=("text", "voken"))
     assert len(open_records(tmp_path / "train", codec=codec, image_size=32)) == 60
@@ -215,7 +209,7 @@ def test_records_may_lack_what_is_not_required_and_are_then_refused_where_it_is_
 
 def test_an_annotator_without_what_it_needs_is_refused_before_any_image(tmp_path, tokenizer, picky):
     with pytest.raises(UserError, match="bbox without text"):
-        make_records(tmp_path, tokenizer=tokenizer, annotate=picky, segments=("bbox", "blob"), **FASHION)
+        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, segments=("bbox", "blob"), **FASHION)
 
 
 def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path, tokenizer, monkeypatch):
@@ -228,11 +222,11 @@ def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path
                 raise user_error("no server", "one", "start it")
             return [Latents(bbox=()) for _ in examples]
 
-    monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings, source: Server())
+    monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings: Server())
     settings = Annotate(date=DATE)
     settings = replace(settings, bbox=replace(settings.bbox, kind="onnx"))
     with pytest.raises(UserError, match="no server"):
-        make_records(tmp_path, tokenizer=tokenizer, annotate=settings, **FASHION)
+        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=settings, **FASHION)
     files = sorted(p.name for p in (tmp_path / "train").iterdir())
     assert files == ["fashion-train-00000.array_record", "fashion-train-00000.json", "job.json"]
 
@@ -245,7 +239,7 @@ def test_equal_reasons_count_as_one_whatever_their_numbers():
 def test_a_shard_is_the_same_in_batches_of_any_size(tmp_path, tokenizer):
     for name, batch in (("a", 1), ("b", 16)):
         settings = Annotate(date=DATE, batch_size=batch)
-        make_records(tmp_path / name, tokenizer=tokenizer, annotate=settings, **FASHION)
+        make_records(tmp_path / name, tokenizer=tokenizer, annotate_settings=settings, **FASHION)
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 
@@ -253,7 +247,7 @@ def test_a_job_opens_its_annotators_once(tmp_path, tokenizer, monkeypatch):
     opened = []
     monkeypatch.setattr(shards, "open_annotators", lambda *a: opened.append(1) or annotators.open_annotators(*a))
     make_records(tmp_path, tokenizer=tokenizer, **FASHION)
-    assert opened == [1]
+    assert opened == [1, 1]  # of each split
 
 
 # ------------------------------------------------------------------------------- labels, by the same road
@@ -295,6 +289,11 @@ def _coco(folder):
     (folder / "annotations.json").write_text(json.dumps(table))
 
 
+def _annotated(config, work, tokenizer):
+    [manifest] = annotate(validate(config), work, tokenizer).values()
+    return manifest
+
+
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("coco")
@@ -305,7 +304,7 @@ def annotated(tmp_path_factory, tokenizer):
     config.annotate.image_size, config.annotate.date = 30, DATE
     config.annotate.segments = ("text", "bbox", "blob")
     config.model.t5.vocabulary = "fashion"
-    return annotate_data(validate(config), folder / "work", tokenizer), folder / "work"
+    return _annotated(config, folder / "work", tokenizer), folder / "work"
 
 
 def test_labels_become_latents_on_the_square_crop(annotated):
@@ -382,7 +381,7 @@ def _asking(folder, server):
     config.annotate.text.kind, config.annotate.segments = "openai", ("text",)
     config.annotate.image_size, config.annotate.text.image_size, config.annotate.shard_size = 30, 28, 2
     config.annotate.endpoint.base_url, config.annotate.endpoint.model = server.base_url, "tiny"
-    return validate(config)
+    return config
 
 
 def test_a_server_describes_the_images_and_what_it_refuses_is_counted(tmp_path, monkeypatch):
@@ -391,9 +390,9 @@ def test_a_server_describes_the_images_and_what_it_refuses_is_counted(tmp_path, 
     tokenizer = load_tokenizer("t5", 8192)
     _table(tmp_path / "data", [f"image n{n}" for n in range(5)])
     with serving({"n1": [400]}) as server:
-        manifest = annotate_data(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
+        manifest = _annotated(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
         asked = len(server.times)
-        annotate_data(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
+        _annotated(_asking(tmp_path / "data", server), tmp_path / "work", tokenizer)
         assert len(server.times) == asked  # a finished job asks nobody
     assert manifest.num_records == 4 and [f["id"] for f in manifest.failures] == ["table/train/00000001"]
     record = Records(tmp_path / "work", manifest)[0]
@@ -411,7 +410,7 @@ def test_all_images_bad_is_one_line(tmp_path, tokenizer):
     config.annotate.image_size, config.annotate.segments = 30, ("text",)
     config.latents.codebook_size = 64
     with pytest.raises(UserError, match="none of 4 examples has all of text .image: image file: No such file") as error:
-        annotate_data(validate(config), tmp_path / "work", tokenizer)
+        _annotated(config, tmp_path / "work", tokenizer)
     assert "\n" not in str(error.value)
 
 
@@ -424,7 +423,7 @@ def test_where_nothing_can_be_written_is_one_line(tmp_path, tokenizer):
     (tmp_path / "file").touch()
     for work in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("a" * 300), Path("/proc/x")):
         with pytest.raises(UserError, match="nothing can be written to --workdir=.*; name another") as error:
-            annotate_data(validate(config), work, tokenizer)
+            annotate(validate(config), work, tokenizer)
         assert "\n" not in str(error.value)
 
 
@@ -435,7 +434,7 @@ def test_ellipses_of_human_masks_agree_with_them(tmp_path):
     config = get_config()
     config.data.root = os.environ["KALEIDO_COCO_FIXTURES"]
     config.annotate.segments = ("text", "bbox", "blob")
-    manifest = annotate_data(validate(config), tmp_path, load_tokenizer("t5", 64))
+    manifest = _annotated(config, tmp_path, load_tokenizer("t5", 64))
     assert manifest.counts == {"text": 168, "bbox": 168, "blob": 168}
     assert manifest.agreement["ellipse_iou_median"] >= 0.75 and manifest.agreement["ellipse_objects"] > 400
     assert manifest.agreement["box_iou_median"] >= 0.98

@@ -3,18 +3,19 @@ import hashlib
 import numpy as np
 import pytest
 
-from kaleido_jax.annotate import build_vocab, fashion
-from kaleido_jax.annotate.job.run import QUANTIZER, make_records
-from kaleido_jax.annotate.vokens.features import FOREGROUND_FROM, appearance_features
+from kaleido_jax.annotate import build_vocab
+from kaleido_jax.annotate.job.run import QUANTIZER
+from kaleido_jax.annotate.labels import LabeledBlobs, LabeledBoxes, LabeledText
+from kaleido_jax.annotate.vokens.features import appearance_features
 from kaleido_jax.annotate.vokens.quality import quality
 from kaleido_jax.annotate.vokens.quantizer import fit_quantizer, load_quantizer, save_quantizer
-from kaleido_jax.data.sources.base import open_source
+from kaleido_jax.data.sources.fashion import FOREGROUND_FROM, labeled
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
-from kaleido_jax.latents.types import validate
+from kaleido_jax.latents.types import Latents, validate
+from tests.fashion import garments, make_records
 
 SETTINGS = {
-    "source": "fashion",
     "num_examples": 70,
     "seed": 3,
     "image_size": 32,
@@ -26,7 +27,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def source():
-    return open_source("fashion", "train", num_examples=200, seed=0)
+    return garments("train", 200)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,11 @@ def tokenizer():
 
 
 def test_source_is_a_function_of_seed_split_and_index(source):
-    again = open_source("fashion", "train", num_examples=9, seed=0)
+    again = garments("train", 9)
     for index in (0, 7):
         assert source[index].id == again[index].id
         np.testing.assert_array_equal(source[index].image, again[index].image)
-    other = open_source("fashion", "train", num_examples=9, seed=1)
+    other = garments("train", 9, seed=1)
     assert any((source[i].image != other[i].image).any() for i in range(9))
 
 
@@ -60,7 +61,7 @@ def test_source_places_whole_garments_on_exact_black(source):
     tones = images[..., 0]
     assert (tones == 0).mean() > 0.3
     assert ((tones >= FOREGROUND_FROM).sum(axis=(1, 2)) > 30).all()
-    assert open_source("fashion", "test", num_examples=1, seed=0, image_size=64)[0].image.shape == (64, 64, 3)
+    assert garments("test", 1, image_size=64)[0].image.shape == (64, 64, 3)
 
 
 def test_source_has_every_class_in_any_ten_in_a_row(source):
@@ -68,25 +69,30 @@ def test_source_has_every_class_in_any_ten_in_a_row(source):
     assert source[13].caption == source.class_names[source.label(13)]
 
 
-def test_box_is_the_thresholded_garment(source, quantizer):
+def _latents(example):
+    """What the annotators of labels make of it."""
+    [text], [boxes], [blobs] = (a([example], [Latents()]) for a in (LabeledText(), LabeledBoxes(1), LabeledBlobs(1)))
+    return Latents(text=text.text, bbox=boxes.bbox, blob=blobs.blob)
+
+
+def test_box_is_the_thresholded_garment(source):
     for index in range(40):
         example = source[index]
-        z = validate(fashion.annotate(example.image, example.caption, quantizer))
+        z = validate(_latents(example))
         rows, columns = np.nonzero(example.image[..., 0] >= FOREGROUND_FROM)
         edges = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         np.testing.assert_allclose(z.bbox[0].box, edges * 1000 / 32, atol=0.5)  # rounded to whole units
         assert z.bbox[0].phrase == z.blob[0].phrase == example.caption
-        assert z == fashion.annotate(example.image, example.caption, quantizer)
+        assert z == _latents(labeled("another", example.image, example.caption))  # a function of the pixels
 
 
 def test_text_says_what_is_measured():
     image = np.zeros((32, 32, 3), np.uint8)
     image[22:30, 1:13] = 200
-    z = fashion.annotate(image, "Ankle Boot")
+    z = _latents(labeled("it", image, "Ankle Boot"))
     assert z.text == "a tiny bright ankle boot at the lower left, wide, full and plain"
-    assert z.voken is None
     with pytest.raises(UserError, match="without a garment"):
-        fashion.annotate(np.zeros_like(image), "bag")
+        labeled("it", np.zeros_like(image), "bag")
 
 
 def test_vokens_do_not_see_place_and_tone(quantizer):
@@ -140,35 +146,26 @@ def _hashes(folder):
 
 def test_records_made_again_are_bit_identical(tmp_path, tokenizer):
     for name in ("a", "b"):
-        for split in ("train", "test"):
-            make_records(tmp_path / name, split=split, tokenizer=tokenizer, **SETTINGS)
+        make_records(tmp_path / name, num_test=70, tokenizer=tokenizer, **SETTINGS)
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
     assert len(_hashes(tmp_path / "a")) == 3 + 3 + 1
 
 
 def test_finished_shards_are_kept_and_lost_ones_made_again(tmp_path, tokenizer):
-    make_records(tmp_path, split="train", tokenizer=tokenizer, **SETTINGS)
+    make_records(tmp_path, tokenizer=tokenizer, **SETTINGS)
     before = _hashes(tmp_path)
     first, second, _ = sorted(tmp_path.glob("train/*.array_record"))
     manifest = (tmp_path / "train/manifest.json").read_bytes()
     written = first.stat().st_mtime_ns
     second.unlink()
-    make_records(tmp_path, split="train", tokenizer=tokenizer, **SETTINGS)
+    make_records(tmp_path, tokenizer=tokenizer, **SETTINGS)
     assert first.stat().st_mtime_ns == written
     assert _hashes(tmp_path) == before
     assert (tmp_path / "train/manifest.json").read_bytes() == manifest
 
 
-def test_processes_share_the_shards(tmp_path, tokenizer):
-    shared = {"split": "train", "tokenizer": tokenizer, "process_count": 2} | SETTINGS
-    assert make_records(tmp_path / "two", process_index=1, **shared) is None
-    manifest = make_records(tmp_path / "two", process_index=0, **shared)
-    alone = make_records(tmp_path / "one", split="train", tokenizer=tokenizer, **SETTINGS)
-    assert manifest.shards == alone.shards and manifest.num_records == 70
-
-
 def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
-    manifest = make_records(tmp_path, split="train", tokenizer=tokenizer, max_caption_tokens=3, **SETTINGS)
+    manifest = make_records(tmp_path, num_test=2, tokenizer=tokenizer, max_caption_tokens=3, **SETTINGS)
     assert manifest.left_out == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
     assert manifest.max_tokens["caption"] == 3
     assert manifest.reasons == {"length: caption of N tokens, more than data.max_caption_tokens = N": 7}
@@ -176,8 +173,8 @@ def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
 
 
 def test_quantizer_of_another_setup_is_not_overwritten(tmp_path, tokenizer):
-    make_records(tmp_path, split="train", tokenizer=tokenizer, **SETTINGS)
+    make_records(tmp_path, tokenizer=tokenizer, **SETTINGS)
     with pytest.raises(UserError, match="was fitted for"):
-        make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook_size": 8})
+        make_records(tmp_path, tokenizer=tokenizer, **SETTINGS | {"codebook_size": 8})
     with pytest.raises(UserError, match="codebook of 128"):
-        make_records(tmp_path, split="test", tokenizer=tokenizer, **SETTINGS | {"codebook_size": 128})
+        make_records(tmp_path, tokenizer=tokenizer, **SETTINGS | {"codebook_size": 128})

@@ -1,0 +1,85 @@
+"""Photographs: files and bytes decoded to upright RGB arrays."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kaleido_jax import array_types as at
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.files import LFS_POINTER
+
+MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is more likely a bomb than a photo
+# What photographs come in. Pillow knows more, some of which start other programs (EPS) or hold no pixels.
+PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".ppm")
+
+# What Pillow's decoders raise on broken files; found by harming files of every format in the test.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RuntimeError)
+_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def read_image(path: Path) -> at.Image:
+    """The photo in a file.
+
+    Raises:
+      UserError: it is missing or cannot be decoded. The message has no path, so that equal failures count as one.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise user_error(f"image file: {reason}", "a readable file", "fetch it, or leave the row out") from error
+    return decode_photo(content)
+
+
+def decode_photo(data: bytes) -> at.Image:
+    """An encoded image as RGB, turned upright by its EXIF orientation; the first frame if there are several.
+
+    Transparent parts show white, 16-bit greys keep their upper byte, CMYK is converted without its ink profile, and
+    color profiles are not applied.
+
+    Raises:
+      UserError: no image of PHOTO_FORMATS, broken or cut off, more than MAX_PIXELS, or of a mode without colors.
+    """
+    if data.startswith(LFS_POINTER):
+        raise user_error("an image file that is a git-LFS pointer", "the image", "run `git lfs pull` in its repository")
+    Image.init()  # open() fails on names that this build of Pillow lacks
+    formats = [name for name in PHOTO_FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height == 0:
+                raise user_error("an image without a pixel", "at least one", "leave the file out")
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(f"{image.width} x {image.height} px")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise user_error(
+            f"{len(data)} bytes that are no image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large("a size beyond Pillow's own limit") from error
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise user_error(f"an image that cannot be decoded ({reason})", "a whole file", "fetch it again") from error
+
+
+def _too_large(found: str) -> UserError:
+    return user_error(f"an image of {found}", f"at most {MAX_PIXELS} px in all", "shrink it or leave it out")
+
+
+def _to_rgb(image: Image.Image) -> at.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow's own conversion clips at 255 instead of scaling.
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535) >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise user_error("an image of floats", "8 or 16 bits a channel", "convert it, since its white is unknown")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        # Transparent pixels hold any color at all; web images are drawn for white pages.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))

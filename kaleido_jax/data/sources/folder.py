@@ -1,0 +1,105 @@
+"""Folders by class: CLASS/IMAGE, whose class name is the caption."""
+
+import logging
+import os
+from pathlib import Path
+
+from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image
+from kaleido_jax.data.sources import register
+from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, read_labels
+from kaleido_jax.data.sources.imagenet import captions_of_wnids
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.latents.validity import clean_phrase
+from kaleido_jax.runtime.files import fingerprint
+from kaleido_jax.runtime.text import readable_name
+
+log = logging.getLogger(__name__)
+
+_LISTED = 10  # folders that a line of the log names
+
+
+class FolderSource:
+    """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split).
+
+    A file of two columns, folder and name, in config.data.labels gives folders other names: underscores become spaces,
+    and of several names with commas the first is taken. Without it, ImageNet's folders ("n01440764") have the captions
+    of imagenet.py. Hidden folders and files and macOS's __MACOSX are no classes and no images.
+    """
+
+    def __init__(self, settings: SourceSettings) -> None:
+        """Lists the files.
+
+        Raises:
+          UserError: no folder with images, or a file of names that cannot be read.
+        """
+        data, top = settings.data, settings.root / settings.data.split
+        names = _read_names(settings.root / data.labels[0]) if data.labels else None
+        folders = {f: _images(f) for f in _visible(top) if f.is_dir()} if top.is_dir() else {}
+        empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
+        if empty:
+            more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
+            log.warning("no class, since no image is in it: %s%s in %s", ", ".join(empty[:_LISTED]), more, top)
+        folders = {folder: files for folder, files in folders.items() if files}
+        if not folders:
+            raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
+        self._files = [(path, number) for number, files in enumerate(folders.values()) for path in files]
+        named = [_class_name(folder, names) for folder in folders]
+        self.class_names = tuple(name or readable_name(f.name) for name, f in zip(named, folders, strict=True))
+        self._without_name = frozenset(number for number, name in enumerate(named) if name is None)
+        self._split = data.split
+        listed = (f"{readable_name(path.parent.name)}/{readable_name(path.name)}" for path, _ in self._files)
+        self.fingerprint = fingerprint("\n".join(["folder", data.split, *self.class_names, *listed]))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def id(self, index: int) -> str:
+        """The id of one example, e.g. "folder/train/tench/0001.jpg"; bytes that are no UTF-8 are written as "\\xNN"."""
+        path, _ = self._files[check_index(index, len(self))]
+        parts = (readable_name(path.parent.name), readable_name(path.name))
+        return "/".join(["folder", *([self._split] if self._split else []), *parts])
+
+    def label(self, index: int) -> int:
+        """Index into class_names of one example."""
+        return self._files[check_index(index, len(self))][1]
+
+    def __getitem__(self, index: int) -> Example:
+        path, number = self._files[check_index(index, len(self))]
+        if number in self._without_name:
+            do = "rename the folder, or name it in data.labels"
+            raise user_error("a class folder whose name is no caption", "words in UTF-8", do)
+        return Example(id=self.id(index), image=read_image(path), caption=self.class_names[number])
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder shows, in the order of its names' bytes, which is the same in every locale."""
+    found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX")
+    return sorted(found, key=lambda path: os.fsencode(path.name))
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:
+    """The caption of a class; None where its name has bytes that are no UTF-8, or no word."""
+    try:
+        own = os.fsencode(folder.name).decode()
+        known = captions_of_wnids() if names is None else {}
+        return known.get(own) or clean_phrase((names or {}).get(own, own).split(",")[0].replace("_", " "))
+    except (UnicodeDecodeError, UserError):
+        return None
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    try:
+        lines = read_labels(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise user_error(f"{path} is no UTF-8", "text in UTF-8", "convert it") from error
+    rows = [line.split("\t", maxsplit=1) for line in lines if line.strip()]
+    if any(len(row) != 2 for row in rows):
+        raise user_error(f"{path} has a line without a tab", "FOLDER<tab>NAME", "correct it")
+    return dict(rows)
+
+
+register("folder", FolderSource)

@@ -1,0 +1,154 @@
+"""Rows of tables: JSONL with random access, CSV and TSV read into memory."""
+
+import bisect
+import csv
+import io
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from kaleido_jax.data.sources.base import read_labels, unreadable
+from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
+
+_LONGEST_CELL = 2**30  # characters; csv's own limit is 2**17, which long descriptions reach
+
+
+class JsonLines:
+    """The lines of JSONL files. They may be far larger than the memory: only where each line begins is kept."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths, digest = list(paths), sha256()
+        starts, counts = array("q"), [0]  # 8 bytes a line, since there may be ten million
+        for path in self._paths:
+            start = 0
+            try:
+                refuse_lfs_pointer(path)
+                with path.open("rb") as file:
+                    for line in file:
+                        if line.strip():
+                            starts.append(start)
+                        start += len(line)
+                        digest.update(line)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            counts.append(len(starts))
+        self._starts, self._counts = starts, counts
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The object of one line.
+
+        Raises:
+          UserError: the line holds none.
+        """
+        with self._paths[bisect.bisect_right(self._counts, index) - 1].open("rb") as file:
+            file.seek(self._starts[index])
+            line = file.readline()
+        try:
+            row = json.loads(line)
+        except RecursionError as error:
+            raise user_error("a line of too many brackets", "one JSON object a line", "correct the line") from error
+        except ValueError as error:
+            raise user_error("a line that is no JSON", "one JSON object a line", "correct the line") from error
+        if not isinstance(row, dict):
+            raise user_error("a line that is no JSON object", "{...}", "correct the line")
+        return row
+
+
+class TextTable:
+    """The rows of CSV or TSV files with a header."""
+
+    def __init__(self, paths: Sequence[Path], needed: Sequence[str]) -> None:
+        """Reads the files; columns `needed` must be there.
+
+        Raises:
+          UserError: a file that is missing, no UTF-8, without a needed column, or with a quote that is never closed.
+        """
+        self._rows: list[dict[str, str] | UserError] = []
+        digests = []
+        for path in paths:
+            content = read_labels(path)
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise user_error(f"{path} is no UTF-8", "text in UTF-8", "convert it") from error
+            self._add(path, _tsv_cells(text) if path.suffix == ".tsv" else _csv_cells(path, text), needed)
+            digests.append(fingerprint(content))
+        self.fingerprint = fingerprint(*digests)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        """One row by the names of its columns; cells that a short row lacks are absent.
+
+        Raises:
+          UserError: the row's cells are not those of the header.
+        """
+        row = self._rows[index]
+        if isinstance(row, UserError):
+            raise row
+        return row
+
+    def _add(self, path: Path, lines: Iterator[list[str] | UserError], needed: Sequence[str]) -> None:
+        header = next(lines, [])
+        if isinstance(header, UserError):
+            raise header
+        missing = [column for column in needed if column not in header]
+        if missing:
+            have = ", ".join(header)[:200] or "nothing"
+            do = "set data.table.columns, or add a header"
+            raise user_error(f"{path} has columns {have}", f"a column {missing[0]}", do)
+        for cells in lines:
+            if isinstance(cells, UserError):
+                self._rows.append(cells)
+            elif any(cells[len(header) :]):
+                # A comma in a caption that is not quoted: what the header calls "caption" is only a part of it.
+                found = f"a row of {len(cells)} cells"
+                self._rows.append(user_error(found, f"{len(header)} as in the header", "quote cells that hold commas"))
+            else:
+                self._rows.append(dict(zip(header, cells, strict=False)))
+
+
+def _tsv_cells(text: str) -> Iterator[list[str]]:
+    """TSV files of captions (CC3M, CC12M) have no quoting: a quote is a character as any other."""
+    for line in text.split("\n"):
+        if line.strip("\r"):
+            yield line.removesuffix("\r").split("\t")
+
+
+def _csv_cells(path: Path, text: str) -> Iterator[list[str] | UserError]:
+    """The cells of each row, or what is wrong with it.
+
+    Raises:
+      UserError: a quoted cell has no end, so that it has taken all lines behind it.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else quotes inside a cell end it without a word
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                found = f"{path} line {first} opens a quoted cell that never ends"
+                do = "close the quote, or write quotes of the text twice"
+                raise user_error(found, "a closing quote", do) from error
+            lines = f"line {first} is" if first == reader.line_num else f"lines {first} to {reader.line_num} are"
+            yield user_error(
+                f"{lines} no row of CSV ({error})",
+                "quotes around a cell, and those inside it twice",
+                "correct the lines",
+            )
+            continue
+        if cells:
+            yield cells

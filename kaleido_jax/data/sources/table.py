@@ -1,0 +1,81 @@
+"""Tables of captions: rows of image file, caption and, where there is one, a long description; CSV, TSV or JSONL."""
+
+from pathlib import Path
+
+from kaleido_jax.data.images import read_image
+from kaleido_jax.data.sources import register
+from kaleido_jax.data.sources.base import (
+    Example,
+    SourceSettings,
+    below,
+    check_index,
+    no_classes,
+    row_id,
+)
+from kaleido_jax.data.sources.rows import JsonLines, TextTable
+from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import fingerprint
+
+_SUFFIXES = (".csv", ".tsv", ".jsonl")
+
+
+class TableSource:
+    """One image a row; config.data.labels names tables, all of one form, else it is SPLIT.* or the only one there."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, settings: SourceSettings) -> None:
+        """Opens the tables.
+
+        Raises:
+          UserError: tables that are missing, empty or without the image and caption columns.
+        """
+        data, root = settings.data, settings.root
+        paths = [root / name for name in data.labels] or [_find_table(root, data.split)]
+        self._columns, self._photos, self._split = data.table.columns, root / data.images, data.split
+        kinds = {path.suffix for path in paths}
+        if len(kinds) > 1:
+            found = ", ".join(path.name for path in paths)
+            raise user_error(f"tables {found}", "all .csv, all .tsv or all .jsonl", "correct data.labels")
+        self._rows = JsonLines(paths) if kinds == {".jsonl"} else TextTable(paths, self._columns[:2])
+        if not len(self._rows):
+            what = ", ".join(path.name for path in paths)
+            raise user_error(f"no row in {what} of {root}", "at least one", "correct data.root or data.labels")
+        parts = ("table", data.split, data.images, *self._columns, self._rows.fingerprint)
+        self.fingerprint = fingerprint("\n".join(parts))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def id(self, index: int) -> str:
+        """The id of one example, e.g. "table/train/00000017"."""
+        return row_id("table", self._split, check_index(index, len(self)), 8)
+
+    def label(self, index: int) -> int:
+        """Raises UserError: there are no classes."""
+        raise no_classes("a row of a table")
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._rows[check_index(index, len(self))]
+        image, caption, description = (row.get(column) for column in self._columns)
+        if not isinstance(caption, str) or not caption.strip():
+            raise user_error("a row without a caption", f"text in the column {self._columns[1]}", "write one")
+        return Example(
+            id=self.id(index),
+            image=read_image(below(self._photos, image)),
+            caption=caption.strip(),
+            description=description.strip() if isinstance(description, str) and description.strip() else None,
+        )
+
+
+def _find_table(root: Path, split: str) -> Path:
+    named = [root / f"{split}{suffix}" for suffix in _SUFFIXES]
+    listed = [p for p in sorted(root.iterdir()) if p.suffix in _SUFFIXES and not p.name.startswith(".")]
+    found = [path for path in named if path.exists()] if split else listed
+    if len(found) != 1:
+        what = ", ".join(path.name for path in found) or "no table"
+        raise user_error(f"{what} in {root}", "one .csv, .tsv or .jsonl", "name the table in data.labels")
+    return found[0]
+
+
+register("table", TableSource)

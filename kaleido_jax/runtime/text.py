@@ -1,0 +1,27 @@
+"""Text from file names, tables and the command line, made such that UTF-8 can write it."""
+
+import os
+import re
+
+# Halves of characters. Python keeps a byte 0xNN that a locale could not decode as the lone half U+DCNN.
+_LONE_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def readable(text: str) -> str:
+    """The text as characters that UTF-8 can write; text that is so already comes back unchanged.
+
+    Bytes that the locale could not decode are read as UTF-8, whatever the locale; those that are no UTF-8 either are
+    written as "\\xNN", so that two file names stay two. Other halves of characters (JSON's "\\ud83d") are dropped.
+    """
+    if text.isascii():
+        return text
+    whole = _LONE_HALVES.sub("", text)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def readable_name(name: str) -> str:
+    """A file name as `readable` text.
+
+    A locale without UTF-8 may also decode names to wrong characters, so this goes by the name's bytes.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

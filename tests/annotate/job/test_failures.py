@@ -1,0 +1,160 @@
+"""One row is one failure, whatever it raises; a source registered from outside; names that are no UTF-8."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.annotate import registry
+from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.job import shards
+from kaleido_jax.annotate.job.run import annotate
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.schema import default_config
+from kaleido_jax.data import sources
+from kaleido_jax.data.records import Records, class_names
+from kaleido_jax.data.sources.base import Example, SourceSettings
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.types import Latents
+
+TOKENIZER = load_tokenizer("fashion", 64)
+
+
+class Odd:
+    """A source whose examples 1 and 2 raise what no reader foresees; the id of 2 as well."""
+
+    class_names, fingerprint = ("cat", "dog"), "odd/1"
+
+    def __init__(self, settings: SourceSettings):
+        self._size = len(settings.data.labels)
+
+    def __len__(self):
+        return self._size
+
+    def id(self, index):
+        if index == 2:
+            raise OverflowError("no id")
+        return f"odd/{index} \udce9"
+
+    def label(self, index):
+        return index % 2
+
+    def __getitem__(self, index):
+        if index in (1, 2):
+            raise [RecursionError, ZeroDivisionError][index - 1]("deep \ud83d\ndown")
+        image = np.full((8, 10, 3), index, np.uint8)
+        return Example(
+            id=self.id(index), image=image, caption=f"cat {index} \ud83d", description="words", credit="\udcff"
+        )
+
+
+def _config(number, **annotate_fields):
+    config = default_config()
+    config.data.source, config.data.labels = "odd", ("x",) * number
+    config.model.t5.vocabulary = "fashion"
+    config.latents.codebook_size = 64
+    config.annotate.image_size, config.annotate.segments = 8, ("text",)
+    for field, value in annotate_fields.items():
+        config.annotate[field] = value
+    return validate(config)
+
+
+@pytest.fixture(autouse=True)
+def odd(monkeypatch):
+    monkeypatch.setattr(sources, "_KINDS", dict(sources._KINDS))
+    sources.register("odd", Odd)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_from_outside_is_annotated_and_a_row_that_raises_is_one_failure(tmp_path, workers):
+    config = _config(5, num_workers=workers)
+    [manifest] = annotate(config, tmp_path, TOKENIZER).values()
+    assert manifest.num_records == 3 and manifest.left_out == 2
+    assert [(f["id"], f["segment"], f["reason"]) for f in manifest.failures] == [
+        (r"odd/00000002", "image", "ZeroDivisionError: deep down"),
+        (r"odd/1 \xe9", "image", "RecursionError: deep down"),
+    ]
+    first = Records(tmp_path, manifest)[0]
+    assert (first.id, first.caption, first.credit) == (r"odd/0 \xe9", "cat 0 ", r"\xff")
+    assert class_names(config, tmp_path) == ["cat", "dog"]
+
+
+class Raising:
+    """An annotator that raises for some examples, and then for the whole batch."""
+
+    segments, needs, metadata = ("text",), (), {"model": "raising", "version": "1"}
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __call__(self, examples, so_far):
+        if any(self.bad(int(e.image[0, 0, 0])) for e in examples):
+            raise TypeError("not\nthis one")
+        return [Latents(text="good") for _ in examples]
+
+
+def _with(monkeypatch, bad):
+    monkeypatch.setitem(registry.OPENERS, ("text", "labels"), lambda settings: Raising(bad))
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_an_annotator_that_raises_for_one_example_costs_only_that(tmp_path, monkeypatch, batch_size):
+    _with(monkeypatch, lambda number: number % 5 == 3)
+    [manifest] = annotate(_config(20, batch_size=batch_size), tmp_path, TOKENIZER).values()
+    assert manifest.num_records == 20 - 2 - 4
+    assert manifest.reasons["text: TypeError: not this one"] == 4
+
+
+def test_an_annotator_that_raises_for_all_examples_stops_the_job(tmp_path, monkeypatch):
+    _with(monkeypatch, lambda number: True)
+    with pytest.raises(TypeError, match="this one"):
+        annotate(_config(60, batch_size=16), tmp_path, TOKENIZER)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_an_image_that_cannot_be_made_a_record_is_a_failure(tmp_path, monkeypatch):
+    encode = shards.encode_image
+    monkeypatch.setattr(shards, "encode_image", lambda image: 1 / 0 if image[0, 0, 0] == 3 else encode(image))
+    [manifest] = annotate(_config(5), tmp_path, TOKENIZER).values()
+    assert manifest.num_records == 2 and manifest.reasons["record: ZeroDivisionError: division by zero"] == 1
+
+
+def test_a_failures_answer_still_counts_for_its_segment(tmp_path, monkeypatch):
+    answer = Failure(segment="text", reason="half \ud83d")
+    monkeypatch.setattr(Raising, "__call__", lambda self, examples, so_far: [answer for _ in examples])
+    _with(monkeypatch, lambda number: False)
+    with pytest.raises(UserError, match="none of 4 examples has all of text"):
+        annotate(_config(4), tmp_path, TOKENIZER)
+
+
+_FOLDERS = """
+import sys
+from kaleido_jax.main import main
+fields = ["data.source=folder", f"data.root={sys.argv[1]}", "annotate.image_size=32", "annotate.segments=('text',)",
+          "latents.segments=('text',)"]
+main(["annotate", "--config=configs/annotate_coco.py", *(f"--config.{f}" for f in fields), f"--workdir={sys.argv[2]}"])
+"""
+
+
+@pytest.mark.slow
+def test_a_locale_without_utf8_makes_the_same_records(tmp_path):
+    folder = tmp_path / "data" / "猫 cat"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "ä.png")
+    content = (folder / "ä.png").read_bytes()
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
+        file.write(content)
+    shards_of = {}
+    for name, locale in (("utf8", {}), ("ä", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})):
+        command = [sys.executable, "-c", _FOLDERS, tmp_path / "data", tmp_path / name]
+        done = subprocess.run(command, env=os.environ | locale, capture_output=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+        shards_of[name] = json.loads((tmp_path / name / "manifest.json").read_text())
+    assert shards_of["utf8"]["shards"] == shards_of["ä"]["shards"]
+    assert shards_of["ä"]["class_names"] == ["猫 cat"] and Path(tmp_path / "ä" / "report.html").exists()

@@ -1,0 +1,121 @@
+"""Tables of captions; bad rows are failures of their own."""
+
+import json
+import pickle
+
+import pytest
+
+from kaleido_jax.config.schema import DataTable
+from kaleido_jax.errors import UserError
+from tests.data.sources.opening import open_source, outcomes, photo, write
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_tables_of_captions(tmp_path, kind):
+    rows = [
+        ("a/1.png", 'says "hi", twice', "long"),
+        ("a/2.png", "plain", ""),
+        ("a/1.png", " ", ""),
+        ("/x.png", "c", ""),
+    ]
+    if kind == "jsonl":
+        text = "\n".join(json.dumps(dict(zip(("image", "caption", "description"), r, strict=True))) for r in rows)
+    else:
+        comma = "," if kind == "csv" else "\t"  # TSV has no quoting
+        quoted = [
+            comma.join('"' + cell.replace('"', '""') + '"' if kind == "csv" else cell for cell in r) for r in rows
+        ]
+        text = "\n".join([comma.join(("image", "caption", "description")), *quoted])
+    write(tmp_path / f"train.{kind}", text)
+    photo(tmp_path / "pictures" / "a" / "1.png")
+    source = open_source("table", "train", root=str(tmp_path), images="pictures")
+    first = source[0]
+    assert (first.id, first.caption, first.description) == ("table/train/00000000", 'says "hi", twice', "long")
+    for index, told in ((1, "No such file"), (2, "without a caption"), (3, "no name of a file")):
+        with pytest.raises(UserError, match=told):
+            source[index]
+    assert len(source) == 4 and pickle.loads(pickle.dumps(source)).id(3) == source.id(3)
+
+
+def test_a_table_without_the_columns_or_alone_of_its_kind_is_told(tmp_path):
+    write(tmp_path / "a.csv", "file,words\n1.png,hello\n")
+    with pytest.raises(UserError, match="columns file, words; expected a column image"):
+        open_source("table", root=str(tmp_path))
+    source = open_source("table", root=str(tmp_path), table=DataTable(columns=("file", "words", "")))
+    assert len(source) == 1
+    write(tmp_path / "b.csv", "file,words\n")
+    with pytest.raises(UserError, match="a.csv, b.csv in .*; expected one"):
+        open_source("table", root=str(tmp_path))
+    with pytest.raises(UserError, match="no row"):
+        open_source("table", root=str(tmp_path), labels=("b.csv",), table=DataTable(columns=("file", "words", "")))
+
+
+def _with(folder, name, text):
+    for image in ("a", "b", "c"):
+        photo(folder / f"{image}.png")
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def test_a_quote_in_a_tsv_is_a_character_as_any_other(tmp_path):
+    rows = 'image\tcaption\na.png\t"A start of a quote\nb.png\tsays "hi" twice\r\nc.png\tthe\u2028cat\r\n'
+    source = open_source("table", root=_with(tmp_path, "train.tsv", rows))
+    assert outcomes(source) == ['"A start of a quote', 'says "hi" twice', "the\u2028cat"]
+
+
+def test_a_quote_that_swallows_a_csv_to_its_end_is_refused_with_its_line(tmp_path):
+    rows = 'image,caption\nb.png,first\na.png,"A start of a quote\nb.png,second\nc.png,the cat\n'
+    with pytest.raises(UserError, match="train.csv line 3 opens a quoted cell that never ends"):
+        open_source("table", root=_with(tmp_path, "train.csv", rows))
+
+
+def test_rows_whose_cells_are_not_the_headers_fail_alone(tmp_path):
+    rows = [
+        r'a.png,"says \"hi\" twice"',  # cut at the second quote, were it read
+        "b.png,a dog, and a cat",  # a comma that is not quoted
+        'c.png,"two ""q"" and\nlines",',  # as CSV wants it; an empty cell too many is none
+        "c.png",
+    ]
+    source = open_source("table", root=_with(tmp_path, "train.csv", "\n".join(["image,caption", *rows])))
+    first, second, third, fourth = outcomes(source)
+    assert first.startswith("UserError: line 2 is no row of CSV") and third == 'two "q" and\nlines'
+    assert second.startswith("UserError: a row of 3 cells; expected 2") and "without a caption" in fourth
+
+
+def test_long_cells_are_read(tmp_path):
+    words = "word " * 40_000
+    root = _with(tmp_path, "train.csv", f'image,caption,description\na.png,x,"{words}"\n')
+    assert open_source("table", root=root)[0].description == words.strip()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"image": "a\\u0000.png", "caption": "y"}', "no name of a file"),
+        ('{"image": "a\\ud83d.png", "caption": "y"}', "no name of a file"),
+        ('{"image": ["a.png"], "caption": "y"}', "no name of a file"),
+        ('{"image": "a.png", "caption": ["y"]}', "without a caption"),
+        ("[" * 100_000, "too many brackets"),
+    ],
+)
+def test_one_odd_line_is_a_failure_of_that_line(tmp_path, row, reason):
+    root = _with(tmp_path, "train.jsonl", f'{row}\n{{"image": "a.png", "caption": "y"}}\n')
+    bad, good = outcomes(open_source("table", root=root))
+    assert bad.startswith("UserError") and reason in bad and good == "y"
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_a_git_lfs_pointer_is_named_for_what_it_is(tmp_path, name):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    with pytest.raises(UserError, match=f"{name} is a git-LFS pointer.*git lfs pull"):
+        open_source("table", root=_with(tmp_path, name, pointer))
+    root = _with(tmp_path / "images", "train.tsv", "image\tcaption\na.png\tx\n")
+    (root / "a.png").write_bytes(pointer)
+    with pytest.raises(UserError, match="image file that is a git-LFS pointer.*git lfs pull"):
+        open_source("table", root=root)[0]
+
+
+def test_hidden_tables_are_none(tmp_path):
+    root = _with(tmp_path, "train.tsv", "image\tcaption\na.png\tx\n")
+    (root / "._train.tsv").write_bytes(b"\0\5\x16\7")
+    assert outcomes(open_source("table", root=root)) == ["x"]
