@@ -9,6 +9,7 @@ import pytest
 
 from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import mesh_sizes
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.data.sources.fashion import CLASS_NAMES
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
