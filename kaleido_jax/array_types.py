@@ -20,6 +20,7 @@ Shapes = tuple[tuple[int, ...], ...]  # of one sample at each resolution, high t
 Scales = tuple[int, ...]  # of each resolution relative to the innermost, e.g. (4, 1)
 Keys = Key[Array, "b"]  # one random key per sample
 Tokens = Int[Array, "b t"]
+PerToken = Float[Array, "b t"]  # one number per token, e.g. its weight in a loss
 Mask = Bool[Array, "b t"]  # True = a valid position
 States = Float[Array, "b t d"]  # of T5, H_c or H_z
 Condition = PyTree[Array]  # what a denoiser reads at every step, made once from the states of c and z
@@ -30,6 +31,7 @@ PerChannel = Float[Array, "b c"]  # one number per sample and channel
 PerHead = Float[Array, "b h t d"]  # queries, keys or values; h heads
 AttentionBias = Float[Array, "#b #h #q k"]  # added to the logits of queries and keys
 AttentionMask = Bool[Array, "#b #h #q k"]  # True where a query may see a key
+Batch = dict[str, Array]  # of training, under the names of t5x, with "image" and "sample_id"
 
 # On the host
 Image = UInt8[np.ndarray, "h w 3"]

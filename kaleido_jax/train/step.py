@@ -1,10 +1,13 @@
-"""The joint loss L = L_DM + eta * L_AR (paper, Eq. 1) and one optimizer step on it."""
+"""Training step: the joint loss L = L_DM + eta * L_AR (Kaleido, Eq. 1) and one optimizer update on it."""
+
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
+from kaleido_jax.array_types import Batch, Keys, Logits, PerToken, Scalar, Tokens
 from kaleido_jax.config.schema import Config, sample_shapes, scales
 from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
 from kaleido_jax.diffusion.process import per_sample_normal, pyramid, q_sample
@@ -16,21 +19,34 @@ from kaleido_jax.train.caption_cache import ROW, TABLE
 from kaleido_jax.train.optimizer import learning_rate
 from kaleido_jax.train.state import State
 
+Metrics = dict[str, Scalar]
 
-def token_loss(logits: Float[Array, "b t v"], targets, weights) -> Float[Array, ""]:
-    """L_AR: negative log-likelihood, mean over the valid target tokens of the batch."""
+
+@runtime_checkable
+class TrainStep(Protocol):
+    """A pure function for jit."""
+
+    def __call__(self, state: State, frozen: dict[str, Any], batch: Batch) -> tuple[State, Metrics]:
+        """One optimizer step."""
+
+
+def token_loss(logits: Logits, targets: Tokens, weights: PerToken) -> Scalar:
+    """L_AR = -log p(z | c), a mean over the valid target tokens of the batch.
+
+    Kaleido's sum over tokens would make eta depend on the length of z.
+    """
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return (nll * weights).sum() / jnp.maximum(weights.sum(), 1)
 
 
-def mixed_inputs(keys, logits: Float[Array, "b t v"], batch: dict, share: float) -> Int[Array, "b t"]:
+def mixed_inputs(keys: Keys, logits: Logits, batch: Batch, share: float) -> Tokens:
     """Decoder inputs in which a share of the tokens before each position are drawn from the logits of a first pass.
 
     Parallel scheduled sampling with one pass (Duckworth et al. 2019; Mihaylova & Martins 2019): the draws are made
     teacher-forced and no gradient goes through them. Positions of weight 0 stay as they are.
     """
 
-    def mix(key, logits, targets, weights):
+    def mix(key: Array, logits: Array, targets: Array, weights: Array) -> Array:
         token_key, mix_key = jax.random.split(key)
         drawn = jax.random.categorical(token_key, jax.lax.stop_gradient(logits))
         swap = jax.random.bernoulli(mix_key, share, targets.shape) & (weights > 0)
@@ -39,67 +55,72 @@ def mixed_inputs(keys, logits: Float[Array, "b t v"], batch: dict, share: float)
     return shift_right(jax.vmap(mix)(keys, logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"]))
 
 
-def joint_loss(params: dict, model: Kaleido, config: Config, batch: dict, step) -> tuple[Array, dict]:
-    """(L, {"loss_dm", "loss_ar", "loss_dm_r0", ...}) of one batch at a step.
+def joint_loss(
+    params: dict[str, Any], model: Kaleido, config: Config, batch: Batch, step: int | Int[Array, ""]
+) -> tuple[Scalar, Metrics]:
+    """L = L_DM + eta * L_AR (Kaleido, Eq. 1) of one batch, and {"loss", "loss_dm", "loss_ar", "loss_dm_r0", ...}.
 
-    c and z are dropped together for a share of samples: the denoiser then sees the encoded empty caption and no
-    z position. The AR loss always reads the real caption.
+    c and z are dropped together for a share of samples, as guidance needs p(x) (Kaleido, Eq. 8): the denoiser then
+    reads the encoded empty caption and no position of z. L_AR always reads the real caption.
     """
-    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
-    indices = jnp.arange(batch["image"].shape[0])
-    keys = lambda purpose: sample_keys(config.seed, purpose, step, indices)  # noqa: E731
-    metrics = {}
+    diffusion, train, sizes = config.diffusion, config.train, scales(config.model)
+    indices, metrics = jnp.arange(batch["image"].shape[0]), {}
 
-    # the condition: H_c, H_z and what replaces them where (c, z) is dropped
+    def apply(method: str, *args: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method)
+
+    def keys(purpose: str) -> Keys:
+        return sample_keys(config.seed, purpose, step, indices)
+
+    # H_c, of the caption or of none
     captions = batch["encoder_input_tokens"]
-    if TABLE in params:
+    if TABLE in params:  # few captions and a frozen encoder: it ran once on each
         states = params[TABLE]["states"]
         h_c, c_mask = states[batch[ROW]], captions != PAD
         h_null, null_mask = states[-1:], null_tokens(captions.shape[1]) != PAD
     else:
         h_c, c_mask = apply("encode", captions)
         h_null, null_mask = apply("encode", null_tokens(captions.shape[1]))
-    dropped = jax.vmap(jax.random.bernoulli, (0, None))(keys("drop"), config.diffusion.p_uncond)
-    seen = jnp.where(dropped[:, None, None], h_null, h_c), jnp.where(dropped[:, None], null_mask, c_mask)
+    dropped = jax.vmap(jax.random.bernoulli, (0, None))(keys("drop"), diffusion.p_uncond)
+    states = jnp.where(dropped[:, None, None], h_null, h_c), jnp.where(dropped[:, None], null_mask, c_mask)
+
+    # H_z and L_AR, teacher-forced; both losses have a gradient into the prior
     loss_ar = 0.0
     if model.has_prior:
         h_z, logits = apply("read_latents", h_c, c_mask, batch["decoder_input_tokens"])
         weights = batch["decoder_loss_weights"]
-        if config.train.scheduled_sampling:
-            # H_z stays that of the given z, of which the image is; only the AR loss sees the prior's own tokens.
-            inputs = mixed_inputs(keys("scheduled_sampling"), logits, batch, config.train.scheduled_sampling)
+        if train.scheduled_sampling:
+            # H_z stays that of the given z, of which the image is; only L_AR reads the prior's own tokens.
+            inputs = mixed_inputs(keys("scheduled_sampling"), logits, batch, train.scheduled_sampling)
             _, logits = apply("read_latents", h_c, c_mask, inputs)
-        loss_ar = token_loss(logits, batch["decoder_target_tokens"], weights)
-        metrics["loss_ar"] = loss_ar
-        seen += (h_z, (weights > 0) & ~dropped[:, None])
-    condition = apply("condition", *seen)
+        loss_ar = metrics["loss_ar"] = token_loss(logits, batch["decoder_target_tokens"], weights)
+        states += (h_z, (weights > 0) & ~dropped[:, None])
 
-    # the diffusion: one time a sample, independent noise at each resolution
-    times = jax.vmap(lambda key: jax.random.randint(key, (), 0, config.diffusion.num_steps))(keys("time"))
-    clean = pyramid(batch["image"], scales(config.model))
+    # x_t: one time a sample, independent noise at each resolution
+    times = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.num_steps))(keys("time"))
+    clean = pyramid(batch["image"], sizes)
     eps = per_sample_normal(keys("noise"), sample_shapes(config.model))
-    x_t, alpha_bars = q_sample(config.diffusion, clean, eps, times, scales(config.model))
-    if config.train.mixed_ratio:  # the outer nets see the first rows only
-        rows = mixed_rows(config.train.mixed_ratio, len(times))
+    x_t, alpha_bars = q_sample(diffusion, clean, eps, times, sizes)
+    if train.mixed_ratio:  # the outer nets have the first rows alone
+        rows = mixed_rows(train.mixed_ratio, len(times))
         clean, eps, x_t, alpha_bars = (
             [x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, alpha_bars)
         )
-    predictions = apply("denoise", x_t, times, condition)
-    weight = loss_weight(config.diffusion, times)
-    loss_dm, each = diffusion_loss(
-        config.diffusion, predictions, x_t, clean, eps, alpha_bars, weight, config.train.mixed_ratio
-    )
 
-    metrics |= {"loss_dm": loss_dm} | {f"loss_dm_r{r}": loss for r, loss in enumerate(each)}
-    loss = loss_dm + config.train.eta * loss_ar
-    return loss, metrics | {"loss": loss}
+    # L_DM and the sum
+    predictions = apply("denoise", x_t, times, apply("condition", *states))
+    weight = loss_weight(diffusion, times)
+    loss_dm, each = diffusion_loss(diffusion, predictions, x_t, clean, eps, alpha_bars, weight, train.mixed_ratio)
+    loss = loss_dm + train.eta * loss_ar
+    metrics |= {"loss": loss, "loss_dm": loss_dm} | {f"loss_dm_r{r}": loss for r, loss in enumerate(each)}
+    return loss, metrics
 
 
-def make_train_step(model: Kaleido, config: Config, optimizer):
-    """(state, frozen, batch) -> (state, metrics), a pure function for jit."""
+def make_train_step(model: Kaleido, config: Config, optimizer: optax.GradientTransformation) -> TrainStep:
+    """(state, frozen, batch) -> (state, metrics): Adam on the gradient of the joint loss, then the EMA."""
 
-    def train_step(state: State, frozen: dict, batch: dict) -> tuple[State, dict]:
-        def loss_of(params):
+    def train_step(state: State, frozen: dict[str, Any], batch: Batch) -> tuple[State, Metrics]:
+        def loss_of(params: dict[str, Any]) -> tuple[Scalar, Metrics]:
             return joint_loss(params | frozen, model, config, batch, state.step)
 
         (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
