@@ -6,7 +6,7 @@ made. None of them raises for one bad image: it answers with a Failure, and the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
@@ -20,6 +20,7 @@ class Failure:
     reason: str
 
 
+@runtime_checkable
 class Annotator(Protocol):
     """A part of q(z | x, c)."""
 

@@ -12,10 +12,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.runtime.files import fingerprint
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
 
 BATCH_IMAGES = 8  # always this many, the last ones blank, so that an answer does not depend on its neighbors
-_READ_AS = (".json", ".jinja", ".txt", ".model", ".safetensors")  # what decides the answers
+_DECIDING = (".json", ".jinja", ".txt", ".model", ".safetensors")  # what decides the answers
 _WHOLE_BYTES = 2**26  # of a file that is hashed whole: reading 15 GB only to name them would take minutes
 _STEP_BYTES, _SAMPLE_BYTES = 2**23, 2**12  # beyond that, so much of every step: some of every large tensor
 
@@ -44,12 +44,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's config.json.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: it is missing or damaged, or a file of the folder is a git-LFS pointer.
     """
     path = folder / "config.json"
     expected, do = "a folder with config.json and weights", "download the model and name its folder"
     if not path.is_file():
         raise user_error(f"no model in {folder}", expected, do)
+    for file in _deciding_files(folder):
+        refuse_lfs_pointer(file)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -99,8 +101,12 @@ def folder_fingerprint(folder: Path) -> str:
     return fingerprint(*_identity(folder))
 
 
+def _deciding_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in _DECIDING and path.is_file())
+
+
 def _identity(folder: Path) -> Iterator[bytes]:
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _READ_AS):
+    for path in _deciding_files(folder):
         size = path.stat().st_size
         yield f"{path.name}:{size}:".encode()
         with path.open("rb") as file:

@@ -152,5 +152,8 @@ def _class_names(path: Path) -> tuple[str, ...]:
     found = [beside] if beside.exists() else sorted(path.parent.glob("*.names"))
     if len(found) != 1:
         raise user_error(f"{len(found)} .names files for {path}", f"{beside.name}, one class a line", "put it there")
-    lines = found[0].read_text(encoding="utf-8").splitlines()
+    try:
+        lines = found[0].read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise user_error(f"{found[0]} cannot be read ({error})", "UTF-8, one class a line", "correct it") from error
     return tuple(clean_phrase(line) for line in lines if line.strip())

@@ -1,6 +1,6 @@
 """Box-prompted masks: the interface that SAM and ONNX mask models share."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from kaleido_jax.array_types import Boxes, Image
 
 
+@runtime_checkable
 class Masker(Protocol):
     """A model that finds the object in a box."""
 

@@ -1,12 +1,13 @@
 """Answers of a vision-language model: the final text behind its thoughts, and the description in it."""
 
+import contextlib
 import json
 import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kaleido_jax.annotate.vlm.lenient_json import MENDED, Value, read_objects
+from kaleido_jax.annotate.vlm.lenient_json import BROKEN, CUT_OFF, Value, read_objects
 from kaleido_jax.latents.validity import LatentsError, clean_text
 
 # Asked for are 50 to 80 words (prompts.py). Fewer than these are no description; more would crowd out the segments
@@ -74,8 +75,13 @@ def final_text(answer: Answer) -> str:
     text = answer.text[end : opening.start() if opening else None]
     text = text.rpartition("<answer>")[2]  # where it is used, what stands before it is thought too
     text = _FRAME.sub(" ", text).strip()
+    if text.startswith('"') and text.endswith('"'):
+        with contextlib.suppress(ValueError):  # else it starts and ends with quotations
+            text = json.loads(text, strict=False).strip()  # which may be JSON again
     if not text:
-        raise UnusableAnswer("empty answer" + (", all of it thoughts" if answer.text.strip() else ""))
+        raise UnusableAnswer(
+            "empty answer" + (", all of it thoughts" if _THOUGHTS_END.search(answer.text) or opening else "")
+        )
     return text
 
 
@@ -131,21 +137,19 @@ def _unwrap(text: str) -> str:
 
 def _from_json(text: str) -> str | None:
     """The description in the JSON of a text, "" if its JSON has none; None if there is no JSON."""
-    if text.startswith(('"', "[")):
+    if text.startswith("["):
         try:
             value = json.loads(text, strict=False)
-        except (ValueError, RecursionError):  # no JSON after all: a text that starts with a quotation, say
+        except (ValueError, RecursionError):  # no JSON after all: a text that starts with brackets
             value = None
-        if isinstance(value, list) and len(value) == 1:
-            [value] = value
-        if isinstance(value, str):
-            return value
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            return value[0]
     remarks: list[str] = []
     objects = [found for found in read_objects(text, remarks.append) if found or text.startswith(("{", "["))]
     for pattern in _KEYS:
         if (found := next(_strings_of(objects, re.compile(pattern, re.IGNORECASE)), None)) is not None:
             return found
-    failures = [remark for remark in remarks if remark != MENDED]
+    failures = [remark for remark in remarks if remark in (BROKEN, CUT_OFF)]
     if failures:
         raise UnusableAnswer(f"{failures[0]}: {text[:80]!r}")
     strings = [value for value in objects[0].values() if isinstance(value, str)] if objects else []

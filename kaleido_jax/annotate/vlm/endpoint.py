@@ -122,7 +122,8 @@ class Endpoint:
         self.usage.unanswered += len(lost)
         if self._pace.due():
             log.info("%s", self.report())
-        if len(lost) == len(results) and _server_is_ill(lost):
+        is_ill = all(r.by_server for r in lost) and (len(lost) >= MANY or not any(r.reached for r in lost))
+        if len(lost) == len(results) and is_ill:
             found = f"no answer from {self._settings.base_url} to any of {len(lost)} images ({lost[-1].reason})"
             raise user_error(found, "a server that answers", "start it, or correct config.annotate.endpoint")
         return results
@@ -199,7 +200,13 @@ class Endpoint:
         return self._answer(body)
 
     def _request(self, question: Question, unusable: int) -> dict[str, Any]:
-        url = f"data:image/{self._settings.image_format};base64,{self._encoded(question)}"
+        picture = io.BytesIO()
+        if self._settings.image_format == "jpeg":
+            question.picture().save(picture, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+        else:
+            question.picture().save(picture, "png", compress_level=1)
+        encoded = base64.b64encode(picture.getvalue()).decode()
+        url = f"data:image/{self._settings.image_format};base64,{encoded}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.prompt}]
         request = {
             "model": self._model,
@@ -210,14 +217,6 @@ class Endpoint:
             # Of the unusable answers only: how often the server failed must not change what is asked.
             request |= {"temperature": RETRY_TEMPERATURE if unusable else 0.0, "seed": seed_of(question.id, unusable)}
         return request
-
-    def _encoded(self, question: Question) -> str:
-        out = io.BytesIO()
-        if self._settings.image_format == "jpeg":
-            question.picture().save(out, "jpeg", quality=JPEG_QUALITY, subsampling=0)
-        else:
-            question.picture().save(out, "png", compress_level=1)
-        return base64.b64encode(out.getvalue()).decode()
 
     async def _body(self, response: Any) -> bytes:
         body = bytearray()
@@ -298,10 +297,6 @@ def _text_of_part(part: Any) -> str:
         text = part.get("text") if part.get("type", "text") in ("text", "output_text") else None
         part = text.get("value") if isinstance(text, dict) else text
     return part if isinstance(part, str) else ""
-
-
-def _server_is_ill(lost: Sequence[_Lost]) -> bool:
-    return all(r.by_server for r in lost) and (len(lost) >= MANY or not any(r.reached for r in lost))
 
 
 def _retry_after_sec(headers: Mapping[str, str]) -> float:

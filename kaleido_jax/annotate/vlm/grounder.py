@@ -74,7 +74,7 @@ class Grounder:
         # An answer cut off in its list is no loss: its last box is left out. One cut off in prose may be thoughts
         # without a tag, whose boxes are drafts.
         if answer.cut_off and reading.format == "json" and _ends_in_prose(text, reading):
-            raise UnusableAnswer("answer cut off at the token limit before or after its boxes")
+            raise UnusableAnswer("answer cut off at the token limit, outside of its list of boxes")
         if not reading.objects and not _says_nothing(text, reading):
             raise UnusableAnswer(one_line(f"no box in {text[:80]!r}; {', '.join(reading.remarks)}".rstrip("; ")))
         distinct = dict.fromkeys(reading.boxes())  # a model caught in a loop says the same again and again

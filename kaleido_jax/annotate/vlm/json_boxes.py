@@ -45,16 +45,19 @@ class LabeledBox:
 def boxes_of(found: dict[str, Value]) -> Iterator[LabeledBox]:
     """The boxes of one JSON object; none if no key of it is one of BOX_KEYS or the four of a corner."""
     fields = {key.strip().lower(): value for key, value in found.items()}
-    label = next((text for key in LABEL_KEYS if (text := _string(fields.get(key))) is not None), None)
+    labels = next((texts for key in LABEL_KEYS if (texts := _strings(fields.get(key)))), [None])
     key = next((key for key in BOX_KEYS if key in fields), None)
     if key is not None:
         value = fields[key]
         # What names its sides leaves no question open.
         order = "xy" if isinstance(value, dict) else BOX_KEYS[key]
-        for box in _boxes(value):
-            yield LabeledBox(label=label, box=box, order=order)
+        boxes = _boxes(value)
+        if len(labels) == 1:  # of all boxes
+            labels = labels * len(boxes)
+        for i, box in enumerate(boxes):
+            yield LabeledBox(label=labels[i] if len(labels) == len(boxes) else None, box=box, order=order)
     elif (box := _from_sides(fields)) is not None:
-        yield LabeledBox(label=label, box=box, order="xy")
+        yield LabeledBox(label=labels[0], box=box, order="xy")
 
 
 def numbers_in(text: str) -> list[float] | None:
@@ -67,10 +70,10 @@ def numbers_in(text: str) -> list[float] | None:
     return numbers
 
 
-def _string(value: Value) -> str | None:
-    if isinstance(value, list) and len(value) == 1:
-        [value] = value
-    return value if isinstance(value, str) else None
+def _strings(value: Value) -> list[str | None]:
+    """A label, or a list of them; [] if it is neither."""
+    values = value if isinstance(value, list) else [value]
+    return values if all(isinstance(v, str) for v in values) else []
 
 
 def _boxes(value: Value) -> list[list[float] | None]:

@@ -6,14 +6,15 @@ objects around it, inside it and after it are kept. One pass, linear in the leng
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
-Value = dict[str, "Value"] | list["Value"] | str | float | None  # numbers are floats; true and false are None too
-Remark = Callable[[str], None]
+Value = dict[str, Any] | list[Any] | str | float | None  # numbers are floats; true and false are None too
 
 CUT_OFF = "objects cut off by the end of the answer, left out"
 BROKEN = "objects that are no JSON, left out"
 MENDED = "objects in loose JSON, mended"
+REPEATED = "objects with a key that stands twice, the last one kept"
 
 # Possessive quantifiers throughout: nothing is tried twice, so no text takes more than linear time.
 _START = re.compile(
@@ -39,12 +40,21 @@ _TO_CLOSING = {
 }
 
 
+@runtime_checkable
+class Remark(Protocol):
+    """Counts one thing that was mended or left out."""
+
+    def __call__(self, kind: str) -> None:
+        """`kind` says what, in the plural."""
+        ...
+
+
 def read_objects(text: str, remark: Remark) -> Iterator[dict[str, Value]]:
     """Every whole object of the text, an outer one before those inside it.
 
     Args:
       text: of any content; objects are found between prose, in fences and in lists.
-      remark: called with CUT_OFF, BROKEN or MENDED, once for each object at top level that is.
+      remark: called with CUT_OFF, BROKEN, MENDED or REPEATED, once for each object at top level that is.
     """
     position, ends = 0, {}
     while match := _START.search(text, position):
@@ -57,6 +67,8 @@ def read_objects(text: str, remark: Remark) -> Iterator[dict[str, Value]]:
             remark(failure)
         elif parser.mended and not failure:
             remark(MENDED)
+        if parser.is_repeated:
+            remark(REPEATED)
         position = max(parser.position, match.end())
 
 
@@ -84,6 +96,7 @@ class _ObjectParser:
         self.root: dict[str, Value] = {}
         self.open: list[dict[str, Value] | list[Value]] = [self.root]
         self.has_key = False  # else it may be prose in braces
+        self.is_repeated = False
         self.mended = text[start] != "{"
 
     def run(self) -> str | None:
@@ -93,8 +106,11 @@ class _ObjectParser:
             while self.open:
                 char = self._next()
                 if char in "}])":
+                    if isinstance(self.open[-1], dict) != (char == "}"):
+                        raise _Failure(BROKEN, self.position)
+                    self.open.pop()
+                    self.position += 1
                     self.mended |= after_comma
-                    self._close(char)
                     after_value, after_comma = True, False
                 elif char in ",;":
                     self.mended |= not after_value or char == ";"
@@ -120,12 +136,6 @@ class _ObjectParser:
         self.mended |= char in _ASCII_PUNCTUATION
         return _ASCII_PUNCTUATION.get(char, char)
 
-    def _close(self, char: str) -> None:
-        if isinstance(self.open[-1], dict) != (char == "}"):
-            raise _Failure(BROKEN, self.position)
-        self.open.pop()
-        self.position += 1
-
     def _item(self, char: str) -> bool:
         """Reads an entry; False if its value is a container that has only been opened."""
         parent, key = self.open[-1], None
@@ -144,7 +154,7 @@ class _ObjectParser:
         else:
             value = self._string(char, ",;}])") if char in _CLOSING else self._word()
         if isinstance(parent, dict):
-            self.mended |= key in parent  # the last one counts
+            self.is_repeated |= key in parent
             parent[key] = value
         else:
             parent.append(value)

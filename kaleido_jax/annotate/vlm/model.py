@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -44,6 +44,7 @@ class Unanswered:
     reason: str
 
 
+@runtime_checkable
 class AnswerReader(Protocol):
     """Makes latents of an answer."""
 
@@ -56,6 +57,7 @@ class AnswerReader(Protocol):
         ...
 
 
+@runtime_checkable
 class VisionModel(Protocol):
     """A model that answers questions about images: Endpoint or LocalModel."""
 

@@ -18,7 +18,7 @@ The order is (x1, y1, x2, y2), except under Gemini's key `box_2d`, (y1, x1, y2, 
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kaleido_jax.annotate.vlm.json_boxes import LABEL_KEYS, boxes_of, numbers_in
 from kaleido_jax.annotate.vlm.lenient_json import read_objects
@@ -182,6 +182,7 @@ def _read_plain(answer: str, collector: "Collector") -> None:
         start = match.end()
 
 
+@runtime_checkable
 class FormatReader(Protocol):
     """Reads answers of one format."""
 
@@ -287,12 +288,12 @@ def _last_line(text: str) -> str:
     """The phrase before a box: the last line that says something, without list mark and joining punctuation."""
     line = text.strip(" \t\r\n,.;:([\uff0c\u3002\uff1a").rpartition("\n")[2].lstrip("])")
     mark = _LIST_MARK.match(line)
-    return line[mark.end() if mark else 0 :].strip(" ,.;:*\"'`\uff0c\u3002\uff1a")
+    return line[mark.end() if mark else 0 :].strip(" ,.;:|*\"'`\uff0c\u3002\uff1a")
 
 
 def _cells_to_box(first: int, last: int) -> list[float]:
     """Kosmos-2's: the middles of the corner cells, or their outer edges where they share a row or column."""
     (y1, x1), (y2, x2) = divmod(first, KOSMOS_CELLS), divmod(last, KOSMOS_CELLS)
-    x1, y1, x2, y2 = _ordered([x1, y1, x2, y2])
+    x1, y1, x2, y2 = _ordered([float(x1), float(y1), float(x2), float(y2)])
     low, high = (0, 1) if x1 == x2 or y1 == y2 else (0.5, 0.5)
     return [v * (MAX_COORDINATE / KOSMOS_CELLS) for v in (x1 + low, y1 + low, x2 + high, y2 + high)]

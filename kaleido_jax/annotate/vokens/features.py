@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -27,6 +27,7 @@ _AUTOENCODER_PX = 64  # the paper's first resolution; a latent every 8 px, hence
 _ONNX_PX = 224  # where the model's input has no fixed size
 
 
+@runtime_checkable
 class FeatureFunction(Protocol):
     """Computes a feature."""
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -45,6 +45,7 @@ _CROSS_EVERY = 2  # every other Q-Former layer, from the first on, attends to th
 _CLIP = Normalization(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 
 
+@runtime_checkable
 class TokenIds(Protocol):
     """SEED's forward pass."""
 
@@ -126,7 +127,9 @@ def load_seed(path: Path) -> SeedTokenizer:
     vision, image_size = _vision(torch, transformers, weights)
     queries = torch.from_numpy(weights.take("query_tokens"))
     former = _former(torch, transformers, weights, queries.shape[-1])
-    head = _head(torch, weights)
+    (hidden, width), (out, _) = (weights.shape(f"encode_task_layer.{i}.weight") for i in (0, 2))
+    head = torch.nn.Sequential(torch.nn.Linear(width, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, out))
+    head = _load(torch, head, {n: weights.take(f"encode_task_layer.{n}") for n in head.state_dict()}, weights)
     codes = torch.from_numpy(weights.take("quantize.embedding.weight"))
     device = torch_device(torch)
     for module in (vision, former, head):
@@ -270,9 +273,3 @@ def _former(torch: ModuleType, transformers: ModuleType, weights: _Weights, widt
         there = re.sub(r"^layernorm\.", "embeddings.LayerNorm.", there)
         tensors[name] = weights.take(_QUERIES + there)
     return _load(torch, model, tensors, weights)
-
-
-def _head(torch: ModuleType, weights: _Weights) -> Any:
-    (hidden, width), (out, _) = (weights.shape(f"encode_task_layer.{i}.weight") for i in (0, 2))
-    head = torch.nn.Sequential(torch.nn.Linear(width, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, out))
-    return _load(torch, head, {n: weights.take(f"encode_task_layer.{n}") for n in head.state_dict()}, weights)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -32,6 +32,7 @@ _PARTS = {  # tensors that a part of each kind may have: those it must have, the
 }
 
 
+@runtime_checkable
 class Forward(Protocol):
     """A compiled forward pass."""
 

@@ -8,7 +8,7 @@ counts as a failure.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kaleido_jax import array_types as at
 from kaleido_jax.config.schema import Data
@@ -37,6 +37,7 @@ class Example:
     credit: str = ""  # whom to name where the image is shown, and its license
 
 
+@runtime_checkable
 class Source(Protocol):
     """What every source offers."""
 

@@ -10,6 +10,7 @@ from kaleido_jax.config.schema import Annotate, AnnotateBbox
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents
 from tests.annotate.vision import onnx_files
 
 WEIGHTS = Path(os.environ.get("KALEIDO_ONNX_WEIGHTS", "/nowhere"))
@@ -79,13 +80,13 @@ def test_annotator_gives_thousandths_of_the_image_and_an_empty_tuple_for_nothing
     path = onnx_files.detector(tmp_path / "tiny.onnx", raw_output(boxes))
     detector = opened(path)
     # 32 px wide: the model saw it at twice the size, so its 16 are 8 of 32, a quarter.
-    [z] = detector([example(32, 32)], [None])
+    [z] = detector([example(32, 32)], [Latents()])
     assert z.bbox == (
         Box(phrase="hot dog", box=(250, 125, 750, 625)),
         Box(phrase="man tall", box=(0, 500, 500, 1000)),
     )
-    assert [len(z.bbox) for z in opened(path, max_boxes=1)([example(32, 32)], [None])] == [1]
-    [none] = opened(path, threshold=0.95)([example(32, 32)], [None])
+    assert [len(z.bbox) for z in opened(path, max_boxes=1)([example(32, 32)], [Latents()])] == [1]
+    [none] = opened(path, threshold=0.95)([example(32, 32)], [Latents()])
     assert none.bbox == () and none.text is None
     assert detector.segments == ("bbox",) and detector.metadata["version"] == open_onnx(path, side_px=1).fingerprint
 
@@ -123,4 +124,4 @@ def test_public_weights_open():
     pytest.importorskip("onnxruntime")
     detector = opened(WEIGHTS / "yolox_nano_coco80.onnx")
     assert len(detector.class_names) == 80 and detector.model.height == 416
-    assert detector([example(100, 100)], [None])[0].bbox == ()
+    assert detector([example(100, 100)], [Latents()])[0].bbox == ()

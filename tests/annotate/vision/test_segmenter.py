@@ -222,3 +222,6 @@ def test_sam_as_annotator_and_other_folders(sam_folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="holds a 'bert'"):
         opened(tmp_path, "sam")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="model.safetensors is a git-LFS pointer"):
+        opened(tmp_path, "sam")

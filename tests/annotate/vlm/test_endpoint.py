@@ -279,7 +279,7 @@ def test_a_server_that_refuses_key_or_model_stops_the_job(status, monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer sesame"
 
 
-def test_an_unset_key_is_told_before_anything_is_asked(monkeypatch):
+def test_an_unset_key_is_reported_before_anything_is_asked(monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with serving() as server, pytest.raises(UserError, match="MY_KEY is not set"):
         captioner(server, api_key_variable="MY_KEY")

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from test_captioner import Recorded
 
@@ -65,6 +67,7 @@ THOUGHTFUL = {
     "kimi": f"◁think▷{DRAFT}◁/think▷{FINAL}",
     "magistral": f"[THINK]{DRAFT}[/THINK]{FINAL}",
     "gpt-oss": f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final<|message|>{FINAL}",
+    "json in a json string": json.dumps(FINAL),
     "tool call": f'<tool_call>\n{{"name": "show", "arguments": {{"objects": {FINAL}}}}}\n</tool_call>',
 }
 

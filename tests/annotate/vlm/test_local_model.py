@@ -109,7 +109,7 @@ def test_a_good_answer_becomes_the_text(folders, monkeypatch):
     assert "cut off" in failure.reason
 
 
-def test_florence_gets_its_tasks_and_keeps_its_places(folders, monkeypatch):
+def test_florence_gets_its_tasks_and_keeps_its_location_tokens(folders, monkeypatch):
     model = LocalModel(folders("florence"), max_tokens=12, batch_size=8)
     calls = says(model, "a dog<loc_10><loc_20><loc_500><loc_700>", monkeypatch)
     [result] = Grounder(model)(examples(1), [Latents()])
@@ -121,7 +121,7 @@ def test_florence_gets_its_tasks_and_keeps_its_places(folders, monkeypatch):
     assert "Describe with a paragraph" in tokenizer.decode(calls[0]["input_ids"][0])
 
 
-def test_kosmos_is_told_to_ground_and_keeps_its_places(folders, monkeypatch):
+def test_kosmos_is_asked_to_ground_and_keeps_its_patch_tokens(folders, monkeypatch):
     model = LocalModel(folders("kosmos"), max_tokens=12, batch_size=8)
     says(model, "<phrase>a dog</phrase><object><patch_index_0000><patch_index_1023></object> sits", monkeypatch)
     [result] = Grounder(model)(examples(1), [Latents()])
@@ -146,7 +146,7 @@ def test_metadata_is_the_folders_content_not_its_place(folders, tmp_path):
     assert LocalModel(copy, max_tokens=4, batch_size=8).metadata != metadata
 
 
-def test_what_is_no_model_is_told_in_one_line(folders, tmp_path):
+def test_what_is_no_model_is_refused_in_one_line(folders, tmp_path):
     with pytest.raises(UserError, match="no model in"):
         open_captioner(Annotate(text=AnnotateText(kind="transformers", model=str(tmp_path))))
     broken = tmp_path / "broken"

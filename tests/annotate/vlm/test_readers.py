@@ -156,6 +156,15 @@ def test_shapes_of_a_box_in_json(box):
     assert found(f'{{"bbox_2d": {box}, "label": "dog"}}') == [("dog", (10, 20, 300, 400))]
 
 
+def test_one_label_is_of_all_boxes_and_several_are_one_each():
+    boxes = "[[10, 20, 300, 400], [1, 2, 3, 4]]"
+    corners = [(10, 20, 300, 400), (1, 2, 3, 4)]
+    for label, phrases in (('"dog"', ["dog", "dog"]), ('["dog"]', ["dog", "dog"]), ('["dog", "cat"]', ["dog", "cat"])):
+        assert found(f'{{"bbox_2d": {boxes}, "label": {label}}}') == list(zip(phrases, corners, strict=True))
+    reading = readers.read(f'{{"bbox_2d": {boxes}, "label": ["a", "b", "c"]}}')
+    assert reading.objects == () and reading.remarks == ("boxes without a phrase, left out: 2",)
+
+
 def test_fractions_of_the_image_are_remarked_in_any_format():
     for answer in ("dog [0.1, 0.2, 0.5, 1.0]", "<ref>dog</ref><box>(0.1,0.2),(0.5,1)</box>"):
         for seen_px in (None, (640, 480)):
@@ -176,6 +185,7 @@ def test_fractions_of_the_image_are_remarked_in_any_format():
         ('{"bbox_2d": [[1, 2], [3, 4], [5, 6], [7, 8]], "label": "dog"}', [], "without four numbers"),
         ('{"bbox_2d": [1, 2, 3, 4, 5, 6, 7, 8], "label": "dog"}', [], "without four numbers"),
         ('{"bbox_2d": null, "label": "dog"}', [], "without four numbers"),
+        ('{"label": "cat", "label": "dog", "bbox_2d": [1, 2, 3, 4]}', [(1, 2, 3, 4)], "key that stands twice"),
     ],
 )
 def test_other_keys_of_boxes(answer, boxes, remark):
@@ -190,6 +200,10 @@ def test_deepseek_tags_and_full_width_brackets():
     assert found("狗（10，20，300，400），a cat：［1，2，3，4］。") == [
         ("狗", (10, 20, 300, 400)),
         ("a cat", (1, 2, 3, 4)),
+    ]
+    assert found("| dog | [10, 20, 300, 400] |\n| cat | [1, 2, 3, 4] |") == [
+        ("dog", (10, 20, 300, 400)),
+        ("cat", (1, 2, 3, 4)),
     ]
     assert found("a dog [[10,20,300,400]] and a cat [[1,2,3,4]]") == [
         ("a dog", (10, 20, 300, 400)),

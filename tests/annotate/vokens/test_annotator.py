@@ -12,6 +12,7 @@ from kaleido_jax.annotate.vokens.quantizer import load_quantizer
 from kaleido_jax.config.schema import Annotate, AnnotateVoken
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError
+from kaleido_jax.latents.types import Latents
 from tests.annotate.vision import onnx_files
 from tests.annotate.vokens.float8 import as_float8
 from tests.interop.files import torch_files
@@ -28,17 +29,23 @@ def pictures(count, side=48, seed=0):
 class Pictures:
     """A source of pictures in memory."""
 
-    class_names = ()
+    class_names, fingerprint = (), "pictures"
 
     def __init__(self, images):
         self.images, self.asked = images, []
+
+    def id(self, index):
+        return str(index)
+
+    def label(self, index):
+        raise IndexError(index)
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
         self.asked.append(index)
-        return Example(id=str(index), image=self.images[index], caption="")
+        return Example(id=self.id(index), image=self.images[index], caption="")
 
 
 def opened(path, train, **settings):
@@ -57,8 +64,8 @@ def test_annotator_is_fitted_once_and_its_answers_do_not_depend_on_the_batch(tmp
     again = opened(path, Pictures([]))  # it is there already: no image is asked for
     assert again.metadata == tokenizer.metadata and tokenizer.metadata["feature"] == "pixels"
     examples = [Example(id=str(i), image=p, caption="") for i, p in enumerate(pictures(9, seed=1))]
-    together = tokenizer(examples, [None] * 9)
-    assert together == [again([e], [None])[0] for e in examples]
+    together = tokenizer(examples, [Latents()] * 9)
+    assert together == [again([e], [Latents()])[0] for e in examples]
     assert all(len(z.voken) == 4 and min(z.voken) >= 0 and max(z.voken) < 64 for z in together)
     assert len({z.voken for z in together}) == 9
     assert (tokenizer.segments, tokenizer.needs) == (("voken",), ())

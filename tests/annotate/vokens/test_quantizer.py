@@ -8,6 +8,7 @@ from safetensors.numpy import save
 from kaleido_jax.annotate.vokens.quality import quality, retrieval
 from kaleido_jax.annotate.vokens.quantizer import (
     FiniteScalarQuantizer,
+    ResidualQuantizer,
     fit_quantizer,
     fsq_levels,
     kind_of,
@@ -160,12 +161,13 @@ def test_retrieval_gets_better_with_tokens_and_is_perfect_for_perfect_codes(kind
     assert few["neighbor_recall"] < many["neighbor_recall"] and few["identity_recall"] < many["identity_recall"]
     assert many["identity_recall"] > 0.95
 
-    class Perfect:
+    class Perfect(ResidualQuantizer):
         def encode(self, features):
             return features
 
         decode = encode
 
-    assert retrieval(Perfect(), held) == {"neighbor_recall": 1.0, "identity_recall": 1.0}
+    perfect = Perfect(mean=np.zeros(1), components=np.zeros((1, 1)), codebooks=np.zeros((1, 1, 1)))
+    assert retrieval(perfect, held) == {"neighbor_recall": 1.0, "identity_recall": 1.0}
     with pytest.raises(UserError, match="2 images"):
-        retrieval(Perfect(), held[:2])
+        retrieval(perfect, held[:2])

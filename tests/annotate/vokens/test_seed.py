@@ -11,6 +11,7 @@ from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.config.schema import Annotate, AnnotateVoken
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import UserError
+from kaleido_jax.latents.types import Latents
 from tests.interop.files import torch_files
 
 pytest.importorskip("torch", reason="SEED runs in PyTorch, which is not installed")
@@ -178,8 +179,8 @@ def test_a_query_does_not_see_those_after_it(weights, tokenizer, tmp_path):
 def test_an_answer_does_not_depend_on_the_batch_and_fits_the_interface(tokenizer):
     pictures = images(11, side=40)
     examples = [Example(id=str(i), image=p, caption="") for i, p in enumerate(pictures)]
-    together = tokenizer(examples, [None] * 11)
-    assert together == [tokenizer([example], [None])[0] for example in examples]
+    together = tokenizer(examples, [Latents()] * 11)
+    assert together == [tokenizer([example], [Latents()])[0] for example in examples]
     assert not any(isinstance(z, Failure) for z in together)
     assert {len(z.voken) for z in together} == {QUERIES}
     assert tokenizer.metadata == {"model": "seed", "version": tokenizer.fingerprint} and tokenizer([], []) == []
