@@ -24,14 +24,14 @@ from PIL import Image as PillowImage
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.torch_models import BATCH_IMAGES, import_torch, torch_device
 from kaleido_jax.annotate.vision.onnx_model import Normalization, normalize
-from kaleido_jax.annotate.vokens.weights import checked
 from kaleido_jax.array_types import Image
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.torch_zip import TorchZip
+from kaleido_jax.interop.source import read_weight
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
+from kaleido_jax.runtime.files import fingerprint
 
 WEIGHTS_FILE = "seed_quantizer.pt"
 VISION_FILE = "eva_vit_g.pth"  # BLIP-2's, for a checkpoint without the image encoder; same names without prefix
@@ -178,7 +178,7 @@ class _Weights:
 
     def take(self, name: str) -> np.ndarray:
         file, inner = self._find(name)
-        array = checked(file.path, name, file.read(inner))
+        array = np.array(read_weight(file, inner), np.float32)
         self._taken.append(fingerprint(name, array.tobytes()))
         return array
 
@@ -198,7 +198,6 @@ class _Weights:
             raise user_error(
                 f"no file {path}", "the public weights of SEED's tokenizer", "fetch them, or correct the path"
             )
-        refuse_lfs_pointer(path)
         return TorchZip(path)
 
 
