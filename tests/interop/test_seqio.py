@@ -167,8 +167,8 @@ def test_gin_files_build_the_model_and_the_data(file, name, output, records, tmp
         "RECORDS": str(records[0]),
         f"{output}_OUTPUT_DIR": str(tmp_path),
         "T5_VOCABULARY": "fashion",
-        "NUM_VOKENS": 64,
-        "PRIOR_ROWS": records[1].vocab_size,
+        "CODEBOOK_SIZE": 64,
+        "PRIOR_VOCAB_SIZE": records[1].vocab_size,
         "KIND": "voken",
     }
     told = run(GIN, f"launch/t5x/{file}.gin", json.dumps([f"{k} = {v!r}" for k, v in bindings.items()]), name)
