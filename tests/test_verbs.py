@@ -128,7 +128,7 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
     assert images.shape == (2, 16, 16, 3)
     assert not np.array_equal(images[0], images[1])
     with pytest.raises(UserError, match="expected at most"):
-        pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a bag " * 40 + "end"}))
+        pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a bag " * 80 + "end"}))
     with pytest.raises(UserError, match="caption"):
         pipeline.caption_tokens(["a bag " * 40])
 

@@ -110,8 +110,6 @@ def _check_parts(config: Config, path: str) -> None:
             "exactly one of them set",
             "set the other to None",
         )
-    if config.recipe == "figure3" and model.point_denoiser is None:
-        raise user_error("config.recipe = 'figure3' without points", "config.model.point_denoiser", "set it")
     if config.init.inner is not None and (model.denoiser is None or model.denoiser.inner is None):
         raise user_error(
             "config.init.inner without an inner net", "a nested config.model.denoiser", "set config.init.inner to None"

@@ -338,7 +338,6 @@ class Config:
 
     name: MayChange[str] = "kaleido"
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    recipe: Literal["train", "figure3"] = "train"  # figure3: the two-dimensional toy
     model: Model = field(default_factory=Model)
     init: MayChange[Init] = field(default_factory=Init)
     diffusion: Diffusion = field(default_factory=Diffusion)

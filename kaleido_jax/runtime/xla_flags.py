@@ -11,8 +11,8 @@ log = logging.getLogger(__name__)
 
 
 # YNN, XLA's library kernels on CPU, keeps only matrix products. Without it, convolutions' weight gradients run 2.6 to
-# 4.3 times faster. Its reductions are wrong in jaxlib 0.10.2: points of configs/toy.py drawn 2,000 at a time were NaN
-# or belonged to no mode, and differed from process to process (tests/test_xla_flags.py).
+# 4.3 times faster. Its reductions are wrong in jaxlib 0.10.2: points of examples/figure3.py drawn 2,000 at a time were
+# NaN or belonged to no mode, and differed from process to process (tests/runtime/test_xla_flags.py).
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 # An unknown flag aborts jax, so these are the versions on which it was tried.
 VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")

@@ -28,7 +28,6 @@ from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
-from kaleido_jax.runtime.workdir import CONFIG, read_config
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
 from kaleido_jax.sampling import functional
 from kaleido_jax.sampling.functional import EncodedCaptions
@@ -107,10 +106,7 @@ class KaleidoPipeline:
                 "correct the path",
             )
         if config is None:
-            stored = read_config(folder)
-            if stored is None:
-                raise user_error(f"no {CONFIG} in {folder}", "a workdir or an exported folder", "correct the path")
-            config = dataclasses.replace(validate(stored), mesh=Mesh())
+            config = dataclasses.replace(Config.from_json(folder), mesh=Mesh())
         exported = not (folder / "checkpoints").is_dir() and any(folder.glob("*.safetensors"))
         t5 = config.model.t5
         if exported and t5.vocabulary not in SHIPPED and (folder / VOCABULARY).is_file():
@@ -282,7 +278,7 @@ class KaleidoPipeline:
         """Tokens of (maybe edited) latents, for `sample_images`.
 
         Raises:
-          UserError: not valid, segments missing, or longer than the config's bucket.
+          UserError: not valid, segments missing, or more than twice as long as the config's bucket.
         """
         return latents_tokens(z, self.codec, self.config.latents.max_latents_tokens)
 

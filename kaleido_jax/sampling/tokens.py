@@ -9,7 +9,7 @@ from jaxtyping import Int
 from kaleido_jax.array_types import HostTokens
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
-from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.tokenizer import Tokenizer, round_up
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.latents.validity import LatentsError
 from kaleido_jax.models.t5 import EOS
@@ -51,18 +51,21 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
 def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]:
     """Tokens of (maybe edited) latents, eos included.
 
+    They may be twice as long as those the model was trained with, so that an edit may add to a z that fills the bucket.
+
     Raises:
-      UserError: not valid, segments missing, or longer than the bucket.
+      UserError: not valid, segments missing, or longer than that.
     """
     ids = codec.encode(z)
-    if len(ids) > max_tokens:
-        raise user_error(f"latents of {len(ids)} tokens", f"at most {max_tokens} ({LIMIT})", "shorten them")
+    if len(ids) > 2 * max_tokens:
+        raise user_error(f"latents of {len(ids)} tokens", f"at most {2 * max_tokens} (twice {LIMIT})", "shorten them")
     return tuple(ids)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], max_tokens: int) -> HostTokens:
-    """Ids of each row, padded with 0 to (b, max_tokens)."""
-    out = np.zeros((len(rows), max_tokens), np.int32)
+    """Ids of each row, padded with 0 to (b, max_tokens), or to a multiple of 16 where one is longer."""
+    longest = max(map(len, rows))
+    out = np.zeros((len(rows), max_tokens if longest <= max_tokens else round_up(longest, 16)), np.int32)
     for row, ids in zip(out, rows, strict=True):
         row[: len(ids)] = ids
     return out

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
-from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
 
@@ -16,10 +15,8 @@ FLAGS = (CONFIG, WORKDIR)
 def run(config: Config, workdir: Path) -> None:
     """Prints eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
     check_backend()
-    if config.eval.protocol == "none":
-        raise user_error("config.eval.protocol = 'none'", "a protocol such as 'quickstart'", "set it")
-    from kaleido_jax.evaluate import quickstart
+    from kaleido_jax.evaluate.protocols import measure
 
     check_workdir(config, workdir)
-    path, report = quickstart.measure(config, workdir)
-    say(f"{path}: {json.dumps(report, indent=2)}")
+    report = measure(workdir, config)
+    say(f"{workdir / 'eval' / config.eval.protocol}.json: {json.dumps(report, indent=2)}")

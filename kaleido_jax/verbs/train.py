@@ -15,11 +15,6 @@ FLAGS = (CONFIG, WORKDIR)
 def run(config: Config, workdir: Path) -> None:
     """Trains, then samples and measures as the config says."""
     check_backend()
-    if config.recipe == "figure3":
-        from kaleido_jax.evaluate import figure3
-
-        say(figure3.run(config, workdir))
-        return
     from kaleido_jax.sampling.gallery import captions_to_sample
     from kaleido_jax.train.fit import fit
 

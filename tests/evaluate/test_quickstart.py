@@ -13,24 +13,24 @@ def test_a_real_image_overlaps_its_own_annotated_box_fully():
     for example in (source[i] for i in range(20)):
         [z] = LabeledBoxes(1)([example], [Latents()])
         box = z.bbox[0].box
-        assert quickstart._overlap(example.image, box) == 1.0
+        assert quickstart.foreground_iou(example.image, box) == 1.0
     x1, y1, x2, y2 = box
-    assert quickstart._overlap(example.image, (x1, y1, x2, y1 + (y2 - y1) // 2)) == pytest.approx(0.5, abs=0.03)
-    assert quickstart._overlap(0 * example.image, box) is None
+    assert quickstart.foreground_iou(example.image, (x1, y1, x2, y1 + (y2 - y1) // 2)) == pytest.approx(0.5, abs=0.03)
+    assert quickstart.foreground_iou(0 * example.image, box) is None
 
 
 def test_a_report_belongs_to_how_its_samples_were_drawn():
-    told = quickstart.measured_with(tiny_config(), 4)
+    metadata = quickstart.measured_with(tiny_config(), 4)
     for change in (
         {"sample__top_p": 0.5},
         {"sample__sampler": "heun"},
         {"sample__grammar": True},
         {"eval__gamma": 3.0},
     ):
-        assert quickstart.measured_with(tiny_config(**change), 4) != told
+        assert quickstart.measured_with(tiny_config(**change), 4) != metadata
     for change in ({"sample__gamma": 3.0}, {"sample__captions": ("bag",)}, {"mesh__data": 1}):
-        assert quickstart.measured_with(tiny_config(**change), 4) == told
-    assert quickstart.measured_with(tiny_config(), 5) != told
+        assert quickstart.measured_with(tiny_config(**change), 4) == metadata
+    assert quickstart.measured_with(tiny_config(), 5) != metadata
 
 
 @pytest.mark.slow

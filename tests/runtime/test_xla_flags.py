@@ -17,7 +17,7 @@ REDUCE = f"{xla_flags.CPU_FLAG},LIBRARY_FUSION_TYPE_REDUCE"
 
 def test_points_drawn_on_cpu_are_finite_and_do_not_depend_on_the_chunk():
     """Fails where LIBRARY_FUSION_TYPE_REDUCE is on (jaxlib 0.10.2): NaN in 20 to 100 rows, other values in 400."""
-    config = load_config("toy")
+    config = load_config("examples/figure3.py")
     config = dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=()))
     codec, rng = open_codec(config), np.random.default_rng(0)
     shapes = abstract_params(build_model(config, codec.tokenizer.base_vocab_size))

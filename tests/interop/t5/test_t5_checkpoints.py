@@ -688,7 +688,7 @@ def test_nothing_at_the_path_is_told(tmp_path):
 # ----------------------------------------------------------------------------- the start of a model
 def toy(path, trainable, precision="bfloat16"):
     """The toy's config, started from a checkpoint of its sizes with random numbers."""
-    from configs.toy import get_config
+    from examples.figure3 import get_config
 
     config = get_config()
     config.model.t5.checkpoint = str(path)

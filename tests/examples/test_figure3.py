@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples import figure3
 from kaleido_jax.config import load_config
-from kaleido_jax.evaluate import figure3
 
 
 def _config(**train):
-    config = load_config("toy")
+    config = load_config("examples/figure3.py")
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, num_steps=3, log_every_steps=2, batch_size=16, **train),

@@ -1,0 +1,32 @@
+"""Evaluation protocols by name: what is measured of a workdir's latest checkpoint."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kaleido_jax.config.schema import Config, Mesh
+from kaleido_jax.errors import user_error
+from kaleido_jax.evaluate import quickstart
+
+PROTOCOLS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {"quickstart": quickstart.measure}
+
+
+def measure(workdir: str | Path, config: Config | None = None) -> dict[str, Any]:
+    """The report of config.eval.protocol, also in eval/<protocol>.json; measured where it is not there yet.
+
+    Args:
+      workdir: with a checkpoint.
+      config: instead of the workdir's own, e.g. with another protocol.
+
+    Raises:
+      UserError: no workdir, no protocol, or no checkpoint.
+    """
+    workdir = Path(workdir).expanduser()
+    if config is None:
+        config = dataclasses.replace(Config.from_json(workdir), mesh=Mesh())
+    if config.eval.protocol not in PROTOCOLS:
+        raise user_error(
+            f"config.eval.protocol = {config.eval.protocol!r}", f"one of {', '.join(PROTOCOLS)}", "set it in the config"
+        )
+    return PROTOCOLS[config.eval.protocol](config, workdir)

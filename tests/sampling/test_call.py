@@ -1,0 +1,168 @@
+"""The one call from captions to images, on random weights: whose noise, whose z, what it refuses, what it leaves."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.errors import UserError
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.sampling import pipeline as module
+from kaleido_jax.sampling.functional import weights_checksum
+from kaleido_jax.sampling.output import load_recipe
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from tests.sampling.test_pipeline import CONFIG, random_params
+
+CAPTIONS = ["bag", "coat"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    codec = open_codec(CONFIG)
+    return KaleidoPipeline(CONFIG, random_params(codec, 0), codec, step=7)
+
+
+@pytest.fixture(scope="module")
+def out(pipe):
+    return pipe(CAPTIONS, images_per_caption=2, seed=3)
+
+
+def test_images_of_a_caption_share_its_latents_and_differ_in_noise(out):
+    assert [len(row) for row in out.images] == [2, 2] and out.images[0][0].size == (8, 8)
+    assert len(out.latents) == 2 and all(z is not None for z in out.latents)
+    assert np.abs(out.x[:, 0] - out.x[:, 1]).max((1, 2, 3)).min() > 1e-2
+    assert out.grid().height > 2 * 192
+
+
+def test_given_latents_draw_from_the_noise_that_they_had(pipe, out):
+    again = pipe("bag", latents=out.latents[0], seed=3)
+    np.testing.assert_allclose(again.x[0, 0], out.x[0, 0], atol=1e-5)
+    assert again.latents == out.latents[:1] and again.recipe["rows"][0]["latents_index"] is None
+    # the noise of row i, image k has the index i * images_per_caption + k
+    other = pipe.sample_images(["coat"], [out.samples[1].tokens], seed=3, indices=[2])
+    np.testing.assert_allclose(other[0], out.x[1, 0], atol=1e-5)
+
+
+def test_latents_may_grow_beyond_the_bucket(pipe, out):
+    limit = CONFIG.latents.max_latents_tokens
+    z = out.latents[0].replace(text=" ".join(["bag"] * limit))
+    assert len(pipe.latents_tokens(z)) > limit
+    edited = pipe("bag", latents=z, seed=3)
+    assert edited.latents == [z] and np.abs(edited.x[0, 0] - out.x[0, 0]).max() > 1e-3
+    with pytest.raises(UserError, match="twice config.latents.max_latents_tokens"):
+        pipe("bag", latents=z.replace(text=" ".join(["bag"] * 2 * limit)))
+
+
+def test_one_row_of_a_call_is_what_it_is_alone(pipe, out):
+    assert pipe("bag", seed=3).latents == out.latents[:1]
+    twice = pipe(["bag", "bag"], seed=3)
+    assert twice.latents[0] == out.latents[0] != twice.latents[1]
+
+
+def test_a_locked_text_stays_and_the_rest_is_sampled(pipe, out):
+    text = Latents(text="a small bag")
+    varied = pipe(CAPTIONS, prefix=text, seed=1)
+    assert [z.text for z in varied.latents] == ["a small bag"] * 2 and varied.latents[0] != varied.latents[1]
+    second = pipe(CAPTIONS, prefix=[None, text], seed=3)
+    assert second.latents[0] == out.latents[0] and second.latents[1].text == "a small bag"
+
+
+def test_a_caption_is_encoded_once(pipe, monkeypatch):
+    encode, seen = module._encode_captions, []
+    monkeypatch.setattr(module, "_encode_captions", lambda *args: seen.append(args[2].shape[0]) or encode(*args))
+    pipe(CAPTIONS, images_per_caption=2, seed=3)
+    assert seen == [2]
+
+
+def test_latents_that_do_not_parse_are_none_with_the_reason(pipe):
+    out = pipe(CAPTIONS, seed=0, grammar=False)
+    assert out.latents == [None, None] and all(out.problems)
+    assert json.loads(json.dumps(out.recipe))["rows"][0]["latents"] is None
+    assert out.grid().height > 2 * 192
+
+
+def test_a_saved_image_carries_the_recipe_that_draws_it_again(pipe, out, tmp_path):
+    out.save(tmp_path / "new" / "folder")
+    (path,) = (tmp_path / "new" / "folder").glob("01-coat-1.png")
+    recipe = load_recipe(path)
+    (row,) = recipe["rows"]
+    x = pipe.sample_images([row["caption"]], [row["tokens"]], seed=recipe["seed"], indices=row["noise_indices"])
+    np.testing.assert_allclose(x[0] * 128 + 127, np.asarray(Image.open(path), np.float32), atol=0.51)
+    assert Latents.from_json(row["latents"]) == out.latents[1]
+    assert recipe["model"] == {**recipe["model"], "step": 7, "weights": weights_checksum(pipe.params)}
+    assert load_recipe(path.with_name("recipe.json"))["rows"][1]["files"] == ["01-coat-0.png", "01-coat-1.png"]
+
+
+def test_files_without_a_recipe_are_named(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "plain.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:40])
+    (tmp_path / "list.json").write_text("[1]")
+    reasons = {"plain.png": "no recipe", "cut.png": "damaged", "list.json": "no recipe", "x": "No such"}
+    for name, message in reasons.items():
+        with pytest.raises(UserError, match=f"{name}.*{message}"):
+            load_recipe(tmp_path / name)
+
+
+def test_the_checksum_sees_every_bit_name_and_shape():
+    params = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.ones(3, np.float32)}
+    digits = weights_checksum(params)
+    swapped = {**params, "a": {"b": params["a"]["b"][::-1]}}
+    nudged = {**params, "c": np.nextafter(params["c"], np.float32([1, 1, 2]))}
+    renamed = {"a": params["a"], "d": params["c"]}
+    assert len({digits, *map(weights_checksum, (swapped, nudged, renamed))}) == 4
+    assert weights_checksum(dict(reversed(params.items()))) == digits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gama": 3.0}, "unknown argument 'gama'; expected gamma"),
+        ({"sampler": "ddmi"}, "sample.sampler"),
+        ({"num_steps": 10**6}, "sampling steps"),
+        ({"autoguidance_step": 1}, "unknown argument"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**32}, "seed"),
+        ({"images_per_caption": 0}, "images_per_caption = 0"),
+        ({"latents": [Latents(text="a bag")]}, "1 latents for 2 captions"),
+        ({"latents": Latents(text="a bag")}, "without bbox"),
+        ({"prefix": Latents(text="a bag"), "latents": Latents(text="a bag")}, "latents and prefix"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(pipe, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        pipe(CAPTIONS, **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("captions", [[], ["bag", 3], ["a \ud83d"], ["a bag " * 40]])
+def test_captions_that_cannot_be_are_refused(pipe, captions):
+    with pytest.raises(UserError, match="caption"):
+        pipe(captions)
+
+
+def test_samples_that_are_not_finite_are_no_images(pipe):
+    params = {**pipe.params, "denoiser": {k: v for k, v in pipe.params["denoiser"].items()}}
+    name = next(iter(params["denoiser"]))
+    params["denoiser"][name] = {k: np.full_like(v, np.nan) for k, v in params["denoiser"][name].items()}
+    with pytest.raises(FloatingPointError, match="not finite"):
+        KaleidoPipeline(CONFIG, params, pipe.codec)("bag", threshold="none")
+
+
+def test_a_baseline_has_no_latents(pipe):
+    config = dataclasses.replace(CONFIG, latents=dataclasses.replace(CONFIG.latents, segments=()))
+    params = {part: pipe.params[part] for part in ("encoder", "denoiser")}
+    baseline = KaleidoPipeline(config, params, open_codec(config))
+    out = baseline("bag", seed=0)
+    assert out.latents == [None] and out.problems == [""] and out.recipe["rows"][0]["tokens"] is None
+    with pytest.raises(UserError, match="without"):
+        baseline("bag", prefix=Latents(text="a bag"))
+
+
+def test_a_name_that_is_no_folder_says_what_is_bundled(tmp_path):
+    with pytest.raises(UserError, match=r"no model 'emoji-tiny'; expected .*none is bundled yet"):
+        KaleidoPipeline.from_pretrained("emoji-tiny")
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        KaleidoPipeline.from_pretrained(tmp_path)

@@ -1,0 +1,142 @@
+"""The script of the README: from captions to edited images, training and measures, also from an installed wheel."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kaleido_jax as kj
+
+REPO = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```python\n(import kaleido_jax as kj\n.*?)^```$", re.MULTILINE | re.DOTALL)
+SCRIPT = BLOCK.search((REPO / "README.md").read_text())[1]
+# The quickstart's config with every size cut down; long latents leave room for what the script adds to them.
+TINY = {
+    "model.t5.d_model": 32,
+    "model.t5.d_ff": 32,
+    "model.t5.num_heads": 2,
+    "model.t5.head_dim": 16,
+    "model.t5.num_decoder_layers": 1,
+    "model.denoiser.image_size": 16,
+    "model.denoiser.channels": (4, 8),
+    "model.denoiser.num_groups": 4,
+    "model.denoiser.emb_channels": 16,
+    "model.denoiser.inner.image_size": 8,
+    "model.denoiser.inner.channels": (8, 32),
+    "model.denoiser.inner.num_res_blocks": (1, 1),
+    "model.denoiser.inner.num_attn_layers": (0, 1),
+    "model.denoiser.inner.num_groups": 4,
+    "model.denoiser.inner.emb_channels": 16,
+    "model.denoiser.inner.text_proj_channels": 16,
+    "data.fashion.num_train": 64,
+    "data.fashion.num_test": 16,
+    "train.batch_size": 8,
+    "train.num_steps": 2,
+    "train.warmup_steps": 1,
+    "train.log_every_steps": 1,
+    "sample.num_steps": 2,
+    "eval.num_samples": 4,
+    "eval.num_steps": 2,
+    "eval.classifier_steps": 2,
+    "eval.real_images": (64, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("face") / "run"
+    assert kj.fit(kj.load_config("fashion_combined", **TINY), workdir=str(folder))
+    return folder
+
+
+def script_on(workdir):
+    """The README's script with this workdir, and the training at its end cut down like TINY."""
+    script = SCRIPT.replace('"runs/fashion"', repr(str(workdir)))
+    tiny = script.replace('**{"train.num_steps": 1_000}', f"**{TINY!r}")
+    assert tiny != script != SCRIPT
+    return tiny
+
+
+def check_files(folder):
+    assert Image.open(folder / "fruit.png").size == (16, 16) and Image.open(folder / "grid.png").width > 4 * 192
+    recipe = kj.load_recipe(folder / "edits" / "00-fruit-0.png")
+    assert recipe["rows"][0]["latents"]["bbox"] == [{"phrase": "red apple", "box": [100, 420, 480, 900]}]
+    assert recipe == {**recipe, "seed": 0} and recipe["rows"][0]["noise_indices"] == [0]
+    assert (folder / "runs" / "mine" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.slow
+def test_the_script_of_the_readme_runs(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(script_on(workdir), "README.md", "exec"), names)
+    check_files(tmp_path)
+    out, edited, varied = names["out"], names["edited"], names["varied"]
+    assert [len(row) for row in out.images] == [4, 4] and out.captions == ["fruit", "bird"]
+    assert varied.latents[0].text == out.latents[0].text and varied.latents[0] != out.latents[0]
+    assert edited.latents[0].text == out.latents[0].text
+    assert np.abs(edited.x[0, 0] - out.x[0, 0]).max() > 0
+    printed = capsys.readouterr().out
+    assert out.latents[0].text in printed and "judge_accuracy_samples" in printed
+
+
+@pytest.mark.slow
+def test_the_script_runs_from_an_installed_wheel_in_another_folder(workdir, tmp_path):
+    source, installed, elsewhere = (tmp_path / name for name in ("source", "installed", "elsewhere"))
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("kaleido_jax", "configs"):
+        shutil.copytree(REPO / name, source / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(REPO / name, source)
+    elsewhere.mkdir()
+
+    def run(*args, **variables):
+        command, env = [sys.executable, *args], os.environ | variables
+        done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        return done.stdout
+
+    # Dependencies come from the environment of the tests, the package from the wheel alone.
+    run("-m", "pip", "install", "-q", "--no-deps", f"--target={installed}", str(source))
+    shutil.rmtree(source)
+    where = run("-c", "import kaleido_jax; print(kaleido_jax.__file__)", PYTHONPATH=str(installed))
+    assert Path(where.strip()).is_relative_to(installed)
+    run("-c", script_on(workdir), PYTHONPATH=str(installed))
+    check_files(elsewhere)
+
+
+FACE = ("KaleidoPipeline", "KaleidoOutput", "Latents", "Box", "Blob", "Config", "load_config", "fit", "measure")
+LAZY = """
+import os, sys, kaleido_jax as kj
+kj.load_config("fashion_combined"), kj.Latents(bbox=[kj.Box("a", (0, 0, 1, 1))])
+assert "jax" not in sys.modules
+kj.KaleidoPipeline
+print(os.environ.get("XLA_FLAGS"), "jax" in sys.modules)
+"""
+
+
+def test_the_face_is_whole():
+    names = {*FACE, "load_recipe", "__version__"}
+    assert names <= set(dir(kj)) and all(getattr(kj, name) is not None for name in names)
+    with pytest.raises(AttributeError, match="no attribute 'KaleidoPipelin'"):
+        _ = kj.KaleidoPipelin
+
+
+def test_jax_comes_in_with_the_pipeline_and_is_told_the_flag_of_the_cpu():
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", LAZY], env=env, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert "xla_cpu" in done.stdout and done.stdout.strip().endswith("True"), done.stderr
+
+
+def test_measure_without_a_protocol_says_so(tmp_path):
+    with pytest.raises(kj.errors.UserError, match="config.json cannot be read"):
+        kj.measure(tmp_path)
+    config = kj.load_config("fashion_combined", **{"eval.protocol": "none"})
+    with pytest.raises(kj.errors.UserError, match="config.eval.protocol = 'none'; expected one of quickstart"):
+        kj.measure(tmp_path, config)
