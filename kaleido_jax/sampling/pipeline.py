@@ -156,13 +156,13 @@ class KaleidoPipeline:
         )
         z = self._given(captions, seed, sample, latents, prefix)
         keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
-        tokens, x = self._sample(captions, z, images_per_caption, keys, sample)
+        found, x = self._sample(captions, z, images_per_caption, keys, sample)
         if not np.isfinite(x).all():
             raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
-        samples = [self._read(row) for row in tokens] if self._model.has_prior else []
-        for row, found in zip(recipe["rows"], samples, strict=False):
-            row["tokens"], row["problem"] = list(found.tokens), found.problem
-            row["latents"] = found.latents.to_json() if found.latents else None
+        samples = found if self._model.has_prior else []
+        for row, one in zip(recipe["rows"], samples, strict=False):
+            row["tokens"], row["problem"] = list(one.spelled(self.codec)), one.problem
+            row["latents"] = one.latents.to_json() if one.latents else None
         return KaleidoOutput(x=x.reshape(len(captions), -1, *x.shape[1:]), samples=samples, recipe=recipe)
 
     def sample_latents(
@@ -220,7 +220,8 @@ class KaleidoPipeline:
           UserError: autoguidance without the parameters of a worse model.
         """
         keys = sample_keys(seed, "image", 0, _indices(indices, captions))
-        z = pad_rows(latents or [()] * len(captions), self.config.latents.max_latents_tokens)
+        given = latents or [()] * len(captions)
+        z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
         return self._sample(captions, z, 1, keys, sample or self.config.sample)[1]
 
     # ------------------------------------------------------------------------------------------- recipes
@@ -299,19 +300,18 @@ class KaleidoPipeline:
         sample: Sample,
         latents: Latents | Sequence[Latents] | None,
         prefix: Prefix | list[Prefix],
-    ) -> "HostTokens | _PriorInputs":
-        """The z of a call as tokens, or what is needed to sample them; a baseline's z is not read."""
-        limit = self.config.latents.max_latents_tokens
+    ) -> list[SampledLatents] | _PriorInputs:
+        """The z of a call, or what is needed to sample them; a baseline's are empty."""
         if not self._model.has_prior and (latents is not None or prefix is not None):
             raise user_error("latents for a model without", "none", "leave them out, or take another model")
         if latents is not None and prefix is not None:
             raise user_error("latents and prefix", "one of them", "leave out the other")
         if not self._model.has_prior:
-            return pad_rows([()] * len(captions), limit)
+            return [SampledLatents(tokens=(), latents=None)] * len(captions)
         if latents is not None:
             each = [latents] * len(captions) if isinstance(latents, Latents) else list(latents)
             _check_number("latents", each, captions)
-            return pad_rows([self.latents_tokens(z) for z in each], limit)
+            return [SampledLatents(tokens=self.latents_tokens(z), latents=z) for z in each]
         if isinstance(prefix, list):
             _check_number("prefix", prefix, captions)
         elif prefix is not None:
@@ -354,22 +354,27 @@ class KaleidoPipeline:
 
     # -------------------------------------------------------------------------------------------- batches
     def _sample(
-        self, captions: Sequence[str], z: HostTokens | _PriorInputs, each: int, keys: Keys, sample: Sample
-    ) -> tuple[HostTokens, Float[np.ndarray, "b ..."]]:
-        """(tokens of z of each caption, `each` samples x of each), in batches; captions are encoded once."""
+        self, captions: Sequence[str], z: list[SampledLatents] | _PriorInputs, each: int, keys: Keys, sample: Sample
+    ) -> tuple[list[SampledLatents], Float[np.ndarray, "b ..."]]:
+        """(z of each caption, `each` samples x of each), in batches; captions are encoded once."""
         tokens, found, images = self.caption_tokens(captions), [], []
+        limit = self.config.latents.max_latents_tokens
         with progress("images", len(captions) * each, "img") as advance:
             for rows, real in self._batches(len(captions), len(captions)):
                 encoded, bad = self._encode(self.params, tokens[rows]), None
                 if self.bad_params is not None:
                     bad = self.bad_params, self._encode(self.bad_params, tokens[rows])
-                here = self._sample_z(encoded, rows, z) if isinstance(z, _PriorInputs) else z[rows]
-                found.append(here[:real])
+                if isinstance(z, _PriorInputs):
+                    here = [self._read(row) for row in self._sample_z(encoded, rows, z)[:real]]
+                else:
+                    here = z[rows[0] : rows[0] + real]
+                found += here
+                spelled = pad_rows([one.spelled(self.codec) for one in here], limit)
                 for local, fresh in self._batches(real * each, len(captions) * each):
                     noise = keys[rows[0] * each + local]
-                    images.append(self._sample_x(encoded, bad, local // each, here, noise, sample)[:fresh])
+                    images.append(self._sample_x(encoded, bad, local // each, spelled, noise, sample)[:fresh])
                     advance(fresh)
-        return np.concatenate(found), np.concatenate(images)
+        return found, np.concatenate(images)
 
     def _batches(self, total: int, of: int) -> Iterator[tuple[Int[np.ndarray, "b"], int]]:
         """(rows, how many of them are new) until `total`; equal batches, so that one compiled function serves all.

@@ -26,6 +26,14 @@ class SampledLatents:
     latents: Latents | None
     problem: str = ""
 
+    def spelled(self, codec: Codec) -> tuple[int, ...]:
+        """The tokens that an image is sampled from: z as the vocabulary writes it, as in training.
+
+        The prior may spell the same z otherwise. So an image depends on what can be read, and the same z given by a
+        person gives the same image. Tokens that do not parse stay as they are.
+        """
+        return self.tokens if self.latents is None else tuple(codec.encode(self.latents))
+
 
 def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> HostTokens:
     """Ids of captions with eos, padded with 0 to (b, max_tokens).
@@ -64,7 +72,7 @@ def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]
 
 def pad_rows(rows: Sequence[Sequence[int]], max_tokens: int) -> HostTokens:
     """Ids of each row, padded with 0 to (b, max_tokens), or to a multiple of 16 where one is longer."""
-    longest = max(map(len, rows))
+    longest = max(map(len, rows), default=0)
     out = np.zeros((len(rows), max_tokens if longest <= max_tokens else round_up(longest, 16)), np.int32)
     for row, ids in zip(out, rows, strict=True):
         row[: len(ids)] = ids
