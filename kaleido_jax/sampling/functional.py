@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from kaleido_jax.array_types import Keys, Mask, Scalar, States, TokenLogits, Tokens
 from kaleido_jax.array_types import Sample as SampleArray
@@ -31,8 +31,8 @@ class EncodedCaptions(struct.PyTreeNode):
 
     states: States  # H_c, (b, t, d)
     mask: Mask
-    null_states: States  # (1, t, d)
-    null_mask: Mask
+    null_states: Float[Array, "1 t d"]
+    null_mask: Bool[Array, "1 t"]
 
     def take(self, rows: Int[Array, "n"]) -> "EncodedCaptions":
         """The captions of these rows, for several samples of one caption."""

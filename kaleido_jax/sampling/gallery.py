@@ -22,7 +22,7 @@ def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
     config, folder = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
     captions, each = captions_to_sample(config, workdir), config.sample.images_per_caption
     if (folder / RECIPE).exists():
-        wanted = pipeline.recipe(captions, images_per_caption=each, seed=config.seed, sample=config.sample)
+        wanted = pipeline.recipe(captions, each, config.seed, config.sample)
         if _request(load_recipe(folder / RECIPE)) == _request(wanted):
             return folder / GRID
         for file in folder.glob("[0-9]*-*"):  # else images of two recipes would lie beside one grid

@@ -1,8 +1,10 @@
 """Sampled images and their latents, with the recipe of each: shown as a grid, saved as PNG and JSON, read back."""
 
+import dataclasses
 import functools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,11 +13,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from kaleido_jax.config.schema import Sample
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.render.image import render_panel
 from kaleido_jax.latents.render.layout import BACKGROUND, INK, font_for, wrap
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import make_folder, replacing, write_atomically
+from kaleido_jax.sampling.batched import OF_THE_GRID
 from kaleido_jax.sampling.tokens import SampledLatents
 
 PANEL_PX, IMAGE_PX, GAP_PX = 256, 192, 12
@@ -52,6 +56,37 @@ class Recipe(TypedDict):
     seed: int
     sample: dict[str, Any]  # the fields of config.sample that matter to it
     rows: list[RowRecipe]
+
+
+def new_recipe(
+    model: ModelRecipe, captions: Sequence[str], *, images_per_caption: int, seed: int, sample: Sample, has_z: bool
+) -> Recipe:
+    """The recipe of a call before its latents are known; `has_z` where they are going to be sampled.
+
+    Raises:
+      UserError: no captions, or a number out of range.
+    """
+    if not captions:
+        raise user_error("no captions", "at least one", "give some")
+    for name, value, least, most in (
+        ("images_per_caption", images_per_caption, 1, 2**31 - 1),
+        ("seed", seed, 0, 2**32 - 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise user_error(f"{name} = {value!r}", f"a whole number from {least} to {most}", "correct it")
+    rows: list[RowRecipe] = [
+        {
+            "caption": caption,
+            "latents_index": i if has_z else None,
+            "tokens": None,
+            "latents": None,
+            "problem": "",
+            "noise_indices": list(range(i * images_per_caption, (i + 1) * images_per_caption)),
+        }
+        for i, caption in enumerate(captions)
+    ]
+    settings = {name: v for name, v in dataclasses.asdict(sample).items() if name not in OF_THE_GRID}
+    return {"model": model, "seed": seed, "sample": json.loads(json.dumps(settings)), "rows": rows}
 
 
 @dataclass(frozen=True, kw_only=True)

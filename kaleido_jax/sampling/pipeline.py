@@ -3,35 +3,33 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from kaleido_jax.array_types import HostTokens, Keys, Scalar, Tokens
-from kaleido_jax.array_types import Sample as SampleArray
+from kaleido_jax.array_types import HostTokens, Keys
 from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.schema import Config, Diffusion, Mesh, Sample
+from kaleido_jax.config.schema import Config, Mesh, Sample
 from kaleido_jax.errors import nearest, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.constrain import Constraint
-from kaleido_jax.latents.tokenizer import SHIPPED, round_up
+from kaleido_jax.latents.tokenizer import SHIPPED
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.models.kaleido import Kaleido, build_model
+from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
-from kaleido_jax.sampling import functional
-from kaleido_jax.sampling.functional import EncodedCaptions
-from kaleido_jax.sampling.output import KaleidoOutput, Recipe, RowRecipe
+from kaleido_jax.sampling.batched import OF_LOADING, OF_THE_GRID, OF_THE_PRIOR, BatchedModel, PriorInputs
+from kaleido_jax.sampling.functional import weights_checksum
+from kaleido_jax.sampling.output import KaleidoOutput, ModelRecipe, Recipe, new_recipe
 from kaleido_jax.sampling.tokens import (
     Prefix,
     SampledLatents,
@@ -45,19 +43,6 @@ from kaleido_jax.sampling.weights import load_export, load_workdir
 
 BUNDLED: tuple[str, ...] = ()  # names of models that come with the package
 VOCABULARY = "spiece.model"  # in an exported folder whose vocabulary is none of the package's
-OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that choose what is sampled, not how
-OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # these were read with the weights
-OF_THE_PRIOR = ("temperature", "top_k", "top_p")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PriorInputs:
-    """What sampling z needs besides the captions; `per_row` and `keys` have one entry a caption."""
-
-    keys: Keys
-    per_row: dict[str, np.ndarray]
-    constraint: Constraint | None
-    settings: tuple[tuple[str, float], ...]  # compiled in
 
 
 class KaleidoPipeline:
@@ -82,9 +67,14 @@ class KaleidoPipeline:
         """
         warn_of_wrong_reductions(jax.default_backend())
         self.config, self.params, self.codec = config, params, codec
-        self.step, self.chunk, self.bad_params = step, chunk, bad_params
-        self._model = build_model(config, codec.tokenizer.base_vocab_size)
-        self._mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+        self.step, self.bad_params = step, bad_params
+        self._batched = BatchedModel(
+            model=build_model(config, codec.tokenizer.base_vocab_size),
+            diffusion=config.diffusion,
+            max_latents_tokens=config.latents.max_latents_tokens,
+            sharding=batch_sharding(make_mesh(mesh_sizes(config.mesh, jax.device_count()))),
+            chunk=chunk,
+        )
 
     @staticmethod
     def from_pretrained(path_or_name: str | Path, config: Config | None = None) -> "KaleidoPipeline":
@@ -124,7 +114,7 @@ class KaleidoPipeline:
         images_per_caption: int = 1,
         seed: int = 0,
         latents: Latents | Sequence[Latents] | None = None,
-        prefix: Prefix | list[Prefix] = None,
+        prefix: Latents | Sequence[Latents | None] | None = None,
         grammar: bool = True,
         **overrides: Any,
     ) -> KaleidoOutput:
@@ -140,7 +130,7 @@ class KaleidoPipeline:
           seed: 0..2**32-1; with the sample index decides every draw.
           latents: z to take instead of sampling it; one for all captions, or one for each.
           prefix: what each z must begin with, e.g. Latents(text=...) to keep the text and sample the rest; one for all
-            captions, or a list of one for each (None locks nothing).
+            captions, or one for each (None locks nothing).
           grammar: mask the prior so that every z parses; without, some latents may be None (see `problems`).
           **overrides: fields of config.sample for this call, e.g. gamma=3.0, num_steps=50, sampler="ddim".
 
@@ -151,15 +141,13 @@ class KaleidoPipeline:
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         sample = self._override(overrides | {"grammar": grammar})
-        recipe = self.recipe(
-            captions, images_per_caption=images_per_caption, seed=seed, sample=sample, sampled=latents is None
-        )
+        recipe = self.recipe(captions, images_per_caption, seed, sample, given=latents is not None)
         z = self._given(captions, seed, sample, latents, prefix)
         keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
         found, x = self._sample(captions, z, images_per_caption, keys, sample)
         if not np.isfinite(x).all():
             raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
-        samples = found if self._model.has_prior else []
+        samples = found if self._batched.model.has_prior else []
         for row, one in zip(recipe["rows"], samples, strict=False):
             row["tokens"], row["problem"] = list(one.spelled(self.codec)), one.problem
             row["latents"] = one.latents.to_json() if one.latents else None
@@ -190,10 +178,11 @@ class KaleidoPipeline:
         tokens, found = self.caption_tokens(captions), []
         inputs = self._prior_inputs(seed, _indices(indices, captions), sample or self.config.sample, prefix)
         with progress("latents", len(captions), "sample") as advance:
-            for rows, real in self._batches(len(captions), len(captions)):
-                found.append(self._sample_z(self._encode(self.params, tokens[rows]), rows, inputs)[:real])
+            for rows, real in self._batched.rows(len(captions), len(captions)):
+                encoded = self._batched.encode(self.params, tokens[rows])
+                found.append(self._batched.sample_latents(self.params, encoded, rows, inputs)[:real])
                 advance(real)
-        return [self._read(row) for row in np.concatenate(found)]
+        return [read_latents(row, self.codec) for row in np.concatenate(found)]
 
     def sample_images(
         self,
@@ -224,47 +213,25 @@ class KaleidoPipeline:
         z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
         return self._sample(captions, z, 1, keys, sample or self.config.sample)[1]
 
-    # ------------------------------------------------------------------------------------------- recipes
     def recipe(
-        self, captions: Sequence[str], *, images_per_caption: int, seed: int, sample: Sample, sampled: bool = True
+        self, captions: Sequence[str], images_per_caption: int, seed: int, sample: Sample, given: bool = False
     ) -> Recipe:
-        """The recipe of a call before its latents are known; without `sampled` they are given.
+        """The recipe of a call before its latents are sampled; `given` where they are not going to be.
 
         Raises:
           UserError: no captions, or a number out of range.
         """
-        if not captions:
-            raise user_error("no captions", "at least one", "give some")
-        for name, value, least, most in (
-            ("images_per_caption", images_per_caption, 1, 2**31 - 1),
-            ("seed", seed, 0, 2**32 - 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise user_error(f"{name} = {value!r}", f"a whole number from {least} to {most}", "correct it")
-        has_prior, k = self._model.has_prior, images_per_caption
-        rows: list[RowRecipe] = [
-            {
-                "caption": caption,
-                "latents_index": i if has_prior and sampled else None,
-                "tokens": None,
-                "latents": None,
-                "problem": "",
-                "noise_indices": list(range(i * k, (i + 1) * k)),
-            }
-            for i, caption in enumerate(captions)
-        ]
-        settings = {name: v for name, v in dataclasses.asdict(sample).items() if name not in OF_THE_GRID}
-        return {"model": self._identity, "seed": seed, "sample": json.loads(json.dumps(settings)), "rows": rows}
+        has_z = self._batched.model.has_prior and not given
+        return new_recipe(
+            self._identity, captions, images_per_caption=images_per_caption, seed=seed, sample=sample, has_z=has_z
+        )
 
     @functools.cached_property
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> ModelRecipe:
         parts = [dataclasses.asdict(getattr(self.config, part)) for part in ("model", "diffusion", "latents")]
-        return {
-            "name": self.config.name,
-            "step": self.step,
-            "config": fingerprint(json.dumps(parts)),
-            "weights": functional.weights_checksum(self.params),
-        }
+        digits = fingerprint(json.dumps(parts))
+        weights = weights_checksum(self.params)
+        return {"name": self.config.name, "step": self.step, "config": digits, "weights": weights}
 
     # ------------------------------------------------------------------------------------------ arguments
     def caption_tokens(self, captions: Sequence[str]) -> HostTokens:
@@ -299,28 +266,24 @@ class KaleidoPipeline:
         seed: int,
         sample: Sample,
         latents: Latents | Sequence[Latents] | None,
-        prefix: Prefix | list[Prefix],
-    ) -> list[SampledLatents] | _PriorInputs:
+        prefix: Latents | Sequence[Latents | None] | None,
+    ) -> list[SampledLatents] | PriorInputs:
         """The z of a call, or what is needed to sample them; a baseline's are empty."""
-        if not self._model.has_prior and (latents is not None or prefix is not None):
+        if not self._batched.model.has_prior and (latents is not None or prefix is not None):
             raise user_error("latents for a model without", "none", "leave them out, or take another model")
         if latents is not None and prefix is not None:
             raise user_error("latents and prefix", "one of them", "leave out the other")
-        if not self._model.has_prior:
+        if not self._batched.model.has_prior:
             return [SampledLatents(tokens=(), latents=None)] * len(captions)
         if latents is not None:
-            each = [latents] * len(captions) if isinstance(latents, Latents) else list(latents)
-            _check_number("latents", each, captions)
+            each = _one_each("latents", latents, captions)
             return [SampledLatents(tokens=self.latents_tokens(z), latents=z) for z in each]
-        if isinstance(prefix, list):
-            _check_number("prefix", prefix, captions)
-        elif prefix is not None:
-            prefix = [prefix] * len(captions)
-        return self._prior_inputs(seed, np.arange(len(captions)), sample, prefix)
+        locked = None if prefix is None else _one_each("prefix", prefix, captions)
+        return self._prior_inputs(seed, np.arange(len(captions)), sample, locked)
 
     def _prior_inputs(
         self, seed: int, indices: Int[np.ndarray, "b"], sample: Sample | list[Sample], prefix: list[Prefix] | None
-    ) -> _PriorInputs:
+    ) -> PriorInputs:
         per_row, settings = {}, ()
         if isinstance(sample, Sample):
             grammar, settings = sample.grammar, tuple((name, getattr(sample, name)) for name in OF_THE_PRIOR)
@@ -334,7 +297,7 @@ class KaleidoPipeline:
         if prefix is not None:
             per_row["prefix"] = prefix_rows(prefix, self.codec, self.config.latents.max_latents_tokens, grammar)
         keys = sample_keys(seed, "latents", 0, indices)
-        return _PriorInputs(keys=keys, per_row=per_row, constraint=constraint, settings=settings)
+        return PriorInputs(keys=keys, per_row=per_row, constraint=constraint, settings=settings)
 
     @functools.cached_property
     def _constraint(self) -> Constraint:
@@ -349,139 +312,44 @@ class KaleidoPipeline:
             )
         return jax.tree.map(jnp.asarray, host)
 
-    def _read(self, row: Int[np.ndarray, "t"]) -> SampledLatents:
-        return read_latents(row, self.codec)
-
     # -------------------------------------------------------------------------------------------- batches
     def _sample(
-        self, captions: Sequence[str], z: list[SampledLatents] | _PriorInputs, each: int, keys: Keys, sample: Sample
+        self, captions: Sequence[str], z: list[SampledLatents] | PriorInputs, each: int, keys: Keys, sample: Sample
     ) -> tuple[list[SampledLatents], Float[np.ndarray, "b ..."]]:
         """(z of each caption, `each` samples x of each), in batches; captions are encoded once."""
         tokens, found, images = self.caption_tokens(captions), [], []
         limit = self.config.latents.max_latents_tokens
         with progress("images", len(captions) * each, "img") as advance:
-            for rows, real in self._batches(len(captions), len(captions)):
-                encoded, bad = self._encode(self.params, tokens[rows]), None
+            for rows, real in self._batched.rows(len(captions), len(captions)):
+                encoded, bad = self._batched.encode(self.params, tokens[rows]), None
                 if self.bad_params is not None:
-                    bad = self.bad_params, self._encode(self.bad_params, tokens[rows])
-                if isinstance(z, _PriorInputs):
-                    here = [self._read(row) for row in self._sample_z(encoded, rows, z)[:real]]
+                    bad = self.bad_params, self._batched.encode(self.bad_params, tokens[rows])
+                if isinstance(z, PriorInputs):
+                    sampled = self._batched.sample_latents(self.params, encoded, rows, z)
+                    here = [read_latents(row, self.codec) for row in sampled[:real]]
                 else:
                     here = z[rows[0] : rows[0] + real]
                 found += here
                 spelled = pad_rows([one.spelled(self.codec) for one in here], limit)
-                for local, fresh in self._batches(real * each, len(captions) * each):
+                for local, fresh in self._batched.rows(real * each, len(captions) * each):
                     noise = keys[rows[0] * each + local]
-                    images.append(self._sample_x(encoded, bad, local // each, spelled, noise, sample)[:fresh])
+                    inputs = encoded, bad, local // each, spelled, noise, sample
+                    images.append(self._batched.sample_images(self.params, *inputs)[:fresh])
                     advance(fresh)
         return found, np.concatenate(images)
-
-    def _batches(self, total: int, of: int) -> Iterator[tuple[Int[np.ndarray, "b"], int]]:
-        """(rows, how many of them are new) until `total`; equal batches, so that one compiled function serves all.
-
-        Their size is that for `of` rows: the chunk at most, and divisible over the devices. The last row fills up.
-        """
-        shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        size = round_up(min(self.chunk, of), shards)
-        for start in range(0, total, size):
-            yield np.minimum(np.arange(start, start + size), total - 1), min(size, total - start)
-
-    def _encode(self, params: dict[str, Any], tokens: HostTokens) -> EncodedCaptions:
-        return _encode_captions(self._model, params, self._split(tokens))
-
-    def _sample_z(self, captions: EncodedCaptions, rows: Int[np.ndarray, "b"], inputs: _PriorInputs) -> HostTokens:
-        keys, per_row = jax.tree.map(lambda leaf: self._split(leaf[rows]), (inputs.keys, inputs.per_row))
-        z = _sample_latents(
-            self.params,
-            captions,
-            keys,
-            per_row,
-            inputs.constraint,
-            model=self._model,
-            max_len=self.config.latents.max_latents_tokens,
-            settings=inputs.settings,
-        )
-        return np.asarray(z)
-
-    def _sample_x(
-        self,
-        captions: EncodedCaptions,
-        bad: tuple[dict[str, Any], EncodedCaptions] | None,
-        rows: Int[np.ndarray, "b"],
-        z: HostTokens,
-        keys: Keys,
-        sample: Sample,
-    ) -> Float[np.ndarray, "b ..."]:
-        """One image for each of `rows`, which point into captions and z."""
-        x = _sample_images(
-            self.params,
-            captions,
-            self._split(rows),
-            self._split(z[rows]),
-            self._split(keys),
-            # As an array, so that one compiled function serves every gamma; without guidance there is none.
-            None if sample.gamma == 1 else jnp.float32(sample.gamma),
-            bad,
-            model=self._model,
-            diffusion=self.config.diffusion,
-            sample=_compiled_in(sample),
-        )
-        return np.asarray(x)
-
-    def _split(self, rows: np.ndarray | Array) -> Array:
-        """Rows on their devices."""
-        return jax.device_put(rows, batch_sharding(self._mesh))
-
-
-# ------------------------------------------------------------------- compiled once for all pipelines of one model
-_encode_captions = jax.jit(functional.encode_captions, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "max_len", "settings"))
-def _sample_latents(
-    params: dict[str, Any],
-    captions: EncodedCaptions,
-    keys: Keys,
-    per_row: dict[str, Array],
-    constraint: Constraint | None,
-    *,
-    model: Kaleido,
-    max_len: int,
-    settings: tuple[tuple[str, float], ...],
-) -> Tokens:
-    given = {"max_len": max_len, "constraint": constraint, **dict(settings), **per_row}
-    return functional.sample_latents(model, params, captions, keys, **given)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"))
-def _sample_images(
-    params: dict[str, Any],
-    captions: EncodedCaptions,
-    rows: Int[Array, "b"],
-    z: Tokens,
-    keys: Keys,
-    gamma: Scalar | None,
-    bad: tuple[dict[str, Any], EncodedCaptions] | None,
-    *,
-    model: Kaleido,
-    diffusion: Diffusion,
-    sample: Sample,
-) -> SampleArray:
-    bad = bad and (bad[0], bad[1].take(rows))
-    captions = captions.take(rows)
-    return functional.sample_images(model, params, captions, z, keys, gamma, bad, diffusion=diffusion, sample=sample)
-
-
-def _compiled_in(sample: Sample) -> Sample:
-    """Only what the image's function is compiled for, so that other changes do not compile anew."""
-    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar")
-    return dataclasses.replace(sample, **{name: getattr(Sample(), name) for name in others})
 
 
 def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
     return np.asarray(range(len(captions)) if indices is None else indices, np.int32)
 
 
-def _check_number(name: str, given: list, captions: list[str]) -> None:
-    if len(given) != len(captions):
-        raise user_error(f"{len(given)} {name} for {len(captions)} captions", "one for each", "correct the list")
+def _one_each(name: str, given: Latents | Sequence[Latents | None], captions: list[str]) -> list[Latents | None]:
+    each = [given] * len(captions) if isinstance(given, Latents) else list(given)
+    if len(each) != len(captions):
+        raise user_error(f"{len(each)} {name} for {len(captions)} captions", "one for each", "correct the list")
+    for i, z in enumerate(each):
+        if not isinstance(z, Latents) and (name == "latents" or z is not None):
+            raise user_error(
+                f"{name} {i} of type {type(z).__name__}", "Latents", "leave this caption out or write them"
+            )
+    return each

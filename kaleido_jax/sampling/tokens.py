@@ -30,9 +30,14 @@ class SampledLatents:
         """The tokens that an image is sampled from: z as the vocabulary writes it, as in training.
 
         The prior may spell the same z otherwise. So an image depends on what can be read, and the same z given by a
-        person gives the same image. Tokens that do not parse stay as they are.
+        person gives the same image. Tokens that do not parse, or cannot be written again, stay as they are.
         """
-        return self.tokens if self.latents is None else tuple(codec.encode(self.latents))
+        if self.latents is None:
+            return self.tokens
+        try:
+            return tuple(codec.encode(self.latents))
+        except LatentsError:  # unknown characters, where the grammar did not keep them out
+            return self.tokens
 
 
 def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> HostTokens:

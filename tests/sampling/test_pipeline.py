@@ -10,7 +10,8 @@ import pytest
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import abstract_params, build_model
-from kaleido_jax.sampling.pipeline import KaleidoPipeline, _sample_images
+from kaleido_jax.sampling.batched import _sample_images
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.tiny import single_net_config
 
 CONFIG = single_net_config(sample__num_steps=3, sample__gamma=3.0, sample__sampler="ddim")

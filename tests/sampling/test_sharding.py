@@ -15,7 +15,8 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Mesh
 from kaleido_jax.models.kaleido import build_model, init_params
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, shardings_of
-from kaleido_jax.sampling import pipeline as module
+from kaleido_jax.sampling import batched
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.sampling.test_pipeline import CONFIG, random_params
 from tests.sampling.test_sharding import CAPTIONS
 
@@ -30,8 +31,8 @@ assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(par
 outputs = []
 def spied(function):
     return lambda *args, **kwargs: outputs.append(function(*args, **kwargs)) or outputs[-1]
-module._sample_latents, module._sample_images = spied(module._sample_latents), spied(module._sample_images)
-out = module.KaleidoPipeline(config, params, codec)(CAPTIONS, images_per_caption=2, seed=3)
+batched._sample_latents, batched._sample_images = spied(batched._sample_latents), spied(batched._sample_images)
+out = KaleidoPipeline(config, params, codec)(CAPTIONS, images_per_caption=2, seed=3)
 
 assert len(outputs) == 2  # 6 captions fill up to 8 rows, 12 images are 12 rows
 for array, rows in zip(outputs, (8, 12)):

@@ -1,0 +1,152 @@
+"""The functional core in equal batches whose rows are split over a mesh, compiled once for all pipelines of a model."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int
+
+from kaleido_jax.array_types import HostTokens, Keys, Scalar, Tokens
+from kaleido_jax.array_types import Sample as SampleArray
+from kaleido_jax.config.schema import Diffusion, Sample
+from kaleido_jax.latents.constrain import Constraint
+from kaleido_jax.latents.tokenizer import round_up
+from kaleido_jax.models.kaleido import Kaleido
+from kaleido_jax.sampling import functional
+from kaleido_jax.sampling.functional import EncodedCaptions
+
+Params = dict[str, Any]
+OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that choose what is sampled, not how
+OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # these were read with the weights
+OF_THE_PRIOR = ("temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorInputs:
+    """What sampling z needs besides the captions; `keys` and `per_row` have one entry for each of them."""
+
+    keys: Keys
+    per_row: dict[str, np.ndarray]
+    constraint: Constraint | None
+    settings: tuple[tuple[str, float], ...]  # compiled in
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchedModel:
+    """A model whose rows go to their devices in batches of at most `chunk`; one process alone."""
+
+    model: Kaleido
+    diffusion: Diffusion
+    max_latents_tokens: int
+    sharding: NamedSharding  # of the rows
+    chunk: int
+
+    def rows(self, total: int, of: int) -> Iterator[tuple[Int[np.ndarray, "b"], int]]:
+        """(rows, how many of them are new) until `total`, in batches of one size, so that one compilation serves all.
+
+        That size is for `of` rows: the chunk at most, and divisible over the devices. The last row fills up.
+        """
+        mesh = self.sharding.mesh
+        size = round_up(min(self.chunk, of), mesh.shape["data"] * mesh.shape["fsdp"])
+        for start in range(0, total, size):
+            yield np.minimum(np.arange(start, start + size), total - 1), min(size, total - start)
+
+    def encode(self, params: Params, tokens: HostTokens) -> EncodedCaptions:
+        """The states of captions, on their devices."""
+        return _encode_captions(self.model, params, self._split(tokens))
+
+    def sample_latents(
+        self, params: Params, captions: EncodedCaptions, rows: Int[np.ndarray, "b"], inputs: PriorInputs
+    ) -> HostTokens:
+        """Tokens of z for each caption; `rows` point into the inputs."""
+        keys, per_row = jax.tree.map(lambda leaf: self._split(leaf[rows]), (inputs.keys, inputs.per_row))
+        z = _sample_latents(
+            params,
+            captions,
+            keys,
+            per_row,
+            inputs.constraint,
+            model=self.model,
+            max_len=self.max_latents_tokens,
+            settings=inputs.settings,
+        )
+        return np.asarray(z)
+
+    def sample_images(
+        self,
+        params: Params,
+        captions: EncodedCaptions,
+        bad: tuple[Params, EncodedCaptions] | None,
+        rows: Int[np.ndarray, "b"],
+        z: HostTokens,
+        keys: Keys,
+        sample: Sample,
+    ) -> Float[np.ndarray, "b ..."]:
+        """One image for each of `rows`, which point into captions and z."""
+        x = _sample_images(
+            params,
+            captions,
+            self._split(rows),
+            self._split(z[rows]),
+            self._split(keys),
+            # As an array, so that one compiled function serves every gamma; without guidance there is none.
+            None if sample.gamma == 1 else jnp.float32(sample.gamma),
+            bad,
+            model=self.model,
+            diffusion=self.diffusion,
+            sample=_compiled_in(sample),
+        )
+        return np.asarray(x)
+
+    def _split(self, rows: np.ndarray | Array) -> Array:
+        return jax.device_put(rows, self.sharding)
+
+
+_encode_captions = jax.jit(functional.encode_captions, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_len", "settings"))
+def _sample_latents(
+    params: Params,
+    captions: EncodedCaptions,
+    keys: Keys,
+    per_row: dict[str, Array],
+    constraint: Constraint | None,
+    *,
+    model: Kaleido,
+    max_len: int,
+    settings: tuple[tuple[str, float], ...],
+) -> Tokens:
+    given = {"max_len": max_len, "constraint": constraint, **dict(settings), **per_row}
+    return functional.sample_latents(model, params, captions, keys, **given)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"))
+def _sample_images(
+    params: Params,
+    captions: EncodedCaptions,
+    rows: Int[Array, "b"],
+    z: Tokens,
+    keys: Keys,
+    gamma: Scalar | None,
+    bad: tuple[Params, EncodedCaptions] | None,
+    *,
+    model: Kaleido,
+    diffusion: Diffusion,
+    sample: Sample,
+) -> SampleArray:
+    bad = bad and (bad[0], bad[1].take(rows))
+    captions = captions.take(rows)
+    return functional.sample_images(model, params, captions, z, keys, gamma, bad, diffusion=diffusion, sample=sample)
+
+
+def _compiled_in(sample: Sample) -> Sample:
+    """Only what the image's function is compiled for, so that other changes do not compile anew."""
+    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar")
+    return dataclasses.replace(sample, **{name: getattr(Sample(), name) for name in others})
