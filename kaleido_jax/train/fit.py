@@ -19,7 +19,7 @@ from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.train import loop
 
 
-def fit(config: Config, workdir: Path) -> bool:
+def fit(config: Config, workdir: str | Path) -> bool:
     """Trains to config.train.num_steps, from the workdir's latest checkpoint where there is one.
 
     Returns:
@@ -28,6 +28,7 @@ def fit(config: Config, workdir: Path) -> bool:
     Raises:
       UserError: weights or records are missing, sizes do not fit the devices, or the workdir belongs to another config.
     """
+    workdir = Path(workdir).expanduser()
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
     codec = open_codec(config)
