@@ -1,0 +1,59 @@
+"""Models from folders: what an exported one holds, and what is wrong with others."""
+
+import dataclasses
+import shutil
+from importlib import resources
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.errors import UserError
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from tests.sampling.test_pipeline import CONFIG, random_params
+
+
+def export(config, folder):
+    """Writes an exported folder of random weights; returns them by name."""
+    named = {n: np.asarray(leaf) for n, leaf in flatten_dict(random_params(open_codec(config), 0), sep="/").items()}
+    save_file(named, folder / "model.safetensors")
+    (folder / "config.json").write_text(config.to_json())
+    return named
+
+
+def test_an_exported_folder_is_read_whole(tmp_path):
+    named = export(CONFIG, tmp_path)
+    pipe = KaleidoPipeline.from_pretrained(str(tmp_path))
+    assert pipe.config == dataclasses.replace(CONFIG, mesh=pipe.config.mesh)
+    found = flatten_dict(pipe.params, sep="/")
+    assert found.keys() == named.keys()
+    for name, leaf in named.items():
+        np.testing.assert_array_equal(found[name], leaf)
+
+
+def test_a_vocabulary_of_its_own_comes_with_the_folder(tmp_path):
+    source = resources.files("kaleido_jax") / "assets" / "fashion" / "spiece.model"
+    shutil.copy(str(source), tmp_path / "spiece.model")
+    t5 = dataclasses.replace(CONFIG.model.t5, vocabulary=str(tmp_path / "spiece.model"))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, t5=t5))
+    export(config, tmp_path)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert KaleidoPipeline.from_pretrained(moved).codec.tokenizer.encode("a bag")
+
+
+def test_tensors_of_another_model_are_named(tmp_path):
+    named = export(CONFIG, tmp_path)
+    name = min(named)
+    for changed, message in (
+        ({n: leaf for n, leaf in named.items() if n != name}, f"1 missing names .{name}"),
+        (named | {"more": np.zeros(1, np.float32)}, "1 unknown names .more"),
+        (named | {name: np.zeros((1, 2, 3), np.float32)}, "has shape"),
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=message):
+            KaleidoPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        KaleidoPipeline.from_pretrained(tmp_path)
