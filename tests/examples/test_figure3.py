@@ -7,6 +7,7 @@ from PIL import Image
 
 from examples import figure3
 from kaleido_jax.config import load_config
+from kaleido_jax.errors import UserError
 
 
 def _config(**train):
@@ -44,3 +45,9 @@ def test_a_run_leaves_figure_and_numbers_and_is_not_redone(tmp_path, monkeypatch
     assert Image.open(tmp_path / "eval" / "figure3.png").size[0] > 1000
     monkeypatch.setattr(figure3, "_train", lambda *_: pytest.fail("trained again"))
     assert figure3.run(_config(), tmp_path) == first
+
+
+def test_its_command_refuses_flags_that_it_does_not_know():
+    for argv in ([], ["--workdir=x", "--worker=3"]):
+        with pytest.raises(UserError, match=r"expected --workdir=DIR"):
+            figure3.main(argv)
