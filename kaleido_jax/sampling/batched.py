@@ -34,7 +34,7 @@ class PriorInputs:
     keys: Keys
     per_row: dict[str, np.ndarray]
     constraint: Constraint | None
-    settings: tuple[tuple[str, float], ...]  # compiled in
+    settings: tuple[tuple[str, float | int], ...]  # compiled in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def _sample_latents(
     *,
     model: Kaleido,
     max_len: int,
-    settings: tuple[tuple[str, float], ...],
+    settings: tuple[tuple[str, float | int], ...],
 ) -> Tokens:
     given = {"max_len": max_len, "constraint": constraint, **dict(settings), **per_row}
     return functional.sample_latents(model, params, captions, keys, **given)
