@@ -84,7 +84,7 @@ class BatchedModel:
         captions: EncodedCaptions,
         bad: tuple[Params, EncodedCaptions] | None,
         rows: Int[np.ndarray, "b"],
-        z: HostTokens,
+        z: Int[np.ndarray, "n t"],
         keys: Keys,
         sample: Sample,
     ) -> Float[np.ndarray, "b ..."]:
