@@ -12,6 +12,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.models.decode import shift_right
 
 _BUFFERED_BATCHES = 4  # read ahead while the device computes
+_NUM_THREADS = 4  # that read and decode records
 
 
 def make_loader(
@@ -26,8 +27,6 @@ def make_loader(
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    start: int = 0,
-    num_threads: int = 4,
 ) -> grain.DatasetIterator:
     """An iterator of batches with get_state() and set_state(); the last incomplete batch is left out.
 
@@ -51,8 +50,6 @@ def make_loader(
       num_epochs: None never ends.
       process_index: this process's share of every batch.
       process_count: all processes' batches together are the same samples whatever their number.
-      start: batches to skip, without reading them.
-      num_threads: that read and decode records.
 
     Raises:
       UserError: a sample longer than its bucket (named, before the first batch), or sizes that do not divide.
@@ -71,10 +68,10 @@ def make_loader(
         order = order.shuffle(seed=seed)
     # Repeat before the split and the batch, so that neither depends on how the records divide.
     mine = order.repeat(num_epochs)[process_index::process_count]
-    batches = mine.map(read).batch(batch_size // process_count, drop_remainder=True)[start:]
+    batches = mine.map(read).batch(batch_size // process_count, drop_remainder=True)
     if not len(batches):
         raise user_error(f"{len(records)} records", f"a full batch of {batch_size}", "lower train.batch_size")
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=_BUFFERED_BATCHES)
+    options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
     return iter(batches.to_iter_dataset(options))
 
 
