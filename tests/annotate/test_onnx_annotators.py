@@ -8,7 +8,7 @@ import pytest
 
 from kaleido_jax.annotate.registry import AnnotatorSettings, open_annotators
 from kaleido_jax.config.checks import validate
-from kaleido_jax.data.sources.base import Example
+from kaleido_jax.data.sources.base import Example, SourceKind, SourceSettings
 from kaleido_jax.latents import types
 from kaleido_jax.latents.grammar import parse, serialize
 from kaleido_jax.latents.segments import names
@@ -54,7 +54,8 @@ def settings(tmp_path_factory):
     config = validate(config)
     return config, AnnotatorSettings(
         config=config.annotate,
-        source="coco",
+        source=SourceKind(name="photos", open=lambda settings: Photos()),
+        fit_on=SourceSettings(data=config.data, seed=0, image_size=64),
         quantizer=folder / "quantizer.safetensors",
         vokens_per_image=config.latents.vokens_per_image,
         codebook_size=config.latents.codebook_size,
@@ -66,7 +67,7 @@ def test_they_make_all_segments_of_a_photo_in_an_order_that_works(settings):
     config, opened_with = settings
     segments, examples = config.annotate.segments, [Photos()[i] for i in range(3)]
     z = [types.Latents()] * 3
-    for annotator in open_annotators(opened_with, segments, Photos()):
+    for annotator in open_annotators(opened_with, segments):
         assert all(getattr(z[0], needed) is not None for needed in annotator.needs)
         made = annotator(examples, z)
         filled = [{s: getattr(answer, s) for s in annotator.segments} for answer in made]
