@@ -1,4 +1,4 @@
-"""Array types: a name for each shape that crosses a function's border; the tests check them at run time.
+"""Array types: a name for each shape in function signatures; the tests check them at run time.
 
 Axes: b batch, t tokens, d width of the states, v vocabulary, h and w pixels, n anything counted.
 """

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line of what was found, what was expected and what to do."""
+"""Errors that a user can fix: one line with what was found, what was expected and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ class UserError(Exception):
 
 
 def user_error(found: str, expected: str, do: str) -> UserError:
-    """A UserError in the house's form: "<found>; expected <expected>; <do>"."""
+    """A UserError of three parts: "<found>; expected <expected>; <do>"."""
     return UserError(f"{found}; expected {expected}; {do}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like a misspelled one, or ""."""
+    """The known word closest to a misspelled one, or ""."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), "")

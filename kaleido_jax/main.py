@@ -1,4 +1,4 @@
-"""python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.key=value ...] --workdir=DIR."""
+"""Command line: python -m kaleido_jax.main [VERB] --config=NAME[:ARGUMENT] [--config.KEY=VALUE ...] --workdir=DIR."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ from kaleido_jax.runtime.xla_flags import set_cpu_flag
 from kaleido_jax.verbs import VERBS
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Verb
 
-COMMON = (CONFIG.name, WORKDIR.name)  # flags of most verbs, told once in the help
+COMMON = (CONFIG.name, WORKDIR.name)  # flags of most verbs; the help lists them once
 HELP = """usage: python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.KEY=VALUE ...] --workdir=DIR
 
 verbs (none = train):
@@ -27,17 +27,17 @@ Every field with its unit or reason: kaleido_jax/config/schema.py"""
 
 
 def run() -> None:
-    """Entry point: exits with 0, 2 (bad input), 3 (a loss is not finite), each with one line, or 130 (stopped)."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show are no reason to stop
+    """Entry point: exits with 0, 2 (bad input) or 3 (a loss is not finite), each with one line, or 130 (stopped)."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not stop the run
     try:
         main(sys.argv[1:])
     except UserError as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 3)
-    except OSError as error:  # the machine's answer to a path that was given: missing, full, not to be written, ...
+    except OSError as error:  # what the system says of a path that the user gave: missing, full, read-only, ...
         found = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        _fail(str(user_error(found, "a place to read and write", "correct the path, or what it allows")), 2)
+        _fail(str(user_error(found, "a readable and writable path", "correct the path or its permissions")), 2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     name, flags = split_verb(argv)
     verb = VERBS[name]
     arguments = parse_flags(verb, flags)
-    set_cpu_flag()  # before JAX, which verbs import only now that the flags are known to be right
+    set_cpu_flag()  # before JAX, which verbs import only now that the flags have been checked
     start_logging()
     verb.run(**arguments)
 
@@ -74,12 +74,12 @@ def check_text(argv: list[str]) -> None:
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
         raise user_error(f"a locale with the encoding {encoding}", "UTF-8", "set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
     for arg in argv:
-        if any("\ud800" <= character <= "\udfff" for character in arg):  # how Python holds bytes that are no UTF-8
+        if any("\ud800" <= character <= "\udfff" for character in arg):  # how Python holds bytes outside UTF-8
             raise user_error(f"{arg!r}", "text in UTF-8", "correct its characters")
 
 
 def help_text(names: Sequence[str] = ()) -> str:
-    """The text of --help, put together from the verbs of these names; () = all."""
+    """The text of --help for the verbs of these names; () = all."""
     verbs = {name: verb for name, verb in VERBS.items() if name in names or not names}
     common = [flag for flag in (CONFIG, WORKDIR) if any(flag.name in _names(verb) for verb in verbs.values())]
     own = [(name, flag) for name, verb in verbs.items() for flag in verb.FLAGS if flag.name not in COMMON]
@@ -90,7 +90,7 @@ def help_text(names: Sequence[str] = ()) -> str:
         lines += textwrap.wrap(text, 120, initial_indent=f"  {left:<23}", subsequent_indent=" " * 25)
         if flag is CONFIG:
             lines.append("  --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64")
-    lines.append("  --help                 this text; with a verb, its part")
+    lines.append("  --help                 this text; with a verb, only the part about it")
     return HELP.format(verbs="\n".join(f"  {n:<10} {v.HELP}" for n, v in verbs.items()), flags="\n".join(lines))
 
 
@@ -99,7 +99,7 @@ def _names(verb: Verb) -> set[str]:
 
 
 def start_logging() -> None:
-    """Our progress from INFO on to stderr, libraries' only from WARNING on."""
+    """Logs to stderr: our own messages from INFO, those of libraries from WARNING."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_news)
@@ -108,12 +108,12 @@ def start_logging() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # That the parts of a checkpoint hold no metadata of Orbax's own is meant so.
+    # The parts of our checkpoints hold no metadata of Orbax's own, on purpose.
     return not str(record.msg).startswith("Metadata file does not exist")
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:
-    """(verb, the rest); the verb is the one word that is not a flag.
+    """(verb, flags); the verb is the one word that is not a flag.
 
     Raises:
       UserError: unknown verb or more than one.
@@ -130,10 +130,10 @@ def split_verb(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
-    """The arguments of verb.run(), by name; of equal flags the last wins.
+    """The arguments of verb.run(), by name; if a flag is given twice, the last one wins.
 
     Raises:
-      UserError: a flag that is missing, unknown or has an impossible value.
+      UserError: a flag is missing or unknown, or its value is not allowed.
     """
     known = {f"--{flag.name}": flag for flag in verb.FLAGS}
     given, overrides = {}, []

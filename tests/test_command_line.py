@@ -103,7 +103,7 @@ def test_what_the_machine_refuses_is_one_line(error, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main.run()
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "expected a place to read and write" in told
+    assert told.count("\n") == 1 and "expected a readable and writable path" in told
     assert error.filename is None or told.startswith(f"kaleido_jax: error: /x: {error.strerror};")
 
 
@@ -119,9 +119,9 @@ def test_places_where_nothing_can_be_written_are_one_line(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("platforms", ["cuda", "CPU", "nonsense"])
 def test_platforms_that_are_not_there_are_one_line(platforms):
-    code, told = command("plan", "--config=toy", JAX_PLATFORMS=platforms)
+    code, told = command("plan", "--config=fashion_combined", JAX_PLATFORMS=platforms)
     assert code == 2 and told.count("\n") == 1
-    assert f"JAX_PLATFORMS={platforms}, of which there is no device here; expected one of cpu" in told
+    assert f"JAX_PLATFORMS={platforms}, for which this machine has no device; expected one of cpu" in told
 
 
 def test_platforms_that_are_there_are_taken(monkeypatch):
@@ -130,7 +130,7 @@ def test_platforms_that_are_there_are_taken(monkeypatch):
 
 
 def test_a_locale_without_utf8_is_asked_to_be_another():
-    code, told = command("plan", "--config=toy", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    code, told = command("plan", "--config=fashion_combined", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert code == 2 and told == (
         "kaleido_jax: error: a locale with the encoding ascii; expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1\n"
     )

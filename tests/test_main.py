@@ -34,7 +34,7 @@ BAD_INPUT = {
     "unknown choice": ([FASHION, "--workdir=W", "--config.sample.sampler=ddmp"], "did you mean 'ddpm'"),
     "nesting": ([FASHION, "--workdir=W", "--config.model.denoiser.inner.image_size=8"], "expected 16"),
     "resolution": ([FASHION, "--workdir=W", "--config.model.denoiser.image_size=64"], "expected 32"),
-    "levels": ([FASHION, "--workdir=W", "--config.model.denoiser.num_res_blocks=(1,)"], "one a level"),
+    "levels": ([FASHION, "--workdir=W", "--config.model.denoiser.num_res_blocks=(1,)"], "one for each level"),
     "segments": ([FASHION, "--workdir=W", "--config.latents.segments=('voken','text')"], "in this order"),
     "more steps than the schedule": ([FASHION, "--workdir=W", "--config.sample.num_steps=2000"], "at most"),
     "weights": (["--config=configs/imagenet_combined.py", "--workdir=W"], "gs://t5-data"),

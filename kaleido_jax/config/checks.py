@@ -1,6 +1,6 @@
-"""Checks across fields, which `build` calls with each group: combinations that cannot work, told before compiling.
+"""Checks across fields, which `build` calls with each group: impossible combinations are refused before compiling.
 
-What one field alone can say (type, range, words) stands at the field, in schema.py. Nothing here imports JAX.
+What concerns one field alone (type, range, words) is at the field, in schema.py. Nothing here imports JAX.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def _check_net(net: UNet, path: str) -> None:
         if len(getattr(net, name)) != levels:
             raise user_error(
                 f"config.{path}.{name} has {len(getattr(net, name))} entries",
-                f"{levels}, one a level of config.{path}.channels",
+                f"{levels}, one for each level of config.{path}.channels",
                 "give one for each level",
             )
     if not levels:
@@ -130,14 +130,14 @@ def _check_training(config: Config, path: str) -> None:
     if len(config.diffusion.loss_weights) not in (0, heads):
         raise user_error(
             f"config.diffusion.loss_weights has {len(config.diffusion.loss_weights)} entries",
-            f"{heads}, one a resolution of config.model.denoiser",
+            f"{heads}, one for each resolution of config.model.denoiser",
             "give one weight for each, high to low",
         )
     ratio = config.train.mixed_ratio
     if ratio and (len(ratio) != heads or ratio[0] * config.train.batch_size < sum(ratio)):
         raise user_error(
             f"config.train.mixed_ratio = {ratio}",
-            f"{heads} numbers from 0, one a resolution, whose first leaves a row of config.train.batch_size",
+            f"{heads} numbers from 0, one for each resolution, whose first leaves a row of the batch",
             "give one for each, high to low",
         )
     steps = max(config.sample.num_steps, config.eval.num_steps)
@@ -235,10 +235,10 @@ def _check_vision_models(annotate: Annotate, path: str) -> None:
 
 # ------------------------------------------------------------------------------------------- the machine
 def check_devices(config: Config, num_devices: int) -> None:
-    """Checks what depends on the machine: the mesh fits the devices, the batch divides over them.
+    """Checks what depends on the machine: the mesh fits the devices, and the batch divides over them.
 
     Raises:
-      UserError: sizes that do not fit.
+      UserError: the sizes do not fit.
     """
     sizes = mesh_sizes(config.mesh, num_devices)
     shards = sizes["data"] * sizes["fsdp"]
@@ -254,7 +254,7 @@ def check_devices(config: Config, num_devices: int) -> None:
 def _check_axes(mesh: Mesh, path: str) -> None:
     for name, size in dataclasses.asdict(mesh).items():
         if not size:
-            raise user_error(f"config.{path}.{name} = 0", "at least 1, or -1 for all that is left", "correct it")
+            raise user_error(f"config.{path}.{name} = 0", "at least 1, or -1 for all remaining devices", "correct it")
 
 
 def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:

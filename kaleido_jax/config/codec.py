@@ -8,7 +8,7 @@ def open_codec(config: Config) -> Codec:
     """The vocabulary, the segments and the number of vokens of a config as one value.
 
     Raises:
-      UserError: config.model.t5.vocabulary cannot be read or is no sentencepiece model.
+      UserError: config.model.t5.vocabulary cannot be read or is not a sentencepiece model.
     """
     latents = config.latents
     return Codec.open(config.model.t5.vocabulary, latents.codebook_size, latents.segments, latents.vokens_per_image)

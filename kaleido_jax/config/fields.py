@@ -1,4 +1,4 @@
-"""Kinds of config fields: types with their range, words or place, and `build`, which checks values against them."""
+"""Types of config fields with their ranges, words and marks, and `build`, which checks values against them."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ Check = Callable[[Any, str], None]  # (the built group, its dotted path); raises
 LARGEST_INT = 2**31 - 1  # of whole numbers whose range has no upper end: steps, sizes and ids are int32 on devices
 
 
-# ------------------------------------------------------------------------------------- what a field says
+# ------------------------------------------------------------------------------------- what a field allows
 @dataclass(frozen=True)
 class Range:
     """Numbers from `low` to `high`; `open` leaves the ends themselves out."""
@@ -40,16 +40,16 @@ class Range:
 
 @dataclass(frozen=True)
 class Mark:
-    """A property of a field that is no range."""
+    """A property of a field besides its range."""
 
     name: str
 
 
-PATH = Mark("path")  # a place on this machine: "~" is expanded
-MAY_CHANGE = Mark("may change")  # a workdir belongs to every field but these, which may differ from run to run
+PATH = Mark("path")  # a path on this machine: "~" is expanded
+MAY_CHANGE = Mark("may change")  # may differ between runs of one workdir; every other field may not
 
 Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]  # where 0 means none, off or no limit, the field says so
+Whole = Annotated[int, Range(0)]  # if 0 means none, off or no limit, the field says so
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, open=True)]
 Share = Annotated[float, Range(0, 1)]
@@ -61,7 +61,7 @@ _checks: dict[type, list[Check]] = {}
 
 
 def cross_check(group: type) -> Callable[[Check], Check]:
-    """Has `build` call a function with each built `group` and its path, for what no single field can say."""
+    """Registers a check that `build` calls with each built `group` and its path, for conditions across fields."""
 
     def register(check: Check) -> Check:
         _checks.setdefault(group, []).append(check)
@@ -72,12 +72,12 @@ def cross_check(group: type) -> Callable[[Check], Check]:
 
 # ------------------------------------------------------------------------------------ values of a group
 def build(group: type[G], values: Mapping[str, Any], path: str = "") -> G:
-    """A frozen group of fields from a mapping (dict, ConfigDict) of its values; what is missing has its default.
+    """A frozen group of fields from a mapping (dict, ConfigDict) of its values; missing fields get their defaults.
 
     Args:
       group: a dataclass whose fields have the types of this module.
       values: field -> value, groups as mappings or as dataclasses.
-      path: where the group stands in the config, dotted, for messages.
+      path: dotted path of the group in the config, for messages.
 
     Raises:
       UserError: an unknown key (with the nearest valid one), a wrong type, a value out of its range, a word that is
@@ -98,7 +98,7 @@ def build(group: type[G], values: Mapping[str, Any], path: str = "") -> G:
 
 
 def unknown_key(path: str, key: str, known: Iterable[str]) -> UserError:
-    """The error for a key the schema does not have, with the nearest one."""
+    """The error for a key that the schema lacks, with the nearest one."""
     near = nearest(str(key), known)
     expected = f"'{f'{path}.{near}'.lstrip('.')}'" if near else f"one of {', '.join(known)}"
     return user_error(f"unknown config key '{f'{path}.{key}'.lstrip('.')}'", expected, "correct the key")
@@ -106,7 +106,7 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> UserError:
 
 @functools.cache
 def hints_of(group: type) -> dict[str, Any]:
-    """Field -> type, with what Annotated adds."""
+    """Field -> type, including Annotated's metadata."""
     return typing.get_type_hints(group, include_extras=True)
 
 
@@ -164,7 +164,7 @@ def _text(value: str, path: str, is_path: bool) -> str:
 
 
 def expand(path: str, name: str) -> str:
-    """A path whose leading "~" or "~user" is the home folder; `name` is the user's, e.g. "--workdir".
+    """Expands a leading "~" or "~user" to the home folder; `name` is what the user set, e.g. "--workdir".
 
     Raises:
       UserError: there is no such home folder.
@@ -172,7 +172,7 @@ def expand(path: str, name: str) -> str:
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path:
         raise user_error(
-            f"{name}={path}", "the home folder of a user of this machine", f"write ./{path} if it is meant"
+            f"{name}={path}", "the home folder of a user of this machine", f"write ./{path} for a file of that name"
         )
     return expanded
 
@@ -195,9 +195,9 @@ def _number(value: float, path: str, marks: tuple[Any, ...]) -> float:
 class FieldType:
     """The type of a field, taken apart."""
 
-    bare: Any  # without None and what Annotated adds
-    marks: tuple[Any, ...]  # what Annotated adds
-    optional: bool  # None is a value
+    bare: Any  # without None and Annotated's metadata
+    marks: tuple[Any, ...]  # Annotated's metadata
+    optional: bool  # None is allowed
 
     @property
     def group(self) -> type | None:
@@ -206,7 +206,7 @@ class FieldType:
 
 
 def read_type(hint: Any) -> FieldType:
-    """Takes a type apart, in whichever order Annotated and None are around it."""
+    """Takes a type apart; Annotated and None may be around it in any order."""
     marks, optional = [], False
     while True:
         origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -219,10 +219,10 @@ def read_type(hint: Any) -> FieldType:
 
 
 def field_type(group: type, path: str) -> Any:
-    """The type of the field at a dotted path below a group, with what Annotated adds.
+    """The type of the field at a dotted path below a group, including Annotated's metadata.
 
     Raises:
-      UserError: there is no such field; the nearest is named.
+      UserError: no such field; the message names the nearest one.
     """
     hint: Any = group
     for i, part in enumerate(parts := path.split(".")):
@@ -236,7 +236,7 @@ def field_type(group: type, path: str) -> Any:
 
 
 def marked(group: type, mark: Mark, path: str = "") -> set[str]:
-    """The dotted paths of the fields with a mark; a net inside a net is looked into once."""
+    """The dotted paths of the fields with a mark; a group inside itself (`UNet.inner`) is entered once."""
     found = set()
     for name, hint in hints_of(group).items():
         below, field = f"{path}.{name}".lstrip("."), read_type(hint)
@@ -249,12 +249,12 @@ def marked(group: type, mark: Mark, path: str = "") -> set[str]:
 
 # ------------------------------------------------------------------------------------------ words of a field
 def words(hint: Any, path: str) -> tuple[str, ...]:
-    """The allowed words of a Literal field, with those that `add_word` added."""
+    """The allowed words of a Literal field, including those that `add_word` added."""
     return typing.get_args(hint) + tuple(_more_words.get(re.sub(r"\[\d+\]", "", path), ()))
 
 
 def add_word(group: type, path: str, word: str) -> None:
-    """Adds a word to those of a Literal field, for a part that is registered from outside.
+    """Allows one more word in a Literal field, for a part that is registered from outside.
 
     Args:
       group: the top of the config.

@@ -1,4 +1,4 @@
-"""Loading configs: a Python file with get_config(), or a stored JSON, changed by flags or keywords, then validated."""
+"""Config loading: a Python file with get_config() or a stored JSON, changed by flags or keywords, then validated."""
 
 import ast
 import inspect
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _PACKAGE = Path(__file__).parent.parent
-# In a wheel the shipped configs lie inside the package, in a clone beside it.
+# In a wheel the shipped configs are inside the package, in a clone beside it.
 SHIPPED = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
 
 
@@ -28,27 +28,27 @@ def load_config(name_or_path: str | Path, **overrides: Any) -> Config:
     """A validated config.
 
     Args:
-      name_or_path: a shipped config by its name, such as "fashion_combined" or "cc12m:text" (the part behind the colon
+      name_or_path: the name of a shipped config, such as "fashion_combined" or "cc12m:text" (the part after the colon
         is get_config()'s argument), a file with get_config(), a config.json, or a workdir that holds one.
       **overrides: fields to change by their dotted path, e.g. **{"train.num_steps": 1_000}.
 
     Raises:
-      UserError: no such config, an error inside its file, or a config that is not valid.
+      UserError: no such config, an error inside its file, or an invalid config.
     """
     return _changed(load_values(str(name_or_path)), overrides)
 
 
 def config_from_flags(spec: str, flags: Sequence[str]) -> Config:
-    """The validated config of --config=SPEC changed by flags of the form --config.KEY=VALUE; the last of a key wins.
+    """The validated config of --config=SPEC, changed by flags --config.KEY=VALUE; the last flag of a key wins.
 
     Raises:
-      UserError: as load_config, or a value that its field's type cannot be read from.
+      UserError: as load_config, or a value that does not have its field's type.
     """
     overrides = {}
     for flag in flags:
         key, equals, text = flag.removeprefix("--config.").partition("=")
         if not equals:
-            raise user_error(f"{flag} without a value", "--config.KEY=VALUE", "write the value behind '='")
+            raise user_error(f"{flag} without a value", "--config.KEY=VALUE", "write the value after '='")
         overrides[key] = _parsed(text, field_type(Config, key), key)
     return _changed(load_values(spec), overrides)
 
@@ -66,7 +66,7 @@ def base_config(name_or_path: str | Path) -> "ConfigDict":
 
 def _changed(values: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
     for key, value in overrides.items():
-        field_type(Config, key)  # names the nearest key where there is none
+        field_type(Config, key)  # raises for an unknown key, naming the nearest
         *path, last = key.split(".")
         group = values
         for i, part in enumerate(path):
@@ -86,7 +86,7 @@ def load_values(spec: str) -> dict[str, Any]:
       UserError: no such config, or an error inside its file.
     """
     colons = [i for i, character in enumerate(spec) if character == ":"]
-    for end in (len(spec), *reversed(colons)):  # a path may hold colons itself, so the longest that exists is meant
+    for end in (len(spec), *reversed(colons)):  # a path may contain colons, so the longest existing one is meant
         path = _find(spec[:end])
         if path is not None:
             break
@@ -120,9 +120,7 @@ def _no_config(name: str) -> UserError:
         known = {path.stem: path.stem for path in sorted(SHIPPED.glob("*.py"))}
     near = nearest(Path(name).stem, known)
     do = f"did you mean {known[near]}?" if near else "correct --config"
-    return user_error(
-        f"no config {name[:200]}", f"a file or a name such as {', '.join(known.values()) or 'none there'}", do
-    )
+    return user_error(f"no config {name[:200]}", f"a file or a name such as {', '.join(known.values()) or 'none'}", do)
 
 
 def _run(path: Path, name: str, argument: str | None) -> dict[str, Any]:
@@ -130,18 +128,16 @@ def _run(path: Path, name: str, argument: str | None) -> dict[str, Any]:
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         if not callable(get_config):
-            raise user_error(f"{name} without get_config()", "def get_config(): ... return config", "write it")
+            raise user_error(f"{name} without get_config()", "def get_config(): ... return config", "add it")
         arguments = _arguments(get_config, name, argument)
         config = get_config(*arguments)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        found = f"{_place(error, path, name)}: {type(error).__name__}: {_reason(error)}".rstrip(": ")
+        found = f"{_location(error, path, name)}: {type(error).__name__}: {_reason(error)}".rstrip(": ")
         raise user_error(found, "a config file whose get_config() runs", "correct it") from error
     if not hasattr(config, "to_dict"):
-        raise user_error(
-            f"get_config() of {name} returns {str(config)[:40]}", "the config that it made", "end it with return config"
-        )
+        raise user_error(f"get_config() of {name} returns {str(config)[:40]}", "a config", "end it with return config")
     return config.to_dict()
 
 
@@ -155,8 +151,8 @@ def _arguments(get_config: FunctionType, name: str, argument: str | None) -> lis
     return [] if argument is None else [argument]
 
 
-def _place(error: BaseException, path: Path, name: str) -> str:
-    """The file and line where a config file went wrong: the innermost line of it or of a shipped config."""
+def _location(error: BaseException, path: Path, name: str) -> str:
+    """The file and line where a config file failed, the innermost line of the file itself."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{name}, line {error.lineno}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
@@ -201,7 +197,7 @@ def _parsed_tuple(text: str, hint: Any, key: str) -> tuple:
         if of_texts and not text.startswith(("(", "[")):
             return (text,)  # one bare text
         example = "('a', 'b')" if of_texts else "(1, 2)"
-        raise user_error(f"--config.{key}={text}", f"a tuple such as {example}", "quote texts and name all") from error
+        raise user_error(f"--config.{key}={text}", f"a tuple such as {example}", "write a tuple") from error
     if isinstance(value, tuple | list):
         return tuple(value)
     return (text if of_texts and not isinstance(value, str) else value,)

@@ -48,7 +48,7 @@ class T5:
     """T5 v1.1 sizes; defaults are XL's."""
 
     vocabulary: PathText = "t5"  # "t5", "fashion" or the path of a sentencepiece model
-    checkpoint: PathText | None = None  # weights to start from; None = fresh (only sensible with a trainable encoder)
+    checkpoint: PathText | None = None  # weights to start from; None = random (only sensible with a trainable encoder)
     d_model: Count = 2048  # width of the residual stream
     d_ff: Count = 5120  # width of each GEGLU branch
     num_heads: Count = 32
@@ -127,7 +127,7 @@ class Latents:
 
     segments: tuple[str, ...] = ("text", "bbox", "voken")
     max_latents_tokens: Annotated[int, Range(2)] = 416  # bucket length of z in tokens, eos included
-    codebook_size: Count = 8192  # rows appended to the token table, one a codebook entry
+    codebook_size: Count = 8192  # entries of the voken codebook, one more row of the token table each
     vokens_per_image: Count = 32  # length of the voken segment
 
 
@@ -160,13 +160,13 @@ class Data:
     source: Literal["fashion", "records", "coco", "gbc", "table", "folder"] = "records"  # records: annotated already
     root: MayChange[PathText | None] = None  # folder of the data that `annotate` reads
     split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
-    labels: tuple[PathText, ...] = ()  # files of labels below root; () = where the data set has them by custom
-    images: PathText = ""  # folder of the images below root; "" = where the data set has them by custom
+    labels: tuple[PathText, ...] = ()  # label files below root; () = the data set's usual ones
+    images: PathText = ""  # image folder below root; "" = the data set's usual one
     records: MayChange[PathText | None] = None  # folder with manifest.json or split folders; None = the workdir's
     max_caption_tokens: Annotated[int, Range(2)] = 128  # bucket length of c in tokens, eos included
-    class_captions: tuple[str, ...] = ()  # every caption there is, where few: a frozen encoder then runs once on each
+    class_captions: tuple[str, ...] = ()  # all captions of the data, if they are few: each is then encoded once
     verify: MayChange[Literal["full", "size"]] = "full"  # check of record shards when opened: sha256 or size
-    fetch: MayChange[str] = ""  # what to say when the records are missing: where to get the data
+    fetch: MayChange[str] = ""  # shown when the records are missing: where to get the data
     fashion: DataFashion = field(default_factory=DataFashion)
     coco: DataCoco = field(default_factory=DataCoco)
     table: DataTable = field(default_factory=DataTable)
@@ -174,14 +174,14 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateEndpoint:
-    """An OpenAI-compatible server with a vision-language model; who asks names it by kind = "openai"."""
+    """An OpenAI-compatible server with a vision-language model, for segments with kind = "openai"."""
 
     base_url: str | None = None  # e.g. "http://localhost:8000/v1"
     model: str | None = None  # as the server calls it
-    api_key_variable: str | None = None  # environment variable that holds the key; None = the server wants none
-    concurrency: Count = 32  # requests under way at once, of each process
+    api_key_variable: str | None = None  # environment variable that holds the key; None = the server needs none
+    concurrency: Count = 32  # concurrent requests of each process
     timeout_s: Positive = 120.0  # for one request, from connecting to the answer's last byte
-    retries: Whole = 5  # further tries after a failure or an unusable answer
+    retries: Whole = 5  # further attempts after a failure or an unusable answer
     requests_per_minute: Weight = 0.0  # of each process; 0 = no limit
     price_in: Weight = 0.0  # per million tokens read, images included; for the cost in the log
     price_out: Weight = 0.0  # per million tokens written
@@ -193,54 +193,54 @@ class AnnotateEndpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateText:
-    """Who writes the text segment."""
+    """How the text segment is made."""
 
     kind: Literal["labels", "openai", "transformers"] = "labels"  # labels: a description or caption that the data has
     model: PathText | None = None  # folder of weights of a local model; openai: another model than the endpoint's
     instruction: Literal["caption", "label"] = "caption"  # the model gets the image's caption or class label
-    image_size: Annotated[int, Range(28)] = 448  # px, side of the picture that the model is shown
-    batch_size: Count = 8  # images of one pass of a local model
+    image_size: Annotated[int, Range(28)] = 448  # px, side of the picture shown to the model
+    batch_size: Count = 8  # images in one forward pass of a local model
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateBbox:
-    """Who finds the boxes."""
+    """How the bbox segment is made."""
 
     kind: Literal["labels", "openai", "transformers", "onnx"] = "labels"  # labels: boxes that the data has; onnx: YOLOX
     model: PathText | None = None  # folder or file of weights of a local model; openai: another than the endpoint's
     instruction: Literal["json", "caption"] = "json"  # json: Qwen2.5-VL and newer; caption: a grounded caption, Qwen-VL
-    coordinates: Literal["thousandths", "pixels"] = "thousandths"  # in which a model answers; pixels: Qwen2.5-VL
-    image_size: Annotated[int, Range(28)] = 448  # px that a vision-language model sees; pixels: a multiple of 28
-    batch_size: Count = 8  # images of one pass of a local model
-    max_boxes: Count = 10  # of an image: first named, surest by onnx; of labels, also ellipses, the largest
-    threshold: Share = 0.3  # onnx: least score of a box, objectness times class, 0..1
+    coordinates: Literal["thousandths", "pixels"] = "thousandths"  # units of a model's answer; pixels: Qwen2.5-VL
+    image_size: Annotated[int, Range(28)] = 448  # px, side of the picture shown to the model; pixels: a multiple of 28
+    batch_size: Count = 8  # images in one forward pass of a local model
+    max_boxes: Count = 10  # per image: the first named, onnx: the most confident, labels: the largest, also ellipses
+    threshold: Share = 0.3  # onnx: lowest score of a box, objectness times class probability
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateBlob:
-    """Who finds the masks that become ellipses."""
+    """How the blob segment is made: masks, and their ellipses."""
 
-    kind: Literal["labels", "sam", "onnx"] = "labels"  # labels: masks that the data has; the others within each box
+    kind: Literal["labels", "sam", "onnx"] = "labels"  # labels: masks that the data has; others: one inside each box
     model: PathText | None = None  # folder or file of weights of a local model
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateVoken:
-    """Who writes the visual tokens."""
+    """How the voken segment is made."""
 
-    kind: Literal["quantizer", "seed"] = "quantizer"  # ours, fitted on the data, or the paper's
+    kind: Literal["quantizer", "seed"] = "quantizer"  # ours, fitted on the data; or SEED, as in the paper
     model: PathText | None = None  # seed: folder of weights
-    quantizer: Literal["residual", "fsq"] = "residual"  # a k-means codebook a token, or finite scalars, for few images
-    fit_examples: Count = 4096  # training images on which it is fitted; all, where there are fewer
-    feature: Literal["appearance", "pixels", "autoencoder", "onnx", "transformers"] = "pixels"  # what it sees
+    quantizer: Literal["residual", "fsq"] = "residual"  # k-means, a codebook for each token; fsq needs fewer images
+    fit_examples: Count = 4096  # training images that the quantizer is fitted on; all if there are fewer
+    feature: Literal["appearance", "pixels", "autoencoder", "onnx", "transformers"] = "pixels"  # what it quantizes
     feature_model: PathText | None = None  # folder or file of weights of the last three
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotate:
-    """How images get their latents, and how that work is spread."""
+    """How images get their latents, and how that work is distributed."""
 
-    shard_size: Count = 2048  # images to one shard, the unit of work and all that a killed run can lose
+    shard_size: Count = 2048  # images per shard, the unit of work and the most that a killed run can lose
     batch_size: MayChange[Count] = 16  # images given to an annotator at once
     segments: tuple[str, ...] = ("text", "bbox", "blob", "voken")  # the latents to make
     required: tuple[str, ...] = ()  # an image without one of these is left out; () = all of segments
@@ -250,8 +250,8 @@ class Annotate:
     engine: MayChange[Literal["local", "ray"]] = "local"
     num_workers: MayChange[Whole] = 0  # local: processes, 0 = this one; ray: actors
     ray_address: MayChange[str | None] = None  # e.g. "auto" or "ray://head:10001"; None = a cluster on this machine
-    worker_cpus: MayChange[Weight] = 1.0  # that Ray keeps for a worker
-    worker_gpus: MayChange[tuple[tuple[str, Weight], ...]] = ()  # that an annotator asks of Ray, e.g. (("text", 1.0),)
+    worker_cpus: MayChange[Weight] = 1.0  # CPUs that Ray reserves for a worker
+    worker_gpus: MayChange[tuple[tuple[str, Weight], ...]] = ()  # GPUs for a segment's annotator, e.g. (("text", 0.5),)
     report_samples: MayChange[Whole] = 100  # images shown in report.html
     endpoint: MayChange[AnnotateEndpoint] = field(default_factory=AnnotateEndpoint)
     text: AnnotateText = field(default_factory=AnnotateText)
@@ -266,9 +266,9 @@ class Train:
 
     batch_size: Count = 512  # samples per step over all devices
     num_steps: MayChange[Count] = 400_000
-    mixed_ratio: tuple[Whole, ...] = ()  # (2, 1): the outer net sees 2/3 of a batch, the inner all of it; () = off
+    mixed_ratio: tuple[Whole, ...] = ()  # (2, 1): the outer net trains on 2/3 of a batch, the inner on all; () = off
     eta: Weight = 1.0  # weight of the AR loss
-    scheduled_sampling: Share = 0.0  # share of tokens the AR loss reads as sampled, not as given; 0 = off
+    scheduled_sampling: Share = 0.0  # share of the AR loss's input tokens that are sampled, not given; 0 = off
     learning_rate: Weight = 1e-4  # the same for denoiser and prior
     lr_schedule: Literal["constant", "cosine"] = "constant"  # after warm-up; cosine falls to zero at num_steps
     warmup_steps: Whole = 10_000
@@ -293,11 +293,11 @@ class Sample:
     num_steps: Count = 250  # reverse steps
     gamma: float = 4.0  # guidance weight; 1 = off
     guidance: Literal["cfg", "cads", "apg", "autoguidance"] = "cfg"  # cads: cfg under a noisy condition; apg: projected
-    guidance_interval: tuple[Weight, ...] = ()  # sigma/alpha (low, high], innermost, where gamma acts; () = everywhere
-    cads_tau: tuple[Share, Share] = (0.6, 0.9)  # share of N: clean condition up to the first, noise from the second
+    guidance_interval: tuple[Weight, ...] = ()  # (low, high] of the innermost sigma/alpha, where gamma acts; () = all
+    cads_tau: tuple[Share, Share] = (0.6, 0.9)  # shares of N: a clean condition up to the first, noise from the second
     cads_noise: Weight = 0.25  # in standard deviations of the condition
     cads_mix: Share = 1.0  # share of the noisy condition that is rescaled to the old mean and deviation; 0 = none
-    apg_eta: Share = 0.0  # what is kept of the update parallel to the prediction; 1 = all
+    apg_eta: Share = 0.0  # share kept of the update's part that is parallel to the prediction; 1 = all
     apg_threshold: Weight = 0.0  # largest L2 norm of an x0 update at the innermost resolution; 0 = no limit
     apg_momentum: Annotated[float, Range(-1, 1, open=True)] = -0.5  # of the update over steps; negative: repels
     autoguidance_step: Whole = 0  # checkpoint whose EMA is the worse model; keep it by train.keep_checkpoints
@@ -308,7 +308,7 @@ class Sample:
     temperature: Weight = 1.0  # of the prior; 0 = greedy
     top_k: Whole = 0  # 0 = off
     top_p: Share = 1.0  # 1 = off
-    grammar: bool = False  # mask tokens so that every z parses; off, the parse rate says what the prior has learned
+    grammar: bool = False  # mask tokens so that every z parses; False: the parse rate measures the prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +325,7 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Device mesh; -1 for one axis means "all that is left"."""
+    """Device mesh; -1 for one axis means all remaining devices."""
 
     data: Annotated[int, Range(-1)] = -1  # samples
     fsdp: Annotated[int, Range(-1)] = 1  # parameters, optimizer and EMA
@@ -353,10 +353,10 @@ class Config:
     def from_json(cls, source: Path | str) -> "Config":
         """The config of a file, of a folder that holds config.json (a workdir), or of JSON text itself.
 
-        Fields that it lacks have their defaults.
+        Missing fields get their defaults.
 
         Raises:
-          UserError: no such file, no JSON object, an unknown key, or values that are not valid.
+          UserError: no such file, not a JSON object, an unknown key, or invalid values.
         """
         return build(cls, json_values(source))
 
@@ -382,7 +382,7 @@ def json_values(source: Path | str) -> dict[str, Any]:
     """The values of a config in JSON, as in `Config.from_json`, not yet checked.
 
     Raises:
-      UserError: no such file, or no JSON object.
+      UserError: no such file, or not a JSON object.
     """
     text = name = str(source)
     if isinstance(source, Path) or not text.lstrip().startswith("{"):
@@ -391,19 +391,19 @@ def json_values(source: Path | str) -> dict[str, Any]:
         try:
             text, name = path.read_text(encoding="utf-8"), str(path)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise user_error(f"{path} cannot be read ({reason})", "a config in JSON", "correct the path") from error
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise user_error(f"{name[:200]} is no JSON ({error})", "a config in JSON", "correct it") from error
+        raise user_error(f"{name[:200]} is not JSON ({error})", "a config in JSON", "correct it") from error
     if not isinstance(values, dict):
         raise user_error(f"{name[:200]} holds {str(values)[:40]}", "a config in JSON", "name a config.json")
     return values
 
 
 def allow(path: str, word: str) -> None:
-    """Adds a word to those of a field, e.g. ("sample.sampler", "mine"), for a part registered from outside."""
+    """Allows one more word in a field, e.g. ("sample.sampler", "mine"), for a part registered from outside."""
     add_word(Config, path, word)
 
 
@@ -414,7 +414,7 @@ def nested(net: UNet) -> tuple[UNet, ...]:
 
 
 def records_size(config: Config) -> int:
-    """Px of the records: config.annotate.image_size, or what the outermost denoiser draws.
+    """Size of the records in px: config.annotate.image_size, or that of the outermost denoiser.
 
     Raises:
       UserError: neither is given.
@@ -440,7 +440,7 @@ def sample_shapes(model: Model) -> tuple[tuple[int, ...], ...]:
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config (as a mapping) that a workdir belongs to, flattened to dotted keys."""
+    """The fields that may not change within a workdir, of a config as a mapping, flattened to dotted keys."""
     free = marked(Config, MAY_CHANGE)
     flat = {}
 
@@ -454,4 +454,4 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
             flat[path] = value
 
     walk("", values)
-    return json.loads(json.dumps(flat))  # tuples as the lists that a stored config has
+    return json.loads(json.dumps(flat))  # tuples become lists, as in a stored config

@@ -1,4 +1,4 @@
-"""Config of a workdir: config.json, and whether it is of the same experiment."""
+"""Stored config of a workdir, config.json, and whether a config belongs to the same experiment."""
 
 import dataclasses
 from pathlib import Path
@@ -12,12 +12,12 @@ from kaleido_jax.runtime.workdir import CONFIG, read_config
 def open_workdir(config: Config, workdir: Path) -> Path:
     """Makes the workdir, or checks that it belongs to this config; then stores the config as config.json.
 
-    Fields that do not change the work (sample, eval, mesh, intervals) may differ from run to run, and so may
-    train.num_steps, to train longer; a cosine rate then follows the new length from there.
+    Fields marked MayChange (sample, eval, mesh, intervals) may differ from run to run, and so may train.num_steps, to
+    train longer; a cosine schedule then follows the new length.
 
     Raises:
-      UserError: it belongs to another config (the first difference is named), config.json is damaged, or nothing can
-        be written there.
+      UserError: it belongs to another config (the message names the first difference), config.json is damaged, or the
+        folder is not writable.
     """
     check_workdir(config, workdir)
     write_atomically(make_folder(workdir, "--workdir") / CONFIG, config.to_json().encode())
@@ -25,12 +25,12 @@ def open_workdir(config: Config, workdir: Path) -> Path:
 
 
 def check_workdir(config: Config, workdir: Path) -> None:
-    """Checks that a workdir, if there is one, belongs to this config; makes and writes nothing.
+    """Checks that a workdir, if it exists, belongs to this config; writes nothing.
 
-    A field that is younger than the workdir has its default there, which is how the work was done before.
+    A field that was added after the workdir was made counts as its default, which is how the run behaved before.
 
     Raises:
-      UserError: it belongs to another config (the first difference is named), or config.json is damaged.
+      UserError: it belongs to another config (the message names the first difference), or config.json is damaged.
     """
     values = read_config(workdir)
     if values is None:

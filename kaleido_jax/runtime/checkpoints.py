@@ -1,7 +1,7 @@
 """Checkpoints of a run: the state and the data iterator, written and read by Orbax.
 
-A damaged one is found when it is read: by Orbax, or by the checksums that are stored with it, since a flipped bit in
-an array goes unnoticed by Orbax in most cases. The next older whole one then takes its place.
+Damage is detected on reading, by Orbax or by stored checksums, since Orbax misses most flipped bits in an array. The
+newest undamaged checkpoint is then used instead.
 """
 
 import json
@@ -32,26 +32,26 @@ CHECKSUMS = "checksums"
 # --------------------------------------------------------------------------------------------- writing
 @contextmanager
 def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """A manager that keeps the last `keep` checkpoints; at the end, also after an error, a save under way is finished.
+    """A manager that keeps the last `keep` checkpoints; on exit, even after an error, it finishes a pending save.
 
     Raises:
-      UserError: the last checkpoint could not be written, nothing can, or no old one can be read.
+      UserError: the last checkpoint could not be written, the folder is not writable, or no old one can be read.
     """
     folder, damaged, steps = (workdir / FOLDER).absolute(), {}, steps_of(workdir)
-    for step in steps:  # a manager reads this of all when it is made, and one that is damaged would end it
+    for step in steps:  # a new manager reads this of every checkpoint, and would fail on a damaged one
         try:
             ocp.path.step.Metadata(step, epath.Path(folder / str(step))).commit_timestamp  # noqa: B018
-        except Exception as error:  # noqa: BLE001  Orbax raises whatever it ran into, also bare Exceptions
+        except Exception as error:  # noqa: BLE001  Orbax raises anything, even bare Exceptions
             damaged[step] = error
     if damaged and len(damaged) == len(steps):
         raise _none_whole(folder, damaged)
     _set_aside(folder, damaged)
-    make_folder(folder, "--workdir")  # in a place where it cannot, Orbax waits for minutes
+    make_folder(folder, "--workdir")  # in a folder that is not writable, Orbax waits for minutes
     manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
     try:
         yield manager
     except BaseException:
-        # Left open, its threads would end in a page of tracebacks; a second failure would hide the first.
+        # If left open, its threads print a page of tracebacks; a second failure would hide the first.
         with suppress(Exception):
             manager.close()
         raise
@@ -63,7 +63,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, iterator: Iterat
     """Writes checkpoints/<step> in the background.
 
     Raises:
-      UserError: this or the last checkpoint could not be written, such as on a full disk.
+      UserError: this or the last checkpoint could not be written, e.g. on a full disk.
     """
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
     sums = checksums(state)
@@ -72,7 +72,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, iterator: Iterat
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Returns when the last checkpoint is on disk.
+    """Waits until the last checkpoint is on disk.
 
     Raises:
       UserError: it could not be written.
@@ -88,8 +88,8 @@ def _written_or_user_error(folder: os.PathLike) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
         raise user_error(
             f"a checkpoint cannot be written to {folder} ({_reason(error)})",
-            "room and permission there",
-            "mend that; the same command then resumes from the last whole checkpoint",
+            "free space and permission",
+            "provide them; the same command then resumes from the last whole checkpoint",
         ) from error
 
 
@@ -103,7 +103,7 @@ def steps_of(workdir: Path) -> list[int]:
 def restore(manager: ocp.CheckpointManager, abstract_state: Any, iterator: Iterator) -> tuple[Any, Iterator]:
     """(state, iterator) of the newest whole checkpoint, sharded as the abstract state.
 
-    Damaged ones that are newer are moved to checkpoints_damaged/, since their steps will be written again.
+    Newer damaged ones are moved to checkpoints_damaged/, since their steps will be written again.
 
     Raises:
       UserError: none can be read.
@@ -127,10 +127,10 @@ def restore(manager: ocp.CheckpointManager, abstract_state: Any, iterator: Itera
 
 
 def restore_ema(workdir: Path, abstract_ema: Any, step: int | None = None) -> tuple[Any, int]:
-    """(EMA parameters, step) of a checkpoint, by default the newest whole one; parts that the tree lacks are not read.
+    """(EMA parameters, step) of a checkpoint, by default the newest whole one; reads only the parts in the tree.
 
     Raises:
-      UserError: the workdir holds no checkpoint, or not that of `step`, or it is damaged.
+      UserError: the workdir holds no checkpoint, none of `step`, or only damaged ones.
     """
 
     def read(folder: Path) -> Any:
@@ -169,7 +169,7 @@ def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[An
         raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
     if step is not None and step not in steps:
         kept = ", ".join(str(s) for s in steps)
-        raise user_error(f"no checkpoint {step} in {workdir}", f"one of the steps {kept}", "name one that was kept")
+        raise user_error(f"no checkpoint {step} in {workdir}", f"one of the steps {kept}", "name one of these")
     damaged = {}
     for candidate in [step] if step is not None else steps[::-1]:
         try:
@@ -187,12 +187,12 @@ def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[An
 
 
 def _set_aside(folder: Path, damaged: dict[int, Exception]) -> None:
-    """Moves damaged checkpoints to checkpoints_damaged/: what could not be read today may be mended by someone."""
+    """Moves damaged checkpoints to checkpoints_damaged/, where someone may still repair them."""
     for step, error in damaged.items():
         aside = folder.with_name(DAMAGED) / f"{step}_{uuid.uuid4().hex[:8]}"
         aside.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(aside)
-        log.warning("checkpoint %s is damaged (%s) and now in %s", folder / str(step), _reason(error), aside)
+        log.warning("checkpoint %s is damaged (%s); moved to %s", folder / str(step), _reason(error), aside)
 
 
 def _none_whole(folder: Path, damaged: dict[int, Exception]) -> UserError:
@@ -212,7 +212,7 @@ def _reason(error: BaseException) -> str:
 def checksums(tree: Any) -> dict[str, int]:
     """Path of each leaf -> the sum of its 32-bit words modulo 2**32, the same for any sharding.
 
-    A flipped bit always changes it. One compiled function for each shape: all leaves in one took minutes to compile.
+    A flipped bit always changes it. Each shape is compiled separately: one function for all leaves took minutes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
@@ -226,12 +226,12 @@ def _checksum(leaf: Array) -> UInt32[Array, ""]:
 
 
 def _name(path: tuple) -> str:
-    """The same for a State and for the dicts in which Orbax gives it back without one."""
+    """The same name for a State and for the nested dicts that Orbax restores without one."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def _check(folder: Path, restored: Any) -> None:
-    """Compares what was read with the stored checksums; a checkpoint that was saved without any passes."""
+    """Compares what was read with the stored checksums; a checkpoint without any passes."""
     stored = json.loads((folder / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
     expected = stored.get(CHECKSUMS)
     if expected is None:

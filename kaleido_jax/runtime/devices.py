@@ -1,4 +1,4 @@
-"""Devices of this machine: whether those that the user asks for are there, found out before any work."""
+"""Devices of this machine: checks before any work that those the user asks for exist."""
 
 import os
 
@@ -6,10 +6,10 @@ from kaleido_jax.errors import user_error
 
 
 def check_backend() -> None:
-    """Starts the backends of JAX_PLATFORMS where it is set; without it JAX itself takes the best that there is.
+    """Starts the backends of JAX_PLATFORMS if it is set; otherwise JAX itself chooses the best available one.
 
     Raises:
-      UserError: it names a platform that this machine or this JAX has not.
+      UserError: it names a platform that this machine or this JAX does not have.
     """
     asked = os.environ.get("JAX_PLATFORMS")
     if not asked:
@@ -18,11 +18,11 @@ def check_backend() -> None:
 
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX has an assertion without text where no backend is left
+    except (RuntimeError, AssertionError) as error:  # JAX fails with a bare assertion if no backend is left
         jax.config.update("jax_platforms", None)
         there = ", ".join(sorted({"cpu", jax.default_backend()}))
         raise user_error(
-            f"JAX_PLATFORMS={asked}, of which there is no device here",
+            f"JAX_PLATFORMS={asked}, for which this machine has no device",
             f"one of {there}",
-            "correct it, or unset it to take the best that there is",
+            "correct it, or unset it to use the best available",
         ) from error

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, what is wrong with those of users, and fingerprints."""
+"""Files and folders written atomically, errors of those that a user names, and fingerprints."""
 
 import hashlib
 import os
@@ -16,9 +16,9 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it becomes `path` at the end and is removed after an error.
+    """A temporary file beside `path`, which is renamed to `path` at the end and removed after an error.
 
-    The name is unique, so several processes may write the same file at once; the last one stays.
+    The name is unique, so several processes may write the same file at once; the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -30,16 +30,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a whole file in one step, making its folder if need be."""
+    """Writes a whole file in one step; makes its folder if necessary."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def make_folder(path: Path, name: str) -> Path:
-    """Makes a folder, and those around it, that files can be written into; `name` is the user's, e.g. "--workdir".
+    """Makes a writable folder and its parents; `name` is what the user set, e.g. "--workdir".
 
     Raises:
-      UserError: a file is in the way, nothing can be written there, or the path is too long.
+      UserError: a file is in the way, the folder is not writable, or the path is too long.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _cannot_write(path: Path, name: str, error: OSError | ValueError) -> UserErr
 
 @contextmanager
 def new_folder(path: Path, name: str) -> Iterator[Path]:
-    """A folder under a temporary name that becomes `path` when all went well and is removed after an error.
+    """A folder under a temporary name, which is renamed to `path` at the end and removed after an error.
 
     Raises:
       UserError: `path` exists and is not empty, or nothing (more) can be written there.
@@ -80,10 +80,10 @@ def new_folder(path: Path, name: str) -> Iterator[Path]:
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Nothing, unless the file is a git-LFS pointer in the place of its content.
+    """Checks that a file is not a git-LFS pointer.
 
     Raises:
-      UserError: it is.
+      UserError: it is one.
     """
     with path.open("rb") as file:
         pointer = file.read(len(LFS_POINTER)) == LFS_POINTER

@@ -1,4 +1,4 @@
-"""Mesh and shardings: one table from the models' logical axis names to mesh axes says which array axis goes where."""
+"""Device mesh and shardings: one table maps the models' logical axis names to mesh axes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,14 +26,14 @@ BATCH = P(("data", "fsdp"))
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """All devices as a mesh; `sizes` of the axes data, fsdp and tensor have the number of devices as their product."""
+    """All devices as a mesh; the product of `sizes` (of the axes data, fsdp, tensor) is the number of devices."""
     return Mesh(np.asarray(jax.devices()).reshape(tuple(sizes.values())), tuple(sizes))
 
 
 def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     """NamedSharding of every leaf of an abstract tree whose leaves may carry logical axis names.
 
-    A mesh axis that does not divide an array's axis is left out there (that array is then replicated over it).
+    A mesh axis that does not divide an array's axis is left out for that array, which is then replicated over it.
     """
     specs = nn.get_partition_spec(boxed)
     return jax.tree.map(
@@ -55,7 +55,7 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The same value on every device."""
     return NamedSharding(mesh, P())
 
 

@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, elsewhere a log line at least every ten seconds, with rate and ETA."""
+"""Progress of a long job: a bar on a terminal, otherwise a log line every ten seconds, with rate and ETA."""
 
 import logging
 import sys
@@ -15,13 +15,13 @@ LOG_EVERY_SEC = 10
 
 @contextmanager
 def progress(title: str, total: int, unit: str, wanted: bool = True) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be called with the number of units just done.
+    """Yields a function to call with the number of units just finished.
 
     Args:
-      title: what is being done.
-      total: units in all.
+      title: of the bar or line.
+      total: number of units.
       unit: what is counted, e.g. "img".
-      wanted: False says nothing.
+      wanted: False shows nothing.
     """
     if not (wanted and total):
         yield lambda done: None

@@ -1,4 +1,4 @@
-"""Text from file names, tables and the command line, made such that UTF-8 can write it."""
+"""Text from file names, tables and the command line, made valid UTF-8."""
 
 import os
 import re
@@ -8,10 +8,10 @@ _LONE_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def readable(text: str) -> str:
-    """The text as characters that UTF-8 can write; text that is so already comes back unchanged.
+    """The text as characters that UTF-8 can encode; valid text is returned unchanged.
 
-    Bytes that the locale could not decode are read as UTF-8, whatever the locale; those that are no UTF-8 either are
-    written as "\\xNN", so that two file names stay two. Other halves of characters (JSON's "\\ud83d") are dropped.
+    Bytes that the locale could not decode are read as UTF-8. Bytes that are not UTF-8 either are written as "\\xNN", so
+    that different file names stay different. Other halves of characters (JSON's "\\ud83d") are dropped.
     """
     if text.isascii():
         return text
@@ -22,6 +22,6 @@ def readable(text: str) -> str:
 def readable_name(name: str) -> str:
     """A file name as `readable` text.
 
-    A locale without UTF-8 may also decode names to wrong characters, so this goes by the name's bytes.
+    A locale without UTF-8 may also decode names to wrong characters, so this reads the name's bytes.
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")

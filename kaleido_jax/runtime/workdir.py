@@ -1,4 +1,4 @@
-"""Workdir of a run: the names inside it, its stored config, and the lock that keeps a second run out."""
+"""Workdir of a run: its file names, its stored config, and the lock that keeps a second run out."""
 
 import fcntl
 import json
@@ -16,16 +16,16 @@ CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
 
 
 def read_config(workdir: Path) -> dict | None:
-    """The stored config as it is in JSON; None where there is none.
+    """The values in config.json; None if the workdir has no such file.
 
     Raises:
-      UserError: config.json is no JSON object or cannot be read.
+      UserError: config.json is not a JSON object or cannot be read.
     """
     path = workdir / CONFIG
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
-            raise ValueError("no object")
+            raise ValueError("not an object")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -38,12 +38,14 @@ def read_config(workdir: Path) -> dict | None:
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the workdir and keeps other training runs out of it; a killed process lets go of the lock.
+    """Makes the workdir and keeps other training runs out of it; the lock of a killed process is released.
 
     Raises:
-      UserError: another run trains there, or nothing can be written there.
+      UserError: another run trains there, or the folder is not writable.
     """
-    with (make_folder(workdir, "--workdir") / LOCK).open("a") as file:  # never deleted: who waits for it may hold it
+    with (make_folder(workdir, "--workdir") / LOCK).open(
+        "a"
+    ) as file:  # never deleted: another process may have opened it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

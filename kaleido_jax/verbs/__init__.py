@@ -1,4 +1,4 @@
-"""Verbs of the command line, one module each with HELP, FLAGS and run(); `register` adds one from outside."""
+"""Verbs of the command line, each a module with HELP, FLAGS and run(); `register` adds one from outside."""
 
 from kaleido_jax.verbs import annotate, convert, evaluate, plan, sample, train
 from kaleido_jax.verbs.verb import Verb

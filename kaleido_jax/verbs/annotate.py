@@ -6,7 +6,7 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
-HELP = "a data source -> records with latents, a manifest and a report; continues where it was stopped"
+HELP = "a data source -> records with latents, a manifest and a report; resumes a stopped job"
 FLAGS = (
     CONFIG,
     WORKDIR,
@@ -27,14 +27,14 @@ FLAGS = (
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Writes workdir/records, manifest.json and report.html; continues where it was stopped.
+    """Writes workdir/records, manifest.json and report.html; resumes a stopped job.
 
     A generated source has splits, each with its manifest and report in workdir/records/<split>.
 
     Raises:
-      UserError: no data, annotators that cannot work, or no image of which all that is required was made.
+      UserError: no data, an annotator that cannot run, or no image with all required latents.
     """
-    if config.annotate.engine == "local" and not config.annotate.num_workers:  # elsewhere the workers have the devices
+    if config.annotate.engine == "local" and not config.annotate.num_workers:  # otherwise the workers use the devices
         check_backend()
     from kaleido_jax.annotate.job.report import summary, write_report
     from kaleido_jax.annotate.job.run import annotate

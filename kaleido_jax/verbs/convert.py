@@ -5,14 +5,14 @@ from pathlib import Path
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import Flag, say
 
-HELP = "T5 or MDM weights into another format, without a config"
+HELP = "T5 or MDM weights, or those of a run, into another format; needs no config"
 FORMATS = ("t5x", "huggingface", "kaleido", "mdm")
 FLAGS = (
     Flag(
         name="input",
         value="PATH",
-        help="T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors, or a workdir (EMA: its T5 as t5x "
-        "or huggingface, else its denoiser); the kind is recognized, and nothing in a .pth is run",
+        help="T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors; or a workdir, of which the EMA is "
+        "taken (encoder and prior for t5x and huggingface, else the denoiser). No code in a .pth is run",
         missing="name a T5 checkpoint or a denoiser's weights",
         kind=Path,
     ),
@@ -30,7 +30,7 @@ FLAGS = (
 def run(input: Path, output: Path, format: str) -> None:
     """Writes a T5 checkpoint or a denoiser as a new folder; sizes are read from the tensors.
 
-    Of a workdir "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
+    From a workdir, "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
     """
     check_backend()
     from kaleido_jax.interop import workdir

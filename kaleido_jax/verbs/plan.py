@@ -7,12 +7,12 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
 
-HELP = "no training: parameters of a config, counted from shapes alone"
-FLAGS = (CONFIG, dataclasses.replace(WORKDIR, missing=""))  # any command becomes a plan by its verb
+HELP = "the number of parameters of a config, from shapes alone; trains nothing"
+FLAGS = (CONFIG, dataclasses.replace(WORKDIR, missing=""))  # so that any command with this verb becomes a plan
 
 
 def run(config: Config, workdir: Path | None = None) -> None:
-    """Prints the parameters of each part, trainable or frozen."""
+    """Prints the number of parameters of each part, and whether it is trained or frozen."""
     check_backend()
     del workdir
     from kaleido_jax.latents.tokenizer import load_tokenizer

@@ -12,7 +12,7 @@ FLAGS = (CONFIG, WORKDIR)
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Writes samples/step_<N>/: the grid, each image, and the JSON of each latents with its recipe."""
+    """Writes samples/step_<N>/: the grid, each image with its recipe, and a JSON for each caption."""
     check_backend()
     from kaleido_jax.sampling.gallery import write_samples
     from kaleido_jax.sampling.pipeline import KaleidoPipeline

@@ -1,4 +1,4 @@
-"""train: the records, the training, the grid and the measures; each is skipped where it is done already."""
+"""train: records, training, a grid and measures; each is skipped if it is already done."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def run(config: Config, workdir: Path) -> None:
     from kaleido_jax.train.fit import fit
 
     if config.train.sample_at_end:
-        captions_to_sample(config, workdir)  # else the lack of them would be found when training has ended
+        captions_to_sample(config, workdir)  # a lack of them must not be found only after training
     if not fit(config, workdir):
         say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
     if config.train.sample_at_end:

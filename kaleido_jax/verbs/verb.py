@@ -1,4 +1,4 @@
-"""What a verb of the command line is made of: its flags, and the protocol that a module meets."""
+"""Parts of a verb of the command line: its flags, and the protocol of its module."""
 
 import sys
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ class Flag:
     """One --name=VALUE; the verb's run() gets the value as the argument of that name."""
 
     name: str
-    value: str  # what the help writes behind "=", e.g. "DIR"
+    value: str  # what the help shows after "=", e.g. "DIR"
     help: str  # one line
-    missing: str = ""  # what to do where the flag is missing, "name ..."; "" = it may be left out
+    missing: str = ""  # what to do if the flag is missing, "name ..."; "" = it is optional
     kind: type[str] | type[Path] = str
     words: tuple[str, ...] = ()  # the allowed values; () = any
     sets: str = ""  # the config field that the flag is short for; run() then gets it in its config
@@ -23,9 +23,10 @@ class Flag:
 
 CONFIG = Flag(
     name="config",
-    value="FILE",
-    help="a file of configs/, e.g. configs/fashion_combined.py",
-    missing="name a file of configs/, e.g. configs/fashion_combined.py",
+    value="NAME",
+    help="a config file such as configs/fashion_combined.py, the name of a shipped one such as cc12m:text, a "
+    "workdir, or its config.json",
+    missing="name a config, e.g. configs/fashion_combined.py",
 )
 WORKDIR = Flag(
     name="workdir",
@@ -39,8 +40,8 @@ WORKDIR = Flag(
 class Verb(Protocol):
     """A module, or any object, that the command line can call.
 
-    It is imported for --help, so it imports JAX only in run(). run's arguments have the names of its flags; that of
-    CONFIG is a validated Config, and flags that were left out are None.
+    It is imported for --help, so it imports JAX only in run(). The arguments of run() have the names of its flags: that
+    of CONFIG is a validated Config, and flags that were not given are None.
     """
 
     HELP: str  # one line

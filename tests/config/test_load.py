@@ -94,7 +94,7 @@ RAISES = {
     "config = (1,": "line 3: SyntaxError: '(' was never closed",
     "raise SystemExit('bye')": "line 3: SystemExit: bye",
     "from kaleido_jax.config import nothing": "line 3: ImportError: cannot import name 'nothing' from 'kaleido_jax.",
-    "return None": "returns None; expected the config that it made; end it with return config",
+    "return None": "returns None; expected a config; end it with return config",
     "default_config().train.batch_size = '16'": "line 3: TypeError: Could not override field 'batch_size'",
     "return base_config('cc12m:none')": "cc12m.py:none; expected one of text",
 }
@@ -153,8 +153,8 @@ def test_a_stored_config_comes_back_and_works_as_a_config(tmp_path):
     [
         ("[]", "holds []"),
         ("null", "holds None"),
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         (json.dumps({"train": {"batchsize": 3}}), "'train.batchsize'; expected 'train.batch_size'"),
         (json.dumps({"train": {"learning_rate": float("nan")}}), "config.train.learning_rate = nan"),
         (json.dumps({"train": 5}), "config.train = 5; expected a group of fields"),

@@ -31,7 +31,7 @@ from tests.tiny import single_net_config, tiny_config
             | {"annotate__bbox__coordinates": "pixels"},
             "use 504",
         ),
-        ({"train__mixed_ratio": (2, 1, 1)}, "2 numbers from 0, one a resolution"),
+        ({"train__mixed_ratio": (2, 1, 1)}, "2 numbers from 0, one for each resolution"),
         ({"train__mixed_ratio": (0, 1)}, "config.train.mixed_ratio = "),
         ({"train__mixed_ratio": (1, 99)}, "whose first leaves a row"),
         ({"train__mixed_ratio": (2.5, 1)}, r"config.train.mixed_ratio\[0\] = 2.5"),
