@@ -28,9 +28,9 @@ Logits = Float[Array, "b t v"]
 TokenLogits = Float[Array, "b v"]  # of one position
 Features = Float[Array, "b h w c"]
 PerChannel = Float[Array, "b c"]  # one number per sample and channel
-PerHead = Float[Array, "b h t d"]  # queries, keys or values; h heads
-AttentionBias = Float[Array, "#b #h #q k"]  # added to the logits of queries and keys
-AttentionMask = Bool[Array, "#b #h #q k"]  # True where a query may see a key
+PerHead = Float[Array, "b n t d_n"]  # queries, keys or values; n heads, each of width d_n
+AttentionBias = Float[Array, "#b #n #q k"]  # added to the logits of queries and keys
+AttentionMask = Bool[Array, "#b #n #q k"]  # True where a query may see a key
 Batch = dict[str, Array]  # of training, under the names of t5x, with "image" and "sample_id"
 
 # On the host

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from kaleido_jax.config.fields import build, cross_check
-from kaleido_jax.config.schema import Annotate, Config, Latents, Mesh, Model, PointNet, Sample, UNet, nested
+from kaleido_jax.config.schema import (
+    Annotate,
+    Config,
+    Latents,
+    Mesh,
+    Model,
+    PointNet,
+    Sample,
+    UNet,
+    micro_names,
+    nested,
+)
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents import segments as registry
 
@@ -51,6 +62,8 @@ def _check_net(net: UNet, path: str) -> None:
                 f"multiples of config.{path}.num_groups = {net.num_groups}",
                 "change one of them",
             )
+    if dict(net.micro).get("scale", 1.0) <= 0:  # values are divided by it
+        raise user_error(f"config.{path}.micro has a scale of 0", "px of this net's images", "correct it")
     attention = [c for c, n in zip(net.channels, net.num_attn_layers, strict=True) if n]
     if net.inner is None and net.mid_blocks:
         attention.append(net.channels[-1])
@@ -110,6 +123,14 @@ def _check_parts(config: Config, path: str) -> None:
             "exactly one of them set",
             "set the other to None",
         )
+    names = micro_names(model)
+    for name, _ in config.sample.micro:
+        if name not in names:
+            raise user_error(
+                f"config.sample.micro has {name!r}",
+                f"micro conditions of config.model.denoiser ({', '.join(names) or 'it has none'})",
+                "leave it out",
+            )
     if config.init.inner is not None and (model.denoiser is None or model.denoiser.inner is None):
         raise user_error(
             "config.init.inner without an inner net", "a nested config.model.denoiser", "set config.init.inner to None"

@@ -75,7 +75,8 @@ class UNet:
     num_text_layers: Whole = 0  # self-attention layers over the text before use. Innermost only
     masked_cross_attention: bool = True  # hide padding from attention over text
     normalize_input: bool = False  # divide the noisy input by its own standard deviation; outer nets only
-    micro: tuple[tuple[str, float], ...] = ()  # micro conditions as (name, default), e.g. (("scale", 64.0),)
+    # Micro conditions as (name, default). (("scale", 64.0),): px of the photo's shorter side before it was resized.
+    micro: tuple[tuple[str, Weight], ...] = ()
     remat: Remat = "none"  # of residual and attention blocks
     inner: "UNet | None" = None
 
@@ -305,6 +306,7 @@ class Sample:
     ddim_eta: Share = 0.0  # noise of DDIM; 1 equals ancestral
     threshold: Literal["none", "clip", "dynamic", "dynamic_capped"] = "clip"  # of predicted x0
     start_at_n: bool = False  # start the step list at N instead of MDM's first step (997 of 250)
+    micro: tuple[tuple[str, Weight], ...] = ()  # values of the denoiser's micro conditions; others take their default
     temperature: Weight = 1.0  # of the prior; 0 = greedy
     top_k: Whole = 0  # 0 = off
     top_p: Share = 1.0  # 1 = off
@@ -430,6 +432,12 @@ def scales(model: Model) -> tuple[int, ...]:
         return (1,)
     nets = nested(model.denoiser)
     return tuple(net.image_size // nets[-1].image_size for net in nets)
+
+
+def micro_names(model: Model) -> tuple[str, ...]:
+    """Names of the micro conditions that any net of the denoiser has."""
+    nets = nested(model.denoiser) if model.denoiser else ()
+    return tuple(sorted({name for net in nets for name, _ in net.micro}))
 
 
 def sample_shapes(model: Model) -> tuple[tuple[int, ...], ...]:

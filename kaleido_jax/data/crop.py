@@ -78,7 +78,8 @@ def square_crop(example: Example, size_px: int) -> Example:
         left, top, side = crop_window((width, height))
         box, size = (left, top, left + side, top + side), (size_px, size_px)
         image = np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.LANCZOS, box=box))
-    return replace(example, image=image, objects=_crop_objects(example, (width, height), size_px))
+    objects = _crop_objects(example, (width, height), size_px)
+    return replace(example, image=image, objects=objects, shorter_side_px=min(width, height))
 
 
 def _crop_objects(example: Example, whole_px: tuple[int, int], size_px: int) -> tuple[LabeledObject, ...]:

@@ -1,4 +1,15 @@
-"""Records -> batches with Grain: shuffled, split over processes, read by threads, resumable to the sample."""
+"""Batches of records with Grain: shuffled, split over processes, read by threads, resumable to the sample.
+
+A batch of B = batch_size / process_count samples, as numpy arrays (without segments no `decoder_*`):
+
+  encoder_input_tokens   (B, max_caption_tokens) int32    caption and eos, padded with 0
+  decoder_target_tokens  (B, max_latents_tokens) int32    z and eos, padded with 0
+  decoder_input_tokens   (B, max_latents_tokens) int32    the targets shifted right by a 0
+  decoder_loss_weights   (B, max_latents_tokens) float32  1 where the target is valid
+  image                  (B, H, W, 3) float32         in the model range
+  sample_id              (B,) int64                   index of the record
+  micro_scale            (B,) float32                 px of the photo's shorter side, where `micros` names "scale"
+"""
 
 from collections.abc import Sequence
 
@@ -27,17 +38,9 @@ def make_loader(
     num_epochs: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    micros: Sequence[str] = (),
 ) -> grain.DatasetIterator:
     """An iterator of batches with get_state() and set_state(); the last incomplete batch is left out.
-
-    A batch of B = batch_size / process_count samples, as numpy arrays (without segments no `decoder_*`):
-
-      encoder_input_tokens   (B, max_caption_tokens) int32    caption and eos, padded with 0
-      decoder_target_tokens  (B, max_latents_tokens) int32    z and eos, padded with 0
-      decoder_input_tokens   (B, max_latents_tokens) int32    the targets shifted right by a 0
-      decoder_loss_weights   (B, max_latents_tokens) float32  1 where the target is valid
-      image                  (B, H, W, 3) float32         in the model range
-      sample_id              (B,) int64                   index of the record
 
     Args:
       records: as of open_records.
@@ -50,6 +53,7 @@ def make_loader(
       num_epochs: None never ends.
       process_index: this process's share of every batch.
       process_count: all processes' batches together are the same samples whatever their number.
+      micros: micro conditions of the denoiser; records know "scale" alone.
 
     Raises:
       UserError: a sample longer than its bucket (named, before the first batch), or sizes that do not divide.
@@ -60,8 +64,11 @@ def make_loader(
 
     def read(index: int) -> dict[str, np.ndarray]:
         record = records[int(index)]
-        image = {"image": to_model_range(decode_image(record.image)), "sample_id": np.int64(index)}
-        return _tokens(record, codec, max_caption_tokens, max_latents_tokens) | image
+        image = to_model_range(decode_image(record.image))
+        sample = _tokens(record, codec, max_caption_tokens, max_latents_tokens)
+        if "scale" in micros:  # a photo of unknown size counts as one that was not enlarged
+            sample["micro_scale"] = np.float32(record.shorter_side_px or image.shape[0])
+        return sample | {"image": image, "sample_id": np.int64(index)}
 
     order = grain.MapDataset.range(len(records))
     if shuffle:

@@ -43,6 +43,7 @@ class Record:
     tokens: dict[str, list[int]]  # segment -> ids without separator and eos
     provenance: dict[str, dict[str, str]]  # segment -> who made it: model, version, prompt (a hash), date ...
     credit: str = ""  # whom to name where the image is shown, and its license
+    shorter_side_px: int = 0  # of the photo before it was resized; 0 = not known
 
 
 @dataclass(frozen=True, kw_only=True)

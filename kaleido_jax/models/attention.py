@@ -1,19 +1,21 @@
-"""Softmax attention over (B, heads, T, D): the one place where queries meet keys."""
+"""Attention: the softmax over keys that both networks share."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from kaleido_jax.array_types import AttentionBias, AttentionMask, PerHead
 
 MASKED = -1e9  # finite, so that a row without any valid key gives the plain mean and never NaN
 
 
 def attend(
-    q: Float[Array, "b h q d"],
-    k: Float[Array, "b h k d"],
-    v: Float[Array, "b h k d"],
-    bias: Float[Array, "#b #h #q k"] | None = None,
-    mask: Bool[Array, "#b #h #q k"] | None = None,
-) -> Float[Array, "b h q d"]:
+    q: Float[Array, "b n q d_n"],
+    k: Float[Array, "b n k d_n"],
+    v: Float[Array, "b n k d_n"],
+    bias: AttentionBias | None = None,
+    mask: AttentionMask | None = None,
+) -> Float[Array, "b n q d_n"]:
     """softmax(q k^T + bias) v with float32 (or wider) softmax; no scaling of its own.
 
     `mask` is True where a key may be seen. The sum is divided out after the product with v: on CPU this ran
@@ -31,13 +33,13 @@ def attend(
     return (out / total).astype(v.dtype)
 
 
-def split_heads(x: Float[Array, "b t c"], num_heads: int) -> Float[Array, "b h t d"]:
+def split_heads(x: Float[Array, "b t c"], num_heads: int) -> PerHead:
     """Head i takes channels i*d .. (i+1)*d - 1."""
     b, t, c = x.shape
     return x.reshape(b, t, num_heads, c // num_heads).transpose(0, 2, 1, 3)
 
 
-def merge_heads(x: Float[Array, "b h t d"]) -> Float[Array, "b t c"]:
+def merge_heads(x: PerHead) -> Float[Array, "b t c"]:
     """Undoes `split_heads`."""
     b, h, t, d = x.shape
     return x.transpose(0, 2, 1, 3).reshape(b, t, h * d)

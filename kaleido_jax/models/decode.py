@@ -1,19 +1,22 @@
 """Decoding: samples z from the prior, one token of each row at a time, until every row has ended."""
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Int, Num
 
 from kaleido_jax.array_types import Keys, TokenLogits, Tokens
 from kaleido_jax.models.t5 import EOS, PAD
 
+RowSetting = float | int | Num[Array, "b"]  # one number for all rows, or one for each
 Cache = TypeVar("Cache")  # a pytree that `Step` takes and gives back
-Carry = tuple[Int[Array, ""], Int[Array, "b"], Tokens, Shaped[Array, "b"], Any, Any]
+Carry = tuple[Int[Array, ""], Int[Array, "b"], Tokens, Bool[Array, "b"], Any, Any]
 
 
+@runtime_checkable
 class Step(Protocol[Cache]):
     """One position of the prior, for all rows."""
 
@@ -21,6 +24,7 @@ class Step(Protocol[Cache]):
         """(state, float32 logits of the token at `index`, cache), given the token before it."""
 
 
+@runtime_checkable
 class Constraint(Protocol):
     """What keeps a row within a grammar; `latents.constrain` has the one for z. Its state is a pytree."""
 
@@ -36,15 +40,15 @@ class Constraint(Protocol):
 
 def warp_logits(
     logits: TokenLogits,
-    temperature: float | Float[Array, "b"],
-    top_k: int | Int[Array, "b"] = 0,
-    top_p: float | Float[Array, "b"] = 1.0,
+    temperature: RowSetting,
+    top_k: RowSetting = 0,
+    top_p: RowSetting = 1.0,
 ) -> TokenLogits:
     """Temperature, then top-k, then top-p; tokens that are out get -inf (Hugging Face's order).
 
     Args:
       logits: of one position.
-      temperature: more than 0. Here and below one number, or one for each row.
+      temperature: more than 0.
       top_k: keeps this many tokens, and those that tie with the last of them; 0 = all.
       top_p: keeps the smallest head of the distribution whose mass reaches this, at least one token; 1 = all.
     """
@@ -64,22 +68,23 @@ def warp_logits(
     return jnp.where(jnp.take_along_axis(remove, rank, -1), -jnp.inf, logits)
 
 
-def _column(value: Any, rows: int, dtype: Any) -> Shaped[Array, "b 1"]:
+def _column(value: RowSetting, rows: int, dtype: DTypeLike) -> Num[Array, "b 1"]:
     return jnp.broadcast_to(jnp.asarray(value, dtype), (rows,))[:, None]
 
 
 def choose(
     keys: Keys,
     logits: TokenLogits,
-    temperature: float | Float[Array, "b"],
-    top_k: int | Int[Array, "b"],
-    top_p: float | Float[Array, "b"],
+    temperature: RowSetting,
+    top_k: RowSetting,
+    top_p: RowSetting,
 ) -> Int[Array, "b"]:
     """One token of each row, drawn with that row's own key; temperature 0 takes the most likely."""
     greedy = jnp.argmax(logits, -1).astype(jnp.int32)
     if not isinstance(temperature, jax.Array) and temperature == 0:
         return greedy
-    is_greedy = jnp.asarray(temperature) == 0
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), greedy.shape)
+    is_greedy = temperature == 0
     warped = warp_logits(logits, jnp.where(is_greedy, 1.0, temperature), top_k, top_p)
     drawn = jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)
     return jnp.where(is_greedy, greedy, drawn)
@@ -91,9 +96,9 @@ def sample_tokens(
     keys: Keys,
     *,
     max_len: int,
-    temperature: float | Float[Array, "b"] = 1.0,
-    top_k: int | Int[Array, "b"] = 0,
-    top_p: float | Float[Array, "b"] = 1.0,
+    temperature: RowSetting = 1.0,
+    top_k: RowSetting = 0,
+    top_p: RowSetting = 1.0,
     prefix: Int[Array, "b n"] | None = None,
     constraint: Constraint | None = None,
 ) -> Tokens:
@@ -104,7 +109,7 @@ def sample_tokens(
       cache: an empty cache for `max_len` positions.
       keys: one random key for each row; row i depends on nothing but its key and its inputs.
       max_len: number of positions; a row without eos by then is cut off.
-      temperature: 0 = greedy; like `top_k` and `top_p` one number, or one for each row.
+      temperature: 0 = greedy; `warp_logits` says what it does otherwise.
       top_k: see `warp_logits`.
       top_p: see `warp_logits`.
       prefix: ids that are forced where they are not 0 (a locked segment); rows may lock different lengths.

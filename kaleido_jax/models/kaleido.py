@@ -1,14 +1,15 @@
-"""The joint model: frozen T5 encoder, T5 decoder as the prior p(z | c), and the denoiser p(x | c, z)."""
+"""Joint model: frozen T5 encoder, T5 decoder as the prior p(z | c), and the denoiser p(x | c, z)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from kaleido_jax.array_types import Logits, Mask, PerSample, Pyramid, States, Times, TokenLogits, Tokens
 from kaleido_jax.config.schema import Config, Model, sample_shapes
 from kaleido_jax.models import cpu
 from kaleido_jax.models.nested_unet import build_denoiser
@@ -31,7 +32,7 @@ class Kaleido(nn.Module):
     prior_vocab_size: int
     has_prior: bool = True
 
-    def setup(self):
+    def setup(self) -> None:
         """Builds the parts in the config's compute dtype."""
         c, dtype = self.config, DTYPES[self.config.precision]
         self.encoder = Encoder(c.t5, self.encoder_vocab_size, dtype)
@@ -43,36 +44,48 @@ class Kaleido(nn.Module):
             self.denoiser = PointNet(c.point_denoiser, c.t5.d_model, dtype)
 
     # ------------------------------------------------------------------------------------ the three parts
-    def encode(self, tokens: Int[Array, "b t"]) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
+    def encode(self, tokens: Tokens) -> tuple[States, Mask]:
         """H_c and its mask; padding rows are exactly zero. No gradient unless the encoder is trainable."""
         mask = tokens != PAD
         states = self.encoder(tokens) * mask[..., None]
         return (states if self.config.t5.encoder.trainable else jax.lax.stop_gradient(states)), mask
 
-    def read_latents(self, h_c, c_mask, inputs: Int[Array, "b t"]):
-        """Teacher-forced prior: (H_z (B, Lz, d), float32 logits (B, Lz, rows)) for decoder inputs."""
+    def read_latents(
+        self, h_c: Float[Array, "b s d"], c_mask: Bool[Array, "b s"], inputs: Tokens
+    ) -> tuple[States, Logits]:
+        """Teacher-forced prior: (H_z, float32 logits of each position's next token) for decoder inputs."""
         return self.prior(inputs, h_c, c_mask)
 
-    def start_decoding(self, h_c, max_len: int) -> LayerCache | cpu.Unstacked:
+    def start_decoding(self, h_c: States, max_len: int) -> LayerCache | cpu.Unstacked:
         """An empty cache for sampling z."""
         return self.prior.init_cache(h_c, max_len)
 
-    def decode_step(self, token, index, cache, c_mask):
+    def decode_step(
+        self, token: Int[Array, "b"], index: Int[Array, ""], cache: LayerCache | cpu.Unstacked, c_mask: Mask
+    ) -> tuple[Float[Array, "b d"], TokenLogits, LayerCache | cpu.Unstacked]:
         """One cached step of the prior: (state, logits, cache)."""
         return self.prior.step(token, index, cache, c_mask)
 
-    def condition(self, h_c, c_mask, h_z=None, z_mask=None) -> Condition:
-        """[H_c ; H_z] with the joint mask, turned into what the denoiser needs at every step."""
+    def condition(
+        self,
+        h_c: States,
+        c_mask: Mask,
+        h_z: Float[Array, "b z d"] | None = None,
+        z_mask: Bool[Array, "b z"] | None = None,
+        *,
+        micros: Mapping[str, PerSample] | None = None,
+    ) -> Condition:
+        """[H_c ; H_z] with the joint mask and micro conditions, turned into what the denoiser needs at every step."""
         if h_z is None:
-            return self.denoiser.condition(h_c, c_mask)
+            return self.denoiser.condition(h_c, c_mask, micros)
         text = jnp.concatenate([h_c, h_z * z_mask[..., None]], axis=1)
-        return self.denoiser.condition(text, jnp.concatenate([c_mask, z_mask], axis=1))
+        return self.denoiser.condition(text, jnp.concatenate([c_mask, z_mask], axis=1), micros)
 
-    def denoise(self, images, times, condition: Condition, micros=None):
+    def denoise(self, images: Pyramid, times: Times, condition: Condition) -> Pyramid:
         """Predictions at every resolution, high to low, float32."""
-        return self.denoiser(images, times, condition, micros)
+        return self.denoiser(images, times, condition)
 
-    def init_all(self, captions, z, images):
+    def init_all(self, captions: Tokens, z: Tokens, images: Pyramid) -> Pyramid:
         """Touches every parameter once; only for `init`."""
         h_c, c_mask = self.encode(captions)
         latents = ()
@@ -87,7 +100,7 @@ def build_model(config: Config, base_vocab_size: int) -> Kaleido:
     return Kaleido(config.model, base_vocab_size, rows, has_prior=bool(config.latents.segments))
 
 
-def init_params(model: Kaleido, key) -> dict[str, Any]:
+def init_params(model: Kaleido, key: Key[Array, ""]) -> dict[str, Any]:
     """Fresh float32 parameters, {"encoder": ..., "prior": ..., "denoiser": ...}, with logical axis metadata.
 
     Inputs are shapes only, so that no forward pass is compiled.

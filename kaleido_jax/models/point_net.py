@@ -1,14 +1,15 @@
-"""A small residual MLP denoiser for data that are points (figure 3 of the paper), with UNet's interface."""
+"""MLP denoiser for data that are points (figure 3 of the paper), with UNet's interface."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
 
+from kaleido_jax.array_types import PerSample, Pyramid, Times
 from kaleido_jax.config.schema import PointNet as PointNetConfig
 from kaleido_jax.models.layers import linear
-from kaleido_jax.models.unet import Condition, EmbeddingMLP, mean_over_tokens
+from kaleido_jax.models.unet import Condition, EmbeddingMLP, Text, TextMask, mean_over_tokens
 
 
 class PointNet(nn.Module):
@@ -16,9 +17,9 @@ class PointNet(nn.Module):
 
     config: PointNetConfig
     text_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         """Input, residual layers, zero-initialized output."""
         c = self.config
         self.cond_emb = linear(self.text_channels, c.emb_channels, self.dtype)
@@ -28,13 +29,12 @@ class PointNet(nn.Module):
         self.embs = [linear(c.emb_channels, c.width, self.dtype) for _ in range(c.num_layers)]
         self.layer_out = linear(c.width, c.dim, self.dtype, zero=True)
 
-    def condition(self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None) -> Condition:
-        """The mean over valid tokens is all that a point needs of z."""
-        return Condition(
-            pooled=self.cond_emb(mean_over_tokens(text, mask).astype(self.dtype)), keys_values=(), mask=mask
-        )
+    def condition(self, text: Text, mask: TextMask | None, micros: Mapping[str, PerSample] | None = None) -> Condition:
+        """The mean over valid tokens is all that a point needs of z; it has no micro conditions."""
+        pooled = self.cond_emb(mean_over_tokens(text, mask).astype(self.dtype))
+        return Condition(pooled=pooled, keys_values=(), mask=mask, micros={})
 
-    def __call__(self, images, times, condition: Condition, micros=None):
+    def __call__(self, images: Pyramid, times: Times, condition: Condition) -> Pyramid:
         """As UNet's, with points (B, dim) in a list of one."""
         emb = nn.silu(self.time(times) + condition.pooled)
         x = self.layer_in(images[0].astype(self.dtype))

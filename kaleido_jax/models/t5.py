@@ -1,10 +1,11 @@
-"""T5 v1.1 encoder and decoder (Raffel et al. 2020; Shazeer 2020) with t5x's parameter names.
+"""T5 v1.1: encoder and decoder (Raffel et al. 2020, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202).
 
-Layers are scanned, so every layer leaf has a leading layer axis; the relative bias is one table a stack and
-enters the scan as a constant. Parameters and norms are float32, the rest runs in `dtype`.
+Parameters have t5x's names. Layers are scanned, so every layer leaf has a leading layer axis; the relative bias is one
+table for each stack and enters the scan as a constant. Parameters and norms are float32, the rest runs in `dtype`.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from kaleido_jax.array_types import TokenLogits
+from kaleido_jax.array_types import AttentionBias, AttentionMask, Logits, PerHead, States, TokenLogits, Tokens
 from kaleido_jax.config.schema import T5
 from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
@@ -25,7 +27,7 @@ PAD, EOS, UNK = 0, 1, 2  # the decoder starts from PAD
 NUM_BUCKETS, MAX_DISTANCE, NORM_EPS = 32, 128, 1e-6
 
 
-def relative_buckets(query_length: int, key_length: int, bidirectional: bool) -> np.ndarray:
+def relative_buckets(query_length: int, key_length: int, bidirectional: bool) -> Int[np.ndarray, "q k"]:
     """Bucket of each (query, key) pair, int32 (query_length, key_length) in 0..31.
 
     Half of the buckets (of each sign when bidirectional) are exact distances, the rest are spaced
@@ -41,14 +43,11 @@ def relative_buckets(query_length: int, key_length: int, bidirectional: bool) ->
     return (offset + np.where(distance < exact, distance, np.minimum(logarithmic, buckets - 1))).astype(np.int32)
 
 
-def _normal(std):
-    return nn.initializers.normal(std)
-
-
+_normal = nn.initializers.normal
 _FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def _dense(features, axes, init, dtype):
+def _dense(features: int, axes: tuple[str, str], init: Callable, dtype: DTypeLike) -> Dense:
     """A projection without bias; nothing in T5 has one."""
     return Dense(features, dtype, nn.with_logical_partitioning(init, axes))
 
@@ -56,7 +55,7 @@ def _dense(features, axes, init, dtype):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + 1e-6) * scale, statistics in float32; no mean, no bias."""
 
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -73,7 +72,7 @@ class RelativeBias(nn.Module):
     num_heads: int
     bidirectional: bool
 
-    def setup(self):
+    def setup(self) -> None:
         """The table, (heads, 32)."""
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         self.table = self.param(
@@ -82,11 +81,11 @@ class RelativeBias(nn.Module):
             (self.num_heads, NUM_BUCKETS),
         )
 
-    def __call__(self, query_length: int, key_length: int) -> Float[Array, "1 h q k"]:
+    def __call__(self, query_length: int, key_length: int) -> Float[Array, "1 n q k"]:
         """Bias of every pair of positions."""
         return self.table[:, relative_buckets(query_length, key_length, self.bidirectional)][None]
 
-    def row(self, index: Int[Array, ""], length: int) -> Float[Array, "1 h 1 k"]:
+    def row(self, index: Int[Array, ""], length: int) -> Float[Array, "1 n 1 k"]:
         """Bias of one query among `length` positions, without those of the others."""
         buckets = jnp.asarray(relative_buckets(length, length, self.bidirectional))[index]
         return jnp.asarray(self.table)[:, buckets][None, :, None]
@@ -96,9 +95,9 @@ class Attention(nn.Module):
     """Multi-head attention without scaling: T5 folds 1/sqrt(head_dim) into the query's initialization."""
 
     config: T5
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """Projections: inner = heads * head_dim, head-major, which may differ from d_model."""
         c = self.config
         inner = c.num_heads * c.head_dim
@@ -107,17 +106,26 @@ class Attention(nn.Module):
         self.value = _dense(inner, ("embed", "heads"), _normal(c.d_model**-0.5), self.dtype)
         self.out = _dense(c.d_model, ("heads", "embed"), _normal(inner**-0.5), self.dtype)
 
-    def keys_values(self, x: Float[Array, "b t d"]) -> tuple[Array, Array]:
-        """Keys and values of x, each (B, heads, T, head_dim)."""
+    def keys_values(self, x: States) -> tuple[PerHead, PerHead]:
+        """Keys and values of x."""
         heads = self.config.num_heads
         return split_heads(self.key(x), heads), split_heads(self.value(x), heads)
 
-    def read(self, x: Float[Array, "b q d"], k, v, bias=None, mask=None) -> Float[Array, "b q d"]:
+    def read(
+        self,
+        x: States,
+        k: Float[Array, "b n k d_n"],
+        v: Float[Array, "b n k d_n"],
+        bias: AttentionBias | None,
+        mask: AttentionMask | None,
+    ) -> States:
         """Attends from x to given keys and values."""
         q = split_heads(self.query(x), self.config.num_heads)
         return self.out(merge_heads(attend(q, k, v, bias, mask)))
 
-    def __call__(self, x, source, bias=None, mask=None):
+    def __call__(
+        self, x: States, source: Float[Array, "b s d"], bias: AttentionBias | None, mask: AttentionMask | None
+    ) -> States:
         """Attends from x to source."""
         return self.read(x, *self.keys_values(source), bias, mask)
 
@@ -126,16 +134,16 @@ class GatedMLP(nn.Module):
     """(gelu(x wi_0) * (x wi_1)) wo, tanh gelu."""
 
     config: T5
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """Two branches in, one out."""
         c = self.config
         self.wi_0 = _dense(c.d_ff, ("embed", "mlp"), _FAN_IN, self.dtype)
         self.wi_1 = _dense(c.d_ff, ("embed", "mlp"), _FAN_IN, self.dtype)
         self.wo = _dense(c.d_model, ("mlp", "embed"), _FAN_IN, self.dtype)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: States) -> States:
         """Position-wise."""
         return self.wo(nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x))
 
@@ -144,17 +152,17 @@ class EncoderLayer(nn.Module):
     """Self-attention and MLP, each behind its own norm with a plain residual."""
 
     config: T5
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """Sub-layers under t5x's names."""
         self.pre_attention_layer_norm = RMSNorm(self.dtype)
         self.attention = Attention(self.config, self.dtype)
         self.pre_mlp_layer_norm = RMSNorm(self.dtype)
         self.mlp = GatedMLP(self.config, self.dtype)
 
-    def __call__(self, x, bias, mask):
-        """x (B, T, d); returns (x, None) for the scan."""
+    def __call__(self, x: States, bias: AttentionBias, mask: AttentionMask) -> tuple[States, None]:
+        """Returns (x, None) for the scan."""
         h = self.pre_attention_layer_norm(x)
         x = x + self.attention(h, h, bias, mask)
         x = x + self.mlp(self.pre_mlp_layer_norm(x))
@@ -165,14 +173,14 @@ class EncoderLayer(nn.Module):
 class LayerCache(struct.PyTreeNode):
     """Keys and values of the decoder for cached decoding, stacked over layers.
 
-    Self entries are (layers, B, heads, max_len, head_dim) and filled as decoding goes on; cross entries are
+    Self entries are (layers, B, heads, max_len, head_dim) and filled one position at a time; cross entries are
     (layers, B, heads, Lc, head_dim) and computed once.
     """
 
-    self_k: Array
-    self_v: Array
-    cross_k: Array
-    cross_v: Array
+    self_k: Any  # arrays, or whatever jax.tree.map makes of them
+    self_v: Any
+    cross_k: Any
+    cross_v: Any
 
     @property
     def max_len(self) -> int:
@@ -184,9 +192,9 @@ class DecoderLayer(nn.Module):
     """Self-attention, cross-attention and MLP, each behind its own norm with a plain residual."""
 
     config: T5
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """Sub-layers under t5x's names."""
         self.pre_self_attention_layer_norm = RMSNorm(self.dtype)
         self.self_attention = Attention(self.config, self.dtype)
@@ -195,8 +203,15 @@ class DecoderLayer(nn.Module):
         self.pre_mlp_layer_norm = RMSNorm(self.dtype)
         self.mlp = GatedMLP(self.config, self.dtype)
 
-    def __call__(self, x, states, bias, self_mask, cross_mask):
-        """Teacher-forced: x (B, T, d) all positions at once; returns (x, None) for the scan."""
+    def __call__(
+        self,
+        x: States,
+        states: Float[Array, "b s d"],
+        bias: AttentionBias,
+        self_mask: AttentionMask,
+        cross_mask: Bool[Array, "b 1 1 s"],
+    ) -> tuple[States, None]:
+        """Teacher-forced, all positions at once; returns (x, None) for the scan."""
         h = self.pre_self_attention_layer_norm(x)
         x = x + self.self_attention(h, h, bias, self_mask)
         h = self.pre_cross_attention_layer_norm(x)
@@ -205,12 +220,23 @@ class DecoderLayer(nn.Module):
         self.sow("intermediates", "state", x)
         return x, None
 
-    def cross_keys_values(self, carry, states):
+    def cross_keys_values(self, carry: Array, states: States) -> tuple[Array, tuple[PerHead, PerHead]]:
         """Keys and values of the encoder's states, for the cache."""
         return carry, self.encoder_decoder_attention.keys_values(states)
 
-    def step(self, x, cache, index, bias, self_mask, cross_mask):
-        """One position: x (B, 1, d) at `index`; returns x and the layer's new self keys and values."""
+    def step(
+        self,
+        x: Float[Array, "b 1 d"],
+        cache: LayerCache,
+        index: Int[Array, ""],
+        bias: AttentionBias,
+        self_mask: AttentionMask,
+        cross_mask: Bool[Array, "b 1 1 s"],
+    ) -> tuple[Float[Array, "b 1 d"], tuple[PerHead, PerHead]]:
+        """The position `index` alone; returns x and the layer's new self keys and values.
+
+        The cross entries are not returned: the scan would write them anew at every token.
+        """
         h = self.pre_self_attention_layer_norm(x)
         k, v = self.self_attention.keys_values(h)
         self_k = jax.lax.dynamic_update_slice_in_dim(cache.self_k, k, index, axis=2)
@@ -222,7 +248,7 @@ class DecoderLayer(nn.Module):
         return x, (self_k, self_v)
 
 
-def _stack(layer, length, remat, methods):
+def _stack(layer: type[nn.Module], length: int, remat: str, methods: Mapping[str, tuple]) -> Callable[..., nn.Module]:
     """Scans `layer` over its parameters; `methods` maps each method to the scan axes of its arguments."""
     layer = rematerialize(layer, remat, scanned=True)
     common = {
@@ -234,34 +260,29 @@ def _stack(layer, length, remat, methods):
     return nn.scan(layer, methods={name: {"in_axes": axes, **common} for name, axes in methods.items()})
 
 
-def _embedder(rows, config, dtype):
+def _embedder(vocab_size: int, config: T5, dtype: DTypeLike) -> nn.Embed:
     # N(0, 1) as in t5x: there is no sqrt(d) scaling after the lookup.
-    return nn.Embed(
-        rows,
-        config.d_model,
-        dtype=dtype,
-        embedding_init=nn.with_logical_partitioning(_normal(1.0), ("vocab", "embed")),
-    )
+    init = nn.with_logical_partitioning(_normal(1.0), ("vocab", "embed"))
+    return nn.Embed(vocab_size, config.d_model, dtype=dtype, embedding_init=init)
 
 
 class Encoder(nn.Module):
     """The caption's states."""
 
     config: T5
-    rows: int
-    dtype: Any = jnp.float32
+    vocab_size: int
+    dtype: DTypeLike = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         """Table, scanned layers, final norm."""
         c = self.config
-        self.token_embedder = _embedder(self.rows, c, self.dtype)
+        self.token_embedder = _embedder(self.vocab_size, c, self.dtype)
         self.relpos_bias = RelativeBias(c.num_heads, bidirectional=True)
-        self.layers = _stack(EncoderLayer, c.num_encoder_layers, c.remat, {"__call__": (nn.broadcast, nn.broadcast)})(
-            c, self.dtype
-        )
+        methods = {"__call__": (nn.broadcast, nn.broadcast)}
+        self.layers = _stack(EncoderLayer, c.num_encoder_layers, c.remat, methods)(c, self.dtype)
         self.encoder_norm = RMSNorm(self.dtype)
 
-    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    def __call__(self, tokens: Tokens) -> States:
         """States after the final norm; rows at pad tokens mean nothing and must be masked by the caller."""
         length = tokens.shape[1]
         mask = (tokens != PAD)[:, None, None, :]
@@ -273,48 +294,36 @@ class Decoder(nn.Module):
     """The prior's network: states and next-token logits, teacher forced or one position at a time."""
 
     config: T5
-    rows: int
-    dtype: Any = jnp.float32
+    vocab_size: int
+    dtype: DTypeLike = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         """Table, scanned layers, final norm, untied head."""
         c = self.config
-        self.token_embedder = _embedder(self.rows, c, self.dtype)
+        self.token_embedder = _embedder(self.vocab_size, c, self.dtype)
         self.relpos_bias = RelativeBias(c.num_heads, bidirectional=False)
         every = nn.broadcast
-        self.layers = _stack(
-            DecoderLayer,
-            c.num_decoder_layers,
-            c.remat,
-            {
-                "__call__": (every, every, every, every),
-                "cross_keys_values": (every,),
-                "step": (0, every, every, every, every),
-            },
-        )(c, self.dtype)
+        methods = {
+            "__call__": (every, every, every, every),
+            "cross_keys_values": (every,),
+            "step": (0, every, every, every, every),
+        }
+        self.layers = _stack(DecoderLayer, c.num_decoder_layers, c.remat, methods)(c, self.dtype)
         self.decoder_norm = RMSNorm(self.dtype)
         # The head runs in float32 whatever the compute dtype, as in t5x.
-        self.logits_dense = _dense(self.rows, ("embed", "vocab"), _FAN_IN, jnp.float32)
+        self.logits_dense = _dense(self.vocab_size, ("embed", "vocab"), _FAN_IN, jnp.float32)
 
     def __call__(
-        self,
-        tokens: Int[Array, "b t"],
-        states: Float[Array, "b s d"],
-        states_mask: Bool[Array, "b s"],
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t rows"]]:
+        self, tokens: Tokens, states: Float[Array, "b s d"], states_mask: Bool[Array, "b s"]
+    ) -> tuple[States, Logits]:
         """Teacher forced: tokens are the targets shifted right behind a PAD.
 
         Returns the states after the final norm and float32 logits of each position's next token.
         """
         length = tokens.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        x, _ = self.layers(
-            self.token_embedder(tokens),
-            states,
-            self.relpos_bias(length, length),
-            causal,
-            states_mask[:, None, None, :],
-        )
+        bias, cross_mask = self.relpos_bias(length, length), states_mask[:, None, None, :]
+        x, _ = self.layers(self.token_embedder(tokens), states, bias, causal, cross_mask)
         x = self.decoder_norm(x)
         return x, self.logits_dense(x)
 

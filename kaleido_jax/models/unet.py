@@ -1,35 +1,46 @@
-"""The UNet of Matryoshka Diffusion Models (Gu et al. 2023, MDM): blocks, text path and one plain net.
+"""UNet of Matryoshka Diffusion Models (MDM, Gu et al. 2023, arXiv 2310.15111): blocks, text path and one plain net.
 
 Layout is NHWC. Module names follow ml-mdm's parameter names, so that its weights map one to one. Layers that end a
-residual start at zero.
+residual branch start at zero, so that every block starts as the identity.
 """
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Num
 
+from kaleido_jax.array_types import Features, PerHead, PerSample, Pyramid, Times
 from kaleido_jax.config.schema import UNet as UNetConfig
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import GroupNorm, conv, gelu, layer_norm, linear
 from kaleido_jax.models.remat import rematerialize
 
 NUM_HEADS = 8  # everywhere in MDM
-ATTENTION_GROUPS = 32
+ATTENTION_GROUPS = 32  # of the norms in attention blocks, whatever num_groups is
+
+Embedding = Float[Array, "b e"]
+Text = Float[Array, "b l d"]
+TextMask = Bool[Array, "b l"]  # True where a token may be seen
+KeysValues = tuple[PerHead, PerHead]  # of the text, for one attention block
+Blocks = Iterator[KeysValues]  # of the net's attention blocks, in running order
+# Text as attention sees it, the pooled vector, and the mask that attention uses.
+ReadText = tuple[Float[Array, "b l d2"], Embedding, TextMask | None]
 
 
 # -------------------------------------------------------------------------------------- embeddings
-def frequencies(emb_channels: int) -> np.ndarray:
+def frequencies(emb_channels: int) -> Float[np.ndarray, "f"]:
     """Frequencies of the time embedding, float32 (E/8,): exp(-j ln(10000) / (E/8))."""
     half = emb_channels // 8
     return np.exp(np.arange(half, dtype=np.float32) * np.float32(-math.log(10000) / half), dtype=np.float32)
 
 
-def sinusoid(values: Float[Array, "b"], emb_channels: int) -> Float[Array, "b q"]:
+def sinusoid(values: PerSample, emb_channels: int) -> Float[Array, "b q"]:
     """(B, E/4): sines first. `values` are raw numbers such as the step 0..N-1; nothing is rescaled."""
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     angles = values[:, None] * frequencies(emb_channels)[None].astype(values.dtype)
@@ -40,17 +51,17 @@ class EmbeddingMLP(nn.Module):
     """Two dense layers on a sinusoid, silu between."""
 
     emb_channels: int
-    dtype: Any
+    dtype: DTypeLike
     zero_last: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         """E/4 -> E -> E."""
         e = self.emb_channels
         self.layer1 = linear(e // 4, e, self.dtype)
         self.layer2 = linear(e, e, self.dtype, zero=self.zero_last, axes=("mlp", "embed"))
 
-    def __call__(self, values: Float[Array, "b"]) -> Float[Array, "b e"]:
-        """Embeds one number a sample."""
+    def __call__(self, values: Num[Array, "b"]) -> Embedding:
+        """Embeds one number of each sample."""
         values = values.astype(jnp.promote_types(self.dtype, jnp.float32))
         return self.layer2(nn.silu(self.layer1(sinusoid(values, self.emb_channels).astype(self.dtype))))
 
@@ -59,21 +70,23 @@ class TimeEmbedding(nn.Module):
     """Time, pooled text and micro conditions, summed."""
 
     config: UNetConfig
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """One MLP for time, one for each micro condition (starting at zero)."""
         e = self.config.emb_channels
         self.time = EmbeddingMLP(e, self.dtype)
         self.micro = {name: EmbeddingMLP(e, self.dtype, zero_last=True) for name, _ in self.config.micro}
 
-    def __call__(self, times, pooled, micros) -> Float[Array, "b e"]:
-        """Times (B,) steps 0..N-1; micros maps a name to values (B,), absent names take their default."""
+    def __call__(self, times: Times, pooled: Embedding | None, micros: Mapping[str, PerSample]) -> Embedding:
+        """Micro conditions that `micros` does not name take the config's default."""
         emb = self.time(times)
         emb = emb if pooled is None else emb + pooled.astype(emb.dtype)
         for name, default in self.config.micro:
-            value = (micros or {}).get(name, jnp.full(times.shape, default))
+            value = micros.get(name, jnp.full(times.shape, default))
             value = value.astype(jnp.promote_types(self.dtype, jnp.float32))
+            # `scale` is px of the photo's shorter side: whatever is not enlarged counts as this net's own size. Others
+            # are about 0..1, and 1000 gives them the range of the times, for which the sinusoid is made.
             value = jnp.minimum(value / default, 1) * default if name == "scale" else 1000 * value
             emb = emb + self.micro[name](value)
         return emb
@@ -81,24 +94,24 @@ class TimeEmbedding(nn.Module):
 
 # -------------------------------------------------------------------------------------- text path
 class Condition(struct.PyTreeNode):
-    """Everything the net needs of [H_c ; H_z], computed once a sample and the same at every step.
+    """Everything the net needs besides image and time, computed once for each sample and the same at every step.
 
-    pooled: (B, E), added to the time embedding. keys_values: (k, v) of each attention block in the order in which
-    the net meets them, each (B, heads, L, d). mask: (B, L), True where a token may be seen; None = all.
+    Fields are Any, since jax.tree.map may put there what is no array.
     """
 
-    pooled: Array | None
-    keys_values: tuple[tuple[Array, Array], ...]
-    mask: Array | None
+    pooled: Any  # Embedding of [H_c ; H_z], added to that of the time
+    keys_values: Any  # tuple of KeysValues of [H_c ; H_z], in the order in which the net meets its attention blocks
+    mask: Any  # TextMask; None = every token may be seen
+    micros: Any  # name -> PerSample, the micro conditions that do not take their default
 
 
 class TextBlock(nn.Module):
     """Self-attention over the text and an MLP, pre-norm, both starting at zero."""
 
     channels: int
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """ml-mdm's lm_head block."""
         c = self.channels
         self.attn_norm = layer_norm(self.dtype)
@@ -108,15 +121,17 @@ class TextBlock(nn.Module):
         self.mlp_in = linear(c, 4 * c, self.dtype)
         self.mlp_out = linear(4 * c, c, self.dtype, zero=True, axes=("mlp", "embed"))
 
-    def __call__(self, x: Float[Array, "b l c"], mask) -> Float[Array, "b l c"]:
+    def __call__(self, x: Text, mask: TextMask | None) -> Text:
         """No positional information: T5's states already carry it."""
         q, k, v = (split_heads(part, NUM_HEADS) for part in jnp.split(self.attn_qkv(self.attn_norm(x)), 3, -1))
         x = x + self.attn_proj_out(merge_heads(scaled_attend(q, k, v, mask)))
         return x + self.mlp_out(gelu(self.mlp_in(self.mlp_norm(x))))
 
 
-def scaled_attend(q, k, v, mask):
-    """Attention with queries and keys both multiplied by d^(-1/4); mask (B, L) over keys or None."""
+def scaled_attend(
+    q: PerHead, k: Float[Array, "b n l d_n"], v: Float[Array, "b n l d_n"], mask: TextMask | None
+) -> PerHead:
+    """Attention with queries and keys both multiplied by d^(-1/4), which half precision survives; mask over keys."""
     scale = q.shape[-1] ** -0.25
     return attend(q * scale, k * scale, v, mask=None if mask is None else mask[:, None, None, :])
 
@@ -126,9 +141,9 @@ class TextPath(nn.Module):
 
     config: UNetConfig
     text_channels: int
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """lm_proj, lm_head and cond_emb."""
         c = self.config
         width = c.text_proj_channels or self.text_channels
@@ -137,19 +152,20 @@ class TextPath(nn.Module):
         self.lm_head = [TextBlock(width, self.dtype) for _ in range(c.num_text_layers)]
         self.cond_emb = linear(width, c.emb_channels, self.dtype, bias=False)
 
-    def __call__(self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None):
-        """Returns (text (B, L, D'), pooled (B, E), the mask that attention uses or None)."""
+    def __call__(self, text: Text, mask: TextMask | None) -> ReadText:
+        """Reads text states with the mask of valid tokens; None = all are."""
         c = self.config
         x = text.astype(self.dtype)
         x = self.lm_proj(x) if c.text_proj_channels else x
         attention_mask = mask if c.masked_cross_attention else None
         for block in self.lm_head:
             x = block(x, attention_mask)
+        # Released nets hide no padding from attention, and yet pool over valid tokens where they have no text layers.
         plain = mask is None or (not c.masked_cross_attention and c.num_text_layers > 0)
         return x, self.cond_emb(mean_over_tokens(x, None if plain else mask)), attention_mask
 
 
-def mean_over_tokens(x: Float[Array, "b l c"], mask) -> Float[Array, "b c"]:
+def mean_over_tokens(x: Text, mask: TextMask | None) -> Float[Array, "b d"]:
     """Mean over (valid) tokens; a row without any gives zeros, where the reference divides 0 by 0."""
     if mask is None:
         return x.mean(1)
@@ -164,9 +180,9 @@ class ResNet(nn.Module):
     in_channels: int
     channels: int
     config: UNetConfig
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """conv3 is the 1x1 shortcut, only where the width changes."""
         a, b, groups = self.in_channels, self.channels, self.config.num_groups
         self.norm1 = GroupNorm(groups, self.dtype)
@@ -177,7 +193,7 @@ class ResNet(nn.Module):
         if a != b:
             self.conv3 = conv(a, b, self.dtype, size=1)
 
-    def __call__(self, x: Float[Array, "b h w a"], temb: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w a"], temb: Embedding) -> Features:
         """Temb is the raw embedding; silu is applied here."""
         h = self.conv1(nn.silu(self.norm1(x)))
         scale, shift = jnp.split(self.time_layer(nn.silu(temb)), 2, -1)
@@ -191,9 +207,9 @@ class AttentionBlock(nn.Module):
     channels: int
     text_width: int
     config: UNetConfig
-    dtype: Any
+    dtype: DTypeLike
 
-    def setup(self):
+    def setup(self) -> None:
         """1x1 convolutions as dense layers over the channels."""
         c = self.channels
         self.norm = GroupNorm(ATTENTION_GROUPS, self.dtype)
@@ -206,13 +222,13 @@ class AttentionBlock(nn.Module):
             self.ffn_in = linear(c, 4 * c, self.dtype)
             self.ffn_out = linear(4 * c, c, self.dtype, zero=True, axes=("mlp", "embed"))
 
-    def keys_values(self, text: Float[Array, "b l d"]) -> tuple[Array, Array]:
+    def keys_values(self, text: Text) -> KeysValues:
         """Keys and values of the text; the image never changes them."""
         k, v = jnp.split(self.kv_cond(self.norm_cond(text)), 2, -1)
         return split_heads(k, NUM_HEADS), split_heads(v, NUM_HEADS)
 
-    def __call__(self, x: Float[Array, "b h w c"], text_kv, mask) -> Float[Array, "b h w c"]:
-        """text_kv from `keys_values`; mask (B, L) over text or None."""
+    def __call__(self, x: Features, text_kv: KeysValues, mask: TextMask | None) -> Features:
+        """`text_kv` is from `keys_values`; the mask is over the text."""
         b, h, w, c = x.shape
         tokens = self.qkv(self.norm(x)).reshape(b, h * w, 3 * c)
         q, k, v = (split_heads(part, NUM_HEADS) for part in jnp.split(tokens, 3, -1))
@@ -231,10 +247,10 @@ class Level(nn.Module):
     num_attn: int  # attention blocks after each residual block
     text_width: int
     config: UNetConfig
-    dtype: Any
+    dtype: DTypeLike
     resample_stride: int = 0  # 2 = strided conv down, 1 = conv after nearest x2 up, 0 = none
 
-    def setup(self):
+    def setup(self) -> None:
         """resnets_j, attn_m with m = j * num_attn + index, resample."""
         resnet, attention = (rematerialize(block, self.config.remat) for block in (ResNet, AttentionBlock))
         self.resnets = [resnet(a, self.channels, self.config, self.dtype) for a in self.in_channels]
@@ -245,8 +261,10 @@ class Level(nn.Module):
         if self.resample_stride:
             self.resample = conv(self.channels, self.channels, self.dtype, stride=self.resample_stride)
 
-    def block(self, j: int, x, temb, keys_values, mask):
-        """Residual block j and its attention blocks; `keys_values` is an iterator over the net's."""
+    def block(
+        self, j: int, x: Float[Array, "b h w a"], temb: Embedding, keys_values: Blocks, mask: TextMask | None
+    ) -> Features:
+        """Residual block j and its attention blocks."""
         x = self.resnets[j](x, temb)
         for m in range(j * self.num_attn, (j + 1) * self.num_attn):
             x = self.attn[m](x, next(keys_values), mask)
@@ -262,15 +280,15 @@ class UNet(nn.Module):
     config: UNetConfig
     text_channels: int
     text_width: int  # of the text that attention sees: the innermost net's projection
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     has_text_path: bool = True
     has_mid: bool = True
 
-    def setup(self):
+    def setup(self) -> None:
         """Widths follow the skip stack: conv_in, every block on the way down, every strided conv."""
         c, dtype = self.config, self.dtype
 
-        def level(widths, channels, num_attn, resample_stride=0):
+        def level(widths: tuple[int, ...], channels: int, num_attn: int, resample_stride: int = 0) -> Level:
             return Level(widths, channels, num_attn, self.text_width, c, dtype, resample_stride)
 
         if self.has_text_path:
@@ -298,23 +316,25 @@ class UNet(nn.Module):
         self.norm_out = GroupNorm(c.num_groups, dtype)
         self.conv_out = conv(c.channels[0], 3, dtype, zero=True)
 
-    # ---- text, once a sample
-    def read_text(self, text, mask):
-        """(text as attention sees it, pooled vector, mask for attention)."""
+    # ---- text, once for each sample
+    def read_text(self, text: Text, mask: TextMask | None) -> ReadText:
+        """As TextPath."""
         return self.text_path(text, mask)
 
-    def keys_values(self, text, middle=()) -> tuple:
+    def keys_values(self, text: Text, middle: tuple[KeysValues, ...] = ()) -> tuple[KeysValues, ...]:
         """Cross-attention keys and values of every block in running order; `middle` is an inner net's."""
-        middle = middle or (_keys_values(self.mid_blocks, text) if self.has_mid else ())
-        return _keys_values(self.down_blocks, text) + middle + _keys_values(self.up_blocks, text)
+        middle = middle or (keys_values_of(self.mid_blocks, text) if self.has_mid else ())
+        return keys_values_of(self.down_blocks, text) + middle + keys_values_of(self.up_blocks, text)
 
-    def condition(self, text: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None) -> Condition:
-        """Turns text states into what every step needs (text is never updated by the image)."""
+    def condition(self, text: Text, mask: TextMask | None, micros: Mapping[str, PerSample] | None = None) -> Condition:
+        """Turns text states into what every step needs: the image never updates the text. See `Condition`."""
         text, pooled, mask = self.read_text(text, mask)
-        return Condition(pooled=pooled, keys_values=self.keys_values(text), mask=mask)
+        return Condition(pooled=pooled, keys_values=self.keys_values(text), mask=mask, micros=dict(micros or {}))
 
-    # ---- image, once a step
-    def down(self, x, temb, keys_values, mask):
+    # ---- image, once for each step
+    def down(
+        self, x: Features, temb: Embedding, keys_values: Blocks, mask: TextMask | None
+    ) -> tuple[Float[Array, "b h2 w2 c2"], list[Array]]:
         """From conv_in's features to the lowest level; returns it and the stack of skips."""
         skips = [x]
         for level in self.down_blocks:
@@ -326,7 +346,9 @@ class UNet(nn.Module):
                 skips.append(x)
         return x, skips
 
-    def up(self, x, skips, temb, keys_values, mask):
+    def up(
+        self, x: Features, skips: list[Array], temb: Embedding, keys_values: Blocks, mask: TextMask | None
+    ) -> Float[Array, "b h2 w2 c2"]:
         """Back up; returns the last features, before norm_out."""
         for level in self.up_blocks:
             for j in range(len(level.in_channels)):
@@ -336,28 +358,20 @@ class UNet(nn.Module):
                 x = level.resample(nearest_x2(x))
         return x
 
-    def head(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+    def head(self, x: Features) -> Float[Array, "b h w 3"]:
         """The prediction, float32 (or wider) whatever the compute dtype."""
         out = self.conv_out(nn.silu(self.norm_out(x)))
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
-    def __call__(self, images, times, condition: Condition, micros=None):
-        """One step of a plain net.
+    def __call__(self, images: Pyramid, times: Times, condition: Condition) -> Pyramid:
+        """The prediction for one noisy image (B, H, W, 3) at network times: the step index minus 1, 0..N-1."""
+        return self.run(images, times, condition, None, iter(condition.keys_values))[0]
 
-        Args:
-          images: list with one noisy image (B, H, W, 3).
-          times: (B,) network time, the step index minus 1, 0..N-1.
-          condition: from `condition`.
-          micros: name -> (B,) values of micro conditions; absent ones take their default.
-
-        Returns:
-          [prediction (B, H, W, 3)].
-        """
-        return self.run(images, times, condition, micros, None, iter(condition.keys_values))[0]
-
-    def run(self, images, times, condition, micros, features, keys_values):
+    def run(
+        self, images: Pyramid, times: Times, condition: Condition, features: Features | None, keys_values: Blocks
+    ) -> tuple[Pyramid, Float[Array, "b h w c2"]]:
         """`__call__` inside a nest: adds the outer net's `features` after conv_in and also returns the last ones."""
-        temb = self.temb(times, condition.pooled, micros)
+        temb = self.temb(times, condition.pooled, condition.micros)
         x = self.conv_in(images[0].astype(self.dtype))
         x = x if features is None else x + features
         x, skips = self.down(x, temb, keys_values, condition.mask)
@@ -367,11 +381,12 @@ class UNet(nn.Module):
         return [self.head(x)], x
 
 
-def _keys_values(levels, text) -> tuple:
+def keys_values_of(levels: Sequence[Level], text: Text) -> tuple[KeysValues, ...]:
+    """Cross-attention keys and values of every attention block of some levels."""
     return tuple(block.keys_values(text) for level in levels for block in level.attn)
 
 
-def nearest_x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2h 2w c"]:
+def nearest_x2(x: Features) -> Float[Array, "b 2*h 2*w c"]:
     """Each pixel twice in both directions."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

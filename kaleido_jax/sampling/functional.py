@@ -120,19 +120,25 @@ def sample_images(
       diffusion: the process.
       sample: sampler, steps, guidance rule, threshold.
     """
-    worse = bad and _denoiser(model, *bad, z)
-    denoiser = _denoiser(model, params, captions, z, worse)
+    worse = bad and _denoiser(model, *bad, z, sample)
+    denoiser = _denoiser(model, params, captions, z, sample, worse)
     shapes, sizes = sample_shapes(model.config), scales(model.config)
     rule = guidance.from_config(sample, diffusion, sizes, gamma)
     return reverse(denoiser, rule, keys, diffusion, sample, shapes, sizes)[0]
 
 
 def _denoiser(
-    model: Kaleido, params: dict, captions: EncodedCaptions, z: Tokens, worse: guidance.Denoiser | None = None
+    model: Kaleido,
+    params: dict,
+    captions: EncodedCaptions,
+    z: Tokens,
+    sample: Sample,
+    worse: guidance.Denoiser | None = None,
 ) -> guidance.Denoiser:
     cond, uncond = condition_states(model, params, captions, z)
     apply = functools.partial(model.apply, {"params": params})
-    read = functools.partial(apply, method="condition")
+    micros = {name: jnp.full(z.shape[0], value) for name, value in sample.micro}  # with and without a condition
+    read = functools.partial(apply, method="condition", micros=micros)
     return guidance.Denoiser(
         denoise=functools.partial(apply, method="denoise"),
         cond=read(*cond),

@@ -8,7 +8,7 @@ import jax
 from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import check_devices
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, micro_names
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.data.loader import make_loader
 from kaleido_jax.data.records import Records
@@ -79,6 +79,7 @@ def make_batches(config: Config, records: Records, codec: Codec) -> grain.Datase
         max_caption_tokens=config.data.max_caption_tokens,
         max_latents_tokens=config.latents.max_latents_tokens,
         seed=config.seed,
+        micros=micro_names(config.model),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

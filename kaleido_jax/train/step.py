@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Int
 
 from kaleido_jax.array_types import Batch, Keys, Logits, PerToken, Scalar, Tokens
-from kaleido_jax.config.schema import Config, sample_shapes, scales
+from kaleido_jax.config.schema import Config, micro_names, sample_shapes, scales
 from kaleido_jax.diffusion.loss import diffusion_loss, loss_weight, mixed_rows
 from kaleido_jax.diffusion.process import per_sample_normal, pyramid, q_sample
 from kaleido_jax.models.decode import shift_right
@@ -66,8 +66,8 @@ def joint_loss(
     diffusion, train, sizes = config.diffusion, config.train, scales(config.model)
     indices, metrics = jnp.arange(batch["image"].shape[0]), {}
 
-    def apply(method: str, *args: Any) -> Any:
-        return model.apply({"params": params}, *args, method=method)
+    def apply(method: str, *args: Any, **keywords: Any) -> Any:
+        return model.apply({"params": params}, *args, method=method, **keywords)
 
     def keys(purpose: str) -> Keys:
         return sample_keys(config.seed, purpose, step, indices)
@@ -95,6 +95,7 @@ def joint_loss(
             _, logits = apply("read_latents", h_c, c_mask, inputs)
         loss_ar = metrics["loss_ar"] = token_loss(logits, batch["decoder_target_tokens"], weights)
         states += (h_z, (weights > 0) & ~dropped[:, None])
+    micros = {name: batch[key] for name in micro_names(config.model) if (key := f"micro_{name}") in batch}
 
     # x_t: one time a sample, independent noise at each resolution
     times = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.num_steps))(keys("time"))
@@ -108,7 +109,7 @@ def joint_loss(
         )
 
     # L_DM and the sum
-    predictions = apply("denoise", x_t, times, apply("condition", *states))
+    predictions = apply("denoise", x_t, times, apply("condition", *states, micros=micros))
     weight = loss_weight(diffusion, times)
     loss_dm, each = diffusion_loss(diffusion, predictions, x_t, clean, eps, alpha_bars, weight, train.mixed_ratio)
     loss = loss_dm + train.eta * loss_ar

@@ -126,6 +126,13 @@ def test_a_word_allowed_from_outside_is_taken_like_the_others():
         allow("sample.gamma", "mine")
 
 
+def test_micro_conditions_that_the_denoiser_lacks_are_refused():
+    with pytest.raises(UserError, match="config.sample.micro has 'scale'; expected .*it has none"):
+        tiny_config(sample__micro=(("scale", 32.0),))
+    with pytest.raises(UserError, match="config.model.denoiser.micro has a scale of 0"):
+        tiny_config(model__denoiser__micro=(("scale", 0.0),))
+
+
 def test_what_may_change_in_a_workdir_is_said_at_the_field():
     assert marked(Config, MAY_CHANGE) == {
         *("name", "init", "sample", "eval", "mesh"),

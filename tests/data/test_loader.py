@@ -140,3 +140,11 @@ def test_damage_met_while_training_is_a_user_error(records, tokenizer, tmp_path)
     damaged = open_records(folder, codec=codec, image_size=32, verify="size")
     with pytest.raises(UserError, match="is damaged"):
         next(make_loader(damaged, codec=codec, **SIZES))
+
+
+def test_the_scale_of_a_sample_is_the_shorter_side_of_its_photo(loader, records):
+    batch = next(loader(micros=("scale",)))
+    assert "micro_scale" not in next(loader())
+    sides = [records[int(i)].shorter_side_px for i in batch["sample_id"]]
+    assert min(sides) > 0
+    np.testing.assert_array_equal(batch["micro_scale"], np.asarray(sides, np.float32))

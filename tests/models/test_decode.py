@@ -88,7 +88,7 @@ def test_the_loop_stops_when_every_row_has_ended():
         jax.debug.callback(lambda i: seen.append(int(i)), index)
         return None, TABLE[token], cache
 
-    prefix = np.asarray([[5, EOS, 0], [5, 6, EOS]], np.int32)
+    prefix = jnp.asarray([[5, EOS, 0], [5, 6, EOS]], jnp.int32)
     tokens = decode.sample_tokens(step, (), keys_of(0, 1), max_len=LENGTH, prefix=prefix)
     np.testing.assert_array_equal(tokens, np.pad(prefix, ((0, 0), (0, LENGTH - 3))))
     jax.effects_barrier()

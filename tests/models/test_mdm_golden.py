@@ -130,7 +130,7 @@ optimised = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 def denoise(model, params, images, times, text, mask, micros):
     """Text path and one step of the net."""
-    forward = lambda net: net(images, times, net.condition(text, mask), micros)  # noqa: E731
+    forward = lambda net: net(images, times, net.condition(text, mask, micros))  # noqa: E731
     return model.apply({"params": params}, method=forward)
 
 
@@ -237,7 +237,7 @@ def block_config(**fields):
 
 def level(net, x, temb, text, mask, skips=None):
     """A level block on its own: (output, activations for the skip stack)."""
-    keys_values, pushed = iter(unet._keys_values([net], text)), []
+    keys_values, pushed = iter(unet.keys_values_of([net], text)), []
     for j in range(len(net.in_channels)):
         x = x if skips is None else jnp.concatenate([x, skips[j]], -1)
         x = net.block(j, x, temb, keys_values, mask)

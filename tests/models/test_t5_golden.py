@@ -87,7 +87,7 @@ def convert_hf(weights):
 def models(source):
     """(encoder, its params, decoder, its params)."""
     config, rows = sizes_of(CHECKPOINTS[source])
-    encoder, decoder = t5x.from_flat(flat_weights(source), config)
+    encoder, decoder = jax.tree.map(jnp.asarray, t5x.from_flat(flat_weights(source), config))
     return Encoder(config, rows), encoder, Decoder(config, rows), decoder
 
 
@@ -101,7 +101,7 @@ def close(ours, reference, rows=None, what="", tolerance=TOLERANCE):
 def states(source, captions):
     """(states after the final norm, state of each layer (layers, B, T, d))."""
     encoder, params, _, _ = models(source)
-    out, seen = encoder.apply({"params": params}, captions, mutable="intermediates")
+    out, seen = encoder.apply({"params": params}, jnp.asarray(captions), mutable="intermediates")
     return out, seen["intermediates"]["layers"]["state"][0]
 
 
@@ -146,7 +146,7 @@ def test_decoder_states_and_logits_equal(source, tag):
     np.testing.assert_array_equal(decode.shift_right(given["decoder_target_tokens"])[valid], inputs[valid])
     _, _, decoder, params = models(source)
     h_c, _ = states(source, captions)
-    args = inputs, h_c, captions != PAD
+    args = jnp.asarray(inputs), h_c, jnp.asarray(captions != PAD)
     (hidden, logits), seen = decoder.apply({"params": params}, *args, mutable="intermediates")
     close(hidden, given["decoder_hidden"], valid, "hidden")
     close(logits, given["logits"], valid, "logits")
@@ -167,14 +167,15 @@ def test_relative_buckets_equal():
 
 # ---------------------------------------------------------------------------------------- precision
 def short_batch(given):
-    return wanted(given, *(f"short.{key}_tokens" for key in ("encoder_input", "decoder_input", "decoder_target")))
+    names = (f"short.{key}_tokens" for key in ("encoder_input", "decoder_input", "decoder_target"))
+    return [jnp.asarray(tokens) for tokens in wanted(given, *names)]
 
 
 def short_logits(flat, dtype=jnp.float32):
     """Our logits of the short batch at valid rows, for weights under t5x's names."""
     captions, inputs, targets = short_batch(golden("t5x"))
     config, rows = sizes_of("t5x_checkpoint")
-    encoder, decoder = t5x.from_flat(flat, config)
+    encoder, decoder = jax.tree.map(jnp.asarray, t5x.from_flat(flat, config))
     h_c = Encoder(config, rows, dtype).apply({"params": encoder}, captions)
     _, logits = Decoder(config, rows, dtype).apply({"params": decoder}, inputs, h_c, captions != PAD)
     return np.asarray(logits)[targets != PAD]
@@ -268,7 +269,7 @@ def check_gradients(grads, source, given):
 # ----------------------------------------------------------------------------------------- decoding
 def greedy(source, max_len, prefix=None):
     """Ids of the greedy continuation of the short captions, through the cache."""
-    (captions,) = wanted(golden(source), "short.encoder_input_tokens")
+    captions = short_batch(golden(source))[0]
     _, _, decoder, params = models(source)
     h_c, _ = states(source, captions)
     cache = decoder.apply({"params": params}, h_c, max_len, method="init_cache")
@@ -289,17 +290,20 @@ def test_cached_greedy_decoding_equals(source, unstacked, monkeypatch):
 def test_greedy_decoding_keeps_a_forced_prefix():
     given = golden("t5x")
     inputs, told = wanted(given, "greedy_prefix.decoder_input_tokens", "greedy_prefix.tokens")
-    np.testing.assert_array_equal(greedy("t5x", told.shape[1], inputs[:, 1:4]), told)
+    np.testing.assert_array_equal(greedy("t5x", told.shape[1], jnp.asarray(inputs[:, 1:4])), told)
 
 
 def cached(source, captions, inputs):
     """(states, logits) of every position, (B, T, ...), through the cache."""
     _, _, decoder, params = models(source)
     h_c, _ = states(source, captions)
-    cache = decoder.apply({"params": params}, h_c, inputs.shape[1], method="init_cache")
+    cache, mask = (
+        decoder.apply({"params": params}, h_c, inputs.shape[1], method="init_cache"),
+        jnp.asarray(captions != PAD),
+    )
 
     def body(cache, index):
-        args = jnp.asarray(inputs)[:, index], index, cache, captions != PAD
+        args = jnp.asarray(inputs)[:, index], index, cache, mask
         hidden, logits, cache = decoder.apply({"params": params}, *args, method="step")
         return cache, (hidden, logits)
 
@@ -329,7 +333,7 @@ def test_scores_of_greedy_decoding_equal():
 def scanned_stack(layer, bias, part, x, causal, *rest):
     """A stack whose layers have a relative bias each, run by our layers; leaves have the layer axis second."""
     length, layers = x.shape[1], part["relpos_bias"]["rel_embedding"].shape[1]
-    mask = np.tril(np.ones((length, length), bool))[None, None] if causal else rest[-1]
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None] if causal else rest[-1]
     for i in range(layers):
         mine = jax.tree.map(lambda leaf: leaf[:, i], part)  # noqa: B023
         table = bias.apply({"params": mine.pop("relpos_bias")}, length, length)
@@ -353,8 +357,8 @@ def test_our_layers_equal_the_scanned_ones_with_a_bias_each(tag):
     }
     given or pytest.skip(f"{tag} of t5x_scan_tiny is not in {FOLDER}")
     config, rows = sizes_of("t5x_checkpoint_scan")
-    params = unflatten_dict(tensors("golden/t5x_scan_tiny_params"), sep=".")
-    captions, inputs = given["encoder_input_tokens"], given["decoder_input_tokens"]
+    params = jax.tree.map(jnp.asarray, unflatten_dict(tensors("golden/t5x_scan_tiny_params"), sep="."))
+    captions, inputs = (jnp.asarray(given[f"{side}_input_tokens"]) for side in ("encoder", "decoder"))
     table, norm = params["token_embedder"]["embedding"], RMSNorm(jnp.float32)
     assert table.shape == (rows, config.d_model)
     mask = (captions != PAD)[:, None, None, :]

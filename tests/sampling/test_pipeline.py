@@ -18,9 +18,9 @@ CONFIG = single_net_config(sample__num_steps=3, sample__gamma=3.0, sample__sampl
 CAPTIONS, LATENTS = ["bag", "coat"], [(5, 6, 7, 1), (8, 9, 1)]
 
 
-def random_params(codec, seed):
+def random_params(codec, seed, config=CONFIG):
     rng = np.random.default_rng(seed)
-    shapes = abstract_params(build_model(CONFIG, codec.tokenizer.base_vocab_size))
+    shapes = abstract_params(build_model(config, codec.tokenizer.base_vocab_size))
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.3, jnp.float32), shapes)
 
 
@@ -74,3 +74,13 @@ def test_one_compiled_function_serves_every_gamma(pipeline, with_cfg):
     before = _sample_images._cache_size()
     assert np.abs(draw(pipeline, gamma=5.0) - with_cfg).max() > 1e-3
     assert _sample_images._cache_size() == before
+
+
+def test_micro_conditions_of_the_settings_reach_the_denoiser():
+    net = dataclasses.replace(CONFIG.model.denoiser, micro=(("scale", 8.0),))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, denoiser=net))
+    codec = open_codec(config)
+    pipeline = KaleidoPipeline(config, random_params(codec, 0, config), codec)
+    default, native, enlarged = (draw(pipeline, micro=micro) for micro in ((), (("scale", 8.0),), (("scale", 2.0),)))
+    np.testing.assert_allclose(native, default, atol=1e-5)
+    assert np.abs(enlarged - default).max() > 1e-3

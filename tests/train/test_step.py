@@ -62,6 +62,17 @@ def _norm(tree):
     return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
+def test_training_reads_the_micro_conditions_of_the_batch():
+    net = dataclasses.replace(CONFIG.model.denoiser, micro=(("scale", 8.0),))
+    config = _change(CONFIG, "model", denoiser=net)
+    model = build_model(config, ROWS)
+    params = _random(model)
+    default = losses(params, model, config, BATCH)["loss_dm"]
+    native, enlarged = (BATCH | {"micro_scale": jnp.full(8, value)} for value in (8.0, 2.0))
+    np.testing.assert_allclose(losses(params, model, config, native)["loss_dm"], default, rtol=1e-6)
+    assert abs(losses(params, model, config, enlarged)["loss_dm"] - default) > 1e-5
+
+
 def test_loss_is_dm_plus_eta_ar(model, params):
     parts = losses(params, model, _change(CONFIG, "train", eta=0.25), BATCH)
     np.testing.assert_allclose(parts["loss"], parts["loss_dm"] + 0.25 * parts["loss_ar"], rtol=1e-6)

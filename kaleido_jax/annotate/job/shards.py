@@ -279,6 +279,7 @@ def _record(opened: OpenJob, example: Example, z: Latents, notes: _Notes) -> Rec
         tokens=tokens,
         provenance={s: opened.provenance[s] | {"date": job.date} for s in tokens},
         credit=example.credit,
+        shorter_side_px=example.shorter_side_px,
     )
 
 

@@ -35,6 +35,7 @@ class Example:
     description: str | None = None  # a long text that the data have, for the text segment
     objects: tuple[LabeledObject, ...] = ()
     credit: str = ""  # whom to name where the image is shown, and its license
+    shorter_side_px: int = 0  # of the image before it was cropped and resized; 0 = it is not cropped yet
 
 
 @runtime_checkable
