@@ -28,7 +28,7 @@ from absl import flags  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = (  # rooms and modules whose types are checked at run time
     *("runtime", "latents.geometry", "latents.automaton", "latents.constrain"),
-    *("models", "diffusion", "interop", "sampling", "train", "evaluate"),
+    *("models", "diffusion", "data", "interop", "sampling", "train", "evaluate"),
     *("annotate.vlm.model", "annotate.vision", "annotate.vokens", "annotate.torch_models"),
 )
 jaxtyping.install_import_hook([f"kaleido_jax.{name}" for name in CHECKED], "beartype.beartype")

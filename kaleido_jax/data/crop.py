@@ -38,12 +38,6 @@ def boxes_to_crop(boxes_px: Float[np.ndarray, "*n 4"], size_px: tuple[int, int])
     return (np.asarray(boxes_px, np.float64) - shift) * (MAX_COORDINATE / side)
 
 
-def boxes_from_crop(boxes: Float[np.ndarray, "*n 4"], size_px: tuple[int, int]) -> Float[np.ndarray, "*n 4"]:
-    """The inverse of boxes_to_crop."""
-    left, top, side = crop_window(size_px)
-    return np.asarray(boxes, np.float64) * (side / MAX_COORDINATE) + np.array([left, top, left, top])
-
-
 def cut_boxes(
     boxes: Float[np.ndarray, "*n 4"], limit: float = MAX_COORDINATE
 ) -> tuple[Float[np.ndarray, "*n 4"], Float[np.ndarray, "*n"]]:
@@ -55,7 +49,7 @@ def cut_boxes(
 
 
 def _areas(boxes: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
-    return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
+    return np.asarray(np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1))
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -100,7 +94,7 @@ def _crop_objects(example: Example, whole_px: tuple[int, int], size_px: int) -> 
 
 
 def _crop_box(box: Sequence[float], whole_px: tuple[int, int], size_px: int) -> tuple[tuple[float, ...], float]:
-    cut, share = cut_boxes(boxes_to_crop(box, whole_px))
+    cut, share = cut_boxes(boxes_to_crop(np.array(box), whole_px))
     return tuple(float(v) for v in cut * (size_px / MAX_COORDINATE)), float(share)
 
 

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from kaleido_jax.data.crop import (
-    boxes_from_crop,
     boxes_to_crop,
     crop_mask,
     cut_boxes,
@@ -122,20 +121,20 @@ def test_harmed_files_are_refused_or_decoded():
 
 # ------------------------------------------------------------------------------------------------ geometry
 @pytest.mark.parametrize("size", [(640, 480), (480, 641), (100, 100)])
-def test_boxes_go_to_the_crop_and_back(size):
+def test_boxes_go_to_the_crop(size):
     width, height = size
     side = min(size)
     window = [(width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2]
-    np.testing.assert_allclose(boxes_to_crop(window, size), [0, 0, 1000, 1000], atol=1e-12)
+    np.testing.assert_allclose(boxes_to_crop(np.array(window), size), [0, 0, 1000, 1000], atol=1e-12)
     middle = [width / 2, height / 2, width / 2 + side / 4, height / 2 + side / 4]
-    np.testing.assert_allclose(boxes_to_crop(middle, size), [500, 500, 750, 750])
-    boxes = np.random.default_rng(0).uniform(-10, 700, (5, 20, 4))
-    np.testing.assert_allclose(boxes_from_crop(boxes_to_crop(boxes, size), size), boxes, atol=1e-9)
+    np.testing.assert_allclose(boxes_to_crop(np.array(middle), size), [500, 500, 750, 750])
+    both = boxes_to_crop(np.array([[window, middle]]), size)  # of any leading shape
+    np.testing.assert_allclose(both, [[[0, 0, 1000, 1000], [500, 500, 750, 750]]], atol=1e-12)
 
 
 def test_cut_boxes_keep_their_share_of_area():
     boxes = [[100, 100, 200, 200], [-100, 0, 300, 1000], [900, 900, 1100, 1100], [1100, 0, 1200, 10], [5, 5, 5, 9]]
-    cut, share = cut_boxes(boxes)
+    cut, share = cut_boxes(np.array(boxes, np.float64))
     np.testing.assert_allclose(share, [1, 0.75, 0.25, 0, 0])
     np.testing.assert_array_equal(cut[1:3], [[0, 0, 300, 1000], [900, 900, 1000, 1000]])
 
@@ -184,7 +183,7 @@ def test_crop_takes_the_middle_and_moves_the_objects_with_it():
     image = np.zeros((60, 100, 3), np.uint8)
     image[15:45, 35:65] = 255  # in the crop from x = 20: the middle half of both sides
     mask = image[..., 0] > 0
-    cropped = square_crop(example(image, LabeledObject(phrase="tile", box=(35, 15, 65, 45), mask=mask)), 40)
+    cropped = square_crop(example(image, LabeledObject(phrase="tile", box=(35.0, 15.0, 65.0, 45.0), mask=mask)), 40)
     assert cropped.image.shape == (40, 40, 3) and cropped.caption == "a photo"
     (found,) = cropped.objects
     assert found.box == pytest.approx((10, 10, 30, 30))
@@ -204,10 +203,10 @@ def test_shrinking_leaves_no_aliasing():
     ("found", "stays"),
     [
         (LabeledObject(phrase="named only"), True),
-        (LabeledObject(phrase="quarter inside", box=(5, 0, 25, 10)), True),
-        (LabeledObject(phrase="less than a quarter", box=(5, 0, 24.9, 10)), False),
-        (LabeledObject(phrase="outside", box=(0, 0, 19, 10)), False),
-        (LabeledObject(phrase="without area", box=(50, 5, 50, 10)), False),
+        (LabeledObject(phrase="quarter inside", box=(5.0, 0.0, 25.0, 10.0)), True),
+        (LabeledObject(phrase="less than a quarter", box=(5.0, 0.0, 24.9, 10.0)), False),
+        (LabeledObject(phrase="outside", box=(0.0, 0.0, 19.0, 10.0)), False),
+        (LabeledObject(phrase="without area", box=(50.0, 5.0, 50.0, 10.0)), False),
     ],
 )
 def test_objects_mostly_outside_are_left_out(found, stays):

@@ -158,7 +158,7 @@ class CocoSource:
 
 
 class _Table:
-    """One label file; what is wrong in it is told with the entry and the field."""
+    """One label file; its errors name the entry and the field."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self.path = path

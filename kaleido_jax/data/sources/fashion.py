@@ -1,4 +1,4 @@
-"""Fashion-MNIST garments at random scale, place and tone on a black canvas, as many as asked for; exact labels.
+"""Fashion-MNIST garments at random scale, position and tone on a black canvas, as many as asked for; exact labels.
 
 Text, box and mask are measured on the pixels, whatever the drawing did: the closed sets of words below are the whole
 language of the text segment.
@@ -46,12 +46,12 @@ _DARKEST_CLOTH = 48  # black cloth is lifted to this, so that thresholding parts
 # quarters of the training split, so that each word is worth its token.
 Words = tuple[tuple[float, str], ...]
 SIZES: Words = ((0.45, "tiny"), (0.56, "small"), (0.68, "medium"), (np.inf, "large"))  # box's side / image's side
-TONES: Words = ((90, "dark"), (130, "grey"), (np.inf, "bright"))  # mean tone of the garment, 0..255
+TONES: Words = ((90.0, "dark"), (130.0, "grey"), (np.inf, "bright"))  # mean tone of the garment, 0..255
 SHAPES: Words = ((0.7, "tall"), (1.4, "square"), (np.inf, "wide"))  # width / height of the box
 FILLS: Words = ((0.73, "open"), (0.85, "fitted"), (np.inf, "full"))  # garment's share of its box
 SURFACES: Words = ((0.29, "plain"), (0.38, "shaded"), (np.inf, "patterned"))  # standard deviation / mean of the tones
-COLUMNS: Words = ((430, "left"), (570.001, "center"), (np.inf, "right"))  # x of the box's center, 0..1000
-ROWS: Words = ((430, "upper"), (570.001, "middle"), (np.inf, "lower"))  # y of the box's center, 0..1000
+COLUMNS: Words = ((430.0, "left"), (570.001, "center"), (np.inf, "right"))  # x of the box's center, 0..1000
+ROWS: Words = ((430.0, "upper"), (570.001, "middle"), (np.inf, "lower"))  # y of the box's center, 0..1000
 TABLES = (SIZES, TONES, SHAPES, FILLS, SURFACES, COLUMNS, ROWS)
 
 

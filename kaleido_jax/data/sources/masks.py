@@ -21,14 +21,16 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> at.ImageM
     Raises:
       UserError: it is neither, or does not fit the image.
     """
-    if not isinstance(segmentation, Mapping):
+    if isinstance(segmentation, list | tuple):
         return fill_polygons(segmentation, height, width)
+    if not isinstance(segmentation, Mapping):
+        raise _bad(f"a segmentation that is {type(segmentation).__name__}", "polygons or run lengths")
     if segmentation.get("size") != [height, width]:  # before an array of another size is made
         raise _bad(f"a mask of size {str(segmentation.get('size'))[:40]}", f"the image's {[height, width]}")
     return decode_rle(segmentation)
 
 
-def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> at.ImageMask:
+def fill_polygons(polygons: Sequence[Any], height: int, width: int) -> at.ImageMask:
     """The union of polygons, in px; a pixel belongs to one that its center lies in (even-odd rule).
 
     As pycocotools' users do, polygons of fewer than three points or without numbers are left out. Pillow's own filling
@@ -37,8 +39,7 @@ def fill_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     Raises:
       UserError: no polygon is left.
     """
-    listed = polygons if isinstance(polygons, Sequence) else ()
-    usable = [points for points in map(_points, listed) if points is not None]
+    usable = [points for points in map(_points, polygons) if points is not None]
     if not usable:
         raise _bad("no polygon of 3 points or more", "x, y in turns")
     mask = np.zeros((height, width), bool)

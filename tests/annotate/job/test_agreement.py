@@ -12,7 +12,9 @@ def _example(*boxes, size_px=100):
     masks = [np.zeros((size_px, size_px), bool) for _ in boxes]
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[y1:y2, x1:x2] = True
-    objects = tuple(LabeledObject(phrase="it", box=b, mask=m) for b, m in zip(boxes, masks, strict=True))
+    objects = tuple(
+        LabeledObject(phrase="it", box=tuple(map(float, b)), mask=m) for b, m in zip(boxes, masks, strict=True)
+    )
     return Example(id="x", image=np.zeros((size_px, size_px, 3), np.uint8), caption="", objects=objects)
 
 
