@@ -69,7 +69,7 @@ def test_batch_holds_what_the_records_hold(loader, records, tokenizer):
         "sample_id": ((8,), "int64"),
     }
     for row, index in enumerate(batch["sample_id"]):
-        record, target = records[index], batch["decoder_target_tokens"][row]
+        record, target = records[int(index)], batch["decoder_target_tokens"][row]
         assert tokenizer.decode(batch["encoder_input_tokens"][row]) == record.caption
         assert codec.decode(target) == select(record.latents, codec.segments)
         np.testing.assert_array_equal(batch["decoder_loss_weights"][row], target != 0)
