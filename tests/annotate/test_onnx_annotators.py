@@ -30,6 +30,9 @@ class Photos:
     def id(self, index):
         return f"photos/{index}"
 
+    def label(self, index):
+        raise NotImplementedError
+
     def __getitem__(self, index):
         rng = np.random.default_rng(index)
         y, x = np.mgrid[:64, :64]

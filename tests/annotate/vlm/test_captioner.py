@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import hypothesis.strategies as st
@@ -238,7 +237,8 @@ def test_a_model_with_prompts_of_its_own_gets_these():
     ],
 )
 def test_images_that_cannot_be_shown_fail_alone(image):
-    bad = dataclasses.replace(example("bad"), image=image)
+    bad = example("bad")
+    object.__setattr__(bad, "image", image)  # what the checks at run time would not let pass
     results = Captioner(Recorded(GOOD))([example("one"), bad, example("two")], [Latents()] * 3)
     assert [type(result) for result in results] == [Latents, Failure, Latents]
     assert results[1].segment == "text" and "square RGB" in results[1].reason
