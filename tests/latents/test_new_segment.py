@@ -149,6 +149,7 @@ def config(tmp_path_factory, z):
             codebook_size=codec.tokenizer.codebook_size,
             counts=dict.fromkeys(CHOSEN, 16),
             max_tokens={"caption": 2, " | ".join(CHOSEN): max(len(codec.join(r.tokens)) for r in records)},
+            class_names=[],
             left_out=0,
             reasons={},
             failures=[],
