@@ -27,7 +27,9 @@ ATTENTION_GROUPS = 32  # of the norms in attention blocks, whatever num_groups i
 Embedding = Float[Array, "b e"]
 Text = Float[Array, "b l d"]
 TextMask = Bool[Array, "b l"]  # True where a token may be seen
-KeysValues = tuple[PerHead, PerHead]  # of the text, for one attention block
+# Of the text, for one attention block. Levels differ in the width of a head, so it is not named: the checker tries one
+# block of a tuple and would bind it.
+KeysValues = tuple[Float[Array, "b n l _"], Float[Array, "b n l _"]]
 Blocks = Iterator[KeysValues]  # of the net's attention blocks, in running order
 # Text as attention sees it, the pooled vector, and the mask that attention uses.
 ReadText = tuple[Float[Array, "b l d2"], Embedding, TextMask | None]

@@ -121,7 +121,8 @@ def inputs(name, prefix, dtype):
     micros = {k.removeprefix("micros."): v.astype(dtype) for k, v in given.items() if k.startswith("micros.")}
     mask = given["lm_mask"] > 0 if "lm_mask" in given else None
     times = given.get("times", given.get("time"))
-    return images, jnp.asarray(times, jnp.int32), given["lm_outputs"].astype(dtype), mask, micros
+    times = jnp.asarray(times, jnp.int32)
+    return jax.tree.map(jnp.asarray, (images, times, given["lm_outputs"].astype(dtype), mask, micros))
 
 
 # Convolutions of float64 are loops that LLVM makes: the suite's flags, which spare it the work, leave them slow.
@@ -301,7 +302,7 @@ def test_blocks_compute_as_ml_mdm(name, block, dtype):
     module, run, keys = blocks(dtype)[block]
     prefix = f"{block}.in."
     given = {k.removeprefix(prefix): v for k, v in tensors(name).items() if k.startswith(prefix)}
-    args = [block_input(given, key, dtype) for key in keys]
+    args = jax.tree.map(jnp.asarray, [block_input(given, key, dtype) for key in keys])
     state = {k.removeprefix(f"{block}."): v for k, v in state_of(name).items() if k.startswith(f"{block}.")}
     run_it = lambda net: run(net, *args)  # noqa: E731
     abstract = jax.eval_shape(lambda key: module.init(key, method=run_it), jax.random.key(0))
@@ -542,7 +543,7 @@ def test_sampling_trajectories_equal(name, dtype, monkeypatch):
     scales = cfg.scales(cfg.Model(denoiser=config))
     steps = schedule.step_list(diffusion.num_steps, sample.num_steps)
     np.testing.assert_array_equal(steps, info["timesteps"])
-    text, mask = given["in.lm_outputs"].astype(dtype), given["in.lm_mask"] > 0
+    text, mask = jnp.asarray(given["in.lm_outputs"].astype(dtype)), jnp.asarray(given["in.lm_mask"] > 0)
     predict = guided(model, params, text, mask, info["batch"], sample.gamma)
     alpha_bars = jnp.asarray(schedule.alpha_bar_table(diffusion.schedule, diffusion.num_steps), dtype)
     images = [jnp.asarray(nhwc(given[f"in.noise.{r}"]), dtype) for r in range(len(scales))]
