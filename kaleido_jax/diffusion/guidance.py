@@ -1,4 +1,4 @@
-"""Guidance rules: how predictions are combined into one, at each evaluation of the network.
+"""Guidance rules: how predictions are combined into one at each evaluation of the network.
 
 A rule is a small frozen dataclass with two methods:
 
@@ -6,10 +6,10 @@ A rule is a small frozen dataclass with two methods:
     predictions, state = rule(model, images, times, keys, state)
 
 `model` is a `Denoiser`: a network with the condition of these samples. `from_config` builds the rule that a config
-names, `register` adds one. Lists go over resolutions, high to low; every resolution is guided alike.
+names, `register` adds one. Lists are over resolutions, high to low; every resolution is guided in the same way.
 
-gamma = 1 is the conditional prediction. Given as a number it costs one row a sample; an array lets one compiled
-function serve every gamma, and always costs two.
+gamma = 1 is the conditional prediction. As a Python number it costs one row per sample; as an array it lets one
+compiled function serve every gamma, and always costs two.
 """
 
 import dataclasses
@@ -40,18 +40,18 @@ Weight = float | Scalar
 RuleState = PyTree[Array]
 
 
-# ------------------------------------------------------------------------------------------- what a rule works with
+# ------------------------------------------------------------------------------------------- the model of a rule
 @runtime_checkable
 class Denoise(Protocol):
     """The network: predictions from noisy images at network times, under a condition."""
 
     def __call__(self, images: Pyramid, times: Times, condition: Condition, /) -> Pyramid:
-        """Runs once; rows are samples."""
+        """One evaluation; rows are samples."""
 
 
 @runtime_checkable
 class ReadCondition(Protocol):
-    """The part of the network that runs once a sample: states of c (and z), each with its mask -> condition."""
+    """The part of the network that runs once per sample: states of c (and z), each with its mask -> condition."""
 
     def __call__(self, *states_and_masks: States | Mask) -> Condition:
         """Takes (H_c, mask) or (H_c, mask, H_z, mask)."""
@@ -62,10 +62,10 @@ class Denoiser:
     """A network with the condition of a batch, as rules use it."""
 
     denoise: Denoise
-    cond: Condition  # read once, outside of the sampler's loop
+    cond: Condition  # computed once, outside of the sampler's loop
     uncond: Condition  # of what replaces c and z in training: the empty caption, no position of z
-    read: ReadCondition  # for rules that change the states and read them again
-    states: tuple[Array, ...]  # what `cond` was read from: states, mask, states, mask, ...
+    read: ReadCondition  # for rules that change the states and recompute the condition
+    states: tuple[Array, ...]  # what `cond` was computed from: states, mask, states, mask, ...
     worse: "Denoiser | None" = None  # weaker weights, under the same captions and latents
 
     def predict(self, images: Pyramid, times: Times) -> Pyramid:
@@ -82,7 +82,7 @@ class Denoiser:
 
 @runtime_checkable
 class Rule(Protocol):
-    """What the sampler's loop calls at each evaluation."""
+    """A guidance rule, which the sampler's loop calls at each evaluation."""
 
     def init(self, batch: int, shapes: Shapes) -> RuleState:
         """The state before the first evaluation, for samples of these shapes."""
@@ -95,7 +95,7 @@ class Rule(Protocol):
 
 # ----------------------------------------------------------------------------------------------------------- rules
 def is_off(gamma: Weight) -> bool:
-    """Whether gamma is 1 and known to be, so that the conditional prediction is enough."""
+    """Whether gamma is known to be 1 before compilation, so that the conditional prediction is enough."""
     return not isinstance(gamma, jax.Array) and gamma == 1
 
 
@@ -147,7 +147,9 @@ class Autoguidance:
         if is_off(self.gamma):
             return model.predict(images, times), state
         if model.worse is None:
-            raise user_error("autoguidance", "`bad_params` of a worse model", "load it by config.sample.guidance")
+            raise user_error(
+                "autoguidance", "`bad_params` of a worse model", "load the model with config.sample.guidance"
+            )
         return extrapolate(model.predict(images, times), model.worse.predict(images, times), self.gamma), state
 
 
@@ -156,14 +158,14 @@ class APG:
     """Adaptive projected guidance: x0 = x0_c + (gamma - 1) (u_orthogonal + eta u_parallel) (Sadat et al. 2024).
 
     arXiv 2410.02416, Algorithm 1, on x0 at every resolution. The update u = x0_c - x0_u, plus `momentum` times the last
-    one, is shortened to an L2 norm of at most `threshold` and split into parts parallel and orthogonal to x0_c. The
+    one, is clipped to an L2 norm of at most `threshold` and split into parts parallel and orthogonal to x0_c. The
     last update is the state; Heun's two evaluations per step count as two.
     """
 
     gamma: Weight
-    eta: float  # what is kept of the parallel part; 1 = all
-    threshold: float  # at the innermost resolution, times the scale at others; 0 = no limit
-    momentum: float  # negative repels from the last update
+    eta: float  # share of the parallel part that is kept; 1 = all
+    threshold: float  # at the innermost resolution; multiplied by the scale at the others; 0 = no limit
+    momentum: float  # a negative one repels from the last update
     diffusion: cfg.Diffusion
     scales: Scales
 
@@ -174,7 +176,7 @@ class APG:
     def __call__(
         self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
     ) -> tuple[Pyramid, RuleState]:
-        """Away from the unconditional prediction, less what would only saturate the image."""
+        """Away from the unconditional prediction, without the part that would only saturate the image."""
         if is_off(self.gamma):
             return model.predict(images, times), state
         cond, uncond = model.predict_both(images, times)
@@ -205,24 +207,24 @@ def _dot(a: Sample, b: Sample) -> Sample:
 class Interval:
     """`rule` where low < sigma <= high, `outside` elsewhere (Kynkäänniemi et al. 2024, 2404.07724).
 
-    sigma = sqrt((1 - alpha_bar) / alpha_bar) of the innermost resolution, the noise level of EDM. The branch not taken
-    is not run, so the unconditional rows cost nothing outside. All rows must be at one time, as in a sampler.
+    sigma = sqrt((1 - alpha_bar) / alpha_bar) of the innermost resolution, EDM's noise level. Only the branch taken is
+    run, so the unconditional rows cost nothing outside the interval. All rows must be at one time, as in a sampler.
     """
 
     rule: Rule
     low: float
     high: float
     diffusion: cfg.Diffusion
-    outside: Rule = CFG(gamma=1.0)  # hands the state of `rule` on
+    outside: Rule = CFG(gamma=1.0)  # passes the state of `rule` on
 
     def init(self, batch: int, shapes: Shapes) -> RuleState:
-        """That of `rule`."""
+        """The state of `rule`."""
         return self.rule.init(batch, shapes)
 
     def __call__(
         self, model: Denoiser, images: Pyramid, times: Times, keys: Keys, state: RuleState
     ) -> tuple[Pyramid, RuleState]:
-        """Guided within the interval."""
+        """`rule` or `outside`."""
         (alpha_bar,) = alpha_bars_at(self.diffusion, times[:1], (1,))
         sigma = jnp.sqrt((1 - alpha_bar[0]) / alpha_bar[0])
         inside, outside = (lambda *args, rule=rule: rule(model, *args) for rule in (self.rule, self.outside))
@@ -233,13 +235,13 @@ class Interval:
 class CADS:
     """Condition-annealed sampling: `rule` under a condition with fresh noise at each evaluation (Sadat et al. 2023).
 
-    arXiv 2310.17347, Section 3, for each pair of states and mask by itself:
+    arXiv 2310.17347, Section 3, for each pair of states and mask separately:
 
         y' = sqrt(a) y + noise std(y) sqrt(1 - a) n,    n ~ N(0, I)
 
-    a falls from 1 at the share `low` of the time to 0 at `high`. A share `mix` of y' is brought back to the mean and
-    deviation of y. Both are taken over a sample's valid positions. The paper has no std(y), as its conditions have unit
-    deviation; T5's states do not. The unconditional rows stay as they are.
+    a falls from 1 at the share `low` of the time to 0 at `high`. A share `mix` of y' is rescaled to the mean and
+    deviation of y, both over a sample's valid positions. The paper has no std(y), since its conditions have unit
+    deviation; T5's states do not. The unconditional rows are not changed.
     """
 
     rule: Rule
@@ -250,7 +252,7 @@ class CADS:
     num_steps: int  # N of the schedule
 
     def init(self, batch: int, shapes: Shapes) -> RuleState:
-        """That of `rule`."""
+        """The state of `rule`."""
         return self.rule.init(batch, shapes)
 
     def __call__(
@@ -267,7 +269,7 @@ class CADS:
         return self.rule(dataclasses.replace(model, cond=model.read(*noisy)), images, times, keys, state)
 
     def anneal(self, states: States, mask: Mask, draw: States, times: Times) -> States:
-        """The noisy states at network times 0..N-1; padding stays as it is."""
+        """The noisy states at network times 0..N-1; padding is not changed."""
         share = (times + 1) / self.num_steps
         a = jnp.where(share <= self.low, 1.0, jnp.clip((self.high - share) / max(self.high - self.low, 1e-6), 0, 1))
         valid = mask[:, :, None]
@@ -282,7 +284,7 @@ class CADS:
 
 
 def _moments(states: States, valid: Array) -> tuple[Float[Array, "b 1 1"], Float[Array, "b 1 1"]]:
-    """Mean and deviation over a sample's valid positions; 0 where there is none."""
+    """Mean and deviation over a sample's valid positions; 0 without any."""
     count = jnp.maximum(valid.sum((1, 2), keepdims=True) * states.shape[2], 1)
     mean = (states * valid).sum((1, 2), keepdims=True) / count
     return mean, jnp.sqrt((((states - mean) * valid) ** 2).sum((1, 2), keepdims=True) / count)
@@ -291,10 +293,10 @@ def _moments(states: States, valid: Array) -> tuple[Float[Array, "b 1 1"], Float
 # --------------------------------------------------------------------------------------------------- rules by name
 @runtime_checkable
 class BuildRule(Protocol):
-    """Makes a rule of the config's settings."""
+    """Makes a rule from the config's settings."""
 
     def __call__(self, sample: cfg.Sample, diffusion: cfg.Diffusion, scales: Scales, gamma: Weight, /) -> Rule:
-        """With gamma = 1.0, a number, the rule must be no guidance and hand its state on."""
+        """With the number gamma = 1.0 the rule must not guide, and must pass its state on unchanged."""
 
 
 RULES: dict[str, BuildRule] = {
@@ -326,7 +328,7 @@ def register(name: str, build: BuildRule) -> None:
 
 
 def from_config(sample: cfg.Sample, diffusion: cfg.Diffusion, scales: Scales, gamma: Weight | None) -> Rule:
-    """The rule that `sample.guidance` and `guidance_interval` name, with the weight gamma; None is no guidance."""
+    """The rule of `sample.guidance` and `guidance_interval` with the weight gamma; None means no guidance."""
     build = RULES[sample.guidance]
     off = build(sample, diffusion, scales, 1.0)
     if gamma is None:

@@ -9,7 +9,7 @@ from kaleido_jax.diffusion.schedule import alpha_bar_table, vdm_weights
 
 
 def mixed_rows(ratio: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """Rows of each resolution, high to low, in a mixed batch: "2:1" trains the outer net on two thirds of the rows.
+    """Rows of each resolution, high to low, in a mixed batch: (2, 1) trains the outer net on two thirds of the rows.
 
     The ratio's cumulative sums over its total are the shares, so the innermost always has every row.
     """
@@ -17,7 +17,7 @@ def mixed_rows(ratio: tuple[int, ...], batch: int) -> tuple[int, ...]:
 
 
 def loss_weight(config: Diffusion, times: Times) -> PerSample | None:
-    """The weight of each sample in L_DM at network times 0..N-1; None where all count the same."""
+    """The weight of each sample in L_DM at network times 0..N-1; None if all count the same."""
     if not config.vdm_weights:
         return None
     table = vdm_weights(alpha_bar_table(config.schedule, config.num_steps))
@@ -55,8 +55,8 @@ def diffusion_loss(
             squared = squared * expand(weight[: len(x)] / weight.mean(), squared)
         loss = jnp.mean(squared)
         if mixed_ratio:
-            # MDM divides the sum over the rows by the resolution's share of the batch, not by the rows there are, which
-            # are rounded down.
+            # MDM divides the sum over the rows by the resolution's share of the batch, not by the number of rows, which
+            # is rounded down.
             loss *= len(x) * sum(mixed_ratio) / (len(clean[-1]) * sum(mixed_ratio[: r + 1]))
         losses.append(loss)
     weights = config.loss_weights or (1.0,) * len(losses)

@@ -15,7 +15,7 @@ DYNAMIC_THRESHOLDS = {"dynamic": (0.995, 100.0), "dynamic_capped": (0.95, 1.5)} 
 
 
 def expand(per_sample: PerSample, like: Sample) -> Sample:
-    """Appends axes so that one number a sample multiplies a batch."""
+    """Appends axes so that one number per sample multiplies a batch."""
     return per_sample.reshape(per_sample.shape + (1,) * (like.ndim - per_sample.ndim))
 
 
@@ -46,7 +46,7 @@ def from_x0_eps(x0: Sample, eps: Sample, alpha_bar: AlphaBar, space: str) -> Sam
 
 def change_prediction(prediction: Sample, x_t: Sample, alpha_bar: AlphaBar, source: str, target: str) -> Sample:
     """A prediction in the space `source`, written in the space `target`."""
-    if source == target:  # not only faster: x0 and back would add rounding
+    if source == target:  # also for accuracy: converting to x0 and back would add rounding
         return prediction
     return from_x0_eps(*to_x0_eps(prediction, x_t, alpha_bar, source), alpha_bar, target)
 
@@ -68,7 +68,7 @@ def threshold(x0: Sample, kind: str) -> Sample:
 
 
 def pyramid(x: Sample, scales: Scales) -> Pyramid:
-    """Clean images from high to low resolution by average pooling (MDM, Eq. 3); points stay one entry."""
+    """Clean images from high to low resolution by average pooling (MDM, Eq. 3); points have a single entry."""
     levels = [x]
     for high, low in zip(scales, scales[1:], strict=False):
         b, h, w, c = levels[-1].shape
@@ -78,7 +78,7 @@ def pyramid(x: Sample, scales: Scales) -> Pyramid:
 
 
 def per_sample_normal(keys: Keys, shapes: Shapes) -> Pyramid:
-    """Independent standard noise for each resolution, one key a sample."""
+    """Independent standard noise for each resolution; one key per sample."""
     return [
         jax.vmap(lambda key, r=r, shape=shape: jax.random.normal(jax.random.fold_in(key, r), shape))(keys)
         for r, shape in enumerate(shapes)
@@ -88,7 +88,7 @@ def per_sample_normal(keys: Keys, shapes: Shapes) -> Pyramid:
 def alpha_bars_at(config: Diffusion, times: Times, scales: Scales, dtype: DTypeLike = jnp.float32) -> AlphaBars:
     """alpha_bar of each resolution at network times 0..N-1, shifted by its scale.
 
-    The network's time is the schedule's step less one: time k is noise level k + 1, since step 0 has no noise.
+    The network's time is the schedule's step minus one: time k is noise level k + 1, since step 0 has no noise.
     """
     table = jnp.asarray(alpha_bar_table(config.schedule, config.num_steps), dtype)
     return [shift(table[times + 1], scale, config.shift_power) for scale in scales]
@@ -99,7 +99,7 @@ def q_sample(
 ) -> tuple[Pyramid, AlphaBars]:
     """A draw from q(x_t | x) at every resolution, and its alpha_bar there (MDM, Eq. 3).
 
-    All resolutions are at one time, each with noise of its own: `eps` is not pooled from high to low.
+    All resolutions share the time but have independent noise: `eps` is not pooled from high to low.
     """
     alpha_bars = alpha_bars_at(config, times, scales, jnp.promote_types(clean[0].dtype, jnp.float32))
     return [add_noise(x, e, a) for x, e, a in zip(clean, eps, alpha_bars, strict=True)], alpha_bars

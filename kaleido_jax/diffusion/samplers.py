@@ -1,9 +1,9 @@
 """Samplers: the reverse process as one lax.scan over evaluations of the network, every resolution at once.
 
-One step is read in four places: `reverse` evaluates the guided network, `reverse_step` turns each prediction into x0
+Four definitions make one step: `reverse` evaluates the guided network, `reverse_step` turns each prediction into x0
 (`process.to_x0_eps`), and the sampler's `update` moves x to the next noise level.
 
-A sampler is a small frozen dataclass: `times` says where the network is evaluated, `init` what is carried beside x,
+A sampler is a small frozen dataclass: `times` says where the network is evaluated, `init` what is carried beside x, and
 `update` acts on one resolution.
 """
 
@@ -27,7 +27,7 @@ Evaluations = Int[np.ndarray, "m 3"]
 
 
 class Levels(NamedTuple):
-    """alpha_bar where the network was evaluated and at both ends of the step, from t to the less noisy s."""
+    """alpha_bar at the evaluation and at both ends of the step, from t to the less noisy s."""
 
     at: Scalar
     t: Scalar
@@ -40,7 +40,7 @@ class Sampler(Protocol):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether `update` reads the noise; else none is drawn."""
+        """Whether `update` reads the noise; otherwise none is drawn."""
 
     def times(self, steps: Steps) -> Evaluations:
         """Steps t_n > ... > t_0 = 0 -> (at, t, s) of each evaluation, as steps 0..N."""
@@ -51,11 +51,11 @@ class Sampler(Protocol):
     def update(
         self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
     ) -> tuple[Sample, Carried]:
-        """(x, carried) after an evaluation that predicted x0, thresholded already."""
+        """(x, carried) after an evaluation that predicted x0, which is already thresholded."""
 
 
 def once_a_step(steps: Steps) -> Evaluations:
-    """The evaluations of a sampler that evaluates the network at t alone."""
+    """The evaluations of a sampler that evaluates the network only at t."""
     return np.stack([steps[:-1], steps[:-1], steps[1:]], axis=1)
 
 
@@ -93,7 +93,7 @@ class DDIM:
 
     @property
     def is_noisy(self) -> bool:
-        """With any eta."""
+        """With an eta above 0."""
         return self.eta > 0
 
     def times(self, steps: Steps) -> Evaluations:
@@ -107,7 +107,7 @@ class DDIM:
     def update(
         self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
     ) -> tuple[Sample, Carried]:
-        """Eps is what leads from the thresholded x0 to x, not what the network predicted."""
+        """Eps is recomputed from x and the thresholded x0; it is not the network's prediction."""
         _, t, s = levels
         eps = (x - jnp.sqrt(t) * x0) / jnp.sqrt(1 - t)
         variance = self.eta**2 * (1 - t / s) * (1 - s) / (1 - t)
@@ -119,7 +119,7 @@ class DDIM:
 class DPMpp2M:
     """DPM-Solver++(2M): DDIM with x0 extrapolated from the last two predictions (Lu et al. 2022, Algorithm 2).
 
-    The exponential integrator with x0 held fixed is DDIM without noise, so only x0 differs from it.
+    The exponential integrator with constant x0 is DDIM without noise, so only x0 differs from DDIM.
     """
 
     is_noisy: bool = False
@@ -129,7 +129,7 @@ class DPMpp2M:
         return once_a_step(steps)
 
     def init(self, x: Sample) -> Carried:
-        """The last x0 and its alpha_bar; 1 marks that there is none."""
+        """The last x0 and its alpha_bar; alpha_bar = 1 means that there is no last x0."""
         return jnp.zeros_like(x), jnp.ones((), x.dtype)
 
     def update(
@@ -156,10 +156,10 @@ class DPMpp2M:
 class Heun:
     """Heun's second order on dy / d sigma = (y - x0) / sigma (Karras et al. 2022, Algorithm 1 without churn).
 
-    y = x / alpha and sigma = sqrt((1 - alpha_bar) / alpha_bar). An evaluation at t makes Euler's step to s and carries
-    its start and slope; one at s makes the step again with the mean slope. That at s = 0 is left out, which makes the
-    last step Euler's. Not for step lists with `start_at_n`: under the squared cosine the first step then leaps from
-    sigma = 2e4 to a few tens.
+    y = x / alpha and sigma = sqrt((1 - alpha_bar) / alpha_bar). An evaluation at t makes an Euler step to s and carries
+    its start and slope; one at s repeats the step with the mean slope. The evaluation at s = 0 is left out, so the last
+    step is Euler's. Not suited to step lists with `start_at_n`: with the squared cosine the first step would then jump
+    from sigma = 2e4 to a few tens.
     """
 
     is_noisy: bool = False
@@ -176,7 +176,7 @@ class Heun:
     def update(
         self, x: Sample, x0: Sample, carried: Carried, levels: Levels, noise: Sample | float
     ) -> tuple[Sample, Carried]:
-        """Euler's step, or the step again with the mean slope."""
+        """An Euler step, or the same step again with the mean slope."""
         start, slope = carried
         at, t, s = (jnp.sqrt((1 - level) / level) for level in levels)
         y = x / jnp.sqrt(levels.at)
@@ -189,10 +189,10 @@ class Heun:
 # ------------------------------------------------------------------------------------------------ samplers by name
 @runtime_checkable
 class BuildSampler(Protocol):
-    """Makes a sampler of the config's settings."""
+    """Makes a sampler from the config's settings."""
 
     def __call__(self, sample: cfg.Sample, /) -> Sampler:
-        """Reads the settings that are the sampler's own, e.g. `ddim_eta`."""
+        """Reads the sampler's own settings, e.g. `ddim_eta`."""
 
 
 SAMPLERS: dict[str, BuildSampler] = {
@@ -247,7 +247,7 @@ def reverse(
     Args:
       model: the network and its condition.
       rule: guidance.
-      keys: one a sample; sample i depends on its key alone, not on the batch or the devices.
+      keys: one per sample; sample i depends on its key alone, not on the batch or the devices.
       diffusion: the process.
       sample: sampler, number of steps, threshold, ddim_eta.
       shapes: of one sample at each resolution.
@@ -266,7 +266,7 @@ def reverse(
     def evaluate(state: tuple, evaluation: Int[Array, "3"]) -> tuple[tuple, None]:
         images, carried, rule_state = state
         at = evaluation[0]
-        times = jnp.full((batch,), at - 1, jnp.int32)  # the network is fed the step less one
+        times = jnp.full((batch,), at - 1, jnp.int32)  # the network gets the step minus one
         predictions, rule_state = rule(model, images, times, keys, rule_state)
         # Steps are 1..N and the start uses N + 1, so no draw is used twice.
         noise = normal(at) if sampler.is_noisy else [0.0] * len(shapes)

@@ -1,4 +1,4 @@
-"""Noise schedules: alpha_bar = alpha^2 at steps 0..N, made in float64 and stored as float32.
+"""Noise schedules: alpha_bar = alpha^2 at steps 0..N, computed in float64 and stored as float32.
 
 1 - alpha_bar = sigma^2 is the noise, alpha_bar / (1 - alpha_bar) the SNR.
 """
@@ -44,7 +44,7 @@ def alpha_bar_table(schedule: str, num_steps: int) -> Float[np.ndarray, "n"]:
 def shift(alpha_bar: Float[Array, "..."], scale: int, power: float = 1.0) -> Float[Array, "..."]:
     """alpha_bar at a resolution `scale` times the innermost: SNR' = SNR / scale^power.
 
-    "cosine-shift4" of Kaleido's Appendix B.1 is scale 4, power 1. Written without SNR, which is infinite at
+    "cosine-shift4" of Kaleido's Appendix B.1 is scale 4, power 1. The formula avoids SNR, which is infinite at
     alpha_bar = 1.
     """
     if scale == 1:
@@ -56,7 +56,7 @@ def step_list(num_steps: int, num_inference_steps: int, start_at_n: bool = False
     """Steps t_n > ... > t_0 = 0 of a sampler with n steps, int32 (n+1,).
 
     MDM's list is round_half_even(j (N+1)/(n+1)), whose first entry is not N (997 of 1000 for n = 250);
-    `start_at_n` spaces them evenly from N instead.
+    `start_at_n` spaces the steps evenly from N instead.
     """
     j = np.arange(num_inference_steps, -1, -1)
     ratio = num_steps / num_inference_steps if start_at_n else (num_steps + 1) / (num_inference_steps + 1)
@@ -66,8 +66,8 @@ def step_list(num_steps: int, num_inference_steps: int, start_at_n: bool = False
 def vdm_weights(alpha_bars: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """SNR[k-1] / SNR[k] - 1, the weight of an eps loss at step k in VDM's discrete bound (Kingma et al. 2021, Eq. 14).
 
-    In float64 from the unshifted table alpha_bar[0..N], as MDM has it; the first two entries, infinite by the formula,
-    are copies of the third.
+    In float64 from the unshifted table alpha_bar[0..N], as in MDM; the first two entries, infinite by the formula, are
+    copies of the third.
     """
     alpha_bars = alpha_bars.astype(np.float64)
     odds = alpha_bars[1:] / (1 - alpha_bars[1:])

@@ -1,10 +1,10 @@
 """Automaton of the grammar: the nodes of all segments as tables over a vocabulary's tokens, for constrained sampling.
 
 A vocabulary may cut "(344, 781" anywhere, so the states follow characters: a node (where in the grammar), the number
-read so far and the numbers that later ones are compared with. Tokens that touch no number are lifted once to a table
-(nodes, rows); the few hundred others are read character by character at every step (`constrain.py`).
+read so far and the numbers that later ones are compared with. Tokens that touch no number become one table (nodes,
+rows), computed once; the few hundred others are read character by character at every step (`constrain.py`).
 
-Accepted are exactly the tokens whose text is `grammar.serialize` of some z behind sentencepiece's leading space.
+It accepts exactly the tokens whose text is `grammar.serialize` of some z, after sentencepiece's leading space.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def compile_grammar(segments: Sequence[str], vocabulary: Vocabulary) -> Constrai
     candidates = np.flatnonzero(((following != DEAD) & touched).any(0))
     following[:, candidates] = DEAD  # they are read character by character instead
 
-    # What is not text: tokens that are taken whole, the end of a segment, the end of z.
+    # Edges besides text: tokens that are taken whole, the end of a segment, the end of z.
     for node, ids, successor in nodes.token_edges:
         following[node, np.asarray(ids)] = successor
     for part, after in zip(parts, [*parts[1:], None], strict=True):
@@ -106,7 +106,7 @@ def _numbers(successors: list[list[int]], bounds: list[Bounds | None]) -> Number
 
 
 def _loops(nodes: Nodes) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """Rounds, the node behind the last one, and tokens a round, of each node."""
+    """For each node: rounds, the node after the last round, and tokens per round."""
     rounds, leave, round_cost = np.zeros((3, len(nodes.bounds)), np.int32)
     for loop in nodes.loops:
         rounds[loop.more], leave[loop.more] = loop.rounds, loop.leave
@@ -116,7 +116,7 @@ def _loops(nodes: Nodes) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], In
 
 # ------------------------------------------------------------------------------------------------ lifting
 def _characters(tokenizer: Tokenizer) -> tuple[Int[np.ndarray, "v w"], Int[np.ndarray, "v w"]]:
-    """(classes, digits), each (rows, longest piece); a row that is no piece of text is BAD, then END."""
+    """(classes, digits), each (rows, longest piece); a row that is not a piece of text is BAD, then END."""
     pieces = {i: tokenizer.piece(i) for i in range(tokenizer.unk_id + 1, tokenizer.num_pieces)}
     width = max(map(len, pieces.values()))
     classes = np.full((tokenizer.vocab_size, width), END, np.int32)
@@ -136,7 +136,7 @@ def _class_of(ch: str) -> int:
 
 
 def _lift(numbers: Numbers, classes: Int[np.ndarray, "v w"]) -> tuple[UInt[np.ndarray, "n v"], Bool[np.ndarray, "n v"]]:
-    """The node that each token leads to from each node, values aside, and whether a number is touched on the way."""
+    """The node that each token leads to from each node, ignoring values, and whether the token touches a number."""
     node = np.repeat(np.arange(len(numbers.step))[:, None], len(classes), 1)
     touched = numbers.inside[node]
     for position in range(classes.shape[1]):
@@ -145,9 +145,9 @@ def _lift(numbers: Numbers, classes: Int[np.ndarray, "v w"]) -> tuple[UInt[np.nd
     return node.astype(np.min_scalar_type(len(numbers.step))), touched
 
 
-# -------------------------------------------------------------------------------------- the way to the end
+# -------------------------------------------------------------------------------------- distance to the end
 def _worst(bounds: list[Bounds | None], firsts: Sequence[int]) -> Int[np.ndarray, "2 n"]:
-    """What the registers a and b hold where they leave later numbers of the same segment the fewest choices."""
+    """The values of registers a and b that leave later numbers of the same segment the fewest choices."""
     worst = np.zeros((2, len(bounds)), np.int32)
     for first, last in zip(firsts, [*firsts[1:], len(bounds)], strict=True):
         given = [b for b in bounds[first:last] if b is not None]
@@ -164,8 +164,8 @@ def _worst(bounds: list[Bounds | None], firsts: Sequence[int]) -> Int[np.ndarray
 def _with_costs(constraint: Constraint, nodes: Nodes, worst: Int[np.ndarray, "2 n"]) -> Constraint:
     """Fills in how many tokens each node needs at most until eos, by relaxing along every token.
 
-    Each node is taken where it is worst: the numbers to compare with leave one choice, and the number inside is at its
-    highest, so that no digit may be added.
+    Each node is taken at its worst: the registers leave one choice, and the current number is at its highest, so that
+    no digit may be added.
     """
     numbers, size = constraint.numbers, len(constraint.following)
     value = np.where(numbers.upto > 0, worst[0], numbers.high).astype(np.int32)
@@ -178,7 +178,7 @@ def _with_costs(constraint: Constraint, nodes: Nodes, worst: Int[np.ndarray, "2 
         count=np.zeros(size, np.int32),
     )
     reached = read(numbers, constraint.classes, constraint.digits, state)
-    # A number inside is at its highest only here, so what it admits of later numbers in the same token does not count.
+    # The current number is at its highest only here, so what it allows later in the same token does not count.
     unsure = numbers.inside[:, None] & (constraint.classes == DIGIT).any(1)[None]
     leads = np.zeros((size, size), bool)
     leads[np.repeat(every, constraint.following.shape[1]), constraint.following.ravel()] = True
@@ -199,7 +199,7 @@ def _with_costs(constraint: Constraint, nodes: Nodes, worst: Int[np.ndarray, "2 
     cost[DEAD] = FAR
     left = cost[constraint.following].astype(np.int16)
     for loop in nodes.loops:
-        # Inside the rounds every way is as long as any other, so the budget was settled on entering.
+        # Inside the rounds every path has the same length, so the budget was checked on entering.
         for node in (loop.enter, loop.more):
             left[node] = np.where(constraint.following[node] == DEAD, FAR, 0)
     return constraint.replace(cost=cost, left=left)

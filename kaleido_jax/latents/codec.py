@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """How latents are written as tokens: the vocabulary, which segments in which order, and how many vokens."""
+    """How latents are written as tokens: the vocabulary, the segments in order, and the number of vokens."""
 
     tokenizer: Tokenizer
     segments: tuple[str, ...]  # () = the baseline, without latents
@@ -42,7 +42,7 @@ class Codec:
         return self.tokenizer.encode(SEPARATOR)
 
     def encode(self, z: Latents) -> list[int]:
-        """Ids of z, eos included; decode() gives z back exactly.
+        """Ids of z, eos included; decode() returns exactly z.
 
         Raises:
           LatentsError: as segment_tokens.
@@ -53,7 +53,7 @@ class Codec:
         """Ids of one segment, without separator and eos.
 
         Raises:
-          LatentsError: z is not valid, lacks the segment, or holds characters or vokens that the vocabulary lacks.
+          LatentsError: z is invalid, lacks the segment, or holds characters or vokens that the vocabulary lacks.
         """
         z = validate(select(z, (segment,)))
         return registry.get(segment).encode(getattr(z, segment), self)
@@ -72,7 +72,7 @@ class Codec:
         return [*joined, self.tokenizer.eos_id]
 
     def prefix(self, z: Latents) -> list[int]:
-        """Ids that lock z, the first of the segments, at the start: up to the next segment, or with eos if z is whole.
+        """Ids that lock z, the first segments, at the start: up to the next segment, or with eos if z is complete.
 
         Raises:
           LatentsError: z does not hold the first segments, or cannot be written.
@@ -82,7 +82,7 @@ class Codec:
             raise latents_error(
                 f"a prefix of {', '.join(have)}",
                 f"the first of {', '.join(self.segments)}",
-                "add those before or drop some",
+                "add those before it, or drop some",
             )
         if have == self.segments:
             return self.encode(z)
@@ -101,10 +101,10 @@ class Codec:
         return validate(Latents(**{s: registry.get(s).decode(part, self) for s, part in pairs}))
 
     def fit(self, z: Latents) -> Latents:
-        """Changes text and phrases of z to what the vocabulary can write: unknown characters are dropped.
+        """z with characters dropped from text and phrases that the vocabulary cannot write.
 
         Raises:
-          LatentsError: nothing of a text or phrase is left.
+          LatentsError: nothing is left of a text or phrase.
         """
         return Latents(**{s: registry.get(s).fit(getattr(z, s), self.tokenizer) for s in segments_of(z)})
 
@@ -115,7 +115,7 @@ class Codec:
         Raises:
           UserError: the vocabulary lacks a piece that the grammar needs.
         """
-        # Here, since it needs jax, which reading and writing records does not.
+        # Imported here: it needs JAX, but reading and writing records does not.
         from kaleido_jax.latents.automaton import compile_grammar
 
         return compile_grammar(self.segments, self)

@@ -1,6 +1,6 @@
 """Constrained sampling: which tokens may come next and where they lead, for a batch, in numpy or in a jitted loop.
 
-The functions take the namespace from the arrays they are given, so that tests and checks on the host run the same code.
+The functions use the namespace of their arrays, so that tests and checks on the host run the same code.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Numbers(struct.PyTreeNode):
 
 
 class ParserState(struct.PyTreeNode):
-    """How far each row was read: node, number so far, the two registers, rounds of a loop. Each (B,) or (B, M)."""
+    """How far each row was read: node, number so far, two registers, rounds of a loop. Each (B,) or (B, M)."""
 
     node: _AnyArray
     value: _AnyArray
@@ -44,16 +44,16 @@ class Constraint(struct.PyTreeNode):
     """The tables of one vocabulary and one choice of segments; n nodes, v rows, m tokens that touch numbers."""
 
     numbers: Numbers
-    following: Integer[_AnyArray, "n v"]  # node behind each token that touches no number; 0 = not allowed
-    cost: Int[_AnyArray, "n"]  # tokens that surely suffice from a node to eos, none of a loop's rounds done
-    left: Int[_AnyArray, "n v"]  # cost behind each token of `following`
-    row_of: Int[_AnyArray, "v"]  # row of a token in `classes`; the last one for all that touch no number
-    classes: Int[_AnyArray, "m w"]  # characters of the tokens that touch numbers; the last row may never follow
+    following: Integer[_AnyArray, "n v"]  # node after each token that touches no number; 0 = not allowed
+    cost: Int[_AnyArray, "n"]  # tokens that suffice from a node to eos, before any round of a loop
+    left: Int[_AnyArray, "n v"]  # cost after each token of `following`
+    row_of: Int[_AnyArray, "v"]  # row of a token in `classes`; the last row for all that touch no number
+    classes: Int[_AnyArray, "m w"]  # characters of the tokens that touch numbers; the last row is never allowed
     digits: Int[_AnyArray, "m w"]
     enter: Int[_AnyArray, ""]  # first node
-    rounds: Int[_AnyArray, "n"]  # of the loop that a node counts; 0 = counts none
-    leave: Int[_AnyArray, "n"]  # node instead of it after the last round
-    round_cost: Int[_AnyArray, "n"]  # tokens a round, of nodes within a loop
+    rounds: Int[_AnyArray, "n"]  # of the loop that a node counts; 0 = it counts none
+    leave: Int[_AnyArray, "n"]  # node that replaces it after the last round
+    round_cost: Int[_AnyArray, "n"]  # tokens per round, of nodes within a loop
 
     def start(self, rows: int) -> ParserState:
         """The state before the first token."""
@@ -69,10 +69,10 @@ class Constraint(struct.PyTreeNode):
         Args:
           state: of each row.
           logits: of the next token.
-          positions_left: tokens that may still be written, this one and eos included.
+          positions_left: tokens that may still be written, including this one and eos.
 
         Returns:
-          The logits and where the tokens that touch numbers lead, for `advance`. A row that nothing can follow (a
+          The logits, and where the tokens that touch numbers lead, for `advance`. A row without an allowed token (a
           forced prefix broke the grammar) keeps its logits.
         """
         allowed, reached = self.allowed(state, positions_left)
@@ -89,12 +89,12 @@ class Constraint(struct.PyTreeNode):
         return in_time[:, self.row_of] | (self.left[state.node] < positions_left), reached
 
     def advance(self, state: ParserState, reached: ParserState, token: Int[_AnyArray, "b"]) -> ParserState:
-        """The state behind one chosen token a row."""
+        """The state after one chosen token per row."""
         row, rows = self.row_of[token], _namespace(self.following).arange(token.shape[0])
         return self._arrive(state, token, jax.tree.map(lambda field: field[rows, row], reached))
 
     def follow(self, ids: Sequence[int]) -> tuple[ParserState, int | None]:
-        """(state behind the ids, position of the first one that breaks the grammar or None), on the host."""
+        """(state after the ids, position of the first one that breaks the grammar or None), on the host."""
         state = self.start(1)
         for position, token in enumerate(ids):
             row = self.row_of[[token]]
@@ -106,7 +106,7 @@ class Constraint(struct.PyTreeNode):
         return state, None
 
     def _arrive(self, state: ParserState, token: Int[_AnyArray, "b"], reached: ParserState) -> ParserState:
-        # `reached` is where the token leads if it touches a number.
+        # `reached` is where the token leads, if it touches a number.
         xp = _namespace(self.following)
         touches = self.row_of[token] < len(self.classes) - 1
         node = xp.where(touches, reached.node, self.following[state.node, token].astype(xp.int32))
@@ -122,7 +122,7 @@ class Constraint(struct.PyTreeNode):
         )
 
     def tokens_to_end(self, state: ParserState) -> Int[_AnyArray, "b"]:
-        """How many more tokens surely suffice; exact or a little too high."""
+        """How many more tokens suffice; exact or a little too high."""
         return cost_of(self.numbers, state, self.cost) - self.round_cost[state.node] * state.count
 
 
@@ -147,7 +147,7 @@ def _read_character(
     was, now = numbers.inside[at.node], numbers.inside[behind]
     grown = xp.where(was, at.value * 10 + digit, digit)
     low, high = _bounds(numbers, xp.where(now, behind, at.node), at, xp)
-    # A number continues only if some number within the bounds begins so ("0" begins no other), and ends only within.
+    # A number continues only if a number within the bounds begins like it (none does with "0"), and ends only within.
     continues = (_digits_missing(grown, low, high, xp) < FAR) & ~(was & (at.value == 0))
     ends = (at.value >= low) & (at.value <= high)
     alive = xp.where(now, continues, ends | ~was)
@@ -170,7 +170,7 @@ def _bounds(numbers: Numbers, node: _AnyArray, at: ParserState, xp: ModuleType) 
 
 
 def _digits_missing(value: _AnyArray, low: _AnyArray, high: _AnyArray, xp: ModuleType) -> _AnyArray:
-    """Fewest digits that bring the value between the bounds; FAR if none do."""
+    """Fewest further digits that bring the value within the bounds; FAR if none do."""
     missing = xp.where((value >= low) & (value <= high), 0, FAR)
     for more in range(1, LONGEST):
         first = value * 10**more
@@ -180,7 +180,7 @@ def _digits_missing(value: _AnyArray, low: _AnyArray, high: _AnyArray, xp: Modul
 
 
 def cost_of(numbers: Numbers, state: ParserState, cost: Int[_AnyArray, "n"]) -> _AnyArray:
-    """Tokens that surely suffice from a state to eos: its node's, and one a digit that the number still needs."""
+    """Tokens that suffice from a state to eos: those of its node, and one for each digit that the number needs."""
     xp = _namespace(cost)
     missing = _digits_missing(state.value, *_bounds(numbers, state.node, state, xp), xp)
     return cost[state.node] + xp.where(numbers.inside[state.node], missing, 0)

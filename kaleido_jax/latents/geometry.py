@@ -17,11 +17,11 @@ from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE
 
 Numeric = float | int | np.generic | np.ndarray | Sequence[Any]  # numbers of any shape
 
-# Second moment of a unit square about its center: pixels are squares, not points. It makes the moments of a
-# filled rectangle exact and keeps the minor axis of a one-pixel line above zero.
+# Second moment of a unit square about its center: pixels are squares, not points. This makes the moments of a filled
+# rectangle exact and keeps the minor axis of a one-pixel line above zero.
 _PIXEL_MOMENT = 1 / 12
 _ROUND_TO = 1e-9  # relative difference of the axes below which an ellipse is a circle, in float64
-_LARGEST_FIT = 10 * MAX_COORDINATE  # a fitted axis above this tells that the outline holds no ellipse
+_LARGEST_FIT = 10 * MAX_COORDINATE  # with a fitted axis above this, the outline is not an ellipse
 
 
 def to_thousandths(position_px: Numeric, size_px: Numeric) -> Float[np.ndarray, "..."]:

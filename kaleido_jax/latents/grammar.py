@@ -10,10 +10,10 @@ SEPARATOR = "|"
 
 
 def serialize(z: Latents, segments: Sequence[str]) -> str:
-    """The segments of z in one line; parse() gives them back exactly.
+    """The segments of z in one line; parse() returns exactly these.
 
     Raises:
-      LatentsError: z is not valid or lacks a segment.
+      LatentsError: z is invalid or lacks a segment.
     """
     z = validate(select(z, segments))
     return f" {SEPARATOR} ".join(registry.get(s).write(getattr(z, s)) for s in segments)
@@ -34,7 +34,7 @@ def parse(string: str, segments: Sequence[str]) -> Latents:
 
 
 def wrong_count(found: int, segments: Sequence[str]) -> LatentsError:
-    """The error of a line or sequence that holds another number of segments."""
+    """The error for a line or sequence with another number of segments."""
     return latents_error(
         f"{found} segments", f"{len(segments)} ({', '.join(segments)})", "check the ' | ' between them"
     )

@@ -1,6 +1,6 @@
-"""A sentencepiece vocabulary as T5 uses it: pad 0, eos 1, unk 2, sentinels and vokens after the pieces.
+"""Tokenizer: a sentencepiece vocabulary as T5 uses it, pad 0, eos 1, unk 2, with rows for the vokens.
 
-Rows of the token table: pieces | extra ids (sentinels) | padding to a multiple of 128 | one row a voken.
+Rows of the token table: pieces | extra ids (sentinels) | padding to a multiple of 128 | one row for each voken.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +22,9 @@ SHIPPED = {
 
 
 class Tokenizer:
-    """Text <-> ids with seqio's method names, plus the rows of the vokens.
+    """Text <-> ids with seqio's method names, and rows for the vokens.
 
-    Control strings in the text ("</s>", "<extra_id_0>", "I17") are ordinary text, never control ids.
+    Control strings in the text ("</s>", "<extra_id_0>", "I17") are ordinary text and never become control ids.
     """
 
     def __init__(self, model_path: Path | Traversable | str, extra_ids: int = 100, codebook_size: int = 8192) -> None:
@@ -32,7 +32,7 @@ class Tokenizer:
 
         Args:
           model_path: path of the file.
-          extra_ids: number of sentinels counted after the pieces (100 in every T5).
+          extra_ids: number of sentinels after the pieces (100 in every T5).
           codebook_size: entries of the voken codebook, one new row each.
 
         Raises:
@@ -123,7 +123,7 @@ class Tokenizer:
         return "".join([*out, self._pieces.decode(run)])
 
     def piece(self, token: int) -> str:
-        """How one id is written inside the vocabulary, "▁" for a space; for people and for grammars."""
+        """The spelling of one id inside the vocabulary, with "▁" for a space."""
         return self._pieces.id_to_piece(int(token)) if token < self.num_pieces else self._show(int(token))
 
     def voken_id(self, index: int) -> int:
@@ -137,7 +137,7 @@ class Tokenizer:
         return self.base_vocab_size + int(index)
 
     def voken_index(self, token: int) -> int | None:
-        """The codebook entry of an id, None if the id is no voken."""
+        """The codebook entry of an id; None if the id is not a voken."""
         return int(token) - self.base_vocab_size if self.base_vocab_size <= token < self.vocab_size else None
 
     def _show(self, token: int) -> str:
@@ -153,7 +153,7 @@ def load_tokenizer(name_or_path: str, codebook_size: int) -> Tokenizer:
     """A shipped vocabulary ("t5" with 100 extra ids, "fashion" with none) or a file with 100 extra ids.
 
     Raises:
-      UserError: the file is missing or is no sentencepiece model.
+      UserError: the file is missing or is not a sentencepiece model.
     """
     if name_or_path in SHIPPED:
         file, extra_ids = SHIPPED[name_or_path]
@@ -162,7 +162,7 @@ def load_tokenizer(name_or_path: str, codebook_size: int) -> Tokenizer:
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple that is not below value."""
+    """The smallest multiple that is at least `value`."""
     return -(-value // multiple) * multiple
 
 

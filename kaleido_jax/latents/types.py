@@ -1,4 +1,4 @@
-"""The latents z as a person reads them: any registered segments of one image."""
+"""Latents, the z of one image in readable form: any of the registered segments."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from kaleido_jax.latents.validity import check_keys, latents_error
 
 
 class Latents:
-    """The z of one image: immutable, one attribute a segment.
+    """The z of one image: immutable, with one attribute for each segment.
 
-    A segment that is None was not made, an empty tuple means nothing was found. Lists are taken for tuples. Nothing is
-    checked before `validate`, so that what cannot be written can still be shown and mended.
+    None means that a segment was not made, an empty tuple that nothing was found. Lists become tuples. Only `validate`
+    checks the values, so that latents that cannot be written can still be shown and corrected.
     """
 
     __slots__ = ("_values",)
@@ -28,7 +28,7 @@ class Latents:
         object.__setattr__(self, "_values", in_order)
 
     def __getattr__(self, name: str) -> Any:
-        # Only reached where there is no method of that name. While unpickling `_values` itself may be missing.
+        # Called only if there is no method of that name. During unpickling `_values` itself may be missing.
         if name != "_values" and (name in self._values or name in registry.names()):
             return self._values.get(name)
         raise AttributeError(f"latents have no segment {name!r}; they have {', '.join(registry.names())}")
@@ -52,7 +52,7 @@ class Latents:
         return _from_values, (self._values,)
 
     def replace(self, **segments: Any) -> "Latents":
-        """The same latents with other values of these segments; None takes one out."""
+        """The same latents with other values of these segments; None removes one."""
         return Latents(**self._values | segments)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Latents:
         """Reads and validates the JSON form.
 
         Raises:
-          LatentsError: unknown key, wrong type or latents that are not valid.
+          LatentsError: unknown key, wrong type or invalid latents.
         """
         check_keys(value, registry.names(), "latents")
         read = {n: registry.get(n).from_json(v) for n, v in value.items() if v is not None}
@@ -111,10 +111,10 @@ def check_segments(segments: Sequence[str]) -> tuple[str, ...]:
 
 
 def validate(z: Latents) -> Latents:
-    """Returns z unchanged if parse(serialize(z)) == z is promised for it.
+    """Returns z unchanged if it is valid, which implies parse(serialize(z)) == z.
 
     Raises:
-      LatentsError: naming the segment, what was found and how to mend it.
+      LatentsError: names the segment, what was found and how to correct it.
     """
     for segment in segments_of(z):
         registry.get(segment).check(getattr(z, segment))

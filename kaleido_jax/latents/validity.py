@@ -1,4 +1,4 @@
-"""Validity of latents: their error, and what words, numbers and JSON may hold whatever the segment.
+"""Validity of latents: LatentsError, and what words, numbers and JSON may hold in any segment.
 
 Coordinates are integers 0..1000 on the square training crop, x to the right and y down.
 """
@@ -10,26 +10,26 @@ from typing import Any
 from kaleido_jax.errors import UserError
 
 MAX_COORDINATE = 1000
-HALF_TURN = 180  # degrees; an ellipse looks the same after it
+HALF_TURN = 180  # degrees; it maps an ellipse to itself
 
-# "|" parts the segments. U+2581 is how sentencepiece writes a space, so it would come back as one.
+# "|" separates the segments. sentencepiece writes a space as U+2581, so it would come back as a space.
 FORBIDDEN_IN_TEXT = "|\u2581"
 # Parentheses open and close the numbers of a box or blob.
 FORBIDDEN_IN_PHRASE = FORBIDDEN_IN_TEXT + "()"
 
 
 class LatentsError(UserError):
-    """Latents that are not valid, or a string or token sequence that holds none."""
+    """Invalid latents, or a string or token sequence that cannot be read as latents."""
 
 
 def latents_error(found: str, expected: str, do: str) -> LatentsError:
-    """A LatentsError of found, expected and what to do, on one line whatever the user's text holds."""
+    """A LatentsError of found, expected and what to do, on one line whatever the user's text contains."""
     return LatentsError(" ".join(f"{found}; expected {expected}; {do}".split()))
 
 
 # ----------------------------------------------------------------------------------------------- words
 def clean_text(string: str) -> str:
-    """The nearest valid text: runs of space and unprintable characters become one space, "|" becomes "/".
+    """The nearest valid text: runs of spaces and unprintable characters become one space, "|" becomes "/".
 
     Raises:
       LatentsError: nothing is left.
@@ -58,10 +58,10 @@ def check_words(string: Any, forbidden: str, name: str, cleaner: str) -> None:
     """Raises LatentsError unless the words survive writing and reading: printable, single spaces, nothing forbidden.
 
     Args:
-      string: what should be words.
-      forbidden: characters that the grammar needs for itself.
+      string: the words.
+      forbidden: characters that the grammar reserves.
       name: of the words, for the error.
-      cleaner: name of the function that mends them, for the error.
+      cleaner: name of the function that corrects them, for the error.
     """
     if not isinstance(string, str):
         raise latents_error(f"{name} of type {type(string).__name__}", "a string", "quote it")
@@ -96,7 +96,7 @@ def read_list(value: Any, name: str) -> tuple:
     """A JSON list as a tuple.
 
     Raises:
-      LatentsError: it is no list.
+      LatentsError: it is not a list.
     """
     if not isinstance(value, list | tuple):
         raise latents_error(f"{name} of type {type(value).__name__}", "a list", "write [...]")

@@ -1,4 +1,4 @@
-"""The functional core in equal batches whose rows are split over a mesh, compiled once for all pipelines of a model."""
+"""Batched sampling: the functional core in equal batches, split over a mesh, compiled once for all pipelines."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ from kaleido_jax.sampling import functional
 from kaleido_jax.sampling.functional import EncodedCaptions
 
 Params = dict[str, Any]
-OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that choose what is sampled, not how
-OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # these were read with the weights
+OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that say what is sampled, not how
+OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # used when the weights are read
 OF_THE_PRIOR = ("temperature", "top_k", "top_p")
 
 
@@ -39,7 +39,7 @@ class PriorInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchedModel:
-    """A model whose rows go to their devices in batches of at most `chunk`; one process alone."""
+    """A model that runs in batches of at most `chunk`, split over the devices of one process."""
 
     model: Kaleido
     diffusion: Diffusion
@@ -50,7 +50,7 @@ class BatchedModel:
     def rows(self, total: int, of: int) -> Iterator[tuple[Int[np.ndarray, "b"], int]]:
         """(rows, how many of them are new) until `total`, in batches of one size, so that one compilation serves all.
 
-        That size is for `of` rows: the chunk at most, and divisible over the devices. The last row fills up.
+        The size is that for `of` rows: at most the chunk, and a multiple of the devices. The last row is repeated.
         """
         mesh = self.sharding.mesh
         size = round_up(min(self.chunk, of), mesh.shape["data"] * mesh.shape["fsdp"])
@@ -95,7 +95,7 @@ class BatchedModel:
             self._split(rows),
             self._split(z[rows]),
             self._split(keys),
-            # As an array, so that one compiled function serves every gamma; without guidance there is none.
+            # As an array, so that one compiled function serves every gamma; None without guidance.
             None if sample.gamma == 1 else jnp.float32(sample.gamma),
             bad,
             model=self.model,
@@ -147,6 +147,6 @@ def _sample_images(
 
 
 def _compiled_in(sample: Sample) -> Sample:
-    """Only what the image's function is compiled for, so that other changes do not compile anew."""
+    """Only the fields that the image function is compiled for, so that other changes do not recompile it."""
     others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar")
     return dataclasses.replace(sample, **{name: getattr(Sample(), name) for name in others})

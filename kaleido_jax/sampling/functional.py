@@ -1,7 +1,7 @@
-"""Sampling as pure functions: model, parameters and settings are arguments; tokens or images come out.
+"""Sampling as pure functions: model, parameters and settings are arguments; the results are tokens or images.
 
-Row i belongs to sample i and no row reads another. So rows may be split over devices: inputs placed by `batch_sharding`
-give outputs placed likewise, whatever the shardings of the parameters.
+Row i belongs to sample i and no row reads another, so rows may be split over devices: inputs placed by `batch_sharding`
+give outputs with the same placement, whatever the shardings of the parameters.
 """
 
 import functools
@@ -27,7 +27,7 @@ from kaleido_jax.runtime.files import fingerprint
 
 
 class EncodedCaptions(struct.PyTreeNode):
-    """States of captions, and of the empty caption that replaces them without a condition."""
+    """States of captions, and of the empty caption that replaces them in the unconditional prediction."""
 
     states: States  # H_c, (b, t, d)
     mask: Mask
@@ -58,7 +58,7 @@ def sample_latents(
     top_k: int | Array = 0,
     top_p: float | Array = 1.0,
 ) -> Tokens:
-    """z ~ p(z | c) as token ids (b, max_len), padded with 0 behind eos; the arguments are those of `sample_tokens`."""
+    """z ~ p(z | c) as token ids (b, max_len), padded with 0 after eos; the arguments are those of `sample_tokens`."""
     apply = functools.partial(model.apply, {"params": params})
     cache = apply(captions.states, max_len, method="start_decoding")
 
@@ -112,10 +112,10 @@ def sample_images(
     Args:
       model: gives the networks.
       params: of encoder, prior (where there are latents) and denoiser.
-      captions: one a sample.
+      captions: one per sample.
       z: tokens of each sample's latents, padded with 0; not read by a baseline.
-      keys: one a sample.
-      gamma: guidance weight; None = no guidance, not even computed.
+      keys: one per sample.
+      gamma: guidance weight; None = no guidance, and no unconditional rows.
       bad: parameters of a worse model and its states of the same captions, for autoguidance.
       diffusion: the process.
       sample: sampler, steps, guidance rule, threshold.
@@ -153,8 +153,8 @@ def _denoiser(
 def weights_checksum(params: dict) -> str:
     """16 hex digits that change with any bit of any parameter, and with their names, shapes and dtypes.
 
-    Sums of integers wrap around and do not depend on their order, so that every mesh finds the same digits; each
-    parameter is read once, where it lies.
+    Sums of integers wrap around and do not depend on their order, so every mesh gives the same digits; each parameter
+    is read once, on its own devices.
     """
     leaves = flatten_dict(params, sep="/")
     sums = jax.device_get({name: _bit_sum(leaf) for name, leaf in leaves.items()})

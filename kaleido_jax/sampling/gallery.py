@@ -1,4 +1,4 @@
-"""samples/step_N/ of a workdir: what the verb `sample` writes."""
+"""Sample folders of a workdir, samples/step_N/, which the verb `sample` writes."""
 
 import logging
 from pathlib import Path
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
-    """Samples the grid of the pipeline's config and saves it; a folder that already holds this grid stays as it is.
+    """Samples the grid of the pipeline's config and saves it; a folder that already holds this grid is kept.
 
     Returns:
       The path of the grid.
@@ -25,20 +25,20 @@ def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
         wanted = pipeline.recipe(captions, each, config.seed, config.sample)
         if _request(load_recipe(folder / RECIPE)) == _request(wanted):
             return folder / GRID
-        for file in folder.glob("[0-9]*-*"):  # else images of two recipes would lie beside one grid
+        for file in folder.glob("[0-9]*-*"):  # otherwise images of two recipes would be beside one grid
             file.unlink()
     log.info("sampling latents and %d images for %d captions", each, len(captions))
     return pipeline(captions, images_per_caption=each, seed=config.seed, grammar=config.sample.grammar).save(folder)
 
 
 def _request(recipe: Recipe) -> list[Any]:
-    """What decides the samples; the latents are the outcome."""
+    """The part of a recipe that decides the samples; the latents are a result."""
     rows = [(row["caption"], row["latents_index"], row["noise_indices"]) for row in recipe["rows"]]
     return [recipe["model"], recipe["seed"], recipe["sample"], rows]
 
 
 def captions_to_sample(config: Config, workdir: Path) -> list[str]:
-    """Those of config.sample, or the class names of the data.
+    """The captions of config.sample, or the class names of the data.
 
     Raises:
       UserError: there are neither.

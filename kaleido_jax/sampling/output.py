@@ -1,4 +1,4 @@
-"""Sampled images and their latents, with the recipe of each: shown as a grid, saved as PNG and JSON, read back."""
+"""Output of the pipeline: images, latents and recipes; shown as a grid, saved as PNG and JSON, read back."""
 
 import dataclasses
 import functools
@@ -41,16 +41,16 @@ class RowRecipe(TypedDict, total=False):
     """One caption with its latents and images."""
 
     caption: str
-    latents_index: int | None  # sample index with which z was sampled; None = z was given, or there is none
-    tokens: list[int] | None  # of z, which also reproduce a z that does not parse; None for a baseline
-    latents: dict[str, Any] | None  # z in JSON; None where it does not parse, or for a baseline
+    latents_index: int | None  # sample index with which z was sampled; None = z was given, or the model has no z
+    tokens: list[int] | None  # of z; they also reproduce a z that does not parse; None for a baseline
+    latents: dict[str, Any] | None  # z in JSON; None if it does not parse, or for a baseline
     problem: str  # why it does not parse
     noise_indices: list[int]  # sample index of each image's noise
     files: list[str]  # of the images, in a folder
 
 
 class Recipe(TypedDict):
-    """Everything that reproduces some images; that of one image has one row with one noise index."""
+    """Everything that reproduces some images; the recipe of one image has one row with one noise index."""
 
     model: ModelRecipe
     seed: int
@@ -61,7 +61,7 @@ class Recipe(TypedDict):
 def new_recipe(
     model: ModelRecipe, captions: Sequence[str], *, images_per_caption: int, seed: int, sample: Sample, has_z: bool
 ) -> Recipe:
-    """The recipe of a call before its latents are known; `has_z` where they are going to be sampled.
+    """The recipe of a call before its latents are known; `has_z` says whether they will be sampled.
 
     Raises:
       UserError: no captions, or a number out of range.
@@ -91,10 +91,10 @@ def new_recipe(
 
 @dataclass(frozen=True, kw_only=True)
 class KaleidoOutput:
-    """What a call of the pipeline sampled: row i of every field belongs to caption i."""
+    """What a call of the pipeline sampled; row i of every field belongs to caption i."""
 
-    x: Float[np.ndarray, "n k ..."]  # images (n, k, h, w, 3) in the model range, k of each caption; or points
-    samples: list[SampledLatents]  # tokens, latents and why they do not parse; empty for a baseline
+    x: Float[np.ndarray, "n k ..."]  # images (n, k, h, w, 3) in the model range, k for each caption; or points
+    samples: list[SampledLatents]  # tokens, latents, and why they do not parse; empty for a baseline
     recipe: Recipe
 
     @functools.cached_property
@@ -110,7 +110,7 @@ class KaleidoOutput:
           UserError: the model samples points.
         """
         if self.x.ndim != 5:
-            raise user_error("a model of points", "one of images", "take `x`")
+            raise user_error("a model of points", "one of images", "use `x`")
         return np.clip(np.round(self.x * 128 + 127), 0, 255).astype(np.uint8)
 
     @property
@@ -120,12 +120,12 @@ class KaleidoOutput:
 
     @property
     def latents(self) -> list[Latents | None]:
-        """The z that all images of a caption share; None where it does not parse, and for a baseline."""
+        """The z that all images of a caption share; None if it does not parse, and for a baseline."""
         return [sample.latents for sample in self.samples] or [None] * len(self.x)
 
     @property
     def problems(self) -> list[str]:
-        """Why a z does not parse; "" where it does."""
+        """Why a z does not parse; "" if it does."""
         return [sample.problem for sample in self.samples] or [""] * len(self.x)
 
     def recipe_of(self, row: int, image: int) -> Recipe:
@@ -134,7 +134,7 @@ class KaleidoOutput:
         return self.recipe | {"rows": [one | {"noise_indices": [one["noise_indices"][image]]}]}
 
     def grid(self) -> Image.Image:
-        """Rows = captions: the latents drawn on an empty canvas with their text and vokens, then the images."""
+        """One row for each caption: its latents on an empty canvas with text and vokens, then its images."""
         panels = [_panel(*row) for row in zip(self.captions, self.latents, self.problems, strict=True)]
         heights = [max(panel.height, IMAGE_PX) + GAP_PX for panel in panels]
         width = GAP_PX + PANEL_PX + (GAP_PX + IMAGE_PX) * self.x.shape[1] + GAP_PX
@@ -150,7 +150,8 @@ class KaleidoOutput:
     def save(self, folder: str | Path) -> Path:
         """Writes each image with its recipe inside, a JSON for each caption, grid.png and recipe.json.
 
-        Files of the same name are replaced. recipe.json is written last, so it stands for a whole folder.
+        Files of the same name are replaced. recipe.json is written last, so its presence means that the folder is
+        complete.
 
         Returns:
           The path of the grid.
@@ -182,7 +183,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path) as image:
-                image.load()  # text may also stand behind the pixels
+                image.load()  # the text may also come after the pixels
                 content = image.info.get(CHUNK, "null")
         else:
             content = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The public Python API: captions -> latents -> images, with one set of parameters."""
+"""Pipeline, the public Python API: captions -> latents -> images, with one set of parameters."""
 
 import dataclasses
 import functools
@@ -42,14 +42,14 @@ from kaleido_jax.sampling.tokens import (
 from kaleido_jax.sampling.weights import load_export, load_workdir
 
 BUNDLED: tuple[str, ...] = ()  # names of models that come with the package
-VOCABULARY = "spiece.model"  # in an exported folder whose vocabulary is none of the package's
+VOCABULARY = "spiece.model"  # in an exported folder with a vocabulary of its own
 
 
 class KaleidoPipeline:
     """Captions -> latents -> images with one set of (EMA) parameters.
 
     Sample i is a function of (seed, i) and its caption alone: neither the batch nor the devices matter. Samples are
-    split over the mesh axes data and fsdp; the parameters stay as they are placed.
+    split over the mesh axes data and fsdp; the parameters keep their placement.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class KaleidoPipeline:
     ) -> None:
         """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the largest batch.
 
-        `bad_params` is the same of a worse model, for autoguidance.
+        `bad_params` are those of a worse model, for autoguidance.
         """
         warn_of_wrong_reductions(jax.default_backend())
         self.config, self.params, self.codec = config, params, codec
@@ -82,11 +82,11 @@ class KaleidoPipeline:
 
         Args:
           path_or_name: a folder, or the name of a bundled model.
-          config: instead of the folder's config.json, which is taken without its mesh: all devices here then split
-            the samples, and each holds all parameters.
+          config: replaces the folder's config.json. Of that, the mesh is ignored: all devices here split the samples,
+            and each holds all parameters.
 
         Raises:
-          UserError: nothing there, damage, no checkpoint, or no T5 weights for an encoder that was frozen.
+          UserError: no such folder, no checkpoint or a damaged one, or no T5 weights for a frozen encoder.
         """
         folder = Path(path_or_name).expanduser()
         if config is None and not folder.is_dir():
@@ -118,7 +118,7 @@ class KaleidoPipeline:
         grammar: bool = True,
         **overrides: Any,
     ) -> KaleidoOutput:
-        """Samples one z for each caption, and from it images that differ in noise alone.
+        """Samples one z for each caption, and from it images that differ only in noise.
 
         The sample index of the z of row i is i, that of the noise of its image k is i * images_per_caption + k. So a
         caption given twice gets two z, and `latents=out.latents[0]` with the same seed draws image 0 of row 0 again,
@@ -127,16 +127,16 @@ class KaleidoPipeline:
         Args:
           captions: one or several.
           images_per_caption: images of each, which share its z.
-          seed: 0..2**32-1; with the sample index decides every draw.
-          latents: z to take instead of sampling it; one for all captions, or one for each.
+          seed: 0..2**32-1; together with the sample index it decides every draw.
+          latents: z to use instead of sampling it; one for all captions, or one for each.
           prefix: what each z must begin with, e.g. Latents(text=...) to keep the text and sample the rest; one for all
             captions, or one for each (None locks nothing).
-          grammar: mask the prior so that every z parses; without, some latents may be None (see `problems`).
+          grammar: mask the prior so that every z parses; otherwise some latents may be None (see `problems`).
           **overrides: fields of config.sample for this call, e.g. gamma=3.0, num_steps=50, sampler="ddim".
 
         Raises:
-          UserError: captions, latents or prefixes that are not valid or too long; an override that is unknown or out
-            of range.
+          UserError: captions, latents or prefixes that are invalid or too long; an override that is unknown or out of
+            range.
           FloatingPointError: the model's samples are not finite.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
@@ -165,15 +165,15 @@ class KaleidoPipeline:
         """z ~ p(z | c) for each caption, without images.
 
         Args:
-          captions: one a sample.
-          seed: with `indices` decides every draw.
+          captions: one per sample.
+          seed: together with `indices` it decides every draw.
           indices: sample index of each caption; default 0, 1, 2, ...
-          sample: temperature, top_k, top_p, grammar; default the config's. A list has one for each caption, of the
-            same `grammar`; one compiled function then serves all values.
+          sample: temperature, top_k, top_p, grammar; default the config's. A list has one for each caption, all with
+            the same `grammar`; one compiled function then serves all values.
           prefix: what each z must begin with: latents of its first segments, or tokens; None locks nothing.
 
         Raises:
-          UserError: a prefix is not one of such latents, or too long.
+          UserError: a prefix is not one of these latents, or is too long.
         """
         tokens, found = self.caption_tokens(captions), []
         inputs = self._prior_inputs(seed, _indices(indices, captions), sample or self.config.sample, prefix)
@@ -196,9 +196,9 @@ class KaleidoPipeline:
         """x ~ p(x | c, z) for each caption and given z.
 
         Args:
-          captions: one a sample.
+          captions: one per sample.
           latents: tokens of z for each (from `sample_latents` or `latents_tokens`); None for the baseline.
-          seed: with `indices` decides the noise.
+          seed: together with `indices` it decides the noise.
           indices: sample index of each; default 0, 1, 2, ...
           sample: sampler, steps, guidance, gamma, threshold; default the config's.
 
@@ -216,7 +216,7 @@ class KaleidoPipeline:
     def recipe(
         self, captions: Sequence[str], images_per_caption: int, seed: int, sample: Sample, given: bool = False
     ) -> Recipe:
-        """The recipe of a call before its latents are sampled; `given` where they are not going to be.
+        """The recipe of a call before its latents are sampled, or with `given` of one whose latents are given.
 
         Raises:
           UserError: no captions, or a number out of range.
@@ -238,7 +238,7 @@ class KaleidoPipeline:
         """Token ids of captions with eos, padded to the config's caption length.
 
         Raises:
-          UserError: a caption is no text, or is too long.
+          UserError: a caption is not text, or is too long.
         """
         return caption_tokens(captions, self.codec.tokenizer, self.config.data.max_caption_tokens)
 
@@ -246,7 +246,7 @@ class KaleidoPipeline:
         """Tokens of (maybe edited) latents, for `sample_images`.
 
         Raises:
-          UserError: not valid, segments missing, or more than twice as long as the config's bucket.
+          UserError: invalid, segments missing, or more than twice as long as the config's bucket.
         """
         return latents_tokens(z, self.codec, self.config.latents.max_latents_tokens)
 
@@ -268,9 +268,9 @@ class KaleidoPipeline:
         latents: Latents | Sequence[Latents] | None,
         prefix: Latents | Sequence[Latents | None] | None,
     ) -> list[SampledLatents] | PriorInputs:
-        """The z of a call, or what is needed to sample them; a baseline's are empty."""
+        """The given z of a call, or the inputs for sampling them; a baseline's z are empty."""
         if not self._batched.model.has_prior and (latents is not None or prefix is not None):
-            raise user_error("latents for a model without", "none", "leave them out, or take another model")
+            raise user_error("latents for a model without", "none", "leave them out, or use another model")
         if latents is not None and prefix is not None:
             raise user_error("latents and prefix", "one of them", "leave out the other")
         if not self._batched.model.has_prior:

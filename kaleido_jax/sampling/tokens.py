@@ -1,4 +1,4 @@
-"""Token rows for sampling: captions and given latents on their way in, sampled latents on their way out."""
+"""Token rows for sampling: captions, given latents and prefixes as input, sampled latents as output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ LIMIT = "config.latents.max_latents_tokens"
 
 @dataclass(frozen=True, kw_only=True)
 class SampledLatents:
-    """z as sampled: tokens always, the readable form where they parse, the reason where they do not."""
+    """z as sampled: always tokens; the readable form if they parse, otherwise the reason why not."""
 
-    tokens: tuple[int, ...]  # up to and with eos, no padding
+    tokens: tuple[int, ...]  # up to eos, included; no padding
     latents: Latents | None
     problem: str = ""
 
     def spelled(self, codec: Codec) -> tuple[int, ...]:
         """The tokens that an image is sampled from: z as the vocabulary writes it, as in training.
 
-        The prior may spell the same z otherwise. So an image depends on what can be read, and the same z given by a
-        person gives the same image. Tokens that do not parse, or cannot be written again, stay as they are.
+        The prior may spell the same z in other tokens. So an image depends on the readable z alone, and the same z
+        given by a person gives the same image. Tokens that do not parse, or cannot be written again, are kept.
         """
         if self.latents is None:
             return self.tokens
@@ -44,7 +44,7 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
     """Ids of captions with eos, padded with 0 to (b, max_tokens).
 
     Raises:
-      UserError: a caption is no text of Unicode characters, or is too long.
+      UserError: a caption is not text of Unicode characters, or is too long.
     """
     out = np.zeros((len(captions), max_tokens), np.int32)
     for row, caption in zip(out, captions, strict=True):
@@ -64,10 +64,10 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
 def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]:
     """Tokens of (maybe edited) latents, eos included.
 
-    They may be twice as long as those the model was trained with, so that an edit may add to a z that fills the bucket.
+    They may be twice as long as those in training, so that an edit may add to a z that fills the bucket.
 
     Raises:
-      UserError: not valid, segments missing, or longer than that.
+      UserError: invalid, segments missing, or longer than that.
     """
     ids = codec.encode(z)
     if len(ids) > 2 * max_tokens:
@@ -76,7 +76,7 @@ def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]
 
 
 def pad_rows(rows: Sequence[Sequence[int]], max_tokens: int) -> HostTokens:
-    """Ids of each row, padded with 0 to (b, max_tokens), or to a multiple of 16 where one is longer."""
+    """Ids of each row, padded with 0 to (b, max_tokens), or to a multiple of 16 if one is longer."""
     longest = max(map(len, rows), default=0)
     out = np.zeros((len(rows), max_tokens if longest <= max_tokens else round_up(longest, 16)), np.int32)
     for row, ids in zip(out, rows, strict=True):
@@ -87,10 +87,10 @@ def pad_rows(rows: Sequence[Sequence[int]], max_tokens: int) -> HostTokens:
 def prefix_rows(prefix: Sequence[Prefix], codec: Codec, max_tokens: int, grammar: bool) -> HostTokens:
     """Tokens that each z must begin with, padded with 0 to (b, max_tokens).
 
-    With `grammar` a prefix must keep to it and leave room for the rest.
+    With `grammar` a prefix must follow it and leave room for the rest.
 
     Raises:
-      UserError: a prefix is not one of such latents, or too long.
+      UserError: a prefix is not one of these latents, or is too long.
     """
     rows, vocab_size = [], codec.tokenizer.vocab_size
     for i, given in enumerate(prefix):
@@ -123,7 +123,7 @@ def _check_grammar(i: int, ids: Sequence[int], codec: Codec, max_tokens: int) ->
 
 
 def read_latents(row: Int[np.ndarray, "t"], codec: Codec) -> SampledLatents:
-    """One row of sampled tokens as latents, or the reason why they are none."""
+    """One row of sampled tokens as latents, or the reason why they do not parse."""
     ended = np.flatnonzero(row == EOS)
     ids = tuple(int(i) for i in (row[: ended[0] + 1] if len(ended) else row))
     try:

@@ -25,17 +25,17 @@ class Weights:
     """Parameters by part: encoder, prior (where there are latents), denoiser."""
 
     params: dict[str, Any]
-    step: int = 0  # of the checkpoint; 0 = not known
+    step: int = 0  # of the checkpoint; 0 = unknown
     bad_params: dict[str, Any] | None = None  # of a worse model, for autoguidance
 
 
 def load_workdir(config: Config, folder: Path, base_vocab_size: int) -> Weights:
-    """The EMA of the latest checkpoint; an encoder that was frozen comes from config.model.t5.checkpoint.
+    """The EMA of the latest checkpoint; a frozen encoder comes from config.model.t5.checkpoint.
 
     With config.sample.guidance = "autoguidance" also the EMA of `autoguidance_step`.
 
     Raises:
-      UserError: no such checkpoint there, or no T5 weights for a frozen encoder.
+      UserError: no such checkpoint, or no T5 weights for a frozen encoder.
     """
     trainable, frozen = split_frozen(_boxed(config, base_vocab_size), config)
     if frozen and config.model.t5.checkpoint is None:
@@ -54,7 +54,7 @@ def load_export(config: Config, folder: Path, base_vocab_size: int) -> Weights:
     """Every leaf from the folder's safetensors, named by its path, e.g. "encoder/layers/mlp/wo/kernel".
 
     Raises:
-      UserError: a file is missing or damaged, or its tensors are not those of the config.
+      UserError: a file is missing or damaged, or its tensors do not match the config.
     """
     files = Safetensors(folder)
     wanted = flatten_dict(_placed(config, _boxed(config, base_vocab_size)), sep="/")

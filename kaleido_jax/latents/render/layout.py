@@ -1,4 +1,4 @@
-"""Layout of a picture of z: what lies where, in px, with which colors and fonts; the same for every renderer."""
+"""Layout of a picture of z in px, with its colors and fonts; shared by all renderers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from kaleido_jax.latents.types import Latents, segments_of
 Color = tuple[int, int, int]
 
 BACKGROUND, PAPER, INK, FAINT = (18, 20, 26), (30, 33, 41), (236, 238, 242), (150, 156, 168)
-# One color an object, told apart on dark and on photographs alike (Okabe and Ito, without black).
+# Colors of the objects, distinguishable on dark canvases and on photographs (Okabe and Ito, without black).
 COLORS = (
     (86, 180, 233),
     (230, 159, 0),
@@ -26,7 +26,7 @@ COLORS = (
     (0, 114, 178),
 )
 HALO = (16, 16, 16)  # around outlines
-_SMALLEST_TEXT_PX = 11  # smaller letters cannot be read
+_SMALLEST_TEXT_PX = 11  # smaller letters are illegible
 _CHIP_PADDING, _CHIP_GAP = 5, 4  # px
 
 

@@ -1,4 +1,4 @@
-"""Drawing of a segment: shapes on the square and blocks below it, plain data that each renderer paints in its way."""
+"""Drawing of a segment: shapes on the square and blocks below it, as plain data for the renderers."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Ellipse:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A filled gray rectangle, for what is known everywhere on the square."""
+    """A filled gray rectangle, for values over the whole square."""
 
     box: tuple[int, int, int, int]
     level: float  # 0 black .. 1 white
@@ -45,7 +45,7 @@ class Chips:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What one segment shows; later segments lie under earlier ones."""
+    """What one segment shows; earlier segments are painted over later ones."""
 
     square: tuple[Rectangle | Ellipse | Cell, ...] = ()
     below: tuple[Paragraph | Chips, ...] = ()

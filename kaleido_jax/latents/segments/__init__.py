@@ -1,4 +1,4 @@
-"""Registry of the segments that latents are made of, in their order inside z (paper, appendix A)."""
+"""Registry of segments, the kinds of latents, in their order inside z (paper, appendix A)."""
 
 import contextlib
 import difflib
@@ -9,28 +9,29 @@ from kaleido_jax.latents.segments.base import Segment
 from kaleido_jax.latents.validity import latents_error
 
 _SEGMENTS: dict[str, Segment] = {s.name: s for s in (text.SEGMENT, bbox.SEGMENT, blob.SEGMENT, voken.SEGMENT)}
-# The shipped ones, and names that mean something else in Latents or among the lengths that records list.
+# The shipped ones, and names with another meaning in Latents or in the lengths that records list.
 _TAKEN = (*_SEGMENTS, "replace", "to_json", "from_json", "caption")
 
 
 def register(segment: Segment) -> None:
-    """Adds a kind of latents behind those there are; every process that reads or writes such latents must do it.
+    """Adds a kind of latents after the registered ones; every process that reads or writes such latents must do so.
 
-    A config file is a good place, since every verb runs it. It may run twice, so that the later of one name counts.
+    A config file is a good place, since every verb runs it. It may run twice: a later segment of the same name replaces
+    the earlier one.
 
     Raises:
-      LatentsError: the name is taken or is no identifier in small letters.
+      LatentsError: the name is taken or is not a lowercase identifier.
     """
     if segment.name in _TAKEN:
         raise latents_error(f"a second segment {segment.name!r}", "a name that is not taken", "choose another")
     if not (segment.name.isidentifier() and segment.name.islower()):
-        raise latents_error(f"segment name {segment.name!r}", "an identifier in small letters", "choose another")
+        raise latents_error(f"segment name {segment.name!r}", "a lowercase identifier", "choose another")
     _SEGMENTS[segment.name] = segment
 
 
 @contextlib.contextmanager
 def registered(segment: Segment) -> Iterator[None]:
-    """Registers a segment for the length of a with statement."""
+    """Registers a segment for the duration of a with statement."""
     before = dict(_SEGMENTS)
     register(segment)
     try:
@@ -49,7 +50,7 @@ def get(name: str) -> Segment:
     """The segment of that name.
 
     Raises:
-      LatentsError: there is none.
+      LatentsError: no segment has that name.
     """
     if name not in _SEGMENTS:
         near = difflib.get_close_matches(name, _SEGMENTS, n=1)

@@ -1,4 +1,4 @@
-"""Segment: what one kind of latents must offer, and how words are written as tokens."""
+"""Segment, the protocol of one kind of latents, and how words are written as tokens."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +11,7 @@ from kaleido_jax.latents.validity import LatentsError, latents_error
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What a segment may know of the tokens; a Codec is one."""
+    """What a segment may know about tokens; a Codec is one."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -24,39 +24,39 @@ class Vocabulary(Protocol):
 
 @runtime_checkable
 class Segment(Protocol):
-    """One kind of latents: everything that is particular to it. Its value is immutable and hashable."""
+    """Everything particular to one kind of latents. Its value is immutable and hashable."""
 
     name: str  # in z, JSON, records and config; an identifier
 
     def freeze(self, value: Any) -> Hashable:
-        """The value as latents hold it: lists become tuples. Checks nothing."""
+        """The value as Latents store it: lists become tuples. Checks nothing."""
 
     def check(self, value: Any) -> None:
-        """Raises LatentsError unless read(write(value)) == value is promised."""
+        """Raises LatentsError for an invalid value; a valid one has read(write(value)) == value."""
 
     def to_json(self, value: Any) -> Any:
         """The JSON form: dicts, lists, strings and numbers."""
 
     def from_json(self, value: Any) -> Hashable:
-        """The value of a JSON form, not yet checked; raises LatentsError where the form is another."""
+        """The value of a JSON form, not yet checked; raises LatentsError for another form."""
 
     def write(self, value: Any) -> str:
         """A valid value as one line without "|"."""
 
     def read(self, string: str) -> Hashable:
-        """The value in such a line; raises LatentsError where there is none."""
+        """The value in a line; raises LatentsError if the line holds no such value."""
 
     def encode(self, value: Any, vocabulary: Vocabulary) -> list[int]:
-        """A valid value as ids; raises LatentsError where the vocabulary cannot write it."""
+        """A valid value as ids; raises LatentsError if the vocabulary cannot write it."""
 
     def decode(self, ids: Sequence[int], vocabulary: Vocabulary) -> Hashable:
-        """The value in ids, maybe not valid; raises LatentsError where there is none."""
+        """The value in ids, possibly invalid; raises LatentsError if the ids hold no such value."""
 
     def fit(self, value: Any, tokenizer: Tokenizer) -> Hashable:
-        """The nearest value that the vocabulary can write; raises LatentsError where nothing is left."""
+        """The nearest value that the vocabulary can write; raises LatentsError if nothing is left."""
 
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
-        """Adds nodes that accept exactly what encode() writes, in any tokens of the same text, from " " on."""
+        """Adds nodes that accept exactly the text of encode(), in any tokenization, including the leading " "."""
 
     def render(self, value: Any) -> Drawing:
         """What a valid value shows on the square and below it."""
@@ -82,7 +82,7 @@ def decode_words(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The line in a segment's ids.
 
     Raises:
-      LatentsError: an id is no piece of text: a voken, a sentinel, unk or a row that only pads the table.
+      LatentsError: an id is not a piece of text: a voken, a sentinel, unk or a row that only pads the table.
     """
     foreign = [i for i in ids if not tokenizer.unk_id < i < tokenizer.num_pieces]
     if foreign:
@@ -94,9 +94,9 @@ def fit_words(words: str, clean: Callable[[str], str], tokenizer: Tokenizer) -> 
     """The words without the characters that the vocabulary lacks.
 
     Raises:
-      LatentsError: nothing is left, or what is left changes at every reading.
+      LatentsError: nothing is left, or what is left changes with every reading.
     """
-    # Dropping a character can bring its neighbors together into something new, hence until nothing changes.
+    # Dropping a character can join its neighbors into something new, so this repeats until nothing changes.
     for _ in range(8):
         ids = [i for i in tokenizer.encode(clean(words)) if i != tokenizer.unk_id]
         known = clean(tokenizer.decode(ids))

@@ -1,4 +1,4 @@
-"""Lists of objects as a segment: each a phrase and some numbers, "boot (1, 33, 995, 995) lap (1, 630, 785, 998)"."""
+"""Object lists as a segment: each object is a phrase with numbers, "boot (1, 33, 995, 995) lap (1, 630, 785, 998)"."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,18 +27,18 @@ class ObjectList:
     """Objects of one kind; the value is a tuple of them, () = nothing was found. The methods are those of `Segment`."""
 
     name: str
-    kind: Callable[[str, Any], Any]  # the objects' class: phrase and numbers
-    field: str  # the numbers' name in it and in JSON
+    kind: Callable[[str, Any], Any]  # class of the objects, made from phrase and numbers
+    field: str  # name of the numbers in that class and in JSON
     bounds: tuple[Bounds, ...]  # of each number
     check_numbers: Callable[[Any], None]  # raises LatentsError
-    shape: Callable[[Any, int], Rectangle | Ellipse]  # object and its index -> what it shows
+    shape: Callable[[Any, int], Rectangle | Ellipse]  # object and its index -> its outline
 
     def freeze(self, value: Any) -> Any:
         """A tuple."""
         return tuple(value) if isinstance(value, list) else value
 
     def check(self, value: Any) -> None:
-        """Phrases as text, and without parentheses; numbers as their kind says."""
+        """Phrases must be valid text without parentheses, numbers in the ranges of their kind."""
         if not isinstance(value, tuple) or not all(isinstance(item, self.kind) for item in value):
             raise latents_error(f"{self.name} {value!r:.80}", f"objects of type {self.kind.__name__}", "correct it")
         for item in value:
@@ -62,7 +62,7 @@ class ObjectList:
                     f"an entry of {self.name} with {len(item)} keys", f"phrase and {self.field}", "add the other"
                 )
             numbers = read_list(item[self.field], self.field)
-            self._check_item(item["phrase"], numbers)  # before the object is made, whose fields are typed
+            self._check_item(item["phrase"], numbers)  # before making the object, whose fields are typed
             objects.append(self.kind(item["phrase"], numbers))
         return tuple(objects)
 
@@ -71,7 +71,7 @@ class ObjectList:
         return " ".join(f"{item.phrase} ({', '.join(map(str, getattr(item, self.field)))})" for item in value)
 
     def read(self, string: str) -> tuple:
-        """The objects in such a line."""
+        """The objects in a line."""
         # Splitting at the numbers leaves phrase, numbers, phrase, numbers, ..., rest.
         *pairs, rest = _NUMBERS.split(string)
         if rest.strip():
@@ -99,13 +99,13 @@ class ObjectList:
         return self.read(decode_words(self.name, ids, vocabulary.tokenizer))
 
     def fit(self, value: tuple, tokenizer: Tokenizer) -> tuple:
-        """Drops characters of the phrases that the vocabulary lacks."""
+        """Drops characters from the phrases that the vocabulary lacks."""
         return tuple(
             self.kind(fit_words(item.phrase, clean_phrase, tokenizer), getattr(item, self.field)) for item in value
         )
 
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
-        """ " phrase (1, 2, ...)" any number of times; the first character of a phrase is no space."""
+        """Any number of " phrase (1, 2, ...)"; the first character of a phrase is not a space."""
         del vocabulary
         between, first, word, gap = (nodes.new() for _ in range(4))
         nodes.link(between, (SPACE,), first)

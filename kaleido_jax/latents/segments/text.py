@@ -22,7 +22,7 @@ class TextSegment:
         return value
 
     def check(self, value: Any) -> None:
-        """Not empty, printable, single spaces only, no "|", no U+2581."""
+        """Must be printable and not empty, with single spaces only and without "|" and U+2581."""
         check_words(value, FORBIDDEN_IN_TEXT, self.name, "clean_text")
 
     def to_json(self, value: str) -> str:

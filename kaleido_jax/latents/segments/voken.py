@@ -1,4 +1,4 @@
-"""The voken segment: entries of the codebook, one new token each, so that it never passes through a string."""
+"""The voken segment: entries of the codebook, one new token each, so they never pass through a string."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class VokenSegment:
         return tuple(value) if isinstance(value, list) else value
 
     def check(self, value: Any) -> None:
-        """At least one, none negative; how large they may be is the codebook's."""
+        """At least one, none negative; the upper limit depends on the codebook."""
         if not isinstance(value, tuple) or not value or not all(type(v) is int and v >= 0 for v in value):
             raise latents_error(f"voken {value!r}", "at least one whole number, none negative", "correct it")
 
@@ -38,7 +38,7 @@ class VokenSegment:
         return read_list(value, self.name)
 
     def write(self, value: tuple[int, ...]) -> str:
-        """As people read it: I17#I403."""
+        """The readable form, I17#I403."""
         return "#".join(f"I{v}" for v in value)
 
     def read(self, string: str) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class VokenSegment:
         return tuple(int(match[1]) for match in found if match)
 
     def encode(self, value: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
-        """The vokens' own ids with those of "#" between them."""
+        """The ids of the vokens with that of "#" between them."""
         tokenizer = vocabulary.tokenizer
         if max(value) >= tokenizer.codebook_size:
             raise latents_error(f"voken {max(value)}", f"0..{tokenizer.codebook_size - 1}", "use the matching codebook")
@@ -58,7 +58,7 @@ class VokenSegment:
         return ids
 
     def decode(self, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[int, ...]:
-        """The vokens of the ids; as many as the vocabulary says."""
+        """The vokens of the ids; their number must be the vocabulary's."""
         vokens = tuple(vocabulary.tokenizer.voken_index(token) for token in ids[::2])
         if len(ids) % 2 == 0 or None in vokens or set(ids[1::2]) - {vocabulary.tokenizer.hash_id}:
             raise latents_error(f"voken tokens {ids[:8]}", "vokens joined by '#'", "sample again")
@@ -67,12 +67,12 @@ class VokenSegment:
         return tuple(v for v in vokens if v is not None)
 
     def fit(self, value: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Unchanged: there is no nearest voken."""
+        """Unchanged: a voken has no nearest other."""
         del tokenizer
         return value
 
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
-        """As many vokens as the vocabulary says, "#" between them."""
+        """Vokens with "#" between them; their number is the vocabulary's."""
         tokenizer, rounds = vocabulary.tokenizer, vocabulary.vokens_per_image
         enter, more = nodes.new(), nodes.new()
         nodes.link_tokens(enter, range(tokenizer.base_vocab_size, tokenizer.vocab_size), more)
