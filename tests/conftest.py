@@ -25,13 +25,18 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+import tests.checker  # noqa: E402, F401  (the hook below names it)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
-CHECKED = (  # rooms and modules whose types are checked at run time
-    *("runtime", "latents.geometry", "latents.automaton", "latents.constrain"),
-    *("models", "diffusion", "data", "interop", "sampling", "train", "evaluate"),
+# Rooms and modules whose types are checked at run time. The others run small functions thousands of times, where the
+# checks would double the suite's time; KALEIDO_CHECK_ALL=1 checks them too. config/ has its own checks and no arrays.
+CHECKED = (
+    *("runtime", "models", "diffusion", "data", "interop", "sampling", "train", "evaluate", "latents.geometry"),
     *("annotate.vlm.model", "annotate.vision", "annotate.vokens", "annotate.torch_models"),
 )
-jaxtyping.install_import_hook([f"kaleido_jax.{name}" for name in CHECKED], "beartype.beartype")
+if os.environ.get("KALEIDO_CHECK_ALL") == "1":
+    CHECKED += ("latents", "annotate", "verbs")
+jaxtyping.install_import_hook([f"kaleido_jax.{name}" for name in CHECKED], "tests.checker.check")
 flags.FLAGS.mark_as_parsed()  # grain reads flags where no main has parsed them
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)  # a first call compiles
 hypothesis.settings.load_profile("repeatable")

@@ -6,11 +6,12 @@ A file is written under a temporary name and renamed: a reader sees the old one 
 import hashlib
 import io
 import json
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import msgpack
 import numpy as np
@@ -93,11 +94,12 @@ class Records:
     def __len__(self) -> int:
         return self.manifest.num_records
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return unpack(self._source[int(index)])
+            return unpack(self._source[index])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise user_error(
                 f"record {index} in {self._folder} is damaged", "the shards as annotated", _REMAKE

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Int
+
 from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.grammar import SEPARATOR, wrong_count
 from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
@@ -88,7 +91,7 @@ class Codec:
             return self.encode(z)
         return [i for s in have for i in (*self.segment_tokens(z, s), *self.separator)]
 
-    def decode(self, ids: Sequence[int]) -> Latents:
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> Latents:
         """The latents in a token sequence, read up to the first eos; pads are skipped.
 
         Raises:
@@ -120,7 +123,7 @@ class Codec:
 
         return compile_grammar(self.segments, self)
 
-    def _content(self, ids: Sequence[int]) -> list[int]:
+    def _content(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> list[int]:
         content = []
         for token in map(int, ids):
             if token == self.tokenizer.eos_id:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ WORKDIR = Flag(
 )
 
 
+@runtime_checkable
 class Verb(Protocol):
     """A module, or any object, that the command line can call.
 

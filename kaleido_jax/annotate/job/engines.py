@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 from kaleido_jax.annotate.job.shards import Advance, Job, close_job, make_shard, open_job
 from kaleido_jax.errors import UserError, user_error
@@ -20,6 +20,7 @@ _POLL_SEC = 1.0  # between looks at how far the workers are
 _AGAIN = "start the job again, finished shards are kept; with less memory a worker, lower annotate.num_workers"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Makes shards; used as a context manager, so that its workers end with it."""
 
@@ -40,7 +41,7 @@ class InProcess:
         """Loads nothing yet."""
         self._job = job
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "InProcess":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -68,7 +69,7 @@ class LocalPool:
             num_workers, mp_context=spawn, initializer=_start_worker, initargs=(job, self._count)
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LocalPool":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -195,7 +196,7 @@ class RayCluster:
         self._job = ray.put(job)  # kept here as long as an actor may be started again with it
         self._actors = [worker.remote(self._job) for _ in range(max(1, num_workers))]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RayCluster":
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

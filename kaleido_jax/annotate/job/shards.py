@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from kaleido_jax.annotate.annotator import Annotator, Failure
 from kaleido_jax.annotate.job import agreement
@@ -29,6 +29,7 @@ from kaleido_jax.runtime.text import readable
 _BROKEN_AFTER = 32
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Called with the number of images just done."""
 
