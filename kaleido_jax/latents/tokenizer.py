@@ -8,7 +8,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
+from jaxtyping import Int
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import fingerprint
@@ -107,7 +109,7 @@ class Tokenizer:
                 raise
             raise user_error(f"text with {', '.join(bad)}", "characters of UTF-8", "remove them") from error
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> str:
         """Text of the ids up to the first eos; vokens are shown as "I17", sentinels as "<extra_id_0>".
 
         Raises:

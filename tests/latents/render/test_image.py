@@ -49,7 +49,7 @@ def random_labels(seed, count, canvas):
 def test_labels_never_overlap_nor_leave_the_canvas(count):
     for seed in range(5):
         corners, sizes = random_labels(seed, count, 256)
-        low = np.array(place_labels(list(map(tuple, corners.tolist())), sizes, (256, 256)))
+        low = np.array(place_labels(*(list(map(tuple, each.tolist())) for each in (corners, sizes)), (256, 256)))
         high = low + sizes
         assert low.min() >= 0 and high.max() <= 256 + 1e-9
         apart = (low[:, None] >= high[None] - 1e-9).any(-1)
