@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import sentencepiece
@@ -168,7 +169,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _until_eos(ids: Iterable[int]) -> Iterator[int]:
+def _until_eos(ids: Iterable[SupportsIndex]) -> Iterator[SupportsIndex]:
     for token in ids:
         if token == EOS_ID:
             return
