@@ -16,10 +16,10 @@ def attend(
     bias: AttentionBias | None = None,
     mask: AttentionMask | None = None,
 ) -> Float[Array, "b n q d_n"]:
-    """softmax(q k^T + bias) v with float32 (or wider) softmax; no scaling of its own.
+    """softmax(q k^T + bias) v with a float32 (or wider) softmax; it does not scale the logits.
 
-    `mask` is True where a key may be seen. The sum is divided out after the product with v: on CPU this ran
-    146 GFLOP/s against 28 for jax.nn.dot_product_attention, and it computes the same thing.
+    `mask` is True where a query may attend to a key. The normalizer divides after the product with v: on CPU this ran
+    at 146 GFLOP/s against 28 for jax.nn.dot_product_attention, with the same result.
     """
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide)

@@ -1,7 +1,7 @@
 """CPU forms: the same results as the plain formulas of layers.py and t5.py, in the form that XLA runs fastest on a CPU.
 
-`enabled` is the one switch. Elsewhere the networks run the plain formulas, whose gradients XLA fuses by itself;
-everything here was measured on CPUs alone.
+`enabled` is the only switch. Other backends run the plain formulas, whose gradients XLA fuses; everything here was
+measured on CPUs only.
 """
 
 import functools
@@ -19,12 +19,12 @@ from kaleido_jax.array_types import PerChannel
 
 
 def enabled() -> bool:
-    """Whether what is traced now takes the forms of this module."""
+    """Whether code that is traced now uses the forms of this module."""
     return jax.default_backend() == "cpu"
 
 
 def switch(form: Callable) -> Callable[[Callable], Callable]:
-    """Decorates a plain formula: where `enabled`, `form` runs in its place."""
+    """Decorates a plain formula: if `enabled`, `form` runs instead."""
 
     def decorate(plain: Callable) -> Callable:
         @functools.wraps(plain)
@@ -40,7 +40,7 @@ def switch(form: Callable) -> Callable[[Callable], Callable]:
 def sum_positions(x: Float[Array, "b *positions c"]) -> PerChannel:
     """The sum over all axes between the first and the last, in float32 or wider.
 
-    A product with ones: XLA on CPU walks the sum itself with a stride, and was up to 14 times slower.
+    A product with ones: XLA's own sum strides through memory on CPU, and was up to 14 times slower.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     rows, channels = x.shape[0], x.shape[-1]
@@ -68,7 +68,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 @jax.custom_vjp
 def project(x: Float[Array, "*rows a"], kernel: Float[Array, "a b"]) -> Float[Array, "*rows b"]:
-    """x @ kernel; in the kernel's gradient XLA on CPU transposes the first factor, here the narrower one."""
+    """x @ kernel; for the kernel's gradient XLA on CPU transposes the first factor, so the narrower one comes first."""
     return x @ kernel
 
 
@@ -93,8 +93,8 @@ def group_norm(
 ) -> Float[Array, "b h w c"]:
     """layers.group_norm with its gradient written out.
 
-    Sums over positions alone give the gradients of a and b and both corrections of that of x, where automatic
-    differentiation goes over x for each parameter and for the two passes.
+    Two sums over positions give the gradients of a and b and both corrections of that of x; automatic differentiation
+    would pass over x for each parameter and each of the two passes.
     """
     return _group_norm_forward(x, a, b, groups, eps)[0]
 
@@ -124,7 +124,7 @@ group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 def _over_groups(x: PerChannel, groups: int) -> PerChannel:
-    """The mean of each group of channels, in the place of every channel."""
+    """The mean of each group of channels, repeated for every channel."""
     rows, channels = x.shape
     means = x.reshape(rows, groups, channels // groups).mean(-1, keepdims=True)
     return jnp.broadcast_to(means, (rows, groups, channels // groups)).reshape(rows, channels)
@@ -132,11 +132,11 @@ def _over_groups(x: PerChannel, groups: int) -> PerChannel:
 
 # ----------------------------------------------------------------------------------------------------- cached decoding
 class Unstacked(struct.PyTreeNode):
-    """The cache of a scanned decoder taken apart by layer, beside each layer's parameters and the head's.
+    """The cache of a scanned decoder split by layer, with each layer's parameters and the head's.
 
-    A scan cuts its layers out of their stacks anew at every token; here that is done once, before the loop over tokens.
-    Kernels lie transposed, which is how the CPU's products of a few rows read them fastest. Both together made
-    decoding about 1.3 times as fast (T5-small, 16 rows). It costs a second copy of the parameters while decoding.
+    A scan slices its layers out of their stacks at every token; here that is done once, before the loop over tokens.
+    Kernels are stored transposed, which the CPU's products of a few rows read fastest. Together this made decoding
+    about 1.3 times as fast (T5-small, 16 rows). It costs a second copy of the parameters while decoding.
     """
 
     caches: tuple[Any, ...]
@@ -163,7 +163,7 @@ class Unstacked(struct.PyTreeNode):
 
 
 def unstack(cache: Any, layers: nn.Module, head: nn.Module) -> Unstacked:
-    """Takes the cache and the parameters of scanned layers apart, and turns all kernels round; scales have one axis."""
+    """Splits the cache and the parameters of scanned layers, and transposes all kernels; scales have one axis."""
     params, head_params = (nn.meta.unbox(module.variables["params"]) for module in (layers, head))
     each = [operator.itemgetter(i) for i in range(len(jax.tree.leaves(params)[0]))]
     return Unstacked(

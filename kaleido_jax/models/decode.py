@@ -1,4 +1,4 @@
-"""Decoding: samples z from the prior, one token of each row at a time, until every row has ended."""
+"""Decoding: samples z from the prior, one token per row at a time, until every row has ended."""
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Int, Num
 from kaleido_jax.array_types import Keys, TokenLogits, Tokens
 from kaleido_jax.models.t5 import EOS, PAD
 
-RowSetting = float | int | Num[Array, "b"]  # one number for all rows, or one for each
-Cache = TypeVar("Cache")  # a pytree that `Step` takes and gives back
+RowSetting = float | int | Num[Array, "b"]  # one number for all rows, or one for each row
+Cache = TypeVar("Cache")  # a pytree that `Step` takes and returns
 Carry = tuple[Int[Array, ""], Int[Array, "b"], Tokens, Bool[Array, "b"], Any, Any]
 
 
@@ -26,16 +26,16 @@ class Step(Protocol[Cache]):
 
 @runtime_checkable
 class Constraint(Protocol):
-    """What keeps a row within a grammar; `latents.constrain` has the one for z. Its state is a pytree."""
+    """Keeps each row within a grammar; `latents.constrain` has the constraint for z. Its state is a pytree."""
 
     def start(self, rows: int) -> Any:
         """The state of each row before its first token."""
 
     def restrict(self, state: Any, logits: TokenLogits, positions_left: Int[Array, ""]) -> tuple[TokenLogits, Any]:
-        """(logits with -inf for what may not follow, what `advance` needs of it)."""
+        """(logits with -inf for tokens that may not follow, what `advance` needs)."""
 
     def advance(self, state: Any, reached: Any, token: Int[Array, "b"]) -> Any:
-        """The state of each row after one token more."""
+        """The state of each row after one more token."""
 
 
 def warp_logits(
@@ -44,18 +44,18 @@ def warp_logits(
     top_k: RowSetting = 0,
     top_p: RowSetting = 1.0,
 ) -> TokenLogits:
-    """Temperature, then top-k, then top-p; tokens that are out get -inf (Hugging Face's order).
+    """Temperature, then top-k, then top-p (Hugging Face's order); excluded tokens get -inf.
 
     Args:
       logits: of one position.
       temperature: more than 0.
-      top_k: keeps this many tokens, and those that tie with the last of them; 0 = all.
-      top_p: keeps the smallest head of the distribution whose mass reaches this, at least one token; 1 = all.
+      top_k: keeps this many tokens, and those that tie with the last one; 0 = all.
+      top_p: keeps the smallest set of most likely tokens whose mass reaches this, at least one; 1 = all.
     """
     rows, size = logits.shape
     logits = logits.astype(jnp.float32) / _column(temperature, rows, jnp.float32)
     if not isinstance(top_k, jax.Array) and top_k == 0 and not isinstance(top_p, jax.Array) and top_p == 1:
-        return logits  # known before compilation, so that it costs no sort
+        return logits  # known before compilation, so it needs no sort
     top_k, top_p = _column(top_k, rows, jnp.int32), _column(top_p, rows, jnp.float32)
     order = jnp.argsort(logits, axis=-1)
     ascending = jnp.take_along_axis(logits, order, -1)
@@ -64,7 +64,7 @@ def warp_logits(
     mass = jnp.cumsum(jax.nn.softmax(ascending, -1), -1)
     tail = ((mass <= 1.0 - top_p) & (top_p < 1.0)).at[:, -1].set(False)
     remove = tail | (ascending == -jnp.inf)
-    rank = jnp.argsort(order, axis=-1)  # by rank, not by value: of tokens that tie some may be in the tail
+    rank = jnp.argsort(order, axis=-1)  # by rank, not by value: of tied tokens some may be in the tail
     return jnp.where(jnp.take_along_axis(remove, rank, -1), -jnp.inf, logits)
 
 
@@ -79,7 +79,7 @@ def choose(
     top_k: RowSetting,
     top_p: RowSetting,
 ) -> Int[Array, "b"]:
-    """One token of each row, drawn with that row's own key; temperature 0 takes the most likely."""
+    """One token per row, drawn with that row's own key; temperature 0 takes the most likely."""
     greedy = jnp.argmax(logits, -1).astype(jnp.int32)
     if not isinstance(temperature, jax.Array) and temperature == 0:
         return greedy
@@ -107,14 +107,14 @@ def sample_tokens(
     Args:
       step: of the prior.
       cache: an empty cache for `max_len` positions.
-      keys: one random key for each row; row i depends on nothing but its key and its inputs.
+      keys: one random key for each row; row i depends only on its key and its inputs.
       max_len: number of positions; a row without eos by then is cut off.
-      temperature: 0 = greedy; `warp_logits` says what it does otherwise.
+      temperature: 0 = greedy; otherwise see `warp_logits`.
       top_k: see `warp_logits`.
       top_p: see `warp_logits`.
       prefix: ids that are forced where they are not 0 (a locked segment); rows may lock different lengths.
-      constraint: masks the logits before temperature; every row then ends within `max_len`. A forced prefix must
-        keep to it, which is the caller's to check.
+      constraint: masks the logits before temperature; every row then ends within `max_len`. The caller must check that
+        a forced prefix satisfies it.
     """
     rows = keys.shape[0]
     forced = jnp.zeros((rows, max_len), jnp.int32)
@@ -143,6 +143,6 @@ def sample_tokens(
 
 
 def shift_right(tokens: Int[Array | np.ndarray, "*b t"]) -> Int[Array | np.ndarray, "*b t"]:
-    """Decoder inputs of given targets, in the library that these are of: a PAD in front, the last one dropped."""
+    """Decoder inputs for given targets (numpy or JAX): a PAD in front, the last target dropped."""
     xp = tokens.__array_namespace__()
     return xp.concat([xp.full_like(tokens[..., :1], PAD), tokens[..., :-1]], axis=-1)

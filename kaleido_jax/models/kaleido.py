@@ -23,8 +23,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Kaleido(nn.Module):
     """Parts under the names `encoder`, `prior` and `denoiser`; without latents (the baseline) there is no prior.
 
-    encoder_vocab_size and prior_vocab_size are the sizes of the token tables: the encoder's stays as T5 has it, the
-    prior's is longer by the vokens.
+    encoder_vocab_size and prior_vocab_size are the rows of the token tables: the encoder's is T5's, the prior's also
+    has the vokens.
     """
 
     config: Model
@@ -95,7 +95,7 @@ class Kaleido(nn.Module):
 
 
 def build_model(config: Config, base_vocab_size: int) -> Kaleido:
-    """The model of an experiment whose vocabulary has `base_vocab_size` token rows before the vokens."""
+    """The model of an experiment whose vocabulary has `base_vocab_size` rows before the vokens."""
     rows = base_vocab_size + config.latents.codebook_size
     return Kaleido(config.model, base_vocab_size, rows, has_prior=bool(config.latents.segments))
 
@@ -116,12 +116,12 @@ def abstract_params(model: Kaleido) -> dict[str, Any]:
 
 
 def eval_init(init: Callable[..., Any], *inputs: Any) -> Any:
-    """Shapes and dtypes of what init(key, *inputs) would give, without metadata; nothing is computed."""
+    """Shapes and dtypes of the result of init(key, *inputs), without metadata; nothing is computed."""
     return nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), *inputs))
 
 
 def split_frozen(params: dict, config: Config) -> tuple[dict, dict]:
-    """(trainable, frozen) parts of a model's parameters: a frozen encoder is in no optimizer, EMA or checkpoint."""
+    """(trainable, frozen) parts of the parameters: a frozen encoder is not in optimizer, EMA or checkpoints."""
     if config.model.t5.encoder.trainable:
         return params, {}
     return {k: v for k, v in params.items() if k != "encoder"}, {"encoder": params["encoder"]}
@@ -133,5 +133,5 @@ def count_params(tree: Any) -> int:
 
 
 def null_tokens(length: int) -> Int[Array, "1 t"]:
-    """The empty caption, a lone eos: what (c, z) is replaced by when dropped, with every z position masked."""
+    """The empty caption, eos alone: it replaces a dropped c, whose z has every position masked."""
     return jnp.zeros((1, length), jnp.int32).at[0, 0].set(EOS)

@@ -1,4 +1,4 @@
-"""Layers: dense, convolution and norms, as MDM and T5 have them, with float32 parameters."""
+"""Layers: dense, convolution and norms, as in MDM and T5, with float32 parameters."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ def group_norm(
 ) -> Float[Array, "b h w c"]:
     """(x - mean) / std * a + b with mean and std of a sample's group of channels, in the dtype of x.
 
-    Statistics are those of a and b, float32 or wider, in two passes (parity needs them).
+    Statistics have the dtype of a and b, float32 or wider, and take two passes (parity needs them).
     """
     rows, _, _, channels = x.shape
     grouped = x.astype(a.dtype).reshape(rows, -1, groups, channels // groups)
@@ -52,7 +52,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 # ------------------------------------------------------------------------------------------ layers
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis; without bias_init no bias."""
+    """x @ kernel + bias over the last axis; no bias without bias_init."""
 
     features: int
     dtype: DTypeLike
@@ -70,7 +70,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution padded by size // 2 on all sides, the strided one too; "SAME" would pad (0, 1) there."""
+    """A convolution padded by size // 2 on all sides, even if strided, where "SAME" would pad (0, 1)."""
 
     features: int
     size: int
@@ -104,7 +104,7 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], scale: PerChannel | None = None, shift: PerChannel | None = None
     ) -> Float[Array, "b h w c"]:
-        """norm(x), or norm(x) * (1 + scale) + shift with both given: one pass over x all the same."""
+        """norm(x), or norm(x) * (1 + scale) + shift if both are given; one pass over x in both cases."""
         inits, wide = _norm_inits(), jnp.promote_types(self.dtype, jnp.float32)
         a = self.param("scale", inits["scale_init"], x.shape[-1:], jnp.float32).astype(wide)[None]
         b = self.param("bias", inits["bias_init"], x.shape[-1:], jnp.float32).astype(wide)[None]
@@ -115,7 +115,7 @@ class GroupNorm(nn.Module):
         return group_norm(x.astype(self.dtype), a, b, self.groups, NORM_EPS)
 
 
-# ------------------------------------------------------------------------------------------ layers as MDM starts them
+# ------------------------------------------------------------------------------------------ MDM's initialization
 def linear(
     fan_in: int,
     features: int,
@@ -125,13 +125,13 @@ def linear(
     bias: bool = True,
     axes: Sequence[str] = ("embed", "mlp"),
 ) -> Dense:
-    """A dense layer that starts as PyTorch's: uniform in +-1/sqrt(fan_in), the bias too."""
+    """A dense layer with PyTorch's initialization: uniform in +-1/sqrt(fan_in), also for the bias."""
     inits = _inits(fan_in, zero, axes)
     return Dense(features, dtype, inits["kernel_init"], inits["bias_init"] if bias else None)
 
 
 def conv(fan_in: int, features: int, dtype: DTypeLike, *, size: int = 3, stride: int = 1, zero: bool = False) -> Conv:
-    """A convolution that starts as PyTorch's: uniform in +-1/sqrt(fan_in), the bias too."""
+    """A convolution with PyTorch's initialization: uniform in +-1/sqrt(fan_in), also for the bias."""
     inits = _inits(fan_in * size * size, zero, ("height", "width", "conv_in", "conv_out"))
     return Conv(features, size, stride, dtype, **inits)
 

@@ -16,7 +16,7 @@ from kaleido_jax.models.unet import Blocks, Condition, KeysValues, ReadText, Tex
 
 
 def build_denoiser(config: UNetConfig, text_channels: int, dtype: DTypeLike = jnp.float32) -> "UNet | NestedUNet":
-    """A UNet, or a NestedUNet where the config has an inner net, for text states of `text_channels`."""
+    """A UNet, or a NestedUNet if the config has an inner net, for text states of width `text_channels`."""
     width = nested(config)[-1].text_proj_channels or text_channels
     if config.inner is None:
         return UNet(config, text_channels, width, dtype, has_mid=config.mid_blocks)
@@ -24,7 +24,7 @@ def build_denoiser(config: UNetConfig, text_channels: int, dtype: DTypeLike = jn
 
 
 class NestedUNet(nn.Module):
-    """Predicts at every resolution; adapters start at zero, so the inner net first behaves as it does alone."""
+    """Predicts at every resolution; adapters start at zero, so at first the inner net behaves as on its own."""
 
     config: UNetConfig
     text_channels: int
@@ -41,7 +41,7 @@ class NestedUNet(nn.Module):
 
     # ---- text, once for each sample
     def read_text(self, text: Text, mask: TextMask | None) -> ReadText:
-        """The innermost net reads the text for the whole nest."""
+        """As UNet's; the innermost net reads the text for the whole nest."""
         return self.inner.read_text(text, mask)
 
     def keys_values(self, text: Text) -> tuple[KeysValues, ...]:

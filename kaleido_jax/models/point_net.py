@@ -30,7 +30,7 @@ class PointNet(nn.Module):
         self.layer_out = linear(c.width, c.dim, self.dtype, zero=True)
 
     def condition(self, text: Text, mask: TextMask | None, micros: Mapping[str, PerSample] | None = None) -> Condition:
-        """The mean over valid tokens is all that a point needs of z; it has no micro conditions."""
+        """The mean over valid tokens, which is all that a point needs of z; there are no micro conditions."""
         pooled = self.cond_emb(mean_over_tokens(text, mask).astype(self.dtype))
         return Condition(pooled=pooled, keys_values=(), mask=mask, micros={})
 

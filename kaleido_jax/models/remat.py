@@ -1,4 +1,4 @@
-"""Rematerialization: what a layer keeps for its backward pass, by the policy that the config names."""
+"""Rematerialization: what a layer keeps for its backward pass, by the config's policy."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import jax
 
 POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,  # the inputs of a layer only
-    # Products with weights. Convolutions and attention's products are recomputed: they have batch axes, or are no dots.
+    # Products with weights. Convolutions are no dots and attention's products have batch axes, so both are recomputed.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -15,13 +15,13 @@ POLICIES = {
 def rematerialize(
     layer: type[nn.Module], policy: str, *, scanned: bool = False, methods: Sequence[str] = ("__call__",)
 ) -> type[nn.Module]:
-    """The layer's class with what `policy` does not keep recomputed in the backward pass; "none" keeps everything.
+    """The layer's class, recomputing in the backward pass what `policy` does not keep; "none" keeps everything.
 
     Args:
       layer: the class.
       policy: config.model.t5.remat, or that of a UNet: "none", "dots" or "full".
       scanned: the layer runs in a scan, where XLA cannot merge the second computation with the first. Otherwise
-        barriers keep it from that, which cost some fusions.
+        barriers prevent that, which costs some fusions.
       methods: of the layer that training runs.
     """
     if policy == "none":

@@ -48,7 +48,7 @@ _FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def _dense(features: int, axes: tuple[str, str], init: Callable, dtype: DTypeLike) -> Dense:
-    """A projection without bias; nothing in T5 has one."""
+    """A projection without bias, like all of T5's."""
     return Dense(features, dtype, nn.with_logical_partitioning(init, axes))
 
 
@@ -86,7 +86,7 @@ class RelativeBias(nn.Module):
         return self.table[:, relative_buckets(query_length, key_length, self.bidirectional)][None]
 
     def row(self, index: Int[Array, ""], length: int) -> Float[Array, "1 n 1 k"]:
-        """Bias of one query among `length` positions, without those of the others."""
+        """The bias of one query among `length` positions; the other queries' are not computed."""
         buckets = jnp.asarray(relative_buckets(length, length, self.bidirectional))[index]
         return jnp.asarray(self.table)[:, buckets][None, :, None]
 
@@ -149,7 +149,7 @@ class GatedMLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each behind its own norm with a plain residual."""
+    """Self-attention and MLP, each with its own pre-norm and a plain residual."""
 
     config: T5
     dtype: DTypeLike
@@ -189,7 +189,7 @@ class LayerCache(struct.PyTreeNode):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and MLP, each behind its own norm with a plain residual."""
+    """Self-attention, cross-attention and MLP, each with its own pre-norm and a plain residual."""
 
     config: T5
     dtype: DTypeLike
@@ -233,9 +233,9 @@ class DecoderLayer(nn.Module):
         self_mask: AttentionMask,
         cross_mask: Bool[Array, "b 1 1 s"],
     ) -> tuple[Float[Array, "b 1 d"], tuple[PerHead, PerHead]]:
-        """The position `index` alone; returns x and the layer's new self keys and values.
+        """Only position `index`; returns x and the layer's new self-attention keys and values.
 
-        The cross entries are not returned: the scan would write them anew at every token.
+        The cross entries are not returned: the scan would rewrite them at every token.
         """
         h = self.pre_self_attention_layer_norm(x)
         k, v = self.self_attention.keys_values(h)
@@ -283,7 +283,7 @@ class Encoder(nn.Module):
         self.encoder_norm = RMSNorm(self.dtype)
 
     def __call__(self, tokens: Tokens) -> States:
-        """States after the final norm; rows at pad tokens mean nothing and must be masked by the caller."""
+        """States after the final norm; rows at pad tokens are meaningless, and the caller must mask them."""
         length = tokens.shape[1]
         mask = (tokens != PAD)[:, None, None, :]
         x, _ = self.layers(self.token_embedder(tokens), self.relpos_bias(length, length), mask)
@@ -310,13 +310,13 @@ class Decoder(nn.Module):
         }
         self.layers = _stack(DecoderLayer, c.num_decoder_layers, c.remat, methods)(c, self.dtype)
         self.decoder_norm = RMSNorm(self.dtype)
-        # The head runs in float32 whatever the compute dtype, as in t5x.
+        # As in t5x, the head runs in float32, whatever the compute dtype is.
         self.logits_dense = _dense(self.vocab_size, ("embed", "vocab"), _FAN_IN, jnp.float32)
 
     def __call__(
         self, tokens: Tokens, states: Float[Array, "b s d"], states_mask: Bool[Array, "b s"]
     ) -> tuple[States, Logits]:
-        """Teacher forced: tokens are the targets shifted right behind a PAD.
+        """Teacher forced: tokens are the targets shifted right after a PAD.
 
         Returns the states after the final norm and float32 logits of each position's next token.
         """

@@ -26,7 +26,7 @@ ATTENTION_GROUPS = 32  # of the norms in attention blocks, whatever num_groups i
 
 Embedding = Float[Array, "b e"]
 Text = Float[Array, "b l d"]
-TextMask = Bool[Array, "b l"]  # True where a token may be seen
+TextMask = Bool[Array, "b l"]  # True where a pixel may attend to a token
 # Of the text, for one attention block. Levels differ in the width of a head, so it is not named: the checker tries one
 # block of a tuple and would bind it.
 KeysValues = tuple[Float[Array, "b n l _"], Float[Array, "b n l _"]]
@@ -50,7 +50,7 @@ def sinusoid(values: PerSample, emb_channels: int) -> Float[Array, "b q"]:
 
 
 class EmbeddingMLP(nn.Module):
-    """Two dense layers on a sinusoid, silu between."""
+    """Two dense layers on a sinusoid, with silu between them."""
 
     emb_channels: int
     dtype: DTypeLike
@@ -87,8 +87,8 @@ class TimeEmbedding(nn.Module):
         for name, default in self.config.micro:
             value = micros.get(name, jnp.full(times.shape, default))
             value = value.astype(jnp.promote_types(self.dtype, jnp.float32))
-            # `scale` is px of the photo's shorter side: whatever is not enlarged counts as this net's own size. Others
-            # are about 0..1, and 1000 gives them the range of the times, for which the sinusoid is made.
+            # `scale` is px of the photo's shorter side; a photo that is not enlarged counts as this net's own size.
+            # Others are about 0..1, and 1000 gives them the range of the times, which the sinusoid is made for.
             value = jnp.minimum(value / default, 1) * default if name == "scale" else 1000 * value
             emb = emb + self.micro[name](value)
         return emb
@@ -96,14 +96,14 @@ class TimeEmbedding(nn.Module):
 
 # -------------------------------------------------------------------------------------- text path
 class Condition(struct.PyTreeNode):
-    """Everything the net needs besides image and time, computed once for each sample and the same at every step.
+    """Everything the net needs besides image and time, computed once per sample and used at every step.
 
-    Fields are Any, since jax.tree.map may put there what is no array.
+    Fields are Any, since jax.tree.map may put other values than arrays there.
     """
 
     pooled: Any  # Embedding of [H_c ; H_z], added to that of the time
     keys_values: Any  # tuple of KeysValues of [H_c ; H_z], in the order in which the net meets its attention blocks
-    mask: Any  # TextMask; None = every token may be seen
+    mask: Any  # TextMask; None = every token may be attended to
     micros: Any  # name -> PerSample, the micro conditions that do not take their default
 
 
@@ -133,7 +133,7 @@ class TextBlock(nn.Module):
 def scaled_attend(
     q: PerHead, k: Float[Array, "b n l d_n"], v: Float[Array, "b n l d_n"], mask: TextMask | None
 ) -> PerHead:
-    """Attention with queries and keys both multiplied by d^(-1/4), which half precision survives; mask over keys."""
+    """Attention with queries and keys both multiplied by d^(-1/4), for half precision's range; mask over keys."""
     scale = q.shape[-1] ** -0.25
     return attend(q * scale, k * scale, v, mask=None if mask is None else mask[:, None, None, :])
 
@@ -155,14 +155,14 @@ class TextPath(nn.Module):
         self.cond_emb = linear(width, c.emb_channels, self.dtype, bias=False)
 
     def __call__(self, text: Text, mask: TextMask | None) -> ReadText:
-        """Reads text states with the mask of valid tokens; None = all are."""
+        """Reads text states with the mask of valid tokens; None = all are valid."""
         c = self.config
         x = text.astype(self.dtype)
         x = self.lm_proj(x) if c.text_proj_channels else x
         attention_mask = mask if c.masked_cross_attention else None
         for block in self.lm_head:
             x = block(x, attention_mask)
-        # Released nets hide no padding from attention, and yet pool over valid tokens where they have no text layers.
+        # Released nets do not hide padding from attention, but without text layers they pool over valid tokens only.
         plain = mask is None or (not c.masked_cross_attention and c.num_text_layers > 0)
         return x, self.cond_emb(mean_over_tokens(x, None if plain else mask)), attention_mask
 
@@ -185,7 +185,7 @@ class ResNet(nn.Module):
     dtype: DTypeLike
 
     def setup(self) -> None:
-        """conv3 is the 1x1 shortcut, only where the width changes."""
+        """conv3 is the 1x1 shortcut, only if the width changes."""
         a, b, groups = self.in_channels, self.channels, self.config.num_groups
         self.norm1 = GroupNorm(groups, self.dtype)
         self.conv1 = conv(a, b, self.dtype)
@@ -230,7 +230,7 @@ class AttentionBlock(nn.Module):
         return split_heads(k, NUM_HEADS), split_heads(v, NUM_HEADS)
 
     def __call__(self, x: Features, text_kv: KeysValues, mask: TextMask | None) -> Features:
-        """`text_kv` is from `keys_values`; the mask is over the text."""
+        """`text_kv` comes from `keys_values`; the mask is over the text."""
         b, h, w, c = x.shape
         tokens = self.qkv(self.norm(x)).reshape(b, h * w, 3 * c)
         q, k, v = (split_heads(part, NUM_HEADS) for part in jnp.split(tokens, 3, -1))
@@ -361,7 +361,7 @@ class UNet(nn.Module):
         return x
 
     def head(self, x: Features) -> Float[Array, "b h w 3"]:
-        """The prediction, float32 (or wider) whatever the compute dtype."""
+        """The prediction, in float32 or wider, whatever the compute dtype is."""
         out = self.conv_out(nn.silu(self.norm_out(x)))
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
@@ -372,7 +372,7 @@ class UNet(nn.Module):
     def run(
         self, images: Pyramid, times: Times, condition: Condition, features: Features | None, keys_values: Blocks
     ) -> tuple[Pyramid, Float[Array, "b h w c2"]]:
-        """`__call__` inside a nest: adds the outer net's `features` after conv_in and also returns the last ones."""
+        """`__call__` inside a nest: adds the outer net's `features` after conv_in, and returns the last ones too."""
         temb = self.temb(times, condition.pooled, condition.micros)
         x = self.conv_in(images[0].astype(self.dtype))
         x = x if features is None else x + features

@@ -1,4 +1,4 @@
-"""Class captions, each encoded once: where the encoder is frozen and captions are few, a table stands in for it."""
+"""Caption cache: with a frozen encoder and few captions, each is encoded once, and a table replaces the encoder."""
 
 import dataclasses
 import functools
@@ -28,10 +28,10 @@ class ClassCaptions:
     rows: dict[bytes, int]
 
     def add_rows(self, batch: dict) -> dict:
-        """The batch with the table's row of each caption.
+        """The batch with the table row of each caption.
 
         Raises:
-          UserError: a caption that is not in the table.
+          UserError: a caption is not in the table.
         """
         captions = np.ascontiguousarray(batch["encoder_input_tokens"], np.int32)
         rows = [self.rows.get(caption.tobytes(), -1) for caption in captions]
@@ -40,13 +40,13 @@ class ClassCaptions:
             raise user_error(
                 f"record {sample} with another caption than config.data.class_captions",
                 f"one of these {len(self.rows)}",
-                "add it, or leave config.data.class_captions empty",
+                "add it, or make config.data.class_captions empty",
             )
         return batch | {ROW: np.asarray(rows, np.int32)}
 
 
 def class_captions(config: Config, tokenizer: Tokenizer) -> ClassCaptions | None:
-    """The captions of a config; None if it names none.
+    """The captions of config.data.class_captions; None if it is empty.
 
     Raises:
       UserError: one is longer than config.data.max_caption_tokens.
@@ -61,9 +61,10 @@ def class_captions(config: Config, tokenizer: Tokenizer) -> ClassCaptions | None
 
 
 def encode_once(captions: ClassCaptions, model: Kaleido, frozen: dict, mesh: Mesh) -> tuple[dict, dict]:
-    """(frozen parameters with the table in the encoder's place, their shardings); the encoder's memory is freed.
+    """(frozen parameters with the table instead of the encoder, their shardings); the encoder's memory is freed.
 
-    States differ from those of the encoder in the step by rounding alone (another batch, so another order of sums).
+    The states differ from those of an encoder in the step only by rounding (another batch size, so another order of
+    sums).
     """
     everywhere = replicated(mesh)
     encode = jax.jit(functools.partial(model.apply, method="encode"), out_shardings=everywhere)

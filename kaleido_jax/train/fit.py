@@ -1,4 +1,4 @@
-"""Training from a config: weights, devices, workdir and records checked or made in turn, then the loop."""
+"""Training from a config: checks weights and devices, locks the workdir, prepares the records, runs the loop."""
 
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from kaleido_jax.train import loop
 
 
 def fit(config: Config, workdir: str | Path) -> bool:
-    """Trains to config.train.num_steps, from the workdir's latest checkpoint where there is one.
+    """Trains to config.train.num_steps, from the workdir's latest checkpoint if it has one.
 
     Returns:
-      False where training was finished before.
+      False if training was already finished.
 
     Raises:
       UserError: weights or records are missing, sizes do not fit the devices, or the workdir belongs to another config.
@@ -35,7 +35,7 @@ def fit(config: Config, workdir: str | Path) -> bool:
     with locked(workdir):
         check_workdir(config, workdir)
         records = prepare_records(config, workdir, codec)
-        open_workdir(config, workdir)  # after the records, so that a start which they refuse claims no workdir
+        open_workdir(config, workdir)  # after the records, so that a start that they refuse does not claim the workdir
         if max(checkpoints.steps_of(workdir), default=0) >= config.train.num_steps:
             return False
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
@@ -43,11 +43,11 @@ def fit(config: Config, workdir: str | Path) -> bool:
 
 
 def check_weights(config: Config, fresh: bool = True) -> None:
-    """The weights that a config starts from are there; a frozen encoder needs some of T5.
+    """Checks that the weights that a config starts from exist; a frozen encoder needs those of a T5.
 
     Raises:
-      UserError: there are none at config.model.t5.checkpoint, or for a fresh run at config.init.inner; says what to
-        fetch and where to put it.
+      UserError: nothing at config.model.t5.checkpoint, or for a fresh run at config.init.inner; says what to fetch
+        and where to put it.
     """
     inner = config.init.inner
     if fresh and inner is not None and not Path(inner).exists():
@@ -55,7 +55,7 @@ def check_weights(config: Config, fresh: bool = True) -> None:
             f"config.init.inner = {inner!r} is not on this machine",
             "a trained net of the low resolution: a run's workdir, or MDM's weights",
             "train that net first, or fetch https://docs-assets.developer.apple.com/ml-research/models/mdm/"
-            "flickr64/vis_model.pth (or flickr256), and set config.init.inner to where it is",
+            "flickr64/vis_model.pth (or flickr256), and set config.init.inner to its path",
         )
     t5 = config.model.t5
     where = t5.checkpoint
@@ -66,12 +66,12 @@ def check_weights(config: Config, fresh: bool = True) -> None:
             f"config.model.t5.checkpoint = {where!r} is not on this machine",
             "the weights of T5 (for the paper's models flan-t5-xl, T5 v1.1 XL shapes)",
             "fetch gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000 or the Hugging Face files of "
-            "google/flan-t5-xl, put them there, or set config.model.t5.checkpoint to where they are",
+            "google/flan-t5-xl, put them there, or set config.model.t5.checkpoint to their path",
         )
 
 
 def make_batches(config: Config, records: Records, codec: Codec) -> grain.DatasetIterator:
-    """This process's share of the training batches, as an iterator that can be checkpointed."""
+    """This process's share of the training batches, as a checkpointable iterator."""
     return make_loader(
         records,
         codec=codec,

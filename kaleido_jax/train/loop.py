@@ -1,4 +1,4 @@
-"""Training, top to bottom: mesh, model, state, step, restore, loop."""
+"""Training loop, top to bottom: mesh, model, state, step, restore, loop."""
 
 import logging
 import math
@@ -35,14 +35,14 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: Iterator
     Args:
       config: the experiment.
       workdir: receives metrics.jsonl, events and checkpoints.
-      tokenizer: for the sizes of the token tables.
-      batches: a Grain iterator of numpy batches (this process's rows); its state is in the checkpoints.
+      tokenizer: gives the sizes of the token tables.
+      batches: a Grain iterator of numpy batches (this process's rows); checkpoints hold its state.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: sizes that do not fit the devices, before anything compiles; a checkpoint cannot be read or written.
+      UserError: the sizes do not fit the devices (before anything compiles), or a checkpoint cannot be read or written.
       FloatingPointError: a loss is not finite; metrics.jsonl then holds the evidence.
       KeyboardInterrupt: stopped by a signal, after saving a checkpoint.
     """
@@ -54,7 +54,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: Iterator
     optimizer = make_optimizer(config.train)
 
     # ---------------------------------------------------------------- state, born sharded
-    fresh = not checkpoints.steps_of(workdir)  # else only shapes, which the checkpoint fills
+    fresh = not checkpoints.steps_of(workdir)  # otherwise only shapes, which the checkpoint fills
     state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh, fresh)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview)
@@ -108,7 +108,7 @@ def _loop(
                 "lower config.train.learning_rate or config.train.clip_norm and start from an earlier checkpoint"
             )
 
-    due = None  # the step that is to be reported
+    due = None  # the step to report next
     with _StopSignal() as stop:
         for step in range(first + 1, last + 1):
             batch = next(batches)
@@ -122,7 +122,7 @@ def _loop(
             stopping = stop.asked  # read once: a signal from here on ends the next step
             saving = step % config.train.checkpoint_every_steps == 0 or step == last or stopping
             due = step if step % config.train.log_every_steps == 0 else None
-            if saving:  # after its report, so that no checkpoint is of a loss that is not finite
+            if saving:  # after its report, so that no checkpoint has a loss that is not finite
                 report(step)
                 due = None
                 checkpoints.save(manager, step, state, batches)
@@ -138,7 +138,7 @@ def _loop(
 
 
 class _StopSignal:
-    """SIGTERM and Ctrl-C ask for a checkpoint and a clean end after the step under way."""
+    """SIGTERM and Ctrl-C request a checkpoint and a clean end after the current step."""
 
     asked = False
 

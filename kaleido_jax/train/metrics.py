@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl and TensorBoard events with the same keys, and one progress line an interval.
+"""Metrics of a run: metrics.jsonl and TensorBoard events with the same keys, and one progress line per interval.
 
 The writer keeps clu.metric_writers' interface (write_scalars, flush, close); clu's own needs TensorFlow.
 """
@@ -21,14 +21,12 @@ from kaleido_jax.runtime.workdir import METRICS
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 
 class MetricWriter:
     """Appends scalars to WORKDIR/metrics.jsonl and to TensorBoard events."""
 
     def __init__(self, workdir: Path, resume_step: int = 0) -> None:
-        """Drops the lines after the checkpoint that the run resumes from: they will be written again."""
+        """Drops the lines after the checkpoint that the run resumes from, since they will be written again."""
         path = workdir / METRICS
         if path.exists():
             lines = path.read_bytes().splitlines()
@@ -38,13 +36,13 @@ class MetricWriter:
         self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """One line and one event a key."""
+        """One line, and one event for each key."""
         self._file.write(json.dumps({"step": step} | scalars) + "\n")
         for key, value in scalars.items():
             self._events.add_scalar(key, value, step)
 
     def flush(self) -> None:
-        """Brings everything to disk."""
+        """Writes everything to disk."""
         self._file.flush()
         self._events.flush()
 
@@ -56,7 +54,7 @@ class MetricWriter:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinity where it is none, as a killed run or a full disk leaves them."""
+    """The step of a line of metrics.jsonl; infinity for a broken line, as a killed run or a full disk leaves it."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -64,7 +62,7 @@ def _step(line: bytes) -> float:
 
 
 class Averages:
-    """Means of device scalars over an interval, as clu.metrics.Average; nothing is fetched before `compute`."""
+    """Means of device scalars over an interval, like clu.metrics.Average; nothing is fetched before `compute`."""
 
     def __init__(self) -> None:
         self._steps: list[dict] = []
@@ -74,16 +72,16 @@ class Averages:
         self._steps.append(scalars)
 
     def compute(self) -> dict[str, float]:
-        """The means so far; starts anew. One fetch for all: merging device scalars one by one took 0.5 s a report."""
+        """The means so far, then resets. One fetch for all: merging device scalars one by one took 0.5 s per report."""
         steps, self._steps = jax.device_get(self._steps), []
         count = np.float32(len(steps))
-        # Summed in order, as clu's Average does.
+        # Summed in order, like clu's Average.
         keys = steps[0] if steps else ()
         return {key: float(np.cumsum([s[key] for s in steps], dtype=np.float32)[-1] / count) for key in keys}
 
 
 class Progress:
-    """A bar on a terminal, a log line an interval elsewhere: step, loss parts, img/s, ETA."""
+    """A bar on a terminal, otherwise one log line per interval: step, loss parts, img/s, ETA."""
 
     def __init__(self, total_steps: int, first_step: int, batch_size: int, title: str = "train") -> None:
         self._total, self._batch, self._title = total_steps, batch_size, title
@@ -92,12 +90,12 @@ class Progress:
         self._bar = tqdm(total=total_steps, initial=first_step, desc=title, unit="step") if terminal else None
 
     def tick(self, step: int) -> None:
-        """Moves the bar; cheap, every step."""
+        """Moves the bar; cheap enough for every step."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def report(self, step: int, scalars: dict[str, float]) -> dict[str, float]:
-        """Says how it goes and returns the rates: img_per_sec, eta_sec."""
+        """Shows the progress and returns the rates: img_per_sec, eta_sec."""
         then_step, then = self._last
         self._last = (step, time.monotonic())
         per_step = (self._last[1] - then) / max(step - then_step, 1)

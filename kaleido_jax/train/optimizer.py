@@ -28,6 +28,6 @@ def make_optimizer(config: Train) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps),
-        # Without the barrier XLA works the schedule out anew inside the update of every single leaf.
+        # Without the barrier XLA recomputes the schedule inside the update of every leaf.
         optax.scale_by_schedule(lambda step: jax.lax.optimization_barrier(jnp.float32(-rate(step)))),
     )

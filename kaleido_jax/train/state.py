@@ -1,4 +1,4 @@
-"""The state of a run as one pytree, and how a fresh one is made."""
+"""State of a run as one pytree, and how a fresh one is made."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from kaleido_jax.runtime.mesh import shardings_of
 from kaleido_jax.runtime.randomness import purpose_key
 from kaleido_jax.train.warm_start import load_inner
 
-# Hundreds of small random draws run once: compiling them without optimization took a third of the time on CPU.
+# Hundreds of small random draws run once: without optimization, compiling them took a third of the time on CPU.
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -34,11 +34,11 @@ class State(struct.PyTreeNode):
 def create_state(
     config: Config, model: Kaleido, optimizer: optax.GradientTransformation, mesh: Mesh, fresh: bool = True
 ) -> tuple[State, dict, Any]:
-    """A fresh (state, frozen parameters, shardings of both), every array born sharded.
+    """(state, frozen parameters, shardings of both) of a fresh run, every array created sharded.
 
-    The T5 parts come from config.model.t5.checkpoint where it is set, and the inner net (with the prior that was
-    trained beside it) from config.init.inner. Without `fresh` only the frozen parts are made; the state is shapes
-    with shardings, for a checkpoint to be restored into.
+    The T5 parts come from config.model.t5.checkpoint if it is set, and the inner net (with the prior that was trained
+    beside it) from config.init.inner. Without `fresh` only the frozen parts are made, and the state is shapes with
+    shardings, to restore a checkpoint into.
 
     Raises:
       UserError: weights are missing, damaged or of another size; nothing has been compiled by then.
@@ -65,7 +65,7 @@ def create_state(
             loaded = load_inner(config, shapes[0].params)
     missing = {part: tree for part, tree in wanted.items() if part not in loaded}
     loaded |= load_pretrained(config, missing, shardings[0].params | shardings[1])
-    # Draws that `loaded` replaces are never made; donating it keeps its arrays from being there twice.
+    # Random values that `loaded` replaces are never drawn; donation avoids a second copy of its arrays.
     born = jax.jit(
         lambda *args: nn.meta.unbox(init(*args))[0 if fresh else 1 :],
         out_shardings=shardings[0 if fresh else 1 :],
@@ -77,7 +77,7 @@ def create_state(
 
 
 def _replaced(params: Any, loaded: Any) -> Any:
-    """`params` with the subtrees of `loaded` in their places."""
+    """`params` with its subtrees replaced by those of `loaded`."""
     if not isinstance(loaded, dict):
         return loaded
     return params | {key: _replaced(params[key], value) for key, value in loaded.items()}

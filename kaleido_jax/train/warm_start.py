@@ -1,6 +1,6 @@
-"""Warm start (progressive training, MDM section 5.3): a net of a low resolution becomes the inner one of a larger.
+"""Warm start (progressive training, MDM section 5.3): a low-resolution net becomes the inner net of a larger one.
 
-The adapters between them start at zero, so the low-resolution output is at first bit for bit what it was.
+The adapters between them start at zero, so at first the low-resolution output is bit for bit what it was.
 """
 
 import dataclasses
@@ -23,21 +23,19 @@ from kaleido_jax.runtime import checkpoints
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 SET = "set config.init.inner to a run or file of this inner net, or change config.model.denoiser.inner"
-CARRIED = ("prior", "encoder")  # besides the denoiser, where the earlier run trained them
+CARRIED = ("prior", "encoder")  # besides the denoiser, if the earlier run trained them
 
 
 def load_inner(config: Config, wanted: dict) -> dict:
-    """The parts of config.init.inner, placed: {"denoiser": {"inner": ...}} and what carries over with a run.
+    """The parts of config.init.inner on their devices: {"denoiser": {"inner": ...}} and what a run carries over.
 
     Args:
       config: the experiment; its inner net takes the weights.
       wanted: trainable parameters as jax.ShapeDtypeStruct with shardings.
 
     Raises:
-      UserError: nothing there, damage, a tensor missing, unknown or of another shape, or a net with other settings.
+      UserError: nothing there, or damaged; a tensor is missing, unknown or of another shape; other settings of the net.
     """
     path, inner = Path(config.init.inner), wanted["denoiser"]["inner"]
     if (path / "checkpoints").is_dir():
@@ -53,7 +51,7 @@ def load_inner(config: Config, wanted: dict) -> dict:
 
 
 def _from_run(config: Config, path: Path, wanted: dict) -> dict:
-    """From a workdir's EMA; a prior or encoder that it trained carries over, as from the paper's 64 px stage."""
+    """From a workdir's EMA; a prior or encoder that it trained is carried over, as from the paper's 64 px stage."""
     _check_settings(config, path)
     have = checkpoints.ema_shapes(path)
     parts = {part: wanted[part] for part in CARRIED if part in have and part in wanted}
@@ -70,7 +68,7 @@ def _names(tree: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _check_settings(config: Config, path: Path) -> None:
-    """That the two nets agree in what no shape tells, such as the groups of the norms."""
+    """Checks that the two nets agree in settings that shapes do not show, such as the groups of the norms."""
     stored = stored_config(path)["model"]["denoiser"]
     mine = json.loads(json.dumps(dataclasses.asdict(config.model.denoiser.inner)))
     for there, here, name in _both(stored, mine, "model.denoiser"):
@@ -81,7 +79,7 @@ def _check_settings(config: Config, path: Path) -> None:
 
 
 def _both(there: Any, here: Any, name: str) -> Iterator[tuple[Any, Any, str]]:
-    """(value there, value here, name) of each field, net by net; recomputing in the backward pass changes nothing."""
+    """(value there, value here, name) of each field, net by net; `remat` does not matter."""
     if not isinstance(there, dict) or not isinstance(here, dict):
         yield there, here, name
         return
