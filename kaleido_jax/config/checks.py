@@ -16,6 +16,7 @@ from kaleido_jax.config.schema import (
     Model,
     PointNet,
     Sample,
+    Train,
     UNet,
     micro_names,
     nested,
@@ -168,6 +169,14 @@ def _check_training(config: Config, path: str) -> None:
             f"at most config.diffusion.num_steps = {config.diffusion.num_steps}",
             "lower config.sample.num_steps and config.eval.num_steps",
         )
+
+
+@cross_check(Train)
+def _check_averages(train: Train, path: str) -> None:
+    for name in ("adam_b1", "adam_b2", "ema_decay"):
+        if getattr(train, name) == 1:  # Adam would divide by 1 - 1, and the EMA stay at the first weights
+            found = f"config.{path}.{name} = 1.0, an average that never moves"
+            raise user_error(found, "less than 1", "lower it")
 
 
 @cross_check(Sample)

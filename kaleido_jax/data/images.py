@@ -29,6 +29,8 @@ def read_image(path: Path) -> at.Image:
       UserError: it is missing or cannot be decoded. The message has no path, so that equal failures count as one.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for its other end, without end
+            raise user_error("image file: a folder, pipe or device", "a file", "correct the name, or leave the row out")
         content = path.read_bytes()
     except OSError as error:
         reason = error.strerror or "cannot be read"

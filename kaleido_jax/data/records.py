@@ -70,7 +70,7 @@ class Manifest:
     counts: dict[str, int]  # segment -> records that hold it
     max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
     left_out: int  # examples without a record, each for a failure below
-    reasons: dict[str, int]  # "segment: reason" -> failures, numbers in a reason written as N
+    reasons: dict[str, int]  # "segment: reason" -> failures, numbers that differ among them written as N
     failures: list[dict[str, str]]  # id, segment and reason of the first; all are in the files beside the shards
     agreement: dict[str, float]  # of boxes and ellipses with what people marked, where they did
     shards: list[Shard]

@@ -67,6 +67,8 @@ def test_what_can_work_is_taken():
         ({"latents__codebook_size": -5}, "config.latents.codebook_size = -5"),
         ({"eval__real_images": (-1, -1)}, r"config.eval.real_images\[0\] = -1"),
         ({"train__adam_eps": -1.0}, "config.train.adam_eps = -1.0; expected more than 0"),
+        ({"train__adam_b1": 1.0}, "config.train.adam_b1 = 1.0, an average that never moves"),
+        ({"train__ema_decay": 1.0}, "config.train.ema_decay = 1.0"),
         ({"train__num_steps": 10**20}, "expected at most 2147483647; lower it"),
         ({"mesh__data": -2}, "config.mesh.data = -2"),
         ({"mesh__data": 0}, "config.mesh.data = 0; expected at least 1, or -1"),

@@ -187,9 +187,19 @@ def _finish(job: Job, done: list[dict[str, Any]], class_names: list[str]) -> Man
 
 
 def reasons(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
-    """How many failures there are of each "segment: reason", most first; numbers are written as N."""
-    counts = Counter(re.sub(r"[0-9]+", "N", f"{f['segment']}: {f['reason']}") for f in failures)
-    return dict(counts.most_common())
+    """How many failures there are of each "segment: reason", most first.
+
+    Reasons that differ only in numbers count as one, and those numbers are written as N; a number that all of them
+    share, such as a limit, stays.
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
+    texts: dict[tuple[str, ...], list[str]] = {}  # the words between the numbers -> words and numbers in turns
+    for failure in failures:
+        parts = re.split(r"([0-9]+)", f"{failure['segment']}: {failure['reason']}")
+        words = tuple(parts[::2])
+        counts[words] += 1
+        texts[words] = [a if a == b else "N" for a, b in zip(texts.get(words, parts), parts, strict=True)]
+    return {"".join(texts[words]): count for words, count in counts.most_common()}
 
 
 def _source_metadata(job: Job) -> dict[str, Any]:

@@ -90,13 +90,15 @@ class CocoSource:
         image = self._order[check_index(index, len(self))]
         pixels = read_image(below(self._photos, _file_name(image)))
         height, width = pixels.shape[:2]
-        for field in ("width", "height"):
-            if not isinstance(image.get(field, 0), int):
-                raise user_error(f"an image whose {field} is {image[field]!r}", "a whole number", "correct the labels")
-        if (image.get("width", width), image.get("height", height)) != (width, height):
+        size = {"width": width, "height": height}
+        labeled_size = {field: image[field] for field in size if image.get(field) is not None}
+        for field, value in labeled_size.items():
+            if not isinstance(value, int | float):  # some writers make 40 to 40.0
+                raise user_error(f"an image whose {field} is {value!r}", "a whole number", "correct the labels")
+        if size | labeled_size != size:
+            labels = size | labeled_size
             raise user_error(
-                f"a photo of {width}x{height} px whose labels are for "
-                f"{image.get('width', width)}x{image.get('height', height)}",
+                f"a photo of {width}x{height} px whose labels are for {labels['width']}x{labels['height']}",
                 "equal sizes",
                 "fetch the photos that belong to these labels",
             )
@@ -113,7 +115,9 @@ class CocoSource:
 
     def _add(self, table: "_Table") -> None:
         for where, category in table.entries("categories"):
-            self._names[table.whole(where, category, "id")] = table.text(where, category, "name")
+            number, name = table.whole(where, category, "id"), table.text(where, category, "name")
+            if self._names.setdefault(number, name) != name:
+                raise table.ambiguous(where, number, (self._names[number], name))
         for _, entry in table.entries("licenses", needed=False):
             if isinstance(entry.get("id"), int) and isinstance(entry.get("name"), str):
                 self._licenses[entry["id"]] = entry["name"]
@@ -122,6 +126,8 @@ class CocoSource:
             if not _file_name(image):
                 found = f"{table.path}: {where} has no file_name"
                 raise user_error(found, "the photo's name, or a coco_url that ends in it", "correct the file")
+            if number in self._images and _file_name(self._images[number]) != _file_name(image):
+                raise table.ambiguous(where, number, (_file_name(self._images[number]), _file_name(image)))
             self._images[number] = image
             captions = image.get("captions")
             self._add_captions(number, [captions] if isinstance(captions, str) else captions or ())
@@ -196,6 +202,11 @@ class _Table:
         if isinstance(value, str) and value.strip():
             return value
         raise self._wrong(where, entry, field, "text")
+
+    def ambiguous(self, where: str, number: int, names: tuple[Any, Any]) -> UserError:
+        """The error for an id that stands for two things."""
+        found = f"{self.path}: {where}.id = {number} is the id of {names[0]} and of {names[1]}"
+        return user_error(found, "an id for each", "correct the file, or name files of one data set in data.labels")
 
     def _wrong(self, where: str, entry: Entry, field: str, expected: str) -> UserError:
         value = entry.get(field)

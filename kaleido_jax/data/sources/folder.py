@@ -15,6 +15,8 @@ from kaleido_jax.runtime.text import readable_name
 
 log = logging.getLogger(__name__)
 
+# macOS's archives, Synology's thumbnails, bins of the latter and of Windows.
+_OF_SYSTEMS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 _LISTED = 10  # folders that a line of the log names
 
 
@@ -23,7 +25,7 @@ class FolderSource:
 
     A file of two columns, folder and name, in config.data.labels gives folders other names: underscores become spaces,
     and of several names with commas the first is taken. Without it, ImageNet's folders ("n01440764") have the captions
-    of imagenet.py. Hidden folders and files and macOS's __MACOSX are no classes and no images.
+    of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are no classes and no images.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -73,7 +75,7 @@ class FolderSource:
 
 def _visible(folder: Path) -> list[Path]:
     """What a folder shows, in the order of its names' bytes, which is the same in every locale."""
-    found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX")
+    found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _OF_SYSTEMS)
     return sorted(found, key=lambda path: os.fsencode(path.name))
 
 

@@ -104,15 +104,21 @@ class TextTable:
         missing = [column for column in needed if column not in header]
         if missing:
             have = ", ".join(header)[:200] or "nothing"
-            do = "set data.table.columns, or add a header"
+            mark = "tabs" if path.suffix == ".tsv" else "commas"
+            split = len(header) == 1 and any(character in header[0] for character in ";,|\t")
+            do = f"separate the cells by {mark}" if split else "set data.table.columns, or add a header"
             raise user_error(f"{path} has columns {have}", f"a column {missing[0]}", do)
+        twice = [column for column in needed if header.count(column) > 1]
+        if twice:
+            raise user_error(f"{path} has {header.count(twice[0])} columns {twice[0]}", "one", "rename the others")
+        do = "remove the tabs inside cells" if path.suffix == ".tsv" else "quote cells that hold commas"
         for cells in lines:
             if isinstance(cells, UserError):
                 self._rows.append(cells)
             elif any(cells[len(header) :]):
                 # A comma in a caption that is not quoted: what the header calls "caption" is only a part of it.
                 found = f"a row of {len(cells)} cells"
-                self._rows.append(user_error(found, f"{len(header)} as in the header", "quote cells that hold commas"))
+                self._rows.append(user_error(found, f"{len(header)} as in the header", do))
             else:
                 self._rows.append(dict(zip(header, cells, strict=False)))
 

@@ -58,6 +58,10 @@ class TableSource:
     def __getitem__(self, index: int) -> Example:
         row = self._rows[check_index(index, len(self))]
         image, caption, description = (row.get(column) for column in self._columns)
+        absent = [column for column in self._columns[:2] if column not in row]
+        if absent:  # of a short row, or of lines of JSON with other names
+            found = f"a row without {absent[0]} (it has {', '.join(row)[:100] or 'nothing'})"
+            raise user_error(found, f"a column {absent[0]}", "set data.table.columns, or correct the row")
         if not isinstance(caption, str) or not caption.strip():
             raise user_error("a row without a caption", f"text in the column {self._columns[1]}", "write one")
         return Example(

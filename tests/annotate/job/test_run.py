@@ -231,9 +231,10 @@ def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path
     assert files == ["fashion-train-00000.array_record", "fashion-train-00000.json", "job.json"]
 
 
-def test_equal_reasons_count_as_one_whatever_their_numbers():
-    told = [{"segment": "image", "reason": f"a photo of {n}x2 px"} for n in (10, 300)]
-    assert reasons([*told, {"segment": "text", "reason": "none"}]) == {"image: a photo of NxN px": 2, "text: none": 1}
+def test_equal_reasons_count_as_one_and_keep_the_numbers_that_they_share():
+    failures = [{"segment": "image", "reason": f"a photo of {n}x2 px in UTF-8"} for n in (10, 300, 10)]
+    failures.append({"segment": "text", "reason": "none"})
+    assert reasons(failures) == {"image: a photo of Nx2 px in UTF-8": 3, "text: none": 1}
 
 
 def test_a_shard_is_the_same_in_batches_of_any_size(tmp_path, tokenizer):

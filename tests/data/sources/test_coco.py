@@ -191,12 +191,26 @@ def test_lvis_names_its_photos_by_address(tmp_path):
         ({"annotations": [{"image_id": "1", "caption": "x"}]}, r"annotations\[0\].image_id = '1' \(str\)"),
         ({"categories": [{"id": 1}]}, r"categories\[0\] has no name"),
         ({"categories": {"1": "cat"}}, "categories is no list"),
+        (
+            {"categories": [{"id": 1, "name": n} for n in ("cat", "dog")]},
+            r"categories\[1\].id = 1 is the id of cat and of",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": n} for n in ("a.png", "b.png")]},
+            r"images\[1\].id = 1 is the id of a.png and",
+        ),
     ],
 )
 def test_a_refusal_names_the_entry_and_the_field(tmp_path, change, said):
     write(tmp_path / "annotations.json", _one_photo(tmp_path) | change)
     with pytest.raises(UserError, match=said):
         open_source("coco", root=tmp_path)
+
+
+@pytest.mark.parametrize("width", [12.0, None])
+def test_a_size_as_float_or_null_is_read(tmp_path, width):
+    write(tmp_path / "annotations.json", _one_photo(tmp_path, width=width))
+    assert open_source("coco", root=tmp_path)[0].image.shape == (8, 12, 3)
 
 
 def test_a_size_as_text_is_named_as_such(tmp_path):

@@ -168,7 +168,7 @@ def test_overlong_examples_are_dropped_and_counted(tmp_path, tokenizer):
     manifest = make_records(tmp_path, num_test=2, tokenizer=tokenizer, max_caption_tokens=3, **SETTINGS)
     assert manifest.left_out == 7 and manifest.num_records == 63  # only "t-shirt" has three tokens and eos
     assert manifest.max_tokens["caption"] == 3
-    assert manifest.reasons == {"length: caption of N tokens, more than data.max_caption_tokens = N": 7}
+    assert manifest.reasons == {"length: caption of 4 tokens, more than data.max_caption_tokens = 3": 7}
     assert manifest.failures[0]["id"] == "fashion/train/000000"
 
 

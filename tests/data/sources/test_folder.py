@@ -31,7 +31,14 @@ def test_imagenets_folders_have_the_captions_that_its_configs_train_on(tmp_path)
 
 
 def test_what_is_hidden_or_without_images_is_no_class_and_no_image(tmp_path, caplog):
-    for path in ("cat/1.png", "dog/1.png", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/cat/x.png", "cat/._1.png"):
+    hidden = (
+        ".ipynb_checkpoints/1-checkpoint.png",
+        "cat/._1.png",
+        "__MACOSX/x.png",
+        "@eaDir/x.png",
+        "$RECYCLE.BIN/1.png",
+    )
+    for path in ("cat/1.png", "dog/1.png", *hidden):
         photo(tmp_path / path)
     (tmp_path / "lost+found").mkdir()
     source = open_source("folder", root=tmp_path)

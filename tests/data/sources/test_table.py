@@ -1,6 +1,7 @@
 """Tables of captions; bad rows are failures of their own."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -79,7 +80,7 @@ def test_rows_whose_cells_are_not_the_headers_fail_alone(tmp_path):
     source = open_source("table", root=_with(tmp_path, "train.csv", "\n".join(["image,caption", *rows])))
     first, second, third, fourth = outcomes(source)
     assert first.startswith("UserError: line 2 is no row of CSV") and third == 'two "q" and\nlines'
-    assert second.startswith("UserError: a row of 3 cells; expected 2") and "without a caption" in fourth
+    assert second.startswith("UserError: a row of 3 cells; expected 2") and "without caption" in fourth
 
 
 def test_long_cells_are_read(tmp_path):
@@ -119,3 +120,33 @@ def test_hidden_tables_are_none(tmp_path):
     root = _with(tmp_path, "train.tsv", "image\tcaption\na.png\tx\n")
     (root / "._train.tsv").write_bytes(b"\0\5\x16\7")
     assert outcomes(open_source("table", root=root)) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("train.csv", "image;caption\na.png;x\n", "separate the cells by commas"),
+        ("train.tsv", "image,caption\na.png,x\n", "separate the cells by tabs"),
+        ("train.csv", "image,caption,caption\na.png,x,y\n", "2 columns caption; expected one"),
+    ],
+)
+def test_a_header_that_cannot_be_used_says_what_to_do(tmp_path, name, text, said):
+    with pytest.raises(UserError, match=said):
+        open_source("table", root=_with(tmp_path, name, text))
+
+
+def test_a_row_of_other_names_or_too_many_cells_says_what_to_do(tmp_path):
+    root = _with(tmp_path / "json", "train.jsonl", '{"file_name": "a.png", "text": "x"}\n')
+    assert (
+        "without image (it has file_name, text); expected a column image; set data.table.columns"
+        in (outcomes(open_source("table", root=root))[0])
+    )
+    root = _with(tmp_path / "tsv", "train.tsv", "image\tcaption\na.png\tone\tmore\n")
+    assert "remove the tabs inside cells" in outcomes(open_source("table", root=root))[0]
+
+
+def test_a_pipe_in_place_of_an_image_is_a_failure_and_is_not_waited_for(tmp_path):
+    root = _with(tmp_path, "train.tsv", "image\tcaption\npipe\tx\nb.png\ty\n")
+    os.mkfifo(root / "pipe")
+    bad, good = outcomes(open_source("table", root=root))
+    assert "a folder, pipe or device" in bad and good == "y"
