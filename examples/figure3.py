@@ -3,9 +3,9 @@
     python examples/figure3.py --workdir=runs/toy [--config.KEY=VALUE ...]
 
 Trains a class-conditional (standard) and a latent-augmented model with the project's own loss, prior, guidance and
-sampler, and counts how many samples of each class land on each mode as gamma grows: guidance collapses the standard
-model to one mode, latents keep both. About 100 s on two CPU cores, with everything to compile. Writes
-eval/figure3.png and eval/figure3.json.
+sampler, and counts the samples of each class on each mode as gamma grows: guidance collapses the standard model to one
+mode, latents keep both. Takes about 100 s on two CPU cores, including compilation. Writes eval/figure3.png and
+eval/figure3.json.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ log = logging.getLogger("kaleido_jax.figure3")
 
 GAMMAS = (1.0, 2.0, 4.0, 8.0)
 CLASSES = ("a", "b")
-# Each class has one mode beside the other class and one far from it: guidance, which moves away from the other
-# class, has a side to prefer. Centers in the model range; the first mode of a class is the near one.
+# Each class has one mode near the other class and one far from it, so guidance, which moves away from the other class,
+# prefers the far one. Centers are in the model range; the first mode of a class is the near one.
 MODES = np.asarray([[[-0.10, 0.10], [-0.60, 0.60]], [[0.10, -0.10], [0.60, -0.60]]], np.float32)
 SHARES = (0.4, 0.6)  # true share of each mode in its class
 NUM_POINTS = 20_000  # of the training set
@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
 
     config.sample.sampler = "ddim"
     config.sample.num_steps = 100
-    config.eval.num_samples = 2_000  # points a panel of the figure
+    config.eval.num_samples = 2_000  # points in each panel of the figure
     return config
 
 
@@ -113,7 +113,7 @@ def mode_shares(points: Float[np.ndarray, "n 2"], classes: Int[np.ndarray, "n"])
 def run(config: Config, workdir: Path) -> str:
     """Trains both models, writes eval/figure3.png and eval/figure3.json; returns a summary.
 
-    A workdir that already holds the result of this config is left as it is.
+    A workdir that already holds the result of this config is not changed.
     """
     path = workdir / "eval" / "figure3.json"
     open_workdir(config, workdir)

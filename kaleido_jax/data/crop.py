@@ -1,5 +1,6 @@
-"""Square crop of an example: the image is cut to its center square and resized, its boxes and masks go through the same
-map, since latents are given on the square crop.
+"""Square crop of an example: the center square of the image, resized, with its boxes and masks under the same map.
+
+Latents are given on the square crop.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.validity import MAX_COORDINATE
 
-MIN_VISIBLE = 0.25  # share of a box's or mask's area that the crop must keep, or the object is left out
+MIN_VISIBLE = 0.25  # an object is left out if the crop keeps a smaller share of its box's or mask's area
 
 
 # ---------------------------------------------------------------------------------------------- geometry
@@ -25,9 +26,9 @@ def crop_window(size_px: tuple[int, int]) -> tuple[float, float, float]:
 
 
 def boxes_to_crop(boxes_px: Float[np.ndarray, "*n 4"], size_px: tuple[int, int]) -> Float[np.ndarray, "*n 4"]:
-    """Boxes (x1, y1, x2, y2) in px of the whole image -> 0..1000 of its square crop; what lies outside, beyond that.
+    """Boxes (x1, y1, x2, y2) in px of the whole image -> 0..1000 of its square crop, and beyond for parts outside.
 
-    For boxes in thousandths of the whole image, px are those divided by 1000 and multiplied by its size.
+    Boxes in thousandths of the whole image must first be multiplied by its size and divided by 1000.
 
     Args:
       boxes_px: of any leading shape.
@@ -41,7 +42,7 @@ def boxes_to_crop(boxes_px: Float[np.ndarray, "*n 4"], size_px: tuple[int, int])
 def cut_boxes(
     boxes: Float[np.ndarray, "*n 4"], limit: float = MAX_COORDINATE
 ) -> tuple[Float[np.ndarray, "*n 4"], Float[np.ndarray, "*n"]]:
-    """Boxes cut at 0..limit, and which share of its area each keeps, 0..1; a box without an area keeps 0."""
+    """Boxes clipped to 0..limit, and the share of its area that each keeps, 0..1; a box without area keeps 0."""
     boxes = np.asarray(boxes, np.float64)
     cut = np.clip(boxes, 0, limit)
     before, after = _areas(boxes), _areas(cut)
@@ -56,9 +57,9 @@ def _areas(boxes: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n"]:
 def square_crop(example: Example, size_px: int) -> Example:
     """The example's center square at size_px, with its objects in px of the result.
 
-    The short side is resized to size_px and the center kept (MDM), in one step: Pillow's Lanczos filter, which widens
-    when it shrinks and so leaves no aliasing. A square of that size is left as it is. Objects of which the crop keeps
-    less than MIN_VISIBLE of the box or of the mask are left out; those with neither stay.
+    The short side is resized to size_px and the center kept (MDM), in one step with Pillow's Lanczos filter, which
+    widens when it shrinks and so avoids aliasing. A square of that size is not changed. Objects are left out if the
+    crop keeps less than MIN_VISIBLE of their box or mask; objects with neither stay.
 
     Raises:
       UserError: size_px is not positive, or a mask is not of the image's size.
@@ -99,10 +100,10 @@ def _crop_box(box: Sequence[float], whole_px: tuple[int, int], size_px: int) -> 
 
 
 def crop_mask(mask: Bool[np.ndarray, "h w"], size_px: int) -> tuple[Bool[np.ndarray, "s s"], float]:
-    """The mask on the center square at size_px, and which share of its area the square keeps (0 for an empty mask).
+    """The mask on the center square at size_px, and the share of its area that the square keeps (0 for an empty mask).
 
-    A pixel is set where the object covers at least half of it. Of an object too thin for that, the pixel that it
-    covers most is set, so that no object in the crop comes out empty.
+    A pixel is set if the object covers at least half of it. For an object too thin for that, the pixel that it covers
+    most is set, so that no object in the crop becomes empty.
     """
     height, width = mask.shape
     left, top, side = crop_window((width, height))
@@ -116,7 +117,7 @@ def crop_mask(mask: Bool[np.ndarray, "h w"], size_px: int) -> tuple[Bool[np.ndar
 
 
 def _area_resize(values: Float[np.ndarray, "n m"], start: float, side: float, size_px: int) -> Float[np.ndarray, "s m"]:
-    """Means over size_px equal parts of [start, start + side] along the first axis; exact, also in mid-pixel."""
+    """Means over size_px equal parts of [start, start + side] along the first axis; exact also within a pixel."""
     edges = start + np.linspace(0, side, size_px + 1)
     below = np.minimum(np.floor(edges).astype(int), len(values) - 1)
     until = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])

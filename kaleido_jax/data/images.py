@@ -13,11 +13,11 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import LFS_POINTER
 
 MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is more likely a bomb than a photo
-# What photographs come in. Pillow knows more, some of which start other programs (EPS) or hold no pixels.
+# Formats of photographs. Pillow knows others, some of which start other programs (EPS) or hold no pixels.
 PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".ppm")
 
-# What Pillow's decoders raise on broken files; found by harming files of every format in the test.
+# What Pillow's decoders raise on broken files; found by damaging files of every format in a test.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RuntimeError)
 _BROKEN += (struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -41,11 +41,11 @@ def read_image(path: Path) -> at.Image:
 def decode_photo(data: bytes) -> at.Image:
     """An encoded image as RGB, turned upright by its EXIF orientation; the first frame if there are several.
 
-    Transparent parts show white, 16-bit greys keep their upper byte, CMYK is converted without its ink profile, and
+    Transparent parts become white, 16-bit grays keep their upper byte, CMYK is converted without its ink profile, and
     color profiles are not applied.
 
     Raises:
-      UserError: no image of PHOTO_FORMATS, broken or cut off, more than MAX_PIXELS, or of a mode without colors.
+      UserError: not an image of PHOTO_FORMATS, broken or truncated, more than MAX_PIXELS, or of a mode without colors.
     """
     if data.startswith(LFS_POINTER):
         raise user_error("an image file that is a git-LFS pointer", "the image", "run `git lfs pull` in its repository")
@@ -60,7 +60,7 @@ def decode_photo(data: bytes) -> at.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise user_error(
-            f"{len(data)} bytes that are no image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
+            f"{len(data)} bytes that are not an image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("a size beyond Pillow's own limit") from error
@@ -82,6 +82,6 @@ def _to_rgb(image: Image.Image) -> at.Image:
         raise user_error("an image of floats", "8 or 16 bits a channel", "convert it, since its white is unknown")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        # Transparent pixels hold any color at all; web images are drawn for white pages.
+        # Transparent pixels may hold any color; web images are made for white pages.
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))

@@ -1,6 +1,6 @@
 """Batches of records with Grain: shuffled, split over processes, read by threads, resumable to the sample.
 
-A batch of B = batch_size / process_count samples, as numpy arrays (without segments no `decoder_*`):
+A batch has B = batch_size / process_count samples as numpy arrays (without segments no `decoder_*`):
 
   encoder_input_tokens   (B, max_caption_tokens) int32    caption and eos, padded with 0
   decoder_target_tokens  (B, max_latents_tokens) int32    z and eos, padded with 0
@@ -8,7 +8,7 @@ A batch of B = batch_size / process_count samples, as numpy arrays (without segm
   decoder_loss_weights   (B, max_latents_tokens) float32  1 where the target is valid
   image                  (B, H, W, 3) float32         in the model range
   sample_id              (B,) int64                   index of the record
-  micro_scale            (B,) float32                 px of the photo's shorter side, where `micros` names "scale"
+  micro_scale            (B,) float32                 px of the photo's shorter side, if `micros` has "scale"
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def make_loader(
 
     Args:
       records: as of open_records.
-      codec: writes z; the records' vocabulary, and no segments for the baseline.
+      codec: writes z; it has the records' vocabulary, and no segments for the baseline.
       batch_size: samples of all processes together.
       max_caption_tokens: bucket length of c, eos included.
       max_latents_tokens: bucket length of z, eos included.
@@ -52,11 +52,11 @@ def make_loader(
       shuffle: False keeps the records' order.
       num_epochs: None never ends.
       process_index: this process's share of every batch.
-      process_count: all processes' batches together are the same samples whatever their number.
-      micros: micro conditions of the denoiser; records know "scale" alone.
+      process_count: the batches of all processes together are the same samples whatever this number.
+      micros: micro conditions of the denoiser; records have "scale" only.
 
     Raises:
-      UserError: a sample longer than its bucket (named, before the first batch), or sizes that do not divide.
+      UserError: a sample is longer than its bucket (it is named, before the first batch), or the sizes do not divide.
     """
     _check_lengths(records, codec, max_caption_tokens, max_latents_tokens)
     if batch_size % process_count:
@@ -83,7 +83,7 @@ def make_loader(
 
 
 def to_model_range(image: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
-    """uint8 -> float32 in the range the denoiser sees: (image - 127) / 128, about -1..1."""
+    """uint8 -> float32 in the denoiser's range: (image - 127) / 128, about -1..1."""
     return (image.astype(np.float32) - 127) / 128
 
 
@@ -91,7 +91,7 @@ def pad_tokens(ids: Sequence[int], length: int, name: str, sample: str, field: s
     """Ids padded with 0 to int32 (length,).
 
     Raises:
-      UserError: there are more; names the sample, what was too long and the config field to change.
+      UserError: there are more; the message names the sample, what was too long and the config field to change.
     """
     if len(ids) > length:
         raise user_error(
@@ -124,5 +124,5 @@ def _check_lengths(records: Records, codec: Codec, max_caption_tokens: int, max_
     joined = longest[" | ".join(codec.segments)] if codec.segments else 0
     if longest["caption"] <= max_caption_tokens and joined <= max_latents_tokens:
         return
-    for index in range(len(records)):  # some sample is too long: better found now than hours into a run
+    for index in range(len(records)):  # some sample is too long: find it now, not hours into a run
         _tokens(records[index], codec, max_caption_tokens, max_latents_tokens)

@@ -1,6 +1,6 @@
 """Records: ArrayRecord shards of images, captions, latents and their tokens, and the manifest beside them.
 
-A file is written under a temporary name and renamed: a reader sees the old one or the new one, never a half.
+A file is written under a temporary name and renamed, so a reader gets the old or the new one, never a part of one.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Record:
     tokens: dict[str, list[int]]  # segment -> ids without separator and eos
     provenance: dict[str, dict[str, str]]  # segment -> who made it: model, version, prompt (a hash), date ...
     credit: str = ""  # whom to name where the image is shown, and its license
-    shorter_side_px: int = 0  # of the photo before it was resized; 0 = not known
+    shorter_side_px: int = 0  # of the photo before it was resized; 0 = unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,17 @@ class Manifest:
     """What a folder of records holds and how it was made."""
 
     version: int
-    source: dict[str, Any]  # name, split, image_size (px) and what else chose the examples
-    class_names: list[str]  # of the source; empty where images have no class
+    source: dict[str, Any]  # name, split, image_size (px) and whatever else selected the examples
+    class_names: list[str]  # of the source; empty if images have no class
     provenance: dict[str, dict[str, str]]  # segment -> who made it
     vocabulary: str  # fingerprint of the tokenizer
     codebook_size: int  # voken rows of that tokenizer
     counts: dict[str, int]  # segment -> records that hold it
     max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
-    left_out: int  # examples without a record, each for a failure below
-    reasons: dict[str, int]  # "segment: reason" -> failures, numbers that differ among them written as N
+    left_out: int  # examples without a record, each because of a failure below
+    reasons: dict[str, int]  # "segment: reason" -> failures; numbers that differ among them are written as N
     failures: list[dict[str, str]]  # id, segment and reason of the first; all are in the files beside the shards
-    agreement: dict[str, float]  # of boxes and ellipses with what people marked, where they did
+    agreement: dict[str, float]  # of boxes and ellipses with human labels, if there are any
     shards: list[Shard]
     date: str  # on which the job was first started, UTC
 
@@ -83,7 +83,7 @@ class Manifest:
 
 
 class Records:
-    """Random access to the records of one folder; made by open_records, safe to read from several threads."""
+    """Random access to the records of one folder; made by open_records, thread-safe."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Opens no file until the first record is asked for."""
@@ -112,12 +112,14 @@ def write_shard(path: Path, records: Iterable[Record], folder: Path | None = Non
 
     Args:
       path: the file.
-      records: what it shall hold; may be made while it is written.
+      records: its content; may be generated while the shard is written.
       folder: of the manifest; None = the file's.
     """
     count = 0
     with replacing(path) as temporary:
-        writer = ArrayRecordWriter(os.fsencode(temporary), "group_size:1")  # one a group: random access reads just one
+        writer = ArrayRecordWriter(
+            os.fsencode(temporary), "group_size:1"
+        )  # groups of one: random access then reads only one record
         try:
             for record in records:
                 writer.write(pack(record))
@@ -130,7 +132,7 @@ def write_shard(path: Path, records: Iterable[Record], folder: Path | None = Non
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes manifest.json, unless it says the same already."""
+    """Writes manifest.json, unless it has this content already."""
     path, content = folder / MANIFEST, json.dumps(asdict(manifest), indent=2).encode()
     if not (path.exists() and path.read_bytes() == content):
         write_atomically(path, content)
@@ -146,7 +148,7 @@ def unpack(payload: bytes) -> Record:
     """The record in a msgpack payload.
 
     Raises:
-      ValueError, TypeError or KeyError: it is none.
+      ValueError, TypeError or KeyError: the payload is not a record.
     """
     plain = msgpack.unpackb(payload)
     return Record(**plain | {"latents": Latents.from_json(plain["latents"])})
@@ -155,7 +157,7 @@ def unpack(payload: bytes) -> Record:
 def encode_image(image: UInt8[np.ndarray, "s s 3"]) -> bytes:
     """PNG bytes, lossless."""
     out = io.BytesIO()
-    # On photographs 2.5 times as fast as level 6, for 2.5 % more bytes.
+    # 2.5 times as fast as level 6 on photographs, for 2.5 % more bytes.
     Image.fromarray(image).save(out, "png", compress_level=2)
     return out.getvalue()
 
@@ -173,7 +175,7 @@ def open_records(
     image_size: int,
     verify: str = "full",
 ) -> Records:
-    """The records of one split, after checking that they are whole and made for this use.
+    """The records of one split, after checking that they are complete and made for this use.
 
     Args:
       folder: holds manifest.json, which names the shards relative to it.
@@ -193,14 +195,14 @@ def open_records(
 
 
 def records_folder(config: Config, workdir: Path) -> Path:
-    """Where the records of an experiment are: config.data.records, or where `annotate` leaves them in the workdir."""
+    """The folder of an experiment's records: config.data.records, or where `annotate` writes them in the workdir."""
     if config.data.records:
         return Path(config.data.records)
     return workdir if (workdir / MANIFEST).exists() else workdir / "records"
 
 
 def class_names(config: Config, workdir: Path) -> list[str]:
-    """The class names of an experiment's data, from its records or a generated source; [] where images have no class.
+    """The class names of an experiment's data, from its records or a generated source; [] if images have no class.
 
     Raises:
       UserError: the records' manifest is damaged or of another version.
@@ -213,7 +215,7 @@ def class_names(config: Config, workdir: Path) -> list[str]:
 
 
 def find_records(folder: Path, split: str = "train") -> Path:
-    """The folder of the manifest: `folder` itself, or the one of that split inside it."""
+    """The folder of the manifest: `folder` itself, or that of the split inside it."""
     return folder if (folder / MANIFEST).exists() else folder / split
 
 
@@ -242,9 +244,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class _Instruction:
-    """What ArrayRecordDataSource wants to know of a file, so that it opens none before it is read."""
+    """What ArrayRecordDataSource needs to know about a file, so that it opens none before it is read."""
 
-    filename: bytes  # as str, a name with characters that the locale does not know would be refused
+    filename: bytes  # a str with characters outside the locale would be refused
     skip: int
     take: int
     examples_in_shard: int

@@ -1,6 +1,6 @@
-"""What sampled latents are like as sequences: whether they parse, how long, repetitive and varied they are.
+"""Statistics of sampled latents as sequences: share that parses, length, repetition, variety.
 
-n-grams are of tokens, eos included; separators and "#" count, so compare only runs of the same segments.
+n-grams are over tokens, including eos, separators and "#", so compare only runs with the same segments.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def parse_rate(rows: Sequence[SampledLatents]) -> float:
 
 
 def mean_tokens(rows: Sequence[SampledLatents]) -> float:
-    """Mean length in tokens, eos included; a sample cut off counts with what it has."""
+    """Mean length in tokens, eos included; a sample that was cut off counts with its length so far."""
     return float(np.mean([len(row.tokens) for row in rows]))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation protocols by name: what is measured of a workdir's latest checkpoint."""
+"""Evaluation protocols by name: the measures of a workdir's latest checkpoint."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,11 +13,11 @@ PROTOCOLS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {"quickstart": 
 
 
 def measure(workdir: str | Path, config: Config | None = None) -> dict[str, Any]:
-    """The report of config.eval.protocol, also in eval/<protocol>.json; measured where it is not there yet.
+    """The report of config.eval.protocol, which is also in eval/<protocol>.json; measured if it is not there yet.
 
     Args:
-      workdir: with a checkpoint.
-      config: instead of the workdir's own, e.g. with another protocol.
+      workdir: has a checkpoint.
+      config: replaces the workdir's own, e.g. with another protocol.
 
     Raises:
       UserError: no workdir, no protocol, or no checkpoint.

@@ -1,7 +1,7 @@
-"""How good the quickstart's model is, as three numbers.
+"""Quickstart's measures: an independent judge's accuracy, the parse rate, and box overlap.
 
-Does an independent judge see the caption's class, do the latents parse, is the garment where its sampled box says?
-The judge is a small classifier trained here on real placed garments; its own accuracy on held-out ones is reported.
+Does the judge recognize the caption's class, do the latents parse, is the garment inside its sampled box? The judge is
+a small classifier trained here on real placed garments; the report has its accuracy on held-out ones.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ Classify = Callable[[Images], Int[np.ndarray, "n"]]
 
 
 class Judge(nn.Module):
-    """Four convolutions; knows nothing of captions or latents."""
+    """Four convolutions; independent of captions and latents."""
 
     num_classes: int
 
@@ -82,7 +82,7 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def measured_with(config: Config, step: int) -> dict[str, Any]:
-    """All that the numbers depend on, as it comes back from JSON; stored in the report under `of`."""
+    """Everything that the numbers depend on, in the form read back from JSON; stored in the report as `of`."""
     sample = {k: v for k, v in dataclasses.asdict(config.sample).items() if k not in NOT_MEASURED}
     metadata = {"step": step, "seed": config.seed, "eval": dataclasses.asdict(config.eval), "sample": sample}
     return json.loads(json.dumps(metadata))
@@ -134,7 +134,7 @@ def train_judge(config: Config, class_names: tuple[str, ...]) -> tuple[Classify,
     predict = jax.jit(lambda x: judge.apply(state[0], x).argmax(-1))
 
     def classify(images: Images) -> Int[np.ndarray, "n"]:
-        parts = np.array_split(images, max(1, len(images) // 250))  # whose activations fit any memory
+        parts = np.array_split(images, max(1, len(images) // 250))  # small enough for any memory
         return np.concatenate([np.asarray(predict(to_model_range(part))) for part in parts])
 
     images, labels = _real_images(config, "test", config.eval.real_images[1])

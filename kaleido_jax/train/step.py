@@ -72,7 +72,7 @@ def joint_loss(
     def keys(purpose: str) -> Keys:
         return sample_keys(config.seed, purpose, step, indices)
 
-    # H_c, of the caption or of none
+    # H_c, of the caption or of the empty one
     captions = batch["encoder_input_tokens"]
     if TABLE in params:  # few captions and a frozen encoder: it ran once on each
         states = params[TABLE]["states"]
@@ -90,19 +90,19 @@ def joint_loss(
         h_z, logits = apply("read_latents", h_c, c_mask, batch["decoder_input_tokens"])
         weights = batch["decoder_loss_weights"]
         if train.scheduled_sampling:
-            # H_z stays that of the given z, of which the image is; only L_AR reads the prior's own tokens.
+            # H_z stays that of the given z, which the image shows; only L_AR reads the prior's own tokens.
             inputs = mixed_inputs(keys("scheduled_sampling"), logits, batch, train.scheduled_sampling)
             _, logits = apply("read_latents", h_c, c_mask, inputs)
         loss_ar = metrics["loss_ar"] = token_loss(logits, batch["decoder_target_tokens"], weights)
         states += (h_z, (weights > 0) & ~dropped[:, None])
     micros = {name: batch[key] for name in micro_names(config.model) if (key := f"micro_{name}") in batch}
 
-    # x_t: one time a sample, independent noise at each resolution
+    # x_t: one time per sample, independent noise at each resolution
     times = jax.vmap(lambda key: jax.random.randint(key, (), 0, diffusion.num_steps))(keys("time"))
     clean = pyramid(batch["image"], sizes)
     eps = per_sample_normal(keys("noise"), sample_shapes(config.model))
     x_t, alpha_bars = q_sample(diffusion, clean, eps, times, sizes)
-    if train.mixed_ratio:  # the outer nets have the first rows alone
+    if train.mixed_ratio:  # the outer nets get only the first rows
         rows = mixed_rows(train.mixed_ratio, len(times))
         clean, eps, x_t, alpha_bars = (
             [x[:n] for x, n in zip(xs, rows, strict=True)] for xs in (clean, eps, x_t, alpha_bars)

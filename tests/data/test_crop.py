@@ -79,9 +79,9 @@ def test_jpeg_is_near_the_original():
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "no image"),
-        (b"<!DOCTYPE html><html>Sign in</html>", "no image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image"),  # would start another program
+        (b"", "not an image"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # would start another program
         (encoded(Image.fromarray(quadrants()), "JPEG")[:300], "cannot be decoded"),
         (encoded(Image.fromarray(quadrants()), "PNG")[:-40], "cannot be decoded"),
         (encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"), "image of floats"),

@@ -1,4 +1,4 @@
-"""Registry of data sources: each file of this folder registers its own, and others may from outside."""
+"""Registry of data sources: each file in this folder registers its own; others may be registered from outside."""
 
 import importlib
 import pkgutil
@@ -14,7 +14,7 @@ def register(name: str, opener: Opener, *, splits: tuple[str, ...] = ()) -> None
     """Adds a kind of source under a name for config.data.source.
 
     Args:
-      name: of the kind; another one of this name is replaced.
+      name: of the kind; replaces an earlier kind of this name.
       opener: SourceSettings -> Source, at the top level of a module, so that worker processes can import it.
       splits: of a generated kind, whose records `train` makes itself; see SourceKind.
     """
@@ -26,10 +26,10 @@ def source_kind(name: str) -> SourceKind:
     """The registered kind.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: no kind has this name.
     """
     if name not in _KINDS:
-        for module in pkgutil.iter_modules(__path__):  # only now, since reading a config must stay fast
+        for module in pkgutil.iter_modules(__path__):  # only now, since loading a config must stay fast
             importlib.import_module(f"{__name__}.{module.name}")
     if name not in _KINDS:
         raise user_error(f"data source {name!r}", f"one of {', '.join(sorted(_KINDS))}", "correct config.data.source")
@@ -42,9 +42,9 @@ def open_source(data: Data, *, seed: int = 0, image_size: int = 32) -> Source:
     Args:
       data: config.data.
       seed: of generated examples.
-      image_size: px of generated examples; others keep the size of their files.
+      image_size: px of generated examples; other sources keep the size of their files.
 
     Raises:
-      UserError: unknown name or split, sizes out of range, or tables that are missing or damaged.
+      UserError: unknown name or split, a size out of range, or a table that is missing or damaged.
     """
     return source_kind(data.source).open(SourceSettings(data=data, seed=seed, image_size=image_size))

@@ -1,8 +1,7 @@
-"""Sources of images and captions: what one gives, what one is opened with, and how it becomes records.
+"""Source, the protocol of images with captions: what it gives, what it is opened with, how it becomes records.
 
-A source has random access by index. It keeps its tables in memory and reads an image when it is asked for. Its tables
-must be whole, or it does not open; one bad row or image is a UserError of that index alone, which the annotation job
-counts as a failure.
+A source has random access by index. It keeps its tables in memory and reads each image on request. It does not open if
+a table is damaged; a bad row or image is a UserError of that index alone, which the annotation job counts as a failure.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from kaleido_jax.runtime.files import refuse_lfs_pointer
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledObject:
-    """One object that is marked in an image; lengths in px of that image, y down."""
+    """One labeled object in an image; lengths in px of that image, y down."""
 
     phrase: str
     box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2)
@@ -27,14 +26,14 @@ class LabeledObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image with its caption, and what the data say about it."""
+    """One image with its caption and labels."""
 
     id: str  # unique within the source, e.g. "fashion/train/000017"
-    image: at.Image  # of any shape as a source gives it; square once it is cropped
+    image: at.Image  # of any shape from a source; square after the crop
     caption: str
-    description: str | None = None  # a long text that the data have, for the text segment
+    description: str | None = None  # a long text in the data, for the text segment
     objects: tuple[LabeledObject, ...] = ()
-    credit: str = ""  # whom to name where the image is shown, and its license
+    credit: str = ""  # attribution and license, for showing the image
     shorter_side_px: int = 0  # of the image before it was cropped and resized; 0 = it is not cropped yet
 
 
@@ -42,8 +41,8 @@ class Example:
 class Source(Protocol):
     """What every source offers."""
 
-    class_names: tuple[str, ...]  # of label(); empty where images have no class
-    fingerprint: str  # of all that decides its examples (not how many there are): another one, other examples
+    class_names: tuple[str, ...]  # of label(); empty if images have no class
+    fingerprint: str  # changes with everything that decides its examples, except their number
 
     def __len__(self) -> int: ...
 
@@ -72,20 +71,20 @@ class Source(Protocol):
 class SourceSettings:
     """What a source is opened with; can be sent to another process."""
 
-    data: Data  # config.data; its `split` is one of the kind's, where that has some
+    data: Data  # config.data; its `split` is one of the kind's, if the kind has any
     seed: int  # of generated examples
-    image_size: int  # px of generated examples; others keep the size of their files
+    image_size: int  # px of generated examples; other sources keep the size of their files
 
     @property
     def root(self) -> Path:
         """The folder config.data.root.
 
         Raises:
-          UserError: it is not set, or is no folder.
+          UserError: it is not set, or is not a folder.
         """
         root = self.data.root
         if not root or not Path(root).is_dir():
-            raise user_error(f"config.data.root = {root!r}", "a folder", "set it to where the data are")
+            raise user_error(f"config.data.root = {root!r}", "a folder", "set it to the folder of the data")
         return Path(root)
 
 
@@ -98,8 +97,8 @@ class SourceKind:
 
     name: str  # config.data.source
     open: Opener  # at the top level of a module, so that worker processes can import it
-    # Splits that become records each by itself. A kind that names some is generated: it needs no config.data.root, and
-    # `train` makes its records where there are none. () = `annotate` makes the one that config.data.split names.
+    # Splits that each become a folder of records. A kind with splits is generated: it needs no config.data.root, and
+    # `train` makes missing records. () = `annotate` makes the records of config.data.split.
     splits: tuple[str, ...] = ()
 
 
@@ -108,20 +107,20 @@ def below(folder: Path, name: Any) -> Path:
     """The file that a row of a table names.
 
     Raises:
-      UserError: the name is none, or leads out of the folder.
+      UserError: it is not a file name, or leads out of the folder.
     """
     possible = isinstance(name, str) and name and "\0" not in name
     if not possible or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise user_error("a row whose image is no name of a file", "a path below the folder of images", "correct it")
+        raise user_error("a row whose image is not a file name", "a path below the folder of images", "correct it")
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise user_error("a row whose image is no name of a file (half a character)", "text", "correct it") from error
+        raise user_error("a row whose image is not a file name (half a character)", "text", "correct it") from error
     return folder / name
 
 
 def check_index(index: int, length: int) -> int:
-    """The index as int; IndexError, which also ends a for loop over a source, if it is not below length."""
+    """The index as int; raises IndexError, which also ends a for loop over a source, if it is not below length."""
     if not 0 <= index < length:
         raise IndexError(f"example {index} of a source with {length}")
     return int(index)
@@ -151,5 +150,5 @@ def row_id(source: str, split: str, number: int, digits: int) -> str:
 
 
 def no_classes(what: str) -> UserError:
-    """The error of label() where images have no class."""
+    """The error of label() if images have no class."""
     return user_error(f"the class of {what}", "a source with classes", "use its captions")

@@ -1,8 +1,8 @@
-"""COCO's JSON: captions, boxes and masks that people drew.
+"""COCO's JSON: captions, boxes and masks by people.
 
 Either COCO's own layout (annotations/instances_SPLIT.json, annotations/captions_SPLIT.json, SPLIT/*.jpg) or files named
-by config.data.labels; of several files the images, annotations and captions are put together by image id. A file may
-also carry its captions as a list in each image ("captions").
+by config.data.labels; images, annotations and captions of several files are joined by image id. A file may also have
+its captions as a list in each image ("captions").
 """
 
 import json
@@ -34,11 +34,11 @@ Entry = Mapping[str, Any]  # an object of the JSON
 
 
 class CocoSource:
-    """Images in the order of their ids; crowds are left out, since no one box or ellipse is theirs.
+    """Images in the order of their ids; crowds are left out, since they have no single box or ellipse.
 
-    The caption is the shortest of an image's and the description the longest, so that the text segment says more than
-    the condition. Without captions the caption is "" and there is no description. As pycocotools' users do, a mask that
-    cannot be read is left out, and so is an object without a box or of an unknown category; the photo stays.
+    The caption is the shortest one of an image and the description the longest, so that the text segment says more than
+    the condition. Without captions the caption is "" and there is no description. A mask that cannot be read is left
+    out, and so is an object without a box or of an unknown category; the photo stays.
     """
 
     class_names: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class CocoSource:
         """Reads all labels into memory.
 
         Raises:
-          UserError: files that are missing or damaged (file, entry and field are named), or nothing left.
+          UserError: a file is missing or damaged (the message names file, entry and field), or no image is left.
         """
         data, root = settings.data, settings.root
         files = _label_files(root, data.split, data.labels)
@@ -83,7 +83,7 @@ class CocoSource:
         return row_id("coco", str(image.get("split", self._split)), image["id"], 12)
 
     def label(self, index: int) -> int:
-        """Raises UserError: a photo of many things has no one class."""
+        """Raises UserError: a photo of many things has no single class."""
         raise no_classes("a COCO photo")
 
     def __getitem__(self, index: int) -> Example:
@@ -173,21 +173,21 @@ class _Table:
         except (ValueError, RecursionError) as error:
             raise user_error(f"{path} is damaged ({error})", "JSON", "fetch it again") from error
         if not isinstance(self._table, dict) or not isinstance(self._table.get("images"), list):
-            found = f"{path} is no table of COCO's (it has no list images)"
+            found = f"{path} is not a COCO table (it has no list images)"
             raise user_error(found, "images, annotations and categories", "correct the file")
 
     def entries(self, name: str, needed: bool = True) -> Iterable[tuple[str, Entry]]:
-        """("images[3]", entry) of one of the table's lists; where it is not needed, what is wrong is passed over."""
+        """("images[3]", entry) of one of the table's lists; errors in a list that is not needed are ignored."""
         listed = self._table.get(name) or ()
         if not isinstance(listed, list | tuple):
             if needed:
-                raise user_error(f"{self.path}: {name} is no list", "a list of objects", "correct the file")
+                raise user_error(f"{self.path}: {name} is not a list", "a list of objects", "correct the file")
             listed = ()
         for number, entry in enumerate(listed):
             if isinstance(entry, dict):
                 yield f"{name}[{number}]", entry
             elif needed:
-                raise user_error(f"{self.path}: {name}[{number}] is no object", "{...}", "correct the file")
+                raise user_error(f"{self.path}: {name}[{number}] is not an object", "{...}", "correct the file")
 
     def whole(self, where: str, entry: Entry, field: str) -> int:
         """A field that must be a whole number."""
@@ -217,7 +217,7 @@ class _Table:
 
 
 def _file_name(image: Entry) -> Any:
-    """The photo's name; LVIS has only its address, which ends in the name."""
+    """The photo's name; LVIS has only its URL, which ends in the name."""
     if image.get("file_name"):
         return image["file_name"]
     address = image.get("coco_url")

@@ -1,7 +1,7 @@
-"""Fashion-MNIST garments at random scale, position and tone on a black canvas, as many as asked for; exact labels.
+"""Fashion-MNIST garments at random scale, position and tone on a black canvas, in any number, with exact labels.
 
-Text, box and mask are measured on the pixels, whatever the drawing did: the closed sets of words below are the whole
-language of the text segment.
+Text, box and mask are measured on the pixels, not taken from the drawing. The text segment uses only the closed sets of
+words below.
 """
 
 import io
@@ -33,17 +33,17 @@ CLASS_NAMES = (
     "bag",
     "ankle boot",
 )
-FOREGROUND_FROM = 16  # tones 0..255 from which a pixel belongs to the garment; black is the background
+FOREGROUND_FROM = 16  # a pixel of at least this tone (0..255) belongs to the garment; the background is black
 
 _CANVAS_PX = 32  # the canvas on which the ranges below are given; other sizes scale with it
 _SMALLEST_CANVAS_PX = 8
-_GARMENT_PX = (16, 30)  # smallest and largest side of a garment's tile, both included
+_GARMENT_PX = (16, 30)  # smallest and largest side of a garment's tile, inclusive
 _BRIGHTNESS = (0.45, 1.0)  # factor on the whole garment
 _CLOTH_FROM = 8  # original tones below are scanner noise around the garment, not cloth
-_DARKEST_CLOTH = 48  # black cloth is lifted to this, so that thresholding parts it from the black background
+_DARKEST_CLOTH = 48  # black cloth is raised to this tone, so that a threshold separates it from the background
 
-# Closed sets of words: (upper bound, word), the first bound above the measure wins. Set near the thirds and
-# quarters of the training split, so that each word is worth its token.
+# Closed sets of words: (upper bound, word); the first bound above the measure counts. Bounds are near the thirds and
+# quarters of the training split, so that each word carries information.
 Words = tuple[tuple[float, str], ...]
 SIZES: Words = ((0.45, "tiny"), (0.56, "small"), (0.68, "medium"), (np.inf, "large"))  # box's side / image's side
 TONES: Words = ((90.0, "dark"), (130.0, "grey"), (np.inf, "bright"))  # mean tone of the garment, 0..255
@@ -56,7 +56,7 @@ TABLES = (SIZES, TONES, SHAPES, FILLS, SURFACES, COLUMNS, ROWS)
 
 
 class FashionSource:
-    """Example i shows garment i % n of its split (n = 5000 train, 1000 test), classes taking turns."""
+    """Example i shows garment i % n of its split (n = 5000 train, 1000 test), cycling through the classes."""
 
     class_names: tuple[str, ...] = CLASS_NAMES
 
@@ -91,7 +91,7 @@ class FashionSource:
     def __getitem__(self, index: int) -> Example:
         index = check_index(index, self._num_examples)
         garment = self._garments[index % len(self._garments)]
-        # Philox is counter based: nearby (seed, split, index) give unrelated streams, on every machine the same.
+        # Philox is counter-based: nearby (seed, split, index) give unrelated streams, the same on every machine.
         sequence = np.random.SeedSequence((self._seed, SPLITS.index(self._split), index))
         canvas = _draw(garment, self._image_size, np.random.Generator(np.random.Philox(sequence)))
         return labeled(self.id(index), np.repeat(canvas[..., None], 3, axis=-1), CLASS_NAMES[self.label(index)])
@@ -99,7 +99,7 @@ class FashionSource:
 
 # --------------------------------------------------------------------------------------------- the labels
 def labeled(example_id: str, image: at.SquareImage, caption: str) -> Example:
-    """One garment on black, with what is measured on its pixels.
+    """One garment on black, with the labels measured on its pixels.
 
     Raises:
       UserError: the image has no foreground.
@@ -143,7 +143,7 @@ def _load_garments(split: str) -> tuple[UInt8[np.ndarray, "n h w"], Int[np.ndarr
     packed = resources.files("kaleido_jax").joinpath("assets/fashion/fashion_mnist_mini.npz").read_bytes()
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
-    # The file is sorted by class; taking turns gives every prefix, however short, all the classes.
+    # The file is sorted by class; cycling gives all classes even to a short prefix.
     turns = np.argsort(labels, kind="stable").reshape(len(CLASS_NAMES), -1).T.ravel()
     return images[turns], labels[turns]
 
@@ -155,7 +155,7 @@ def _draw(garment: UInt8[np.ndarray, "h w"], image_size: int, rng: np.random.Gen
     brightness = rng.uniform(*_BRIGHTNESS)
     lifted = _DARKEST_CLOTH + garment * ((255 - _DARKEST_CLOTH) / 255)
     cloth = np.where(garment < _CLOTH_FROM, 0, np.rint(lifted)).astype(np.uint8)
-    # Pillow's bilinear filter averages when it shrinks and, unlike Lanczos, leaves no ringing in the black.
+    # Pillow's bilinear filter averages when it shrinks and, unlike Lanczos, does not ring in the black.
     tile = Image.fromarray(cloth).resize((side, side), Image.Resampling.BILINEAR)
     canvas = np.zeros((image_size, image_size), np.uint8)
     canvas[y : y + side, x : x + side] = np.rint(np.asarray(tile) * brightness).astype(np.uint8)

@@ -24,15 +24,15 @@ class FolderSource:
     """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split).
 
     A file of two columns, folder and name, in config.data.labels gives folders other names: underscores become spaces,
-    and of several names with commas the first is taken. Without it, ImageNet's folders ("n01440764") have the captions
-    of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are no classes and no images.
+    and of several names with commas the first is used. Without it, ImageNet's folders ("n01440764") have the captions
+    of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are ignored.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
         """Lists the files.
 
         Raises:
-          UserError: no folder with images, or a file of names that cannot be read.
+          UserError: no folder with images, or the file of names cannot be read.
         """
         data, top = settings.data, settings.root / settings.data.split
         names = _read_names(settings.root / data.labels[0]) if data.labels else None
@@ -40,7 +40,7 @@ class FolderSource:
         empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
         if empty:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
-            log.warning("no class, since no image is in it: %s%s in %s", ", ".join(empty[:_LISTED]), more, top)
+            log.warning("folders without an image are ignored: %s%s in %s", ", ".join(empty[:_LISTED]), more, top)
         folders = {folder: files for folder, files in folders.items() if files}
         if not folders:
             raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
@@ -56,7 +56,7 @@ class FolderSource:
         return len(self._files)
 
     def id(self, index: int) -> str:
-        """The id of one example, e.g. "folder/train/tench/0001.jpg"; bytes that are no UTF-8 are written as "\\xNN"."""
+        """The id of one example, e.g. "folder/train/tench/0001.jpg"; bytes outside UTF-8 are written as "\\xNN"."""
         path, _ = self._files[check_index(index, len(self))]
         parts = (readable_name(path.parent.name), readable_name(path.name))
         return "/".join(["folder", *([self._split] if self._split else []), *parts])
@@ -69,12 +69,12 @@ class FolderSource:
         path, number = self._files[check_index(index, len(self))]
         if number in self._without_name:
             do = "rename the folder, or name it in data.labels"
-            raise user_error("a class folder whose name is no caption", "words in UTF-8", do)
+            raise user_error("a class folder whose name is not a caption", "words in UTF-8", do)
         return Example(id=self.id(index), image=read_image(path), caption=self.class_names[number])
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder shows, in the order of its names' bytes, which is the same in every locale."""
+    """The visible entries of a folder, in the order of their names' bytes, which is the same in every locale."""
     found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _OF_SYSTEMS)
     return sorted(found, key=lambda path: os.fsencode(path.name))
 
@@ -84,7 +84,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:
-    """The caption of a class; None where its name has bytes that are no UTF-8, or no word."""
+    """The caption of a class; None if the folder's name has bytes outside UTF-8 or no word."""
     try:
         own = os.fsencode(folder.name).decode()
         known = captions_of_wnids() if names is None else {}
@@ -97,7 +97,7 @@ def _read_names(path: Path) -> dict[str, str]:
     try:
         lines = read_labels(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise user_error(f"{path} is no UTF-8", "text in UTF-8", "convert it") from error
+        raise user_error(f"{path} is not UTF-8", "text in UTF-8", "convert it") from error
     rows = [line.split("\t", maxsplit=1) for line in lines if line.strip()]
     if any(len(row) != 2 for row in rows):
         raise user_error(f"{path} has a line without a tab", "FOLDER<tab>NAME", "correct it")

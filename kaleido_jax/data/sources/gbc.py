@@ -20,29 +20,29 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.validity import clean_phrase
 from kaleido_jax.runtime.files import fingerprint
 
-_NUMBERED = re.compile(r"_[0-9]+$")  # vertex of one object among several of a name: "trees_0"
+_NUMBERED = re.compile(r"_[0-9]+$")  # vertex of one of several objects of the same name: "trees_0"
 _NUMBER = re.compile(r" [0-9]+$")  # ... whose edge says "tree 1"
 
 
 class GbcSource:
-    """One image a line of the JSONL files that config.data.labels names, or of all below config.data.root.
+    """One image per line of the JSONL files that config.data.labels names, or of all below config.data.root.
 
     A line is {"vertices": [...], "img_path" or "img_url", "original_caption", "short_caption", "detail_caption"}. The
-    caption is the first of original and short that is there, the description the detailed one. The objects are the
-    vertices labeled "entity", whose boxes are shares of the image; their name is what the edge to them says, without
-    the number that tells several of a name apart. A vertex that lacks its box or name is left out. There are no masks.
+    caption is the original one or else the short one, the description the detailed one. The objects are the vertices
+    labeled "entity", with boxes as fractions of the image; the edge to them gives their name, without the number that
+    distinguishes objects of the same name. A vertex that lacks its box or name is left out. There are no masks.
 
-    The data sets have addresses of images, no files: images.csv beside the lines says which file each became, in
-    columns img_url and img_path.
+    The data sets contain URLs, not files: images.csv beside them maps each URL to its file, in the columns img_url and
+    img_path.
     """
 
     class_names: tuple[str, ...] = ()
 
     def __init__(self, settings: SourceSettings) -> None:
-        """Reads where the lines are.
+        """Finds the lines.
 
         Raises:
-          UserError: files that are missing or empty.
+          UserError: the files are missing or empty.
         """
         data, root = settings.data, settings.root
         found = (path for path in sorted(root.glob("*.jsonl")) if not path.name.startswith("."))
@@ -97,7 +97,7 @@ def _addresses(rows: TextTable) -> Iterator[tuple[str, str]]:
     for index in range(len(rows)):
         try:
             row = rows[index]
-        except UserError:  # its image counts as not fetched
+        except UserError:  # the image then counts as not fetched
             continue
         if row.get("img_url") and row.get("img_path"):
             yield row["img_url"], row["img_path"]
@@ -112,7 +112,7 @@ def _entities(vertices: list[Any], height: int, width: int) -> Iterator[LabeledO
             corners = box["left"] * width, box["top"] * height, box["right"] * width, box["bottom"] * height
             yield LabeledObject(phrase=_entity_name(vertex), box=tuple(float(v) for v in corners))
         except (KeyError, TypeError, ValueError, AttributeError, UserError):
-            continue  # one region less is no reason to lose the photo and its caption
+            continue  # the photo and its caption are still useful without one region
 
 
 def _entity_name(vertex: Mapping[str, Any]) -> str:

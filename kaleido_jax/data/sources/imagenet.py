@@ -1,4 +1,4 @@
-"""The captions of ImageNet-1k's classes."""
+"""Captions of ImageNet-1k's classes."""
 
 import functools
 from collections import Counter
@@ -9,8 +9,8 @@ from importlib import resources
 def captions_of_wnids() -> dict[str, str]:
     """WordNet id ("n01440764") -> caption, in the order of the class index.
 
-    A caption is WordNet's first synonym; where classes share it, all synonyms. The bird and the machine called crane
-    share even these, and so their caption.
+    A caption is WordNet's first synonym, or all synonyms if several classes share the first. The bird and the machine
+    called crane share even these, and therefore their caption.
     """
     lines = resources.files("kaleido_jax").joinpath("assets/imagenet/classes.tsv").read_text("utf-8").splitlines()
     names = dict(line.split("\t")[1:] for line in lines[1:])
@@ -19,5 +19,5 @@ def captions_of_wnids() -> dict[str, str]:
 
 
 def class_captions() -> tuple[str, ...]:
-    """Each caption once, in the order of the class index: what config.data.class_captions wants."""
+    """Each caption once, in the order of the class index, for config.data.class_captions."""
     return tuple(dict.fromkeys(captions_of_wnids().values()))

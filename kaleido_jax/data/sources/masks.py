@@ -14,7 +14,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> at.ImageM
     """The mask of one COCO annotation.
 
     Args:
-      segmentation: a list of polygons [x0, y0, x1, y1, ...] in px, whose union it is, or {"size": [h, w], "counts"}.
+      segmentation: polygons [x0, y0, x1, y1, ...] in px, whose union is the mask, or {"size": [h, w], "counts"}.
       height: px of the image.
       width: px of the image.
 
@@ -25,16 +25,16 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> at.ImageM
         return fill_polygons(segmentation, height, width)
     if not isinstance(segmentation, Mapping):
         raise _bad(f"a segmentation that is {type(segmentation).__name__}", "polygons or run lengths")
-    if segmentation.get("size") != [height, width]:  # before an array of another size is made
+    if segmentation.get("size") != [height, width]:  # before allocating an array of another size
         raise _bad(f"a mask of size {str(segmentation.get('size'))[:40]}", f"the image's {[height, width]}")
     return decode_rle(segmentation)
 
 
 def fill_polygons(polygons: Sequence[Any], height: int, width: int) -> at.ImageMask:
-    """The union of polygons, in px; a pixel belongs to one that its center lies in (even-odd rule).
+    """The union of polygons, in px; a pixel belongs to a polygon if its center lies inside (even-odd rule).
 
-    As pycocotools' users do, polygons of fewer than three points or without numbers are left out. Pillow's own filling
-    rounds corners to whole pixels and draws their border, 10 % too much for a disc of 20 px.
+    Polygons of fewer than three points or without numbers are left out, as is common with pycocotools. Pillow's own
+    filling rounds corners to whole pixels and draws their border, 10 % too much for a disc of 20 px.
 
     Raises:
       UserError: no polygon is left.
@@ -44,7 +44,7 @@ def fill_polygons(polygons: Sequence[Any], height: int, width: int) -> at.ImageM
         raise _bad("no polygon of 3 points or more", "x, y in turns")
     mask = np.zeros((height, width), bool)
     for points in usable:
-        # Only where the polygon is: most objects are small.
+        # Only in the polygon's rows and columns: most objects are small.
         (left, top), (right, bottom) = np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))
         left, right = (int(np.clip(v, 0, width)) for v in (left, right))
         top, bottom = (int(np.clip(v, 0, height)) for v in (top, bottom))
@@ -61,7 +61,7 @@ def _points(polygon: Any) -> Float[np.ndarray, "n 2"] | None:
 
 
 def _fill(points: Float[np.ndarray, "n 2"], height: int, width: int) -> at.ImageMask:
-    """Scan lines through the pixels' centers: each edge that one crosses turns inside to outside from there on."""
+    """Scan lines through the pixel centers: each crossed edge toggles between inside and outside."""
     (x0, y0), (x1, y1) = points.T[..., None], np.roll(points, -1, axis=0).T[..., None]
     lines = np.arange(height) + 0.5
     edge, row = np.nonzero((y0 <= lines) != (y1 <= lines))
@@ -83,7 +83,7 @@ def decode_rle(rle: Mapping[str, Any]) -> at.ImageMask:
         runs = [_whole(n) for n in (decompress(counts) if isinstance(counts, str | bytes) else counts)]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _bad("run lengths without size and counts", '{"size": [h, w], "counts": ...}') from error
-    # Summed as Python's integers, which do not overflow, before any array of that size is made.
+    # Summed as Python integers, which do not overflow, before allocating an array of that size.
     if min(height, width, *runs, 0) < 0 or sum(runs) != height * width:
         raise _bad(f"run lengths that sum to {sum(runs)}", f"{height * width} px")
     ones = np.arange(len(runs)) % 2 == 1
@@ -91,10 +91,10 @@ def decode_rle(rle: Mapping[str, Any]) -> at.ImageMask:
 
 
 def _whole(number: Any) -> int:
-    """A number of JSON as int: some writers make 30 to 30.0.
+    """A number of JSON as int: some programs write 30 as 30.0.
 
     Raises:
-      TypeError or ValueError: it is no whole number.
+      TypeError or ValueError: it is not a whole number.
     """
     if int(number) != number:
         raise ValueError(f"{number} is not whole")
@@ -102,7 +102,7 @@ def _whole(number: Any) -> int:
 
 
 def decompress(counts: str | bytes) -> list[int]:
-    """The runs in COCO's compressed string: five bits a character, low ones first, from the third run on differences.
+    """The runs in COCO's compressed string: five bits per character, low ones first; differences from the third run on.
 
     Raises:
       ValueError: a character outside "0".."o", or a string that ends inside a number.

@@ -18,11 +18,11 @@ _LONGEST_CELL = 2**30  # characters; csv's own limit is 2**17, which long descri
 
 
 class JsonLines:
-    """The lines of JSONL files. They may be far larger than the memory: only where each line begins is kept."""
+    """The lines of JSONL files, which may be larger than memory: only the start of each line is kept."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths, digest = list(paths), sha256()
-        starts, counts = array("q"), [0]  # 8 bytes a line, since there may be ten million
+        starts, counts = array("q"), [0]  # 8 bytes per line, since there may be ten million
         for path in self._paths:
             start = 0
             try:
@@ -46,7 +46,7 @@ class JsonLines:
         """The object of one line.
 
         Raises:
-          UserError: the line holds none.
+          UserError: the line does not hold a JSON object.
         """
         with self._paths[bisect.bisect_right(self._counts, index) - 1].open("rb") as file:
             file.seek(self._starts[index])
@@ -54,11 +54,11 @@ class JsonLines:
         try:
             row = json.loads(line)
         except RecursionError as error:
-            raise user_error("a line of too many brackets", "one JSON object a line", "correct the line") from error
+            raise user_error("a line of too many brackets", "one JSON object per line", "correct the line") from error
         except ValueError as error:
-            raise user_error("a line that is no JSON", "one JSON object a line", "correct the line") from error
+            raise user_error("a line that is not JSON", "one JSON object per line", "correct the line") from error
         if not isinstance(row, dict):
-            raise user_error("a line that is no JSON object", "{...}", "correct the line")
+            raise user_error("a line that is not a JSON object", "{...}", "correct the line")
         return row
 
 
@@ -66,10 +66,10 @@ class TextTable:
     """The rows of CSV or TSV files with a header."""
 
     def __init__(self, paths: Sequence[Path], needed: Sequence[str]) -> None:
-        """Reads the files; columns `needed` must be there.
+        """Reads the files, which must have the columns `needed`.
 
         Raises:
-          UserError: a file that is missing, no UTF-8, without a needed column, or with a quote that is never closed.
+          UserError: a file is missing, not UTF-8, lacks a needed column, or has a quote that is never closed.
         """
         self._rows: list[dict[str, str] | UserError] = []
         digests = []
@@ -78,7 +78,7 @@ class TextTable:
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise user_error(f"{path} is no UTF-8", "text in UTF-8", "convert it") from error
+                raise user_error(f"{path} is not UTF-8", "text in UTF-8", "convert it") from error
             self._add(path, _tsv_cells(text) if path.suffix == ".tsv" else _csv_cells(path, text), needed)
             digests.append(fingerprint(content))
         self.fingerprint = fingerprint(*digests)
@@ -87,10 +87,10 @@ class TextTable:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, str]:
-        """One row by the names of its columns; cells that a short row lacks are absent.
+        """One row as column -> cell; cells that a short row lacks are absent.
 
         Raises:
-          UserError: the row's cells are not those of the header.
+          UserError: the row's cells do not match the header.
         """
         row = self._rows[index]
         if isinstance(row, UserError):
@@ -116,7 +116,7 @@ class TextTable:
             if isinstance(cells, UserError):
                 self._rows.append(cells)
             elif any(cells[len(header) :]):
-                # A comma in a caption that is not quoted: what the header calls "caption" is only a part of it.
+                # A comma in a caption without quotes: the "caption" cell would be only a part of it.
                 found = f"a row of {len(cells)} cells"
                 self._rows.append(user_error(found, f"{len(header)} as in the header", do))
             else:
@@ -124,20 +124,20 @@ class TextTable:
 
 
 def _tsv_cells(text: str) -> Iterator[list[str]]:
-    """TSV files of captions (CC3M, CC12M) have no quoting: a quote is a character as any other."""
+    """TSV files of captions (CC3M, CC12M) have no quoting: a quote is an ordinary character."""
     for line in text.split("\n"):
         if line.strip("\r"):
             yield line.removesuffix("\r").split("\t")
 
 
 def _csv_cells(path: Path, text: str) -> Iterator[list[str] | UserError]:
-    """The cells of each row, or what is wrong with it.
+    """The cells of each row, or what is wrong with the row.
 
     Raises:
-      UserError: a quoted cell has no end, so that it has taken all lines behind it.
+      UserError: a quoted cell has no end, so it contains all lines after it.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else quotes inside a cell end it without a word
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # otherwise quotes inside a cell silently end it
     while True:
         first = reader.line_num + 1
         try:
@@ -151,8 +151,8 @@ def _csv_cells(path: Path, text: str) -> Iterator[list[str] | UserError]:
                 raise user_error(found, "a closing quote", do) from error
             lines = f"line {first} is" if first == reader.line_num else f"lines {first} to {reader.line_num} are"
             yield user_error(
-                f"{lines} no row of CSV ({error})",
-                "quotes around a cell, and those inside it twice",
+                f"{lines} not a row of CSV ({error})",
+                "quotes around a cell, with quotes inside it doubled",
                 "correct the lines",
             )
             continue

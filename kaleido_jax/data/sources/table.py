@@ -1,4 +1,4 @@
-"""Tables of captions: rows of image file, caption and, where there is one, a long description; CSV, TSV or JSONL."""
+"""Tables of captions: rows of image file, caption and, optionally, a long description; CSV, TSV or JSONL."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class TableSource:
-    """One image a row; config.data.labels names tables, all of one form, else it is SPLIT.* or the only one there."""
+    """One image per row; config.data.labels names tables of one format, otherwise it is SPLIT.* or the only table."""
 
     class_names: tuple[str, ...] = ()
 
@@ -28,7 +28,7 @@ class TableSource:
         """Opens the tables.
 
         Raises:
-          UserError: tables that are missing, empty or without the image and caption columns.
+          UserError: a table is missing, empty or without the image and caption columns.
         """
         data, root = settings.data, settings.root
         paths = [root / name for name in data.labels] or [_find_table(root, data.split)]

@@ -67,7 +67,7 @@ def test_coco_keeps_to_the_licenses_asked_for(coco):
 
 def test_coco_rows_that_are_bad_fail_alone(coco):
     source = open_source("coco", "val", root=str(coco))
-    with pytest.raises(UserError, match="no name of a file"):
+    with pytest.raises(UserError, match="not a file name"):
         source[2]
     with pytest.raises(UserError, match="12x8 px whose labels are for 99x8"):
         source[3]
@@ -186,11 +186,11 @@ def test_lvis_names_its_photos_by_address(tmp_path):
         ({"images": [{"id": 1.5, "file_name": "a.png"}]}, r"images\[0\].id = '1.5' \(float\); expected a whole number"),
         ({"images": [{"file_name": "a.png"}]}, r"images\[0\] has no id"),
         ({"images": [{"id": 1}]}, r"images\[0\] has no file_name"),
-        ({"images": ["a.png"]}, r"images\[0\] is no object"),
+        ({"images": ["a.png"]}, r"images\[0\] is not an object"),
         ({"images": None}, "no list images"),
         ({"annotations": [{"image_id": "1", "caption": "x"}]}, r"annotations\[0\].image_id = '1' \(str\)"),
         ({"categories": [{"id": 1}]}, r"categories\[0\] has no name"),
-        ({"categories": {"1": "cat"}}, "categories is no list"),
+        ({"categories": {"1": "cat"}}, "categories is not a list"),
         (
             {"categories": [{"id": 1, "name": n} for n in ("cat", "dog")]},
             r"categories\[1\].id = 1 is the id of cat and of",

@@ -58,7 +58,7 @@ def test_names_that_are_no_utf8_work_or_fail_alone(tmp_path):
             file.write(content)
     source = open_source("folder", root=tmp_path)
     first, second, third = outcomes(source)
-    assert (first, second) == ("cat", "cat") and "name is no caption" in third
+    assert (first, second) == ("cat", "cat") and "name is not a caption" in third
     assert source.id(1) == r"folder/cat/caf\xe9.png" and source.id(2) == r"folder/cl\xe9/1.png"
     assert source.fingerprint == open_source("folder", root=tmp_path).fingerprint
 
@@ -67,4 +67,4 @@ def test_a_class_name_without_a_word_fails_alone(tmp_path):
     for name in ("___", "cat"):
         photo(tmp_path / name / "1.png")
     bad, good = outcomes(open_source("folder", root=tmp_path))
-    assert "name is no caption" in bad and good == "cat"
+    assert "name is not a caption" in bad and good == "cat"

@@ -32,7 +32,7 @@ def test_tables_of_captions(tmp_path, kind):
     source = open_source("table", "train", root=str(tmp_path), images="pictures")
     first = source[0]
     assert (first.id, first.caption, first.description) == ("table/train/00000000", 'says "hi", twice', "long")
-    for index, told in ((1, "No such file"), (2, "without a caption"), (3, "no name of a file")):
+    for index, told in ((1, "No such file"), (2, "without a caption"), (3, "not a file name")):
         with pytest.raises(UserError, match=told):
             source[index]
     assert len(source) == 4 and pickle.loads(pickle.dumps(source)).id(3) == source.id(3)
@@ -79,7 +79,7 @@ def test_rows_whose_cells_are_not_the_headers_fail_alone(tmp_path):
     ]
     source = open_source("table", root=_with(tmp_path, "train.csv", "\n".join(["image,caption", *rows])))
     first, second, third, fourth = outcomes(source)
-    assert first.startswith("UserError: line 2 is no row of CSV") and third == 'two "q" and\nlines'
+    assert first.startswith("UserError: line 2 is not a row of CSV") and third == 'two "q" and\nlines'
     assert second.startswith("UserError: a row of 3 cells; expected 2") and "without caption" in fourth
 
 
@@ -92,9 +92,9 @@ def test_long_cells_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ('{"image": "a\\u0000.png", "caption": "y"}', "no name of a file"),
-        ('{"image": "a\\ud83d.png", "caption": "y"}', "no name of a file"),
-        ('{"image": ["a.png"], "caption": "y"}', "no name of a file"),
+        ('{"image": "a\\u0000.png", "caption": "y"}', "not a file name"),
+        ('{"image": "a\\ud83d.png", "caption": "y"}', "not a file name"),
+        ('{"image": ["a.png"], "caption": "y"}', "not a file name"),
         ('{"image": "a.png", "caption": ["y"]}', "without a caption"),
         ("[" * 100_000, "too many brackets"),
     ],
