@@ -1,7 +1,7 @@
-"""What every annotator offers: it fills segments of z for a batch of examples.
+"""Annotator, the protocol of a part of q(z | x, c): it fills segments of z for a batch of examples.
 
-Annotators run one after the other on the square crop that the model is trained on, each seeing what those before it
-made. None of them raises for one bad image: it answers with a Failure, and the job records it.
+Annotators run one after another on the square crop that the model is trained on; each gets the segments made so far.
+None of them raises for one bad image: it returns a Failure, which the job records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ class Failure:
 class Annotator(Protocol):
     """A part of q(z | x, c)."""
 
-    segments: tuple[str, ...]  # what it fills
-    needs: tuple[str, ...]  # segments that must be there before it runs, e.g. blob from bbox
+    segments: tuple[str, ...]  # that it fills
+    needs: tuple[str, ...]  # segments that must exist before it runs, e.g. bbox for blob
     metadata: Mapping[str, str]  # provenance: "model", "version", "prompt" (a hash) ...; no date, nothing that varies
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """One answer an example: latents with this annotator's segments alone, or why there are none.
+        """One answer per example: latents with only this annotator's segments, or the reason for a failure.
 
         The answer for an example does not depend on which others are in the batch.
 
         Raises:
-          UserError: nothing can be annotated at all (no server, no weights); the job stops without losing a shard.
+          UserError: no image can be annotated (no server, no weights); the job stops without losing a shard.
         """
         ...

@@ -1,6 +1,6 @@
 """Vocabulary of the fashion source: python -m kaleido_jax.annotate.build_vocab --out=FILE.
 
-A sentencepiece unigram model in T5's style whose words are the source's, small enough for a tiny prior.
+A sentencepiece unigram model in T5's style with the words of the source, small enough for a tiny prior.
 The shipped one is kaleido_jax/assets/fashion/spiece.model.
 """
 
@@ -22,15 +22,15 @@ from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import write_atomically
 
-MAX_PIECES = 250  # without the numbers below; the trainer finds that fewer are worth having
-NUM_EXAMPLES = 2_000  # every word is seen often by then; more changes nothing but the time
-# Characters a typed caption may hold. "|" and "#" only part segments and vokens.
+MAX_PIECES = 250  # without the numbers below; the trainer keeps fewer
+NUM_EXAMPLES = 2_000  # every word occurs often by then; more would only take longer
+# Characters that a typed caption may contain. "|" and "#" only separate segments and vokens.
 _CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
-# Added after the training, which never joins words: one token instead of two before each number but the first
-# of a box, and the segment separator, whose bar is deliberately no piece on its own.
+# Added after the training, which never joins words: one token instead of two before each number of a box except the
+# first, and the segment separator, whose bar is deliberately not a piece of its own.
 _JOINTS = (",▁", "▁|")
-# So are the coordinates: one token each instead of three. A box is then 10 tokens instead of 18, and the place that
-# a token names does not have to be put together from digits.
+# So are the coordinates: one token each instead of three. A box is then 10 tokens instead of 18, and the prior need not
+# compose positions from digits.
 _NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1))
 
 
@@ -66,7 +66,7 @@ def _corpus(num_examples: int) -> Iterator[str]:
         for annotator in annotators:
             [z] = annotator([example], [Latents()])
             yield serialize(z, annotator.segments)
-    # Words of the closed sets that no example happened to need must be pieces too.
+    # Words of the closed sets that no example contains must be pieces too.
     for table in fashion.TABLES:
         for _, word in table:
             yield from [word] * (num_examples // 20)
@@ -77,7 +77,7 @@ def _with_added(model: bytes) -> bytes:
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     for piece in _JOINTS + _NUMBERS:
-        # As probable as a very common word, hence always cheaper than its parts.
+        # As probable as a very common word, so always cheaper than its parts.
         proto.pieces.add(piece=piece, score=math.log(0.05))
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString(deterministic=True)

@@ -1,7 +1,7 @@
-"""Labels that the data have already, as text, boxes and ellipses.
+"""Labels of the data as latents: text, boxes and ellipses.
 
-Objects that are partly outside the square crop keep the part inside; the largest come first, by the area of their box,
-so that the numbers that a short bucket holds are those of what is seen best.
+Objects that are partly outside the square crop keep the part inside. The largest come first, by the area of their box,
+so that a limit keeps the most visible ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ VERSION = "labels/1"  # stored with every record; raise it when a rule below cha
 
 
 class LabeledText:
-    """The long description that the data has, or else the caption."""
+    """The long description in the data, or the caption if there is none."""
 
     segments = ("text",)
     needs = ()
     metadata = {"model": "labels", "version": VERSION}
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """One answer an example."""
+        """One answer per example."""
         del so_far
         return [_or_failure("text", self._one, example) for example in examples]
 
@@ -38,18 +38,18 @@ class LabeledText:
 
 
 class LabeledBoxes:
-    """The boxes that the data has."""
+    """The boxes in the data."""
 
     segments = ("bbox",)
     needs = ()
 
     def __init__(self, max_objects: int) -> None:
-        """Keeps the `max_objects` largest of an image."""
+        """Keeps the `max_objects` largest per image."""
         self.metadata = {"model": "labels", "version": VERSION}
         self._max_objects = max_objects
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """One answer an example."""
+        """One answer per example."""
         del so_far
         return [_or_failure("bbox", self._one, example) for example in examples]
 
@@ -62,18 +62,18 @@ class LabeledBoxes:
 
 
 class LabeledBlobs:
-    """The ellipses with the second moments of the masks that the data has."""
+    """The ellipses with the second moments of the masks in the data."""
 
     segments = ("blob",)
     needs = ()
 
     def __init__(self, max_objects: int) -> None:
-        """Keeps the `max_objects` largest of an image."""
+        """Keeps the `max_objects` largest per image."""
         self.metadata = {"model": "labels, second moments", "version": VERSION}
         self._max_objects = max_objects
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """One answer an example."""
+        """One answer per example."""
         del so_far
         return [_or_failure("blob", self._one, example) for example in examples]
 
@@ -87,7 +87,7 @@ class LabeledBlobs:
 
 
 def largest(objects: Sequence[LabeledObject], count: int) -> list[LabeledObject]:
-    """The `count` objects of the largest boxes (of masks, where there is no box), largest first; ties as given."""
+    """The `count` objects with the largest boxes (or masks, without a box), largest first; ties in the given order."""
     return sorted(objects, key=_area, reverse=True)[:count]
 
 

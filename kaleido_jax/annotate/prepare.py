@@ -1,4 +1,4 @@
-"""Records that training opens: of a generated source made once, else found."""
+"""Records for training: made once for a generated source, otherwise found."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def prepare_records(config: Config, workdir: Path, codec: Codec) -> Records:
         raise user_error(
             f"no records in {folder}",
             f"ArrayRecord shards of {config.name} with the latents {', '.join(config.latents.segments) or 'none'}",
-            config.data.fetch or "make them with `annotate`, or set config.data.records to where they are",
+            config.data.fetch or "make them with `annotate`, or set config.data.records to their folder",
         )
     return open_records(
         find_records(folder),

@@ -1,6 +1,6 @@
-"""Registry of annotators: which ones a config names, and how they are opened.
+"""Registry of annotators: which annotator a config names, and how it is opened.
 
-An opener imports what it needs itself, so that a job on labels loads no model's library.
+An opener imports what it needs itself, so that a job with labels loads no model library.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ class AnnotatorSettings:
 
     config: Annotate
     source: SourceKind
-    fit_on: SourceSettings  # of the images on which the vokens' quantizer is fitted; the same for all splits
+    fit_on: SourceSettings  # of the images that the vokens' quantizer is fitted on; the same for all splits
     quantizer: Path  # file of the vokens' quantizer
     vokens_per_image: int
     codebook_size: int  # entries of a voken's codebook
     image_size: int  # px
 
     def metadata(self, segments: Sequence[str]) -> dict[str, Any]:
-        """What of it decides the latents, as JSON; no paths."""
-        # What is at a path is in the annotator's metadata, and no answer depends on the batch.
+        """The settings that decide the latents, as JSON; no paths."""
+        # The annotator's metadata has the content of paths, and no answer depends on the batch.
         free = ("model", "feature_model", "batch_size")
         groups = {s: dataclasses.asdict(getattr(self.config, s)) for s in segments}
         kept = {s: {k: v for k, v in group.items() if k not in free} for s, group in groups.items()}
@@ -46,7 +46,7 @@ def open_annotators(settings: AnnotatorSettings, segments: Sequence[str]) -> lis
     """The annotators that fill `segments`, in an order in which each finds what it needs.
 
     Raises:
-      UserError: weights or a server that are not there, or an annotator that needs a segment nobody makes.
+      UserError: weights or a server are missing, or an annotator needs a segment that nothing makes.
     """
     waiting = [_opener(settings, segment)(settings) for segment in segments]
     ordered: list[Annotator] = []
@@ -64,7 +64,7 @@ def open_annotators(settings: AnnotatorSettings, segments: Sequence[str]) -> lis
 
 
 def fit_vokens(settings: AnnotatorSettings, segments: Sequence[str]) -> None:
-    """Fits the vokens' quantizer and stores it, once before any worker asks for it; nothing where there is none.
+    """Fits and stores the vokens' quantizer, if the job has one, before any worker needs it.
 
     Raises:
       UserError: too few images, or the stored one was fitted for something else.
@@ -74,10 +74,10 @@ def fit_vokens(settings: AnnotatorSettings, segments: Sequence[str]) -> None:
 
 
 class Cropped:
-    """The images of a source as they are annotated, without their objects; a bad one is replaced by the next."""
+    """The square crops of a source, without their objects; a bad image is replaced by the next one."""
 
     def __init__(self, source: Source, image_size: int) -> None:
-        """`image_size` px."""
+        """Crops to `image_size` px."""
         self.class_names, self.fingerprint = source.class_names, source.fingerprint
         self._source, self._image_size = source, image_size
 
@@ -97,7 +97,7 @@ class Cropped:
             try:
                 example = self._source[(index + step) % len(self)]
                 return square_crop(replace(example, objects=()), self._image_size)
-            except Exception:  # noqa: BLE001  # whatever it is, it is counted when the example's shard is made
+            except Exception:  # noqa: BLE001  # it is counted when the example's shard is made
                 continue
         raise user_error(f"none of {len(self)} images can be read", "at least one", "correct config.data.root")
 

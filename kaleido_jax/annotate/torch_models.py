@@ -1,6 +1,6 @@
 """PyTorch models in Hugging Face folders: config, fingerprint, loading.
 
-Nothing is downloaded, and neither code nor a pickle of the folder is run.
+Nothing is downloaded, and no code or pickle in the folder is run.
 """
 
 import json
@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
 
-BATCH_IMAGES = 8  # always this many, the last ones blank, so that an answer does not depend on its neighbors
-_DECIDING = (".json", ".jinja", ".txt", ".model", ".safetensors")  # what decides the answers
-_WHOLE_BYTES = 2**26  # of a file that is hashed whole: reading 15 GB only to name them would take minutes
-_STEP_BYTES, _SAMPLE_BYTES = 2**23, 2**12  # beyond that, so much of every step: some of every large tensor
+BATCH_IMAGES = 8  # always this many, padded with blank ones, so that an answer does not depend on its neighbors
+_DECIDING = (".json", ".jinja", ".txt", ".model", ".safetensors")  # files that decide the answers
+_WHOLE_BYTES = 2**26  # largest file that is hashed whole: reading 15 GB just for a fingerprint would take minutes
+_STEP_BYTES, _SAMPLE_BYTES = 2**23, 2**12  # of larger files, this much of every step: some of every large tensor
 
 
 def import_torch() -> tuple[ModuleType, ModuleType]:
@@ -70,7 +70,7 @@ def load_local(
       folder: config.json, *.safetensors and the processor's files.
       model_class: name in transformers, e.g. "AutoModel".
       processor_class: likewise.
-      half: bfloat16 or float16 on a GPU, also Apple's; on a CPU, which is slower with them, and otherwise float32.
+      half: bfloat16 or float16 on a GPU (also Apple's). On a CPU, where these are slower, and by default float32.
 
     Raises:
       UserError: torch or transformers are missing, or the folder holds no such model.
@@ -94,9 +94,10 @@ def load_local(
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """16 hex digits that change with the weights and with what config, processor and chat template say.
+    """16 hex digits that change with the weights, config, processor and chat template.
 
-    Of files above 64 MiB 4 KiB in every 8 MiB count: any other weights differ there, a single changed bit may not.
+    Of files above 64 MiB, 4 KiB in every 8 MiB are hashed: other weights differ there, but a single changed bit may be
+    missed.
     """
     return fingerprint(*_identity(folder))
 

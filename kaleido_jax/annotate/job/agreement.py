@@ -1,6 +1,6 @@
-"""Agreement of boxes and ellipses with what people drew, where they did.
+"""Agreement of boxes and ellipses with human labels, if there are any.
 
-Counted in thousandths of IoU, so that shards can be put together without keeping a number for each object.
+Counted in thousandths of IoU, so that shards can be combined without keeping a number for each object.
 """
 
 from collections import Counter
@@ -20,9 +20,9 @@ _STEPS = 1000
 
 
 def measure(example: Example, z: Latents) -> dict[str, list[int]]:
-    """IoU of each object that people marked with its own box and ellipse, 0..1000; 0 for one that has none.
+    """IoU of each labeled object with its own box and ellipse, 0..1000; 0 for an object without a partner.
 
-    Objects and boxes (or ellipses) are paired one to one so that the sum of IoU is largest, whatever their phrases:
+    Objects and boxes (or ellipses) are paired one to one so that the sum of IoU is maximal. Phrases are ignored, since
     two annotators need not use the same words.
 
     Args:
@@ -45,7 +45,7 @@ def measure(example: Example, z: Latents) -> dict[str, list[int]]:
 
 
 def tally(measures: Iterable[Mapping[str, list[int]]]) -> dict[str, dict[str, int]]:
-    """How many objects have each IoU: {"box": {"912": 3, ...}, "ellipse": ...}."""
+    """The number of objects with each IoU: {"box": {"912": 3, ...}, "ellipse": ...}."""
     counts: dict[str, Counter] = {}
     for measured in measures:
         for kind, values in measured.items():
@@ -54,10 +54,10 @@ def tally(measures: Iterable[Mapping[str, list[int]]]) -> dict[str, dict[str, in
 
 
 def summarize(tallies: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, float]:
-    """Of all tallies together, for "box" and "ellipse" where people marked some.
+    """Statistics of all tallies together, for "box" and "ellipse" if people labeled any.
 
-    KIND_objects: how many people marked; KIND_found: the share of them with a partner at all; KIND_iou_median: over
-    those with one.
+    KIND_objects: number of labeled objects; KIND_found: share of them with a partner; KIND_iou_median: over those with
+    one.
     """
     sums: dict[str, Counter] = {}
     for counts in tallies:

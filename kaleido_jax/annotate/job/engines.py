@@ -1,6 +1,6 @@
 """Engines of the annotation job: this process, a pool of processes, or a Ray cluster. All run the same make_shard.
 
-Models stay loaded: each worker opens the job once and then makes shard after shard.
+Models stay loaded: each worker opens the job once and then makes one shard after another.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ from kaleido_jax.annotate.job.shards import Advance, Job, close_job, make_shard,
 from kaleido_jax.errors import UserError, user_error
 
 RETRIES = 3  # how often Ray starts a dead worker again before the job gives up
-_POLL_SEC = 1.0  # between looks at how far the workers are
+_POLL_SEC = 1.0  # between updates of the progress
 _AGAIN = "start the job again, finished shards are kept; with less memory a worker, lower annotate.num_workers"
 
 
@@ -25,17 +25,17 @@ class Engine(Protocol):
     """Makes shards; used as a context manager, so that its workers end with it."""
 
     def specification(self) -> str:
-        """The job's hash, from a worker: only those have the annotators at hand."""
+        """The job's hash, from a worker: only workers have the annotators loaded."""
         ...
 
     def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(shard, what is in the .json beside it) as they are finished, in any order."""
+        """(shard, content of the .json beside it) as they finish, in any order."""
         ...
 
 
 # ------------------------------------------------------------------------------------------- this process
 class InProcess:
-    """One shard after the other, right here."""
+    """One shard after another, in this process."""
 
     def __init__(self, job: Job) -> None:
         """Loads nothing yet."""
@@ -59,10 +59,10 @@ class InProcess:
 
 # --------------------------------------------------------------------------------------------- local pool
 class LocalPool:
-    """A pool of processes; they are spawned, since a forked jax can hang."""
+    """A pool of processes, spawned, since a forked JAX can hang."""
 
     def __init__(self, job: Job, num_workers: int) -> None:
-        """Starts no process before it is needed."""
+        """Starts no process yet."""
         spawn = multiprocessing.get_context("spawn")
         self._count = spawn.Value("q", 0)
         self._pool = ProcessPoolExecutor(
@@ -73,7 +73,7 @@ class LocalPool:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        # After an error nothing that waits is worth its time; a shard in hand is finished or thrown away whole.
+        # After an error the waiting shards are canceled; a shard in progress is finished or discarded.
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def specification(self) -> str:
@@ -84,7 +84,7 @@ class LocalPool:
             raise _worker_died() from error
 
     def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Shards as they are finished.
+        """Shards as they finish.
 
         Raises:
           UserError: a worker was killed, e.g. for its memory.
@@ -110,7 +110,7 @@ def _start_worker(job: Job, count: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    # A killed parent cannot end its pool, whose workers would then wait for work for ever.
+    # A killed parent cannot end its pool, whose workers would then wait for work forever.
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -129,15 +129,15 @@ def _count_images(done: int) -> None:
 
 
 def _worker_died() -> UserError:
-    return user_error("a worker process was killed", "that all live to the end", _AGAIN)
+    return user_error("a worker process was killed", "all of them alive to the end", _AGAIN)
 
 
 # ---------------------------------------------------------------------------------------------------- Ray
 class RayWorker:
-    """The actor: one job with its models, on whatever machine Ray puts it."""
+    """The actor: one job with its models, on any machine that Ray chooses."""
 
     def __init__(self, job: Job) -> None:
-        """Also after a restart."""
+        """Runs again after a restart."""
         self._job, self._done = job, 0
 
     def specification(self) -> str:
@@ -161,13 +161,13 @@ class RayWorker:
 
 
 class RayCluster:
-    """Actors on a Ray cluster; dead ones are started again and make their shard anew.
+    """Actors on a Ray cluster; dead ones are restarted and make their shard again.
 
     The job's folder, the data and the weights must be at the same paths on every machine, and the package installed.
     """
 
     def __init__(self, job: Job, *, address: str | None, num_workers: int, num_cpus: float, num_gpus: float) -> None:
-        """Connects, and asks for the workers.
+        """Connects, and requests the workers.
 
         Args:
           job: what to make.
@@ -177,7 +177,7 @@ class RayCluster:
           num_gpus: that each holds; may be a fraction.
 
         Raises:
-          UserError: ray is not installed, or nobody answers at the address.
+          UserError: ray is not installed, or there is no cluster at the address.
         """
         try:
             import ray
@@ -193,7 +193,7 @@ class RayCluster:
         worker = ray.remote(RayWorker).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=RETRIES, max_task_retries=RETRIES, max_concurrency=2
         )
-        self._job = ray.put(job)  # kept here as long as an actor may be started again with it
+        self._job = ray.put(job)  # kept as long as an actor may be restarted with it
         self._actors = [worker.remote(self._job) for _ in range(max(1, num_workers))]
 
     def __enter__(self) -> "RayCluster":
@@ -215,7 +215,7 @@ class RayCluster:
         return self._get(self._actors[0].specification.remote())
 
     def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Shards as they are finished, one at a time to an actor.
+        """Shards as they finish; each actor makes one at a time.
 
         Raises:
           UserError: an actor died more than RETRIES times.
@@ -235,7 +235,7 @@ class RayCluster:
             counted = _advance_to(advance, counted, max(finished_images, self._images_done()))
 
     def _images_done(self) -> int:
-        # An actor that is being started again answers later: it counts with its next shard.
+        # An actor that is restarting answers later: it counts with its next shard.
         asked = [actor.images_done.remote() for actor in self._actors]
         ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=_POLL_SEC)
         try:
@@ -252,7 +252,7 @@ class RayCluster:
             raise
         except self._ray.exceptions.RayActorError as error:
             found = f"a Ray worker that died {RETRIES + 1} times"
-            raise user_error(found, "that it lives through a shard", "see Ray's log, then start again") from error
+            raise user_error(found, "one that finishes a shard", "see Ray's log, then start again") from error
 
 
 def _advance_to(advance: Advance, counted: int, count: int) -> int:

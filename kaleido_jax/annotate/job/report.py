@@ -1,7 +1,6 @@
-"""Report of a job, report.html beside a manifest: counts, failures, agreement with people's labels, a sample of images.
+"""Report of a job, report.html beside a manifest: counts, failures, agreement with human labels, a sample of images.
 
-
-One file without scripts that asks for nothing else: images are inside it. Every word of the data is escaped.
+One self-contained file without scripts: images are embedded. All text from the data is escaped.
 """
 
 import base64
@@ -96,7 +95,7 @@ def summary(manifest: Manifest) -> list[str]:
 
 
 def agreement_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
-    """(what, value, how it is measured) of each agreement with what people drew."""
+    """(what, value, how it is measured) of each agreement with human labels."""
     rows, found = [], manifest.agreement
     for kind, plural, whose in (("box", "boxes", "boxes"), ("ellipse", "ellipses", "masks")):
         if f"{kind}_objects" not in found:
@@ -139,7 +138,7 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
 
 
 class _Number(str):
-    """A cell that is set to the right."""
+    """A right-aligned cell."""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Annotation job: data source -> records with latents. Can be stopped and started again at any time.
+"""Annotation job: data source -> records with latents. It can be stopped and resumed at any time.
 
-A shard is one unit of work; a finished one of the same job is never made twice. Engines run the same make_shard in this
-process, in a pool of processes or on a Ray cluster; the process that finds all shards finished writes the manifest.
+A shard is the unit of work; a finished shard of the same job is not made again. Engines run the same make_shard in this
+process, in a pool of processes or on a Ray cluster; when all shards are finished, this process writes the manifest.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from kaleido_jax.runtime.files import make_folder, write_atomically
 from kaleido_jax.runtime.progress import progress as progress_of
 
 QUANTIZER = "quantizer.safetensors"
-JOB = "job.json"  # what was asked for and when it was started first
-SHARDS = "records"  # folder of the shards, where the manifest is not beside them
+JOB = "job.json"  # settings of the job, and when it was first started
+SHARDS = "records"  # folder of the shards, if the manifest is not beside them
 _FAILURES_LISTED = 1000  # in the manifest; all of them are beside the shards
 
 log = logging.getLogger(__name__)
@@ -40,21 +40,21 @@ log = logging.getLogger(__name__)
 def annotate(config: Config, workdir: Path, tokenizer: Tokenizer, *, progress: bool = True) -> dict[Path, Manifest]:
     """Makes or completes the records of config.data with the latents config.annotate.segments.
 
-    Of a source with splits they are in a folder for each split, below where records_folder says; the quantizer beside
-    these is theirs together. Of others the manifest is in the workdir, and the shards are in workdir/records.
+    A source with splits gets a folder for each split inside records_folder(), with a common quantizer beside them. For
+    other sources the manifest is in the workdir, and the shards are in workdir/records.
 
     Args:
       config: of the experiment.
       workdir: its folder.
-      tokenizer: its vocabulary writes the stored tokens.
+      tokenizer: writes the stored tokens.
       progress: a bar on a terminal, else a log line every 10 s with rate and remaining time.
 
     Returns:
       The folder of each manifest -> the manifest.
 
     Raises:
-      UserError: no such data, an annotator that cannot work, a codebook that does not fit, another quantizer in the
-        folder, or no image of which all that is required was made.
+      UserError: no such data, an annotator that cannot run, a codebook that does not fit, another quantizer in the
+        folder, or no image with all required segments.
     """
     if config.data.source == "records":
         raise user_error("config.data.source = 'records'", "data to annotate, e.g. 'coco'", "set it and data.root")
@@ -69,7 +69,7 @@ def _make_job(config: Config, kind: SourceKind, split: str, out: Path, tokenizer
     if latents.codebook_size > tokenizer.codebook_size:
         found = f"a codebook of {latents.codebook_size}"
         raise user_error(found, f"at most {tokenizer.codebook_size} voken rows", "lower it")
-    # Absolute, since workers may have another current folder.
+    # Absolute, since workers may have another working directory.
     data = replace(config.data, split=split, root=str(Path(config.data.root).resolve()) if config.data.root else None)
     source = SourceSettings(data=data, seed=config.seed, image_size=size)
     fit_on = replace(source, data=replace(data, split=kind.splits[0] if kind.splits else split))
@@ -99,7 +99,7 @@ def _make_job(config: Config, kind: SourceKind, split: str, out: Path, tokenizer
     )
 
 
-# --------------------------------------------------------------------------------------------- the running
+# --------------------------------------------------------------------------------------------- running a job
 def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> Manifest:
     """Makes the shards that are not finished, and the manifest.
 
@@ -109,7 +109,7 @@ def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> Manifest:
       progress: as of annotate().
 
     Raises:
-      UserError: something is missing for all images, or no image is left.
+      UserError: something that all images need is missing, or no image is left.
     """
     source = job.kind.open(job.source)
     fit_vokens(job.annotators, job.codec.segments)
@@ -137,19 +137,19 @@ def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> Manifest:
 
 
 def _date_of(job: Job, source: Source) -> str:
-    """The day in the config, or that on which this very job was first started in its folder.
+    """The date in the config, or the day on which this job was first started in its folder.
 
-    It is part of every latent's provenance: were it today's, a job that is resumed tomorrow would be another one.
+    It is part of every latent's provenance: with today's date, a job resumed tomorrow would be another job.
     """
     path, metadata = job.folder / JOB, json.loads(json.dumps(job.metadata(source)))
     try:
         stored = json.loads(path.read_text())
         if stored["job"] == metadata and (not job.date or stored["date"] == job.date):
             return stored["date"]
-    except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file that is not ours: written anew
+    except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file of another program: written below
         pass
     date = job.date or datetime.now(UTC).date().isoformat()
-    make_folder(job.folder, "--workdir")  # the first that is written
+    make_folder(job.folder, "--workdir")  # nothing has been written before
     write_atomically(path, json.dumps({"job": metadata, "date": date}, indent=2).encode())
     return date
 
@@ -203,7 +203,7 @@ def reasons(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
 
 
 def _source_metadata(job: Job) -> dict[str, Any]:
-    """What chose the examples; where the data lay on this machine is nobody's business."""
+    """The settings that selected the examples, without paths of this machine."""
     data = job.source.data
     chosen = {"labels": data.labels, "images": data.images}
     own = getattr(data, job.kind.name, None)  # the kind's own group of fields
@@ -216,7 +216,7 @@ def _source_metadata(job: Job) -> dict[str, Any]:
 
 
 def _tidy(job: Job, manifest: Manifest) -> None:
-    """Removes what killed workers left half written, and names shards that are not of this job."""
+    """Removes incomplete files of killed workers, and warns of shards of other jobs."""
     folder = job.folder / job.shards
     listed = {job.folder / shard.file for shard in manifest.shards}
     for path in listed:

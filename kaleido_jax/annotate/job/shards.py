@@ -1,7 +1,7 @@
-"""Shards of the annotation job: what one is made from, and the function that makes it wherever it runs.
+"""Shards of the annotation job, its units of work, and the function that makes one in any process.
 
-A shard is one unit of work. Its .array_record is written under a temporary name and renamed, the .json beside it last:
-its presence says that the shard is finished. A finished shard of the same job is never made twice.
+A shard's .array_record is written under a temporary name and renamed, then the .json beside it, whose presence means
+that the shard is finished. A finished shard of the same job is not made again.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from kaleido_jax.latents.types import Latents, select
 from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.text import readable
 
-# An annotator that raised for this many examples one after the other is broken itself: the job stops.
+# An annotator that raised for this many examples in a row is broken: the job stops.
 _BROKEN_AFTER = 32
 
 
@@ -38,19 +38,19 @@ class Advance(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that every shard needs, in a form that can be sent to another machine with the same files."""
+    """Everything that a shard needs; can be sent to another machine with the same files."""
 
     folder: Path  # of the manifest; absolute
     shards: str  # folder of the shards inside it; "" = beside the manifest
     kind: SourceKind
     source: SourceSettings
     annotators: AnnotatorSettings
-    codec: Codec  # its segments are those that a record may hold
-    required: tuple[str, ...]  # segments that a record must hold; an image without is left out
+    codec: Codec  # with the segments that a record may hold
+    required: tuple[str, ...]  # segments that a record must hold; other images are left out
     image_size: int  # px
-    max_caption_tokens: int  # longer captions, in tokens with eos, are left out
-    max_latents_tokens: int  # so are longer latents
-    shard_size: int  # images of the source to a shard
+    max_caption_tokens: int  # images with a longer caption, eos included, are left out
+    max_latents_tokens: int  # and images with longer latents
+    shard_size: int  # images of the source per shard
     batch_size: int  # images given to an annotator at once
     date: str  # in the provenance of every latent
 
@@ -60,7 +60,7 @@ class Job:
         return self.folder / self.shards / f"{name}-{shard:05d}.array_record"
 
     def metadata(self, source: Source) -> dict[str, Any]:
-        """What decides the content of a shard, as JSON, but for the annotators' versions. Paths are no part of it."""
+        """What decides the content of a shard, as JSON, except the annotators' metadata. Paths are not part of it."""
         return {
             "version": VERSION,
             "source": {"name": self.kind.name, "examples": source.fingerprint},
@@ -74,13 +74,13 @@ class Job:
 
 
 class OpenJob:
-    """A job with its source and annotators loaded, once in a process."""
+    """A job with its source and annotators loaded, once per process."""
 
     def __init__(self, job: Job) -> None:
         """Opens the source and loads the annotators' models.
 
         Raises:
-          UserError: data, weights or a server that are not there.
+          UserError: data, weights or a server are missing.
         """
         self.job = job
         self.source: Source = job.kind.open(job.source)
@@ -95,21 +95,21 @@ _OPEN: list[OpenJob] = []  # at most one: models are large
 
 
 def open_job(job: Job) -> OpenJob:
-    """The job with everything loaded; loaded once where a process asks for the same job again and again."""
+    """The job with everything loaded; repeated calls with the same job load it once."""
     if not (_OPEN and _OPEN[0].job is job):
         _OPEN[:] = [OpenJob(job)]
     return _OPEN[0]
 
 
 def close_job() -> None:
-    """Lets go of what open_job loaded."""
+    """Frees what open_job loaded."""
     _OPEN.clear()
 
 
 def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda done: None) -> dict[str, Any]:
-    """Makes one shard, unless it is finished; what is in the .json beside it.
+    """Makes one shard, unless it is finished; returns the content of the .json beside it.
 
-    Whatever one example raises, when it is read or annotated, is a failure of that example with its reason.
+    Any exception while an example is read or annotated becomes a failure of that example, with its reason.
 
     Args:
       job: what to make.
@@ -118,8 +118,8 @@ def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda d
       advance: called after each batch.
 
     Raises:
-      UserError: nothing can be annotated at all (no server, no weights).
-      Exception: an annotator raised it for every one of many examples in a row.
+      UserError: no image can be annotated (no server, no weights).
+      Exception: an annotator raised it for many examples in a row.
     """
     opened = open_job(job)
     found = finished(job, shard, indices, opened.specification)
@@ -137,7 +137,7 @@ def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda d
         "counts": dict(notes.counts),
         "max_tokens": longest(notes.lengths),
         "left_out": len(indices) - written.records,
-        "failures": sorted(notes.failures, key=lambda failure: failure["id"]),  # in no order of the batches
+        "failures": sorted(notes.failures, key=lambda failure: failure["id"]),  # independent of the batches
         "agreement": agreement.tally(notes.measures),
     }
     write_atomically(notes_path(job, shard), json.dumps(done, indent=1).encode())
@@ -145,7 +145,7 @@ def make_shard(job: Job, shard: int, indices: range, advance: Advance = lambda d
 
 
 def finished(job: Job, shard: int, indices: range, specification: str) -> dict[str, Any] | None:
-    """What is in the .json of a finished shard of this job; None if there is none."""
+    """The content of the .json of a finished shard of this job; None if the shard is not finished."""
     try:
         done = json.loads(notes_path(job, shard).read_text())
         same = done["specification"] == specification and done["indices"] == [indices.start, indices.stop]
@@ -160,7 +160,7 @@ def notes_path(job: Job, shard: int) -> Path:
 
 
 class _Notes:
-    """What the .json beside a shard says of its images."""
+    """What the .json beside a shard records about its images."""
 
     def __init__(self, segments: Sequence[str]) -> None:
         self.failures: list[dict[str, str]] = []
@@ -175,7 +175,7 @@ class _Notes:
 
 
 def _reason(error: Exception) -> str:
-    """What to say of an error that one example raised."""
+    """One line about an exception that one example raised."""
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {readable(str(error))[:200]}"
@@ -215,7 +215,7 @@ def _read(opened: OpenJob, index: int, notes: _Notes) -> Example | None:
 def _example_id(opened: OpenJob, index: int) -> str:
     try:
         return readable(opened.source.id(index))
-    except Exception:  # noqa: BLE001  # as above, and its number is as good a name
+    except Exception:  # noqa: BLE001  # as above; its number names it as well
         return f"{opened.job.kind.name}/{index:08d}"
 
 
@@ -237,11 +237,11 @@ def _run(annotator: Annotator, examples: list[Example], latents: list[Latents], 
 def _ask(
     annotator: Annotator, examples: list[Example], so_far: list[Latents], notes: _Notes
 ) -> Sequence[Latents | Failure]:
-    """The annotator's answers; if it raises for the batch, each example is asked about alone.
+    """The annotator's answers; if it raises for the batch, it gets each example alone.
 
     Raises:
-      UserError: nothing can be annotated at all.
-      Exception: it was raised for _BROKEN_AFTER examples in a row.
+      UserError: no image can be annotated.
+      Exception: the annotator raised it for _BROKEN_AFTER examples in a row.
     """
     segment = annotator.segments[0]
     try:
@@ -287,7 +287,7 @@ def _record(opened: OpenJob, example: Example, z: Latents, notes: _Notes) -> Rec
 def _tokens(part: Latents, segment: str, codec: Codec) -> tuple[Latents, list[int]]:
     try:
         return part, codec.segment_tokens(part, segment)
-    except UserError:  # mostly characters that the vocabulary has not: "<", "{" in T5's
+    except UserError:  # mostly characters that the vocabulary lacks: "<" and "{" in T5's
         part = codec.fit(part)
         return part, codec.segment_tokens(part, segment)
 

@@ -1,4 +1,4 @@
-"""YOLOX detector (Ge et al. 2021) in an ONNX file, the bbox segment: any of its sizes, as YOLOX's exporter writes it.
+"""YOLOX detector (Ge et al. 2021) in an ONNX file, for the bbox segment: any size, as YOLOX's exporter writes it.
 
 The model sees BGR 0..255 scaled into the upper left of its input, grey (114) elsewhere, and gives, for each cell of
 the strides 8, 16 and 32, (x, y, log w, log h, objectness, one score a class) in units of the stride.
@@ -26,7 +26,7 @@ from kaleido_jax.latents.validity import clean_phrase
 STRIDES = (8, 16, 32)
 NMS_IOU = 0.45  # of two boxes of a class that overlap more, the better one stays; YOLOX's own value
 _PADDING_TONE = 114
-_SIDE_PX = 640  # of YOLOX-S and larger, where the file leaves the size open
+_SIDE_PX = 640  # of YOLOX-S and larger, if the file leaves the size open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Detections:
     """What a detector found in one image, best first."""
 
     boxes: Float[np.ndarray, "n 4"]  # (x1, y1, x2, y2) in px of the image, within it
-    scores: Float[np.ndarray, " n"]  # objectness times class, 0..1
+    scores: Float[np.ndarray, " n"]  # objectness times class probability, 0..1
     classes: Int[np.ndarray, " n"]
 
 
@@ -55,14 +55,14 @@ class Detector:
         return {"model": "yolox", "version": self.model.fingerprint, "threshold": str(self.threshold)}
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """Latents with the max_boxes surest boxes, best first.
+        """Latents with the max_boxes most confident boxes, best first.
 
-        An empty tuple where nothing reaches the threshold, which is no failure.
+        An empty tuple if nothing reaches the threshold, which is not a failure.
         """
         return [Latents(bbox=self._boxes(example.image)) for example in examples]
 
     def detect(self, image: Image) -> Detections:
-        """The detector's own answer, before it is put on the 0..1000 canvas."""
+        """The detector's own answer in px, before conversion to 0..1000."""
         pixels, scale = letterbox(image, self.model.height, self.model.width)
         output = decode(self.model(pixels)[0], self.model.height, self.model.width)
         return pick(output, scale, image.shape[:2], self.threshold)
@@ -81,7 +81,7 @@ def open_detector(config: Annotate) -> Detector:
     Class names are the lines of MODEL.names beside MODEL.onnx, or of the folder's only .names file.
 
     Raises:
-      UserError: onnxruntime, model or names are missing, or do not fit each other.
+      UserError: onnxruntime, model or names are missing, or model and names do not match.
     """
     settings = config.bbox
     if settings.model is None:
@@ -94,14 +94,14 @@ def open_detector(config: Annotate) -> Detector:
     names = _class_names(path)
     cells = sum((model.height // stride) * (model.width // stride) for stride in STRIDES)
     shape, expected = model.outputs[0], (1, cells, 5 + len(names))
-    # A size that the file leaves open is no number there.
+    # An open size is not a number in the file.
     if len(shape) != 3 or any(isinstance(a, int) and a != b for a, b in zip(shape, expected, strict=True)):
         raise user_error(f"{path} gives {shape}", f"{expected}, for {len(names)} names", "correct the .names file")
     return Detector(model=model, class_names=names, threshold=settings.threshold, max_boxes=settings.max_boxes)
 
 
 def letterbox(image: Image, height: int, width: int) -> tuple[Float32[np.ndarray, "3 H W"], float]:
-    """The model's input, and how many of its pixels one pixel of the image became."""
+    """The model's input, and its scale: input pixels per image pixel."""
     scale = min(height / image.shape[0], width / image.shape[1])
     size = (int(image.shape[1] * scale), int(image.shape[0] * scale))
     canvas = np.full((height, width, 3), _PADDING_TONE, np.uint8)
@@ -110,7 +110,7 @@ def letterbox(image: Image, height: int, width: int) -> tuple[Float32[np.ndarray
 
 
 def decode(output: Float[np.ndarray, "cells c"], height: int, width: int) -> Float[np.ndarray, "cells c"]:
-    """Cell units -> (center x, center y, w, h) in pixels of the input; scores stay as they are."""
+    """Cell units -> (center x, center y, w, h) in pixels of the input; scores are not changed."""
     grids, strides = [], []
     for stride in STRIDES:
         rows, columns = height // stride, width // stride
@@ -124,7 +124,7 @@ def decode(output: Float[np.ndarray, "cells c"], height: int, width: int) -> Flo
 def pick(
     decoded: Float[np.ndarray, "cells c"], scale: float, image_size: tuple[int, int], threshold: float
 ) -> Detections:
-    """The cells that reach the threshold, each as its best class, after suppression; boxes clipped to the image."""
+    """The cells that reach the threshold, each with its best class, after suppression; boxes clipped to the image."""
     classes = decoded[:, 5:].argmax(axis=1)
     scores = decoded[:, 4] * decoded[np.arange(len(decoded)), 5 + classes]
     order = np.argsort(-scores, kind="stable")
@@ -137,7 +137,7 @@ def pick(
 
 
 def _suppress(boxes: Boxes, classes: Int[np.ndarray, "n"]) -> Int[np.ndarray, "kept"]:
-    """Non-maximum suppression in each class: the indices that stay, given boxes best first."""
+    """Non-maximum suppression in each class: the indices to keep, given boxes best first."""
     kept = []
     for i in range(len(boxes)):
         same = [k for k in kept if classes[k] == classes[i]]

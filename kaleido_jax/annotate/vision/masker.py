@@ -1,4 +1,4 @@
-"""Box-prompted masks: the interface that SAM and ONNX mask models share."""
+"""Masker, the protocol of box-prompted masks that SAM and ONNX mask models share."""
 
 from typing import Protocol, runtime_checkable
 

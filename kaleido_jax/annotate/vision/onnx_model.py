@@ -1,4 +1,4 @@
-"""ONNX image models, run by onnxruntime (an optional package): opening one, and the pixels it wants."""
+"""ONNX image models, run by onnxruntime (an optional package): opening and input normalization."""
 
 import glob
 import json
@@ -25,7 +25,7 @@ class OnnxModel:
     input_name: str
     height: int  # px, of the input
     width: int
-    outputs: tuple[tuple[int | str | None, ...], ...]  # shapes as the file has them; no number is an open size
+    outputs: tuple[tuple[int | str | None, ...], ...]  # shapes as in the file; anything but a number is an open size
     fingerprint: str  # 16 hex digits that change with the file, or the weights stored beside it
 
     def __call__(self, pixels: Float32[np.ndarray, "3 h w"]) -> list[np.ndarray]:
@@ -43,14 +43,14 @@ class Normalization:
 
 
 def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
-    """Opens a model for all the accelerators that the installed onnxruntime has, then the CPU.
+    """Opens a model for all accelerators of the installed onnxruntime, then the CPU.
 
     Args:
       path: the .onnx file.
-      side_px: side of the input where the file leaves it open.
+      side_px: side of the input if the file leaves it open.
 
     Raises:
-      UserError: onnxruntime or the file is missing, the file is no ONNX model, or its input is no RGB image.
+      UserError: onnxruntime or the file is missing, the file is not an ONNX model, or its input is not an RGB image.
     """
     try:
         import onnxruntime
@@ -72,7 +72,7 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
     # Waiting threads sleep: images are decoded on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        # By path, since weights may lie in files beside it.
+        # By path, since weights may be in files beside it.
         session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except (
         errors.Fail,
@@ -85,12 +85,12 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
     ) as error:
         reason = " ".join(str(error).split())[:200]
         do = "compare its size with the original's, or export it again"
-        raise user_error(f"{path} is no model that runs ({reason})", "a whole ONNX file", do) from error
+        raise user_error(f"{path} is not a model that runs ({reason})", "a whole ONNX file", do) from error
     inputs = session.get_inputs()
     shape = inputs[0].shape if len(inputs) == 1 else None
     if shape is None or len(shape) != 4 or shape[1] != 3 or shape[0] not in (1, None) and not isinstance(shape[0], str):
         raise user_error(
-            f"{path} takes {[tuple(i.shape) for i in inputs]}", "one input (1, 3, height, width)", "export it so"
+            f"{path} takes {[tuple(i.shape) for i in inputs]}", "one input (1, 3, height, width)", "export it with one"
         )
     height, width = (side if isinstance(side, int) else side_px for side in shape[2:])
     return OnnxModel(
@@ -107,7 +107,7 @@ def read_normalization(folder: Path) -> Normalization:
     """The image_mean, image_std and rescale_factor of preprocessor_config.json in a model's folder, or ImageNet's.
 
     Raises:
-      UserError: the file is there and cannot be read.
+      UserError: the file exists but cannot be read.
     """
     path = folder / NORMALIZATION_FILE
     if not path.exists():
@@ -120,14 +120,16 @@ def read_normalization(folder: Path) -> Normalization:
         mean, std = (tuple(map(float, fields.get(f"image_{k}", getattr(standard, k)))) for k in ("mean", "std"))
         scale = float(fields.get("rescale_factor", standard.scale))
     except (OSError, TypeError, ValueError, RecursionError) as error:
-        raise user_error(f"{path} ({error})", "image_mean, image_std, rescale_factor", "mend or delete it") from error
+        raise user_error(
+            f"{path} ({error})", "image_mean, image_std, rescale_factor", "correct or delete it"
+        ) from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise user_error(f"{path}: mean {mean}, std {std}", "three numbers each, std above 0", "mend or delete it")
+        raise user_error(f"{path}: mean {mean}, std {std}", "three numbers each, std above 0", "correct or delete it")
     return Normalization(mean=mean, std=std, scale=scale)
 
 
 def normalize(image: Image, normalization: Normalization) -> Float32[np.ndarray, "3 h w"]:
-    """Pixels as a model wants them, channels first."""
+    """Normalized pixels, channels first."""
     mean, std = np.float32(normalization.mean), np.float32(normalization.std)
     pixels = (image.astype(np.float32) * normalization.scale - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)

@@ -23,16 +23,16 @@ from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.segments.blob import Blob
 from kaleido_jax.latents.types import Latents
 
-_SIDE_PX = 320  # of an ONNX model's input, where the file leaves it open
-# Of a box's sides, seen around it. U2-Net-p marks what stands out, so it needs background: on 80 objects of COCO in
-# 256 px crops 0.4 gave a mean IoU of 0.485, 0.2 0.470 and 0.1 0.433. For large objects 0.1 and 0.25 are as good.
+_SIDE_PX = 320  # of an ONNX model's input, if the file leaves it open
+# Margin around a box, in its side lengths. U2-Net-p marks what is salient, so it needs background: on 80 objects of
+# COCO in 256 px crops 0.4 gave a mean IoU of 0.485, 0.2 0.470 and 0.1 0.433. For large objects 0.1 and 0.25 are as good.
 _MARGIN = 0.4
-_FOREGROUND_FROM = 0.5  # of the model's own 0..1
+_FOREGROUND_FROM = 0.5  # threshold of the model's output, 0..1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """The annotator of the blob segment; phrases and order are those of bbox."""
+    """The annotator of the blob segment; phrases and order come from bbox."""
 
     masks: Masker
     metadata: Mapping[str, str]
@@ -40,9 +40,9 @@ class Segmenter:
     needs: tuple[str, ...] = ("bbox",)
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
-        """Latents with one ellipse a box; an object whose mask is empty is left out.
+        """Latents with one ellipse per box; an object whose mask is empty is left out.
 
-        Without boxes there are no blobs, which is no failure; with boxes whose masks are all empty it is one.
+        An image without boxes has no blobs, which is not a failure; boxes whose masks are all empty are one.
         """
         return [self._blobs(example.image, z.bbox) for example, z in zip(examples, so_far, strict=True)]
 
@@ -63,7 +63,7 @@ def open_segmenter(config: Annotate) -> Segmenter:
     """The segmenter of a config whose blob.kind is "sam" or "onnx".
 
     Raises:
-      UserError: packages or weights are missing, or no model of that kind.
+      UserError: packages or weights are missing, or the model is not of that kind.
     """
     settings = config.blob
     if settings.model is None:
@@ -81,12 +81,12 @@ def open_segmenter(config: Annotate) -> Segmenter:
 def onnx_masks(path: Path) -> tuple[Masker, dict[str, str]]:
     """Masks by an ONNX model such as U2-Net: run on each box with a margin, its first output cut at 0.5.
 
-    The model takes (1, 3, h, w) float32; the crop is resized to h x w, 320 where the file leaves it open, and
-    normalized as preprocessor_config.json beside the file says, else by ImageNet's mean and standard deviation. The
-    first output is one map with values 0..1 (after the sigmoid). Outside its box a mask is empty.
+    The model takes (1, 3, h, w) float32; the crop is resized to h x w (320 if the file leaves it open) and normalized
+    by preprocessor_config.json beside the file, or else by ImageNet's mean and standard deviation. The first output is
+    one map with values 0..1 (after the sigmoid). Outside its box a mask is empty.
 
     Raises:
-      UserError: as open_onnx, or an output that is no map.
+      UserError: as open_onnx, or the output is not a map.
     """
     model = open_onnx(path, side_px=_SIDE_PX)
     normalization = read_normalization(path.parent)

@@ -1,4 +1,4 @@
-"""Answers of a vision-language model: the final text behind its thoughts, and the description in it."""
+"""Answers of a vision-language model: the final text after its thoughts, and the description in it."""
 
 import contextlib
 import json
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from kaleido_jax.annotate.vlm.lenient_json import BROKEN, CUT_OFF, Value, read_objects
 from kaleido_jax.latents.validity import LatentsError, clean_text
 
-# Asked for are 50 to 80 words (prompts.py). Fewer than these are no description; more would crowd out the segments
-# that follow, and a model that babbles does better on the next try.
+# The prompt asks for 50 to 80 words (prompts.py). Fewer than these do not describe an image; more would leave no room
+# for the segments that follow, and a model that rambles does better on the next attempt.
 MIN_WORDS, MAX_WORDS = 10, 160
 MAX_NON_LATIN = 0.2  # share of the letters; signs in a picture may be quoted in their own script
 MIN_ENGLISH = 0.05  # share of the words; English prose has about a quarter of these, its neighbors hardly any
@@ -24,7 +24,7 @@ _THOUGHTS_START = re.compile(rf"<{_THINK}|\u25c1think\u25b7|\[THINK\]|<\|channel
 _THOUGHTS_END = re.compile(
     rf"</{_THINK}|\u25c1/think\u25b7|\[/THINK\]|<\|channel\|>final\s*+<\|message\|>", re.IGNORECASE
 )
-# Written around an answer, never part of it: wrappers, and special tokens that a server has not removed.
+# Around an answer, never part of it: wrappers, and special tokens that a server has not removed.
 _FRAME = re.compile(
     r"</?(?:answer|final_answer|response|output|description|caption|tool_call|s|eos|bos|pad|end_of_turn)>"
     r"|<\|(?:begin_of_box|end_of_box|im_end|endoftext|end_of_text|eot_id|eom_id|end|return)\|>",
@@ -59,13 +59,13 @@ class Answer:
     """What a model wrote about one image."""
 
     text: str
-    cut_off: bool = False  # it ended at the limit of tokens, not by itself
+    cut_off: bool = False  # it ended at the token limit
 
 
 def final_text(answer: Answer) -> str:
     """The answer without a reasoning model's thoughts and without the tags around it, stripped.
 
-    Everything up to the last closing tag is thought, and so is what follows an opening tag that is never closed.
+    Everything up to the last closing tag is thoughts, and so is everything after an opening tag that is never closed.
 
     Raises:
       UnusableAnswer: nothing is left.
@@ -86,7 +86,7 @@ def final_text(answer: Answer) -> str:
 
 
 def fenced_blocks(text: str) -> list[str]:
-    """What stands between fences (``` or ~~~), without the language named there, stripped."""
+    """The text between fences (``` or ~~~), without the language name, stripped."""
     blocks = _FENCE.split(text)[1::2]
     return [block[match.end() if (match := _FENCE_LANGUAGE.match(block)) else 0 :].strip() for block in blocks]
 
@@ -136,7 +136,7 @@ def _unwrap(text: str) -> str:
 
 
 def _from_json(text: str) -> str | None:
-    """The description in the JSON of a text, "" if its JSON has none; None if there is no JSON."""
+    """The description in a text's JSON, "" if the JSON has none; None if the text has no JSON."""
     if text.startswith("["):
         try:
             value = json.loads(text, strict=False)
@@ -169,8 +169,8 @@ def _strings_of(objects: list[dict[str, Value]], key: re.Pattern) -> Iterator[st
 
 
 def _check_language(text: str) -> None:
-    # The script tells Chinese or Russian. Between languages of one script, English shows by its commonest words;
-    # those chosen are words of no other large European language. Too few words would be no measure.
+    # The script rules out Chinese or Russian. Within Latin script, the most common words identify English; those chosen
+    # do not occur in other large European languages. A few words are too few for this test.
     letters = [ch for ch in text if ch.isalpha()]
     foreign = sum(not unicodedata.name(ch, "").startswith("LATIN") for ch in letters)
     if foreign > MAX_NON_LATIN * max(len(letters), 1):

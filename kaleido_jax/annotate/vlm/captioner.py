@@ -11,8 +11,8 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "captioner/2"  # stored with every record; raise it when a rule of reading answers changes
-MAX_TOKENS = 256  # of an answer; 80 words are about 110, and a longer one is refused anyway
+VERSION = "captioner/2"  # stored with every record; raise it when a rule for reading answers changes
+MAX_TOKENS = 256  # of an answer; 80 words are about 110, and much longer answers are rejected anyway
 
 
 class Captioner:
@@ -36,7 +36,7 @@ class Captioner:
         """See Annotator.
 
         Raises:
-          UserError: no image can be described at all (no server, no weights).
+          UserError: no image can be described (no server, no weights).
         """
         filled = [prompts.fill(self._prompt, example.caption) for example in examples]
         return ask_about(self.model, "text", examples, filled, image_size=self._image_size, read=_read)

@@ -31,20 +31,20 @@ from kaleido_jax.latents.types import Latents
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SEC = 1.0  # doubled with every failure of a question
-LONGEST_WAIT_SEC = 300.0  # between two tries, also where a server's Retry-After asks for more
+LONGEST_WAIT_SEC = 300.0  # between two attempts, even if a server's Retry-After asks for more
 JPEG_QUALITY = 95
-MANY = 4  # one question, or a few, may be what makes a server fail; so many lost together are the server's fault
+MANY = 4  # a few questions may themselves make a server fail; if this many fail together, it is the server's fault
 # No answer to any image: no key, no money, not allowed, no such model.
 _FATAL = {401: "check the key", 402: "check the account", 403: "check the key's rights", 404: "check URL and model"}
 _TRANSIENT = (408, 409, 425, 429)  # and 5xx
-# Reasons to finish, in lower case, as OpenAI's and Gemini's endpoints have them; the latter adds what it filtered.
+# Finish reasons in lower case, of OpenAI's and Gemini's endpoints; the latter adds what it filtered.
 _CUT_OFF = ("length", "max_tokens")
 _FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "refusal")
 
 
 @dataclass
 class Usage:
-    """What was asked of a server so far, retries included."""
+    """Requests to a server so far, retries included."""
 
     requests: int = 0
     retries: int = 0
@@ -55,7 +55,7 @@ class Usage:
 
 
 class _Trouble(Exception):
-    """A try without an answer; `again` says whether another may do better."""
+    """An attempt without an answer; `again` says whether another may succeed."""
 
     def __init__(self, reason: str, *, again: bool = True, reached: bool = True) -> None:
         super().__init__(one_line(reason))
@@ -64,21 +64,21 @@ class _Trouble(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Lost(Unanswered):
-    by_server: bool  # no try brought an answer that could be judged
-    reached: bool  # some try got as far as a response or a time-out
+    by_server: bool  # no attempt gave an answer that could be read
+    reached: bool  # some attempt got a response or a time-out
 
 
 class Endpoint:
-    """Asks a server, `concurrency` requests at a time. Attribute `usage` counts what was asked, `cost()` prices it.
+    """Asks a server, `concurrency` requests at a time. Attribute `usage` counts them, `cost()` gives their price.
 
-    A failed try is repeated after an exponential backoff with jitter (a function of the example's id); a server's
-    Retry-After, and requests_per_minute, hold back all requests of this object.
+    A failed attempt is repeated after an exponential backoff with jitter (a function of the example's id); a server's
+    Retry-After, and requests_per_minute, delay all requests of this object.
     """
 
     own_prompts: Mapping[str, str] = {}  # servers apply the model's chat template
 
     def __init__(self, settings: AnnotateEndpoint, *, max_tokens: int, model: str | None = None) -> None:
-        """The server of `settings`; `model` where it is another than there; answers of at most `max_tokens`.
+        """The server of `settings`; `model` replaces its model; answers have at most `max_tokens`.
 
         Raises:
           UserError: no URL or model, an unset key variable, or the openai package is missing.
@@ -94,7 +94,7 @@ class Endpoint:
         self._not_before = 0.0  # monotonic seconds; no request starts earlier
         self._pace = Pace()
         self.usage = Usage()
-        # A server does not say which weights it has; a fixed revision belongs into the model's name.
+        # A server does not say which weights it has; a fixed revision belongs in the model's name.
         self.metadata = {
             "model": self._model,
             "version": "as served",
@@ -140,7 +140,7 @@ class Endpoint:
     async def _ask_all(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
         openai = _import_openai()
         slots = asyncio.Semaphore(self._settings.concurrency)
-        # A client belongs to its event loop, so each batch has its own. It shall not retry: that is done here.
+        # A client belongs to its event loop, so each batch has its own. Retries are made here, not by the client.
         async with openai.AsyncOpenAI(
             base_url=self._settings.base_url, api_key=self._key(), max_retries=0, timeout=self._settings.timeout_s
         ) as client:
@@ -185,7 +185,7 @@ class Endpoint:
         self.usage.requests += 1
         request = self._request(question, unusable)
         try:
-            # The client's own time-out is for each read; a server that drips would never reach it.
+            # The client's own time-out is for each read; a server that sends byte by byte would never reach it.
             async with asyncio.timeout(self._settings.timeout_s):
                 async with client.chat.completions.with_streaming_response.create(**request) as response:
                     body = await self._body(response)
@@ -214,7 +214,7 @@ class Endpoint:
             self._settings.limit_field: self._max_tokens,
         }
         if self._settings.sampling:
-            # Of the unusable answers only: how often the server failed must not change what is asked.
+            # Counts unusable answers only: the server's failures must not change the request.
             request |= {"temperature": RETRY_TEMPERATURE if unusable else 0.0, "seed": seed_of(question.id, unusable)}
         return request
 
@@ -268,7 +268,7 @@ class Endpoint:
     def _key(self) -> str:
         name = self._settings.api_key_variable
         if name is None:
-            return "none"  # openai wants some; servers without keys do not look at it
+            return "none"  # openai requires one; servers without keys ignore it
         if not os.environ.get(name):
             raise user_error(f"environment variable {name} is not set", "the server's key in it", "export it")
         return os.environ[name]

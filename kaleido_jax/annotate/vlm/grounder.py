@@ -14,9 +14,9 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "grounder/2"  # stored with every record; raise it when a rule of reading answers changes
+VERSION = "grounder/2"  # stored with every record; raise it when a rule for reading answers changes
 MAX_TOKENS = 1024  # of an answer; a JSON entry is about 40
-# An empty list or object on lines of its own: what a model writes that found nothing.
+# An empty list or object on its own lines: what a model writes if it finds nothing.
 _NOTHING = re.compile(r"(?:\A|\n)[ \t]*+(?:[\[\uff3b]\s*+[\]\uff3d]|\{\s*+\})[ \t]*+(?=\r?+\n|\Z)")
 _WORD_AFTER_BRACKETS = re.compile(r"[\]}][^\[\]{}]*+\Z")
 
@@ -44,9 +44,9 @@ class Grounder:
         Args:
           model: who is asked.
           instruction: a key of prompts.BBOX.
-          coordinates: "thousandths" of the picture or its "pixels"; models with location tokens do without.
-          image_size: px, side of the picture shown. For pixels, one that the model's processor leaves as it is.
-          max_boxes: so many are asked for and kept, the first named first.
+          coordinates: "thousandths" of the picture or its "pixels"; ignored for models with location tokens.
+          image_size: px, side of the picture shown. For pixels, a size that the model's processor does not change.
+          max_boxes: how many are asked for and kept, in the answer's order.
         """
         self.model, self._image_size, self._max_boxes = model, image_size, max_boxes
         self._seen_px = (image_size, image_size) if coordinates == "pixels" else None
@@ -63,7 +63,7 @@ class Grounder:
         """See Annotator. The prompt quotes the image's caption, not the text made before.
 
         Raises:
-          UserError: no image can be grounded at all (no server, no weights).
+          UserError: no image can be grounded (no server, no weights).
         """
         filled = [prompts.fill(self._prompt, example.caption, max_boxes=self._max_boxes) for example in examples]
         return ask_about(self.model, "bbox", examples, filled, image_size=self._image_size, read=self._read)
@@ -71,8 +71,8 @@ class Grounder:
     def _read(self, answer: Answer) -> Latents:
         text = final_text(answer)
         reading = read(text, seen_px=self._seen_px)
-        # An answer cut off in its list is no loss: its last box is left out. One cut off in prose may be thoughts
-        # without a tag, whose boxes are drafts.
+        # An answer cut off in its list only loses its last box. One cut off in prose may be thoughts without a tag,
+        # whose boxes are drafts.
         if answer.cut_off and reading.format == "json" and _ends_in_prose(text, reading):
             raise UnusableAnswer("answer cut off at the token limit, outside of its list of boxes")
         if not reading.objects and not _says_nothing(text, reading):

@@ -8,8 +8,8 @@ from typing import Literal
 
 from kaleido_jax.annotate.vlm.lenient_json import NUMBER, Value
 
-# Qwen's key, Gemini's, and those that other models put in the place of the one they were asked for. Qwen labels
-# objects and written text apart.
+# Qwen's key, Gemini's, and those that other models use instead of the requested one. Qwen labels objects and written
+# text with different keys.
 BOX_KEYS = {
     "bbox_2d": "xy",
     "box_2d": "yx",
@@ -35,7 +35,7 @@ Order = Literal["xy", "yx", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledBox:
-    """One box as an answer has it; None for a label or four numbers that are not there."""
+    """One box as in an answer; None for a missing label or missing numbers."""
 
     label: str | None
     box: list[float] | None
@@ -43,13 +43,13 @@ class LabeledBox:
 
 
 def boxes_of(found: dict[str, Value]) -> Iterator[LabeledBox]:
-    """The boxes of one JSON object; none if no key of it is one of BOX_KEYS or the four of a corner."""
+    """The boxes of one JSON object; [] if it has none of BOX_KEYS and not the four keys of two corners."""
     fields = {key.strip().lower(): value for key, value in found.items()}
     labels = next((texts for key in LABEL_KEYS if (texts := _strings(fields.get(key)))), [None])
     key = next((key for key in BOX_KEYS if key in fields), None)
     if key is not None:
         value = fields[key]
-        # What names its sides leaves no question open.
+        # Named sides are unambiguous.
         order = "xy" if isinstance(value, dict) else BOX_KEYS[key]
         boxes = _boxes(value)
         if len(labels) == 1:  # of all boxes
@@ -61,7 +61,7 @@ def boxes_of(found: dict[str, Value]) -> Iterator[LabeledBox]:
 
 
 def numbers_in(text: str) -> list[float] | None:
-    """All words of the text as floats, [] if there is none; None if one is no plain number."""
+    """All words of the text as floats, [] for an empty text; None if a word is not a plain number."""
     numbers = []
     for match in _NUMBER_WORD.finditer(text):
         if not NUMBER.fullmatch(match[0]) or not math.isfinite(float(match[0])):
@@ -77,7 +77,7 @@ def _strings(value: Value) -> list[str | None]:
 
 
 def _boxes(value: Value) -> list[list[float] | None]:
-    """One box, or several in a list; None for what is no box."""
+    """One box, or several in a list; None if the value is not a box."""
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         [value] = value
     if isinstance(value, str):

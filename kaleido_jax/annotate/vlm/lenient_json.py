@@ -1,8 +1,8 @@
-"""A lenient JSON parser for the objects in a model's answer, whatever stands around them.
+"""Lenient JSON: a parser for the objects in a model's answer, in any surrounding text.
 
-Beyond JSON it takes raw line breaks and control characters inside strings, single and typographic quotes, full-width
-punctuation, bare words, tuples, comments and trailing commas. An object that is broken all the same is left out; the
-objects around it, inside it and after it are kept. One pass, linear in the length of the text, at any depth.
+Beyond JSON it accepts raw line breaks and control characters inside strings, single and typographic quotes, full-width
+punctuation, bare words, tuples, comments and trailing commas. An object that is still broken is left out; the objects
+around it, inside it and after it are kept. One pass, linear in the length of the text, at any depth.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 Value = dict[str, Any] | list[Any] | str | float | None  # numbers are floats; true and false are None too
 
 CUT_OFF = "objects cut off by the end of the answer, left out"
-BROKEN = "objects that are no JSON, left out"
+BROKEN = "objects that are not JSON, left out"
 MENDED = "objects in loose JSON, mended"
 REPEATED = "objects with a key that stands twice, the last one kept"
 
-# Possessive quantifiers throughout: nothing is tried twice, so no text takes more than linear time.
+# Possessive quantifiers everywhere: nothing is tried twice, so any text takes linear time.
 _START = re.compile(
     r"[{\uff5b](?=\s*+(?:[\"'\u201c-\u201f\u2018-\u201b\uff02\uff07}\uff5d/#]|[A-Za-z_]\w*+\s*+[:\uff1a]))"
 )
@@ -42,7 +42,7 @@ _TO_CLOSING = {
 
 @runtime_checkable
 class Remark(Protocol):
-    """Counts one thing that was mended or left out."""
+    """Counts one thing that was corrected or left out."""
 
     def __call__(self, kind: str) -> None:
         """`kind` says what, in the plural."""
@@ -50,17 +50,17 @@ class Remark(Protocol):
 
 
 def read_objects(text: str, remark: Remark) -> Iterator[dict[str, Value]]:
-    """Every whole object of the text, an outer one before those inside it.
+    """Every complete object of the text, an outer one before those inside it.
 
     Args:
       text: of any content; objects are found between prose, in fences and in lists.
-      remark: called with CUT_OFF, BROKEN, MENDED or REPEATED, once for each object at top level that is.
+      remark: called with CUT_OFF, BROKEN, MENDED or REPEATED, once for each such object at top level.
     """
     position, ends = 0, {}
     while match := _START.search(text, position):
         parser = _ObjectParser(text, match.start(), ends)
         failure = parser.run()
-        # The innermost open object is the one that failed. Those around it have lost this part of theirs alone.
+        # The innermost open object is the one that failed. Those around it have lost only this part.
         failed = next((c for c in reversed(parser.open) if isinstance(c, dict)), None)
         yield from (found for found in _dicts_in(parser.root) if found is not failed)
         if parser.has_key and failure:
@@ -84,7 +84,7 @@ def _dicts_in(root: Value) -> Iterator[dict[str, Value]]:
 
 
 class _Failure(Exception):
-    """The object cannot be read further; args are the remark and the position from which to look for the next."""
+    """The object cannot be read further; args are the remark and the position to continue searching from."""
 
 
 class _ObjectParser:
@@ -95,12 +95,12 @@ class _ObjectParser:
         self.text, self.position, self._ends = text, start + 1, ends
         self.root: dict[str, Value] = {}
         self.open: list[dict[str, Value] | list[Value]] = [self.root]
-        self.has_key = False  # else it may be prose in braces
+        self.has_key = False  # otherwise it may be prose in braces
         self.is_repeated = False
         self.mended = text[start] != "{"
 
     def run(self) -> str | None:
-        """Parses to the closing brace; CUT_OFF or BROKEN if there is none. `position` is where to go on from."""
+        """Parses to the closing brace, or raises CUT_OFF or BROKEN. `position` is where to continue."""
         after_value = after_comma = False
         try:
             while self.open:
@@ -179,7 +179,7 @@ class _ObjectParser:
     def _string(self, quote: str, followers: str) -> str:
         """A string in quotes, if one of `followers` comes next or the text ends."""
         start, closing = self.position + 1, _CLOSING[quote]
-        # Where the next closing quote is does not depend on where one begins to look, as long as it lies before it.
+        # The next closing quote is the same for every start before it.
         known_from, end = self._ends.get(closing, (1, 0))
         if not known_from <= start <= end:
             end = _TO_CLOSING[closing].match(self.text, start).end()
@@ -187,7 +187,7 @@ class _ObjectParser:
         whole = end < len(self.text) and self.text[end] in closing
         self.position = end + 1
         if not whole or (self.position < len(self.text) and self._peek() not in followers):
-            # A quote that was never closed has swallowed what follows; the next line is outside of it.
+            # A quote that was never closed has consumed what follows; the next line is outside of it.
             line_end = self.text.find("\n", start, end)
             if line_end >= 0:
                 raise _Failure(BROKEN, line_end)

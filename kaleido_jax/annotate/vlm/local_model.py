@@ -1,4 +1,4 @@
-"""A vision-language model in this process, by transformers and torch, from a local folder; nothing is downloaded."""
+"""Local vision-language model: transformers and torch in this process, from a local folder; nothing is downloaded."""
 
 import importlib.util
 import logging
@@ -23,9 +23,9 @@ from kaleido_jax.latents.types import Latents
 
 log = logging.getLogger(__name__)
 
-RETRIES = 2  # of an unusable answer; these are sampled, since the greedy answer would come again
+RETRIES = 2  # after an unusable answer; these are sampled, since the greedy answer would be the same
 
-# Models that know no chat but tasks: config's model_type -> segment -> prompt ({caption} as in prompts.py).
+# Models that follow task prompts instead of a chat: model_type -> segment -> prompt ({caption} as in prompts.py).
 OWN_PROMPTS = {
     "florence2": {"text": "<MORE_DETAILED_CAPTION>", "bbox": "<CAPTION_TO_PHRASE_GROUNDING>{caption}"},
     "kosmos-2": {"text": "Describe this image in detail:", "bbox": "<grounding>Describe this image in detail:"},
@@ -33,10 +33,10 @@ OWN_PROMPTS = {
 
 
 class LocalModel:
-    """Answers in batches of `batch_size`, greedily; the weights are read when the first question comes.
+    """Answers in batches of `batch_size`, greedily; the weights are loaded with the first question.
 
-    The questions of a batch share nothing but their padding, which is masked: an answer does not depend on the others
-    up to rounding (matrix products of other sizes add in another order).
+    The questions of a batch share only their padding, which is masked: up to rounding (matrix products of other sizes
+    add in another order) an answer does not depend on the others.
     """
 
     def __init__(self, folder: str | Path | None, *, max_tokens: int, batch_size: int) -> None:
@@ -55,7 +55,7 @@ class LocalModel:
                 do = "pip install torch torchvision 'kaleido_jax[annotate]'"
                 raise user_error(f"the package {package} is missing", "it installed", do)
         self.own_prompts: Mapping[str, str] = OWN_PROMPTS.get(str(config.get("model_type")), {})
-        # The folder's name alone, so that records made on two machines say the same.
+        # Only the folder's name, so that records from two machines agree.
         self.metadata = {"model": self._folder.resolve().name, "version": folder_fingerprint(self._folder)}
         self._model = self._processor = self._torch = None
         self._pace = Pace()
@@ -85,7 +85,7 @@ class LocalModel:
                 return read(answer)
             except UnusableAnswer as error:
                 reason = str(error)
-            if attempt < RETRIES:  # alone, since sampling in a batch would depend on the others
+            if attempt < RETRIES:  # one by one, since sampling in a batch would depend on the others
                 [answer] = self._generate([question], seed=seed_of(question.id, attempt + 1))
         return Unanswered(reason=one_line(f"{reason} ({RETRIES + 1} tries)"))
 
@@ -96,7 +96,7 @@ class LocalModel:
         model, processor, torch = load_local(self._folder, "AutoModelForImageTextToText", "AutoProcessor", half=True)
         if not self.own_prompts and not getattr(processor, "chat_template", None):
             raise user_error(f"{self._folder} has no chat template", "an instruction-tuned model", "use another")
-        # What follows a prompt is written at its end, so the padding goes before it.
+        # The answer is appended to the prompt, so the padding goes before it.
         processor.tokenizer.padding_side = "left"
         self._model, self._processor, self._torch = model, processor, torch
 
@@ -135,6 +135,6 @@ class LocalModel:
         end = next((i for i, token in enumerate(tokens) if token in ends), None)
         tokenizer = self._processor.tokenizer
         frame = (tokenizer.bos_token_id, tokenizer.pad_token_id)
-        # Other special tokens stay: some models mark phrases and boxes by them.
+        # Other special tokens stay: some models mark phrases and boxes with them.
         kept = [token for token in tokens[:end] if token not in frame]
         return Answer(text=tokenizer.decode(kept, skip_special_tokens=False), cut_off=end is None)

@@ -1,4 +1,4 @@
-"""Visual questions: what captioner and grounder ask of a vision-language model, wherever it runs."""
+"""Visual questions: what captioner and grounder ask a vision-language model, and the protocol of such a model."""
 
 import hashlib
 import time
@@ -15,7 +15,7 @@ from kaleido_jax.array_types import SquareImage
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-RETRY_TEMPERATURE = 0.7  # the first answer is greedy; after an unusable one, the same again would help nobody
+RETRY_TEMPERATURE = 0.7  # the first answer is greedy; after an unusable one, greedy would give the same again
 LOG_EVERY_SEC = 60.0
 MAX_MESSAGE = 200
 
@@ -26,11 +26,11 @@ class Question:
 
     id: str  # of the example; seeds what is random
     image: SquareImage  # the square crop
-    image_size: int  # px, side of the picture that the model is shown
+    image_size: int  # px, side of the picture shown to the model
     prompt: str
 
     def picture(self) -> Image.Image:
-        """The crop at the size shown; made when it is needed, since a batch of them is large."""
+        """The crop at the size shown; made on demand, since a batch of them is large."""
         picture = Image.fromarray(self.image)
         if picture.width == self.image_size:
             return picture
@@ -39,20 +39,20 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Unanswered:
-    """Why a question has no answer after all tries; one line."""
+    """Why a question has no answer after all attempts; one line."""
 
     reason: str
 
 
 @runtime_checkable
 class AnswerReader(Protocol):
-    """Makes latents of an answer."""
+    """Reads an answer as latents."""
 
     def __call__(self, answer: Answer) -> Latents:
         """The latents in the answer.
 
         Raises:
-          UnusableAnswer: there are none; the model is asked again.
+          UnusableAnswer: there are none; the model will be asked again.
         """
         ...
 
@@ -61,14 +61,14 @@ class AnswerReader(Protocol):
 class VisionModel(Protocol):
     """A model that answers questions about images: Endpoint or LocalModel."""
 
-    metadata: Mapping[str, str]  # provenance: "model", "version" where it is known
-    own_prompts: Mapping[str, str]  # segment -> prompt, of a model that follows only those it was trained with
+    metadata: Mapping[str, str]  # provenance: "model", and "version" if it is known
+    own_prompts: Mapping[str, str]  # segment -> prompt, for a model that follows only its training prompts
 
     def ask(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
-        """What `read` made of each answer, or why there is none, in order; unusable answers are asked for again.
+        """The result of `read` for each question, in order, or the failure; asks again after unusable answers.
 
         Raises:
-          UserError: no question can be answered at all.
+          UserError: no question can be answered.
         """
         ...
 
@@ -82,10 +82,10 @@ def ask_about(
     image_size: int,
     read: AnswerReader,
 ) -> list[Latents | Failure]:
-    """One answer an example; an image that no model could be shown is a failure by itself.
+    """One answer per example; an image that cannot be shown to a model is a failure of its own.
 
     Raises:
-      UserError: no question can be answered at all.
+      UserError: no question can be answered.
     """
     results: list[Latents | Failure | None] = [_bad_image(segment, example.image) for example in examples]
     asked = [index for index, failure in enumerate(results) if failure is None]
@@ -107,7 +107,7 @@ def _bad_image(segment: str, image: object) -> Failure | None:
 
 
 class Pace:
-    """Limits log lines to one a minute: a call is a few seconds, a job days."""
+    """Limits log lines to one per minute: a call takes seconds, a job days."""
 
     def __init__(self) -> None:
         self._next_sec = -np.inf  # monotonic
@@ -127,5 +127,5 @@ def one_line(text: object) -> str:
 
 
 def seed_of(id: str, number: int) -> int:
-    """0..2**31-1, a function of the example's id and a number: the same on every machine and in every batch."""
+    """0..2**31-1 from the example's id and a number: the same on every machine and in every batch."""
     return int.from_bytes(hashlib.sha256(f"{id}/{number}".encode("utf-8", "surrogatepass")).digest()[:4]) >> 1

@@ -1,4 +1,4 @@
-"""The vision-language model that a config names for one segment: a server's or a local one."""
+"""Choice of the vision-language model that a config names for one segment: on a server or local."""
 
 from kaleido_jax.annotate.vlm.endpoint import Endpoint
 from kaleido_jax.annotate.vlm.local_model import LocalModel

@@ -58,7 +58,7 @@ them. Answer with a JSON list, one entry for each thing, and with nothing else:
     "caption": "Generate the caption in English with grounding:",
 }
 
-# A caption of an anonymised data set is full of tags, which models like to copy.
+# A caption of an anonymized data set is full of tags, which models tend to copy.
 _PERSON = re.compile(r"<\s*person\s*>|\[\s*person\s*\]", re.IGNORECASE)
 # Markup, and what a model's processor would take for its own special tokens, e.g. <image> or <|im_end|>.
 _TAG = re.compile(r"<[^<>]*>")
@@ -69,7 +69,7 @@ def fill(template: str, caption: str, **numbers: int) -> str:
 
     Args:
       template: text with {caption} and the names of `numbers` in braces; other braces stay as they are.
-      caption: of any content; it becomes one line, an anonymised name in it "a person", and other tags are left out.
+      caption: of any content; it becomes one line, an anonymized name becomes "a person", other tags are removed.
       **numbers: what else to put in.
     """
     for name, number in numbers.items():

@@ -59,9 +59,9 @@ class FoundObject:
 class Reading:
     """What one answer holds."""
 
-    format: str | None  # a key of FORMATS; None if it looks like none of them
+    format: str | None  # a key of FORMATS; None if it resembles none of them
     objects: tuple[FoundObject, ...]  # in the answer's order
-    remarks: tuple[str, ...]  # what was mended or left out, a kind each: "boxes beyond the image, clipped: 3"
+    remarks: tuple[str, ...]  # what was corrected or left out, by kind: "boxes beyond the image, clipped: 3"
 
     def boxes(self) -> tuple[Box, ...]:
         """The objects as bbox latents, if the image the model saw was the square crop."""
@@ -69,15 +69,15 @@ class Reading:
 
 
 def read(answer: str, *, seen_px: tuple[int, int] | None = None) -> Reading:
-    """Reads any string in the format that it looks like; what is no box is left out with a remark.
+    """Reads any string in the format that it resembles; anything that is not a box is left out with a remark.
 
     Args:
       answer: the model's whole text, of any length.
       seen_px: (width, height) of the image as the model saw it, for models that answer in pixels; None for
-        thousandths. Kosmos-2 and Florence-2 do without.
+        thousandths. Ignored for Kosmos-2 and Florence-2.
 
     Raises:
-      UserError: a size that is not positive. Never for the answer.
+      UserError: a size is not positive. Never because of the answer.
     """
     if seen_px is not None and not min(seen_px) > 0:
         raise user_error(f"an image of {seen_px[0]} x {seen_px[1]} px", "a size above 0", "correct seen_px")

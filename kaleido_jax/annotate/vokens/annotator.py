@@ -1,4 +1,4 @@
-"""Visual tokenizer, the voken segment: our quantizer over a feature of the image, or SEED (seed.py)."""
+"""Visual tokenizer for the voken segment: our quantizer over a feature of the image, or SEED (seed.py)."""
 
 import logging
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class QuantizerTokenizer:
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
         """Latents with vokens_per_image vokens, each 0..codebook_size-1; it never fails for one image."""
-        # Row by row: a product of matrices may round differently with the number of rows.
+        # Row by row: a matrix product may round differently with the number of rows.
         rows = (self.quantizer.encode(self.feature([example.image]))[0] for example in examples)
         return [Latents(voken=tuple(int(code) for code in row)) for row in rows]
 
@@ -57,19 +57,19 @@ def open_voken(
     vokens_per_image: int,
     codebook_size: int,
 ) -> Annotator:
-    """The annotator that config.voken names; fits its quantizer if there is none at `path` yet.
+    """The annotator that config.voken names; fits its quantizer if `path` does not exist yet.
 
     Args:
       config: the group annotate.
       path: of quantizer.safetensors; SEED does not need it.
-      source: which data these are, any JSON value; kept in the file, and another one is refused.
-      train: training examples, their images as they will be annotated (the square crop).
-      image_size: px of these images; kept in the file.
-      vokens_per_image: vokens an image (config.latents.vokens_per_image).
-      codebook_size: the most values a token may have (config.latents.codebook_size).
+      source: identifies the data, any JSON value; stored in the file, and a file for other data is refused.
+      train: training examples with their square crops.
+      image_size: px of these images; stored in the file.
+      vokens_per_image: config.latents.vokens_per_image.
+      codebook_size: the most values that a token may have (config.latents.codebook_size).
 
     Raises:
-      UserError: weights that are missing or unfit, too few training images, or another quantizer at `path`.
+      UserError: weights are missing or unsuitable, too few training images, or another quantizer at `path`.
     """
     settings = config.voken
     if settings.kind == "seed":
@@ -103,21 +103,21 @@ def fit_or_load(
     kind: str,
     train: Source,
 ) -> Quantizer:
-    """The quantizer at `path`; if there is none, one is fitted on training images and stored there.
+    """The quantizer at `path`; if it does not exist, one is fitted on training images and stored there.
 
     Args:
       path: of the safetensors file.
-      source: what the images are, as JSON.
+      source: identifies the images, as JSON.
       image_size: px of the images.
-      vokens_per_image: tokens an image.
+      vokens_per_image: tokens per image.
       codebook_size: the most values of a token.
-      fit_examples: images to fit on, spread evenly over `train`; all, where it has fewer.
-      feature: what the quantizer sees.
+      fit_examples: images to fit on, spread evenly over `train`; all if there are fewer.
+      feature: what the quantizer quantizes.
       kind: "residual" or "fsq".
       train: examples to fit on.
 
     Raises:
-      UserError: the one at `path` is damaged or was fitted for other arguments than these, or images are too few.
+      UserError: the one at `path` is damaged or was fitted with other arguments, or there are too few images.
     """
     wanted = {
         "source": source,
@@ -136,7 +136,7 @@ def fit_or_load(
             raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
         return quantizer
     count = min(fit_examples, len(train))
-    # Spread, since many sources are in order of their classes.
+    # Spread, since many sources are sorted by class.
     features = feature(train[i * len(train) // count].image for i in range(count))
     quantizer = fit_quantizer(
         features, kind=kind, vokens_per_image=vokens_per_image, codebook_size=codebook_size, seed=_FIT_SEED

@@ -1,6 +1,6 @@
-"""Image features for the vokens' quantizer: one vector an image.
+"""Image features for the vokens' quantizer: one vector per image.
 
-A feature is a plain callable with a fingerprint of all that its values depend on. None looks at two images at once,
+A feature is a plain callable with a fingerprint of everything that its values depend on. It sees one image at a time,
 so a vector never depends on the batch.
 """
 
@@ -22,9 +22,9 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import fingerprint
 
 FEATURE_SIDE_PX = 16  # of "appearance" and "pixels"
-FOREGROUND_FROM = 16  # tones 0..255 from which a pixel belongs to a garment; black is the background
+FOREGROUND_FROM = 16  # a pixel of at least this tone (0..255) belongs to a garment; the background is black
 _AUTOENCODER_PX = 64  # the paper's first resolution; a latent every 8 px, hence 64 of them
-_ONNX_PX = 224  # where the model's input has no fixed size
+_ONNX_PX = 224  # if the model's input has no fixed size
 
 
 @runtime_checkable
@@ -45,12 +45,12 @@ class Feature:
     of: FeatureFunction
 
     def __call__(self, images: Iterable[Image]) -> Float[np.ndarray, "n f"]:
-        """One float64 row an image."""
+        """One float64 row per image."""
         return np.stack([np.asarray(self.of(image), np.float64) for image in images])
 
 
 def appearance_features(image: SquareImage) -> Float[np.ndarray, "256"]:
-    """A garment on black without its place, size and tone: its box as 16x16 grey, 0..1 of its brightest tone.
+    """A garment on black without its position, size and tone: its box as 16x16 gray, 0..1 of its brightest tone.
 
     An image without foreground gives zeros.
     """
@@ -67,7 +67,7 @@ def appearance_features(image: SquareImage) -> Float[np.ndarray, "256"]:
 
 
 def pixel_features(image: Image) -> Float[np.ndarray, "768"]:
-    """The whole image as 16x16 RGB, 0..1, each value the mean of the pixels it stands for."""
+    """The whole image as 16x16 RGB, 0..1, each value the mean of its pixels."""
     small = PillowImage.fromarray(image).resize((FEATURE_SIDE_PX,) * 2, PillowImage.Resampling.BOX)
     return np.asarray(small, np.float64).ravel() / 255
 
@@ -81,9 +81,9 @@ def open_feature(name: str, model: str | None = None) -> Feature:
 
     Args:
       name: "appearance", "pixels", "autoencoder" (latents of the image at 64 px), "onnx" (the first output of an
-        image model, its mean over positions where it has some) or "transformers" (a Hugging Face vision model's pooled
+        image model, averaged over positions if it has any) or "transformers" (a Hugging Face vision model's pooled
         output, or the mean over its tokens).
-      model: the last three: file (npz, safetensors or torch; ONNX) or folder of weights. None is ever downloaded.
+      model: for the last three: file (npz, safetensors or torch; ONNX) or folder of weights. Nothing is downloaded.
 
     Raises:
       UserError: unknown name, or a model that is missing, not given or not of that kind.
@@ -100,7 +100,7 @@ def open_feature(name: str, model: str | None = None) -> Feature:
     return _WITH_MODEL[name](Path(model))
 
 
-# ------------------------------------------------------------------------------------- those with weights
+# ------------------------------------------------------------------------------------- features with weights
 def _autoencoder(path: Path) -> Feature:
     encoder = open_encoder(path)
 
@@ -129,7 +129,7 @@ def _transformers(path: Path) -> Feature:
     from kaleido_jax.annotate.torch_models import folder_fingerprint, load_local
 
     model, processor, torch = load_local(path, "AutoModel", "AutoImageProcessor")
-    # Of a model with two towers (CLIP, SigLIP) the image's alone.
+    # Of a model with two towers (CLIP, SigLIP), only the image tower.
     tower = getattr(model, "vision_model", model)
 
     def of(image: Image) -> Float[np.ndarray, "f"]:

@@ -8,7 +8,7 @@ from kaleido_jax.errors import user_error
 
 
 def quality(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict[str, list[float]]:
-    """How well it fits these features, one value a token.
+    """How well it fits these features, one value per token.
 
     Root mean squared error and explained variance (up to 1) after each token; share of used codes (0..1) and
     perplexity (1..codebook_size) of each token.
@@ -27,13 +27,13 @@ def quality(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict[st
 
 
 def retrieval(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict[str, float]:
-    """How far codes can stand for features when one looks for images; shares 0..1, best on images it was not fitted on.
+    """How well codes replace features in image retrieval; shares 0..1, best measured on images not used for fitting.
 
-    neighbor_recall: of how many images the nearest other one is the same by decoded codes as by features.
-    identity_recall: of how many the nearest decoded codes are its own.
+    neighbor_recall: share of images whose nearest other image is the same by decoded codes as by features.
+    identity_recall: share of images whose nearest decoded codes are their own.
 
     Raises:
-      UserError: fewer than 3 images, where this says nothing.
+      UserError: fewer than 3 images, for which this is meaningless.
     """
     if len(features) < 3:
         raise user_error(f"{len(features)} images", "at least 3", "use more")
@@ -46,7 +46,7 @@ def retrieval(quantizer: Quantizer, features: Float[np.ndarray, "n f"]) -> dict[
 def _nearest(
     queries: Float[np.ndarray, "n f"], gallery: Float[np.ndarray, "m f"], exclude_self: bool = False
 ) -> Int[np.ndarray, "n"]:
-    # The squared distance less the query's own square.
+    # The squared distance minus the query's own square.
     distance = np.sum(gallery**2, axis=1) - 2 * queries @ gallery.T
     if exclude_self:
         np.fill_diagonal(distance, np.inf)

@@ -1,7 +1,7 @@
 """Quantizers, feature vectors to vokens and back: PCA, then either residual codebooks or finite scalars.
 
-In both, token k of an image refines what tokens 0..k-1 say. They stand where the paper has a pretrained image
-tokenizer, and are fitted in seconds on the data itself.
+In both, token k of an image refines tokens 0..k-1. They replace the paper's pretrained image tokenizer, and are fitted
+in seconds on the data itself.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer, write_ato
 
 _KMEANS_ROUNDS = 20  # the error changes by less than 0.1 % after that
 _FEWEST_LEVELS, _MOST_LEVELS = 5, 8  # of a finite scalar (Mentzer et al. 2023, section 4.1 and table 1)
-# tanh(_NORMAL * z) is nearly 2 * Phi(z) - 1, so that a normal coefficient uses all cells alike.
+# tanh(_NORMAL * z) is nearly 2 * Phi(z) - 1, so a normal coefficient uses all cells equally.
 _NORMAL = math.sqrt(2 / math.pi)
-_PCA_DIMS = 32  # that the residual quantizer keeps; the finite scalars keep all that their tokens hold
-_WIDE = 1024  # features above which PCA takes the images' products, where these are fewer
+_PCA_DIMS = 32  # that the residual quantizer keeps; the finite scalars keep as many as their tokens hold
+_WIDE = 1024  # with more features PCA uses the products of the images, if these are fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class ResidualQuantizer:
 
     @property
     def vokens_per_image(self) -> int:
-        """Vokens an image (levels)."""
+        """Vokens per image (levels)."""
         return self.codebooks.shape[0]
 
     @property
@@ -61,13 +61,13 @@ class ResidualQuantizer:
         residual = (features - self.mean) @ self.components.T
         codes = np.empty((len(features), self.vokens_per_image), np.int64)
         for level, (codebook, norms) in enumerate(zip(self.codebooks, self._norms, strict=True)):
-            # Squared distance less the residual's own square, which does not change the nearest code.
+            # Squared distance minus the residual's own square, which does not change the nearest code.
             codes[:, level] = np.argmin(norms - 2 * residual @ codebook.T, axis=1)
             residual = residual - codebook[codes[:, level]]
         return codes
 
     def decode(self, codes: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n f"]:
-        """The feature vectors that the first k levels of codes stand for (k <= vokens_per_image)."""
+        """The feature vectors that the first k levels of codes represent (k <= vokens_per_image)."""
         levels = np.arange(codes.shape[1])
         return self.codebooks[levels, codes].sum(axis=1) @ self.components + self.mean
 
@@ -77,19 +77,20 @@ class FiniteScalarQuantizer:
     """PCA, and a few levels for each coefficient (FSQ, Mentzer et al. 2023); a token holds some coefficients.
 
     Token 0 holds the coefficients of largest variance, and so on. Bounding and rounding are the paper's, but with cells
-    of equal width: its outermost are half as wide, which its trained encoder makes up for and PCA would not. Its
-    trained decoder is the mean coefficient of each cell here. There is no codebook to learn, so few images do.
+    of equal width: the paper's outermost cells are half as wide, which its trained encoder compensates and PCA would
+    not. The mean coefficient of each cell replaces its trained decoder. There is no codebook to learn, so few images
+    are enough.
     """
 
     mean: Float[np.ndarray, " f"]
     components: Float[np.ndarray, "d f"]
     scale: Float[np.ndarray, " d"]  # standard deviation of each coefficient
     levels: Int[np.ndarray, " m"]  # of the m coefficients in one token
-    values: Float[np.ndarray, "d most"]  # what each level stands for; zero beyond a coefficient's last
+    values: Float[np.ndarray, "d most"]  # the value of each level; zero beyond a coefficient's last
 
     @property
     def vokens_per_image(self) -> int:
-        """Vokens an image."""
+        """Vokens per image."""
         return len(self.components) // len(self.levels)
 
     @property
@@ -112,7 +113,7 @@ class FiniteScalarQuantizer:
         return cells.reshape(len(features), self.vokens_per_image, -1) @ self._radix
 
     def decode(self, codes: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n f"]:
-        """The feature vectors that the first k tokens of codes stand for (k <= vokens_per_image)."""
+        """The feature vectors that the first k tokens of codes represent (k <= vokens_per_image)."""
         cells = (codes[..., None] // self._radix % self.levels).reshape(len(codes), -1)
         dims = np.arange(cells.shape[1])
         return self.values[dims, cells] @ self.components[: len(dims)] + self.mean
@@ -130,9 +131,9 @@ def kind_of(quantizer: Quantizer) -> str:
 
 # --------------------------------------------------------------------------------------------- its file
 def save_quantizer(quantizer: Quantizer, path: Path, fitted_for: dict[str, Any]) -> None:
-    """Writes a safetensors file; `fitted_for` (JSON) says on what the quantizer was fitted."""
+    """Writes a safetensors file; `fitted_for` (JSON) says what the quantizer was fitted on."""
     metadata = {"kind": kind_of(quantizer), "fingerprint": quantizer.fingerprint, "fitted_for": fitted_for}
-    # One metadata key only: safetensors writes several in random order, and equal files shall be equal.
+    # A single metadata key: safetensors writes several in random order, and the files should be reproducible.
     write_atomically(path, save(_arrays(quantizer), metadata={"quantizer": json.dumps(metadata)}))
 
 
@@ -156,7 +157,7 @@ def load_quantizer(path: Path) -> tuple[Quantizer, dict[str, Any]]:
             raise damaged
         return kind(**arrays), fitted_for
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise damaged from error  # AttributeError: a type that numpy does not know, float8 for one
+        raise damaged from error  # AttributeError: a type that numpy does not know, e.g. float8
 
 
 def _arrays(quantizer: Quantizer) -> dict[str, np.ndarray]:
@@ -179,10 +180,10 @@ def fit_quantizer(
     """Fits a quantizer; same input, same bits on one machine.
 
     Args:
-      features: one row an image; float64 for the same bits everywhere.
-      kind: "residual" (PCA, then one k-means codebook a token) or "fsq".
-      vokens_per_image: tokens an image.
-      codebook_size: entries of each token's codebook; of "fsq" the most that the product of its levels may be.
+      features: one row per image; float64 for the same bits everywhere.
+      kind: "residual" (PCA, then one k-means codebook per token) or "fsq".
+      vokens_per_image: tokens per image.
+      codebook_size: entries of each token's codebook; for "fsq" the largest product of a token's levels.
       seed: "residual": of k-means.
 
     Raises:
@@ -195,7 +196,9 @@ def fit_quantizer(
         return _fit_scalars(features, mean, vokens_per_image, np.array(fsq_levels(codebook_size)))
     distinct = len(np.unique(features, axis=0))
     if distinct < codebook_size:
-        raise user_error(f"{distinct} distinct images", f"at least {codebook_size}, one a code", "use more examples")
+        raise user_error(
+            f"{distinct} distinct images", f"at least {codebook_size}, one for each code", "use more examples"
+        )
     components = _principal(features - mean, min(_PCA_DIMS, codebook_size, features.shape[1]))
     residual = (features - mean) @ components.T
     rng = np.random.default_rng(seed)
@@ -250,7 +253,7 @@ def _fit_scalars(
     for dim, count in enumerate(np.tile(levels, vokens_per_image)):
         held = np.bincount(cells[:, dim], minlength=count)
         sums = np.bincount(cells[:, dim], coefficients[:, dim], minlength=count)
-        # A cell in which no image fell stands for its middle: the coefficient that bounding takes there.
+        # A cell without images represents its middle: the coefficient that bounding maps there.
         middle = np.arctanh((2 * np.arange(count) + 1) / count - 1) / _NORMAL * scale[dim]
         values[dim, :count] = np.where(held > 0, sums / np.maximum(held, 1), middle)
     return FiniteScalarQuantizer(mean=mean, components=components, scale=scale, levels=levels, values=values)
@@ -266,7 +269,7 @@ def _cells(
 
 
 def _principal(centered: Float[np.ndarray, "n f"], dims: int) -> Float[np.ndarray, "d f"]:
-    """The first `dims` principal directions, or fewer where wide data have fewer."""
+    """The first `dims` principal directions, or fewer if wide data have fewer."""
     if centered.shape[1] <= max(_WIDE, len(centered)):
         components = np.linalg.eigh(centered.T @ centered)[1][:, ::-1][:, :dims].T
     else:  # the same directions from the products of images, which are fewer
@@ -285,7 +288,7 @@ def _kmeans(points: Float[np.ndarray, "n d"], num_codes: int, rng: np.random.Gen
         counts = np.bincount(nearest, minlength=num_codes)
         sums = np.stack([np.bincount(nearest, column, minlength=num_codes) for column in points.T], axis=1)
         centers = sums / np.maximum(counts, 1)[:, None]
-        # A code nobody uses moves to one of the worst served points.
+        # An unused code moves to one of the points with the largest error.
         empty = np.flatnonzero(counts == 0)
         centers[empty] = points[np.argsort(distance, kind="stable")[::-1][: len(empty)]]
     return centers

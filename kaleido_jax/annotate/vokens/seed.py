@@ -1,13 +1,13 @@
-"""SEED image tokenizer (Ge et al. 2023, SEED and SEED-LLaMA): 32 tokens an image, one codebook of 8192.
+"""SEED image tokenizer (Ge et al. 2023, SEED and SEED-LLaMA): 32 tokens per image, one codebook of 8192.
 
-The paper's vokens. From its public weights (AILab-CVC, `seed_quantizer.pt`) only what leads to the tokens is used:
+The paper's vokens. Of its public weights (AILab-CVC, `seed_quantizer.pt`) only the part that produces tokens is used:
 
     image 224x224 -> BLIP-2's ViT-g -> layer norm -> 32 queries of a *causal* Q-Former -> linear, tanh, linear
                   -> the nearest code by squared distance
 
-Network, names and preprocessing follow the authors' published program. Those weights could not be run here: tests hold
-this module to an independent forward pass with tiny random weights under the same names. The authors run in float16 on
-a GPU; here it is float32, so that a token may differ where two codes are almost equally near.
+Network, names and preprocessing follow the authors' published program. The real weights could not be run here: tests
+compare this module with an independent forward pass, using tiny random weights under the same names. The authors run in
+float16 on a GPU; here it is float32, so a token may differ if two codes are almost equally near.
 """
 
 import re
@@ -37,7 +37,7 @@ WEIGHTS_FILE = "seed_quantizer.pt"
 VISION_FILE = "eva_vit_g.pth"  # BLIP-2's, for a checkpoint without the image encoder; same names without prefix
 _VISION = "visual_encoder."
 _QUERIES = "Qformer.bert."
-# What the weights' shapes leave open.
+# Settings that the weights' shapes do not show.
 _VISION_HEAD_DIM, _QUERY_HEAD_DIM = 88, 64
 _VISION_LAYERS = 39  # BLIP-2 leaves EVA-CLIP's last block out
 _VISION_EPS, _VISION_OUT_EPS, _QUERY_EPS = 1e-6, 1e-5, 1e-12
@@ -96,8 +96,8 @@ def open_seed(config: Annotate, *, vokens_per_image: int, codebook_size: int) ->
     Args:
       config: the group annotate; voken.model is seed_quantizer.pt or its folder. The pickle in it is not run. If it
         has no image encoder, eva_vit_g.pth (BLIP-2's) is read beside it.
-      vokens_per_image: vokens an image that the model to be trained expects (config.latents.vokens_per_image).
-      codebook_size: its rows for vokens (config.latents.codebook_size).
+      vokens_per_image: config.latents.vokens_per_image, which must be SEED's.
+      codebook_size: config.latents.codebook_size, at least SEED's.
 
     Raises:
       UserError: torch or transformers are missing; weights are missing, damaged or of another network; or SEED's

@@ -52,7 +52,7 @@ class Encoder:
     fingerprint: str  # 16 hex digits that change with any weight
 
     def __call__(self, image: Image) -> Float[np.ndarray, "h8 w8 c"]:
-        """Float32 latents, one a square of 8x8 px."""
+        """Float32 latents, one for each square of 8x8 px."""
         return np.asarray(self.apply(image))
 
 

@@ -93,7 +93,7 @@ REFUSED = {
     "<think>Hm.</think>": "empty answer, all of it thoughts",
     "<think>The picture shows": "empty answer, all of it thoughts",
     f"{GOOD}\n</think>": "empty answer, all of it thoughts",
-    f'Here you are: {{"description": "{OTHERS} with the sign "OPEN" on it"}}': "objects that are no JSON",
+    f'Here you are: {{"description": "{OTHERS} with the sign "OPEN" on it"}}': "objects that are not JSON",
     f'{{"description": "{OTHERS} with a red': "objects cut off by the end",
     '```json\n{"objects": ["dog", "sofa"], "count": 2}\n```': "empty",
     "I'm sorry, but I can't assist with that request.": "refusal",

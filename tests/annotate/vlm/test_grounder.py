@@ -140,7 +140,7 @@ def test_nothing_found_is_an_answer(answer):
         ('<think>Maybe [{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]', "empty answer, all of it thoughts"),
         ("a [] b", "no box in"),
         ('[]\n[{"bbox_2d": [1, 2', "cut off by the end"),
-        ('[{"bbox_2d": [1, 2, 3, 4] "label": "cat"}]', "no JSON"),
+        ('[{"bbox_2d": [1, 2, 3, 4] "label": "cat"}]', "not JSON"),
         ('<point x="61.5" y="40.6" alt="dog">dog</point>', "no box in"),
         ("There is a dog in the picture.", "no box in 'There is a dog"),
         ("I'm sorry, I can't do that.", "no box in"),

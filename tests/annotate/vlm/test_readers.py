@@ -119,7 +119,7 @@ def test_boxes_inside_boxes_come_after_them():
     answer = '{"bbox_2d": [0, 0, 9, 9], "label": "dog", "parts": [{"bbox_2d": [1, 2, 3, 4], "label": "nose"}]}'
     assert found(answer) == [("dog", (0, 0, 9, 9)), ("nose", (1, 2, 3, 4))]
     # What is cut off or broken inside takes nothing else with it.
-    for end, remark in (('{"col', "cut off"), ('{"color": "brown" "red"}}', "no JSON")):
+    for end, remark in (('{"col', "cut off"), ('{"color": "brown" "red"}}', "not JSON")):
         answer = '[{"bbox_2d": [0, 0, 9, 9], "label": "dog", "attributes": ' + end
         assert found(answer) == [("dog", (0, 0, 9, 9))]
         [kind] = readers.read(answer).remarks
@@ -132,7 +132,7 @@ def test_boxes_inside_boxes_come_after_them():
 def test_a_broken_object_costs_no_other(lost):
     answer = f'[{{{FIRST}, "label": "a"}},\n{{"bbox_2d": [9, 9, 99, 99], {lost}}},\n{SECOND}]'
     assert found(answer) == [("a", (10, 20, 300, 400)), ("b", (1, 2, 3, 4))]
-    assert readers.read(answer).remarks == ("objects that are no JSON, left out: 1",)
+    assert readers.read(answer).remarks == ("objects that are not JSON, left out: 1",)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_formats_are_recognized(answer, format):
         ("<object><patch_index_0001><patch_index_0040></object>", [], "without a phrase, left out: 1"),
         ('{"bbox_2d": [1, 2, 3], "label": "a"}', [], "without four numbers, left out: 1"),
         ('{"bbox_2d": [1, 2, 3, 4], "label": 7}', [], "without a phrase, left out: 1"),
-        ('{"bbox_2d": [1, 2, 3, 4] "label": "a"}', [], "no JSON, left out: 1"),
+        ('{"bbox_2d": [1, 2, 3, 4] "label": "a"}', [], "not JSON, left out: 1"),
         ("w" * 500 + " (1, 2, 3, 4)", [], "more than 400 characters, left out: 1"),
         ("a (" + "9" * 400 + ", 2, 3, 4) b (1, 2, 3, 4)", [(1, 2, 3, 4)], "without four numbers, left out: 1"),
         ("a (1, nan, 3, 4) b (1, 2, 3, 4)", [(1, 2, 3, 4)], "without four numbers, left out: 1"),
