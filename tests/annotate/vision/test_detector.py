@@ -105,8 +105,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     for content, reason in (
         (b"\n <!DOCTYPE html>", "is a web page; .*download the raw file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a git-LFS pointer; .*git lfs pull"),
-        (whole[: len(whole) // 2], "no model that runs"),
-        (b"", "no model that runs"),
+        (whole[: len(whole) // 2], "not a model that runs"),
+        (b"", "not a model that runs"),
     ):
         (tmp_path / "bad.onnx").write_bytes(content)
         with pytest.raises(UserError, match=reason) as error:
