@@ -1,7 +1,7 @@
-"""Seqio Tasks over our records, so that t5x and other seqio programs can train or measure p(z | c).
+"""seqio Tasks over our records, so that t5x and other seqio programs can train or measure p(z | c).
 
 Needs the extra [seqio] (TensorFlow); nothing else in the package imports this module. Batches of these Tasks under
-seqio.EncDecFeatureConverter equal those of `data.loader` but for the images, which seqio has no place for.
+seqio.EncDecFeatureConverter equal those of `data.loader` except for the images, which seqio features do not include.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ def kinds() -> dict[str, tuple[str, ...]]:
 
 
 class PriorVocabulary(seqio.Vocabulary):
-    """Our tokenizer with the vokens' rows, as seqio wants a vocabulary; all rows count as its own."""
+    """Our tokenizer with the vokens' rows as a seqio vocabulary; all rows count as base ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Wraps a tokenizer."""
@@ -62,12 +62,12 @@ class PriorVocabulary(seqio.Vocabulary):
         return self.tokenizer.encode(s)
 
     def _decode(self, ids: Iterable[int]) -> str:
-        # An untrained prior may draw the rows that only pad the table, which no text has.
+        # An untrained prior may sample rows that only pad the table, which have no text.
         unused = range(self.tokenizer.num_text_ids, self.tokenizer.base_vocab_size)
         return self.tokenizer.decode([self.unk_id if i in unused else i for i in ids if i != self.pad_id])
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text: np.ndarray | bytes) -> np.ndarray:  # bytes in a graph, an array of them where run eagerly
+        def encode(text: np.ndarray | bytes) -> np.ndarray:  # bytes in a graph, an array of them if run eagerly
             return np.asarray(self._encode(np.asarray(text).item().decode()), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
@@ -90,7 +90,7 @@ def vocabulary(name: str = "t5", codebook_size: int = 8192) -> PriorVocabulary:
 
 
 def register(records: str | Path, name: str = "t5", codebook_size: int = 8192, verify: str = "full") -> list[str]:
-    """Adds kaleido_prior_{text,bbox,blob,voken,combined} to seqio's registry, in place of earlier ones.
+    """Adds kaleido_prior_{text,bbox,blob,voken,combined} to seqio's registry, replacing earlier ones.
 
     Features of an example: `inputs` (caption, eos) and `targets` (z, eos), both int32 (T,), and for readers `id`,
     `inputs_pretokenized` and `targets_pretokenized`. Metrics: the share of predictions that parse, and the mean
@@ -117,7 +117,7 @@ def register(records: str | Path, name: str = "t5", codebook_size: int = 8192, v
 
 
 def task(kind: str, records: str, name: str = "t5", codebook_size: int = 8192, verify: str = "full") -> str:
-    """Registers all Tasks (see `register`) and gives the name of one, for gin files.
+    """Registers all Tasks (see `register`) and returns the name of one, for gin files.
 
     Raises:
       UserError: see `register`; an unknown kind.
@@ -179,7 +179,7 @@ def _example(records: Records, index: int, codec: Codec) -> dict:
 
 
 def _refuse_overlong(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None) -> tf.data.Dataset:
-    """Fails with the sample's name where seqio would cut it, and its eos, off."""
+    """Fails with the sample's id if seqio would cut off its end, including eos."""
 
     def check(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         checks = [

@@ -1,4 +1,4 @@
-"""Source: a checkpoint of any format, read one tensor at a time, and what is checked of its tensors."""
+"""Source, the protocol of a checkpoint of any format that is read one tensor at a time, and checks of its tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 from kaleido_jax.errors import UserError, user_error
 
 FETCH_AGAIN = "fetch or copy the checkpoint again"
-# What is stored in 8 bits or fewer is quantized, and its scales are elsewhere; whole numbers are taken as they are.
+# Types of 8 bits or fewer are quantized, with their scales stored elsewhere; integers are accepted.
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32)
 
 
@@ -29,7 +29,7 @@ class Source(Protocol):
 
 
 def read_weight(source: Source, name: str) -> np.ndarray:
-    """One tensor in the type it is stored in, after a look at its type and numbers.
+    """One tensor in its stored type, after checking the type and the numbers.
 
     Raises:
       UserError: it is quantized, or holds NaN or infinity.
@@ -37,22 +37,22 @@ def read_weight(source: Source, name: str) -> np.ndarray:
     array = source.read(name)
     if array.dtype not in DTYPES:
         raise dtype_error(source.path, name, array.dtype.name)
-    # The sum is four times as fast as a test of each number; it can overflow where they are finite.
+    # The sum is four times as fast as a test of each number; it can overflow although all are finite.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = array.size and not np.isfinite(np.sum(array, dtype=np.float32))
     if suspicious and not np.isfinite(array.astype(np.float64)).all():
         raise user_error(
-            f"{source.path}: {name} holds NaN or infinity", "finite weights", "take another checkpoint of this model"
+            f"{source.path}: {name} holds NaN or infinity", "finite weights", "use another checkpoint of this model"
         )
     return array
 
 
 def dtype_error(path: Path, name: str, dtype: str) -> UserError:
-    """The error for a tensor whose type is none of a whole weight."""
+    """The error for a tensor that is quantized."""
     return user_error(
         f"{path}: {name} is stored as {dtype}",
         f"one of {', '.join(np.dtype(known).name for known in DTYPES)}",
-        "take the weights from before they were quantized",
+        "use the weights before quantization",
     )
 
 
@@ -62,7 +62,7 @@ def check_tensors(
     """Compares names and shapes of tensors.
 
     Raises:
-      UserError: names that are missing or unknown, or another shape; starts with `what`, expects those of `net` and
+      UserError: missing or unknown names, or another shape; it starts with `what`, expects the tensors of `net` and
         ends with `do`.
     """
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
@@ -76,5 +76,5 @@ def check_tensors(
 
 
 def some(names: list[str], most: int = 3) -> str:
-    """The first names of a list, for an error's one line."""
+    """The first names of a list, for one line of an error."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

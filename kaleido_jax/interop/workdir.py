@@ -1,4 +1,4 @@
-"""A workdir's trained networks (EMA of its newest whole checkpoint), as the sources that files give."""
+"""Trained networks of a workdir (EMA of its newest whole checkpoint) as sources, like those of files."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ from kaleido_jax.runtime.workdir import CONFIG, read_config
 def trained_t5(path: Path) -> KaleidoCheckpoint:
     """Encoder and prior of a workdir's latest checkpoint (EMA), as `open_t5` gives those of files.
 
-    An encoder that was frozen is in no checkpoint: it comes from the run's config.model.t5.checkpoint, in float32.
+    A frozen encoder is not in the checkpoint: it comes from the run's config.model.t5.checkpoint, in float32.
 
     Raises:
       UserError: no checkpoint, one without a prior, or the frozen encoder's file is missing, damaged or another one.
@@ -83,7 +83,7 @@ def trained_denoiser(path: Path) -> OurDenoiser:
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """The config of a run, as it is in JSON.
+    """The values in the config.json of a run.
 
     Raises:
       UserError: it is missing or damaged.

@@ -1,8 +1,8 @@
-"""Torch's pickles, read as data: what one describes, without running it.
+"""Inert pickles: torch's pickles read as data, without running them.
 
 A pickle is a program, and pickle.Unpickler runs it. Here its opcodes are read one by one (pickletools.genops, which
-only parses): plain values are kept, the names that torch gives its tensors are known, and all else becomes OPAQUE.
-Nothing that the file names is imported, called or given a state.
+only parses): plain values are kept, the names that torch uses for tensors are known, and everything else becomes
+OPAQUE. Nothing that the file names is imported, called or given a state.
 """
 
 import pickletools
@@ -29,7 +29,7 @@ STORAGES = {
 
 @dataclass(frozen=True)
 class Name:
-    """A name of something to import, which is not done."""
+    """The name of something to import, which is not imported."""
 
     module: str
     name: str
@@ -53,7 +53,7 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-OPAQUE = object()  # whatever the file would have made by running something
+OPAQUE = object()  # stands for anything that the file would have made by running code
 _MARK = object()
 _TENSOR, _PARAMETER = (Name("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter"))
 _ORDERED_DICT = Name("collections", "OrderedDict")
@@ -71,7 +71,7 @@ _LITERALS = {
 
 
 def read_program(program: bytes) -> Any:
-    """The value that a pickle describes, with OPAQUE, Name and Tensor in the place of objects.
+    """The value that a pickle describes, with OPAQUE, Name and Tensor instead of objects.
 
     Raises:
       ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError: it is damaged.
@@ -166,7 +166,7 @@ class _Machine:
             # Only plain keys: hashing a deep tuple can overflow C's stack.
             self.stack[-1].update({k: v for k, v in pairs if isinstance(k, str | int)})
 
-    # ---- what would import, call or give a state
+    # ---- opcodes that would import, call or set a state
     def _global(self, argument: Any) -> None:
         self.stack.append(Name(*argument.split(" ", 1)))
 
@@ -212,13 +212,13 @@ class _Machine:
 
 
 def _made(called: Any, arguments: Any) -> Any:
-    """What a call would have made, for the three names that are ours to know."""
+    """The result of a call, for the three names that are known here."""
     if called == _TENSOR:
         storage, offset, shape, strides = arguments[:4]
         numbers = (offset, *shape, *strides)
         whole = all(type(n) is int and 0 <= n < 2**48 for n in numbers)
         if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > 8 or not whole:
-            raise ValueError("a tensor that is none")
+            raise ValueError("an invalid tensor")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
     if called == _PARAMETER:
         return arguments[0]

@@ -26,7 +26,7 @@ class Safetensors:
         """Reads headers only.
 
         Raises:
-          UserError: no such file, a pickle, damage, or shards that lack what the index says.
+          UserError: no such file, a pickle, a damaged file, or shards that lack tensors of the index.
         """
         self.path = path if path.is_file() else _find(path)
         if self.path.name.endswith(".json"):
@@ -43,10 +43,10 @@ class Safetensors:
         """One tensor, or one entry of its first axis.
 
         Raises:
-          UserError: the file is no longer what it was.
+          UserError: the file has changed.
         """
-        # The library maps the file, and pages once read stay in memory for as long as it is open: held open, a
-        # checkpoint would be there twice by the time it is loaded. Opening costs what the header takes to parse.
+        # The library maps the file, and pages that were read stay in memory while it is open: kept open, a checkpoint
+        # would be in memory twice when it is loaded. Opening again costs only the parsing of the header.
         path = self._stored[name][0]
         with _open(path) as file:
             try:
@@ -101,10 +101,10 @@ def _open(path: Path) -> safe_open:
 
 
 def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what a file holds."""
+    """Name -> shape of the tensors in a file."""
     shapes = {}
     with _open(path) as file:
-        for name in file.keys():  # noqa: SIM118  no dict
+        for name in file.keys():  # noqa: SIM118  not a dict
             entry = file.get_slice(name)
             if entry.get_dtype() not in DTYPES:
                 raise dtype_error(path, name, entry.get_dtype())
@@ -113,7 +113,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle by its name or first bytes (a bare one, or the zip that torch writes)."""
+    """Whether a file is a pickle, by its name or first bytes (a bare pickle, or the zip that torch writes)."""
     with path.open("rb") as file:
         head = file.read(9)
     # The length of a safetensors header can look like a pickle's first bytes, but then "{" follows.
@@ -122,7 +122,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def pickle_error(path: Path) -> UserError:
-    """The error for a file that would run code when loaded."""
+    """The error for a file that could run code when it is loaded."""
     return user_error(
         f"{path} is a pickle, which can run any code when opened",
         "safetensors, or a t5x checkpoint",
@@ -135,7 +135,7 @@ def write_safetensors(named: Iterable[tuple[str, np.ndarray]], folder: Path, sha
     """Writes (name, array) pairs as model.safetensors, or as shards of about `shard_bytes` with an index.
 
     Raises:
-      OSError: they cannot be written, such as on a full disk.
+      OSError: they cannot be written, e.g. on a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards, held, size, total = [], {}, 0, 0
@@ -143,10 +143,10 @@ def write_safetensors(named: Iterable[tuple[str, np.ndarray]], folder: Path, sha
     def flush() -> None:
         path = folder / f"shard_{len(shards)}"
         try:
-            save_file(held, path, metadata={"format": "pt"})  # transformers wants the word, also for numpy's
+            save_file(held, path, metadata={"format": "pt"})  # transformers requires this, also for numpy arrays
         except SafetensorError as error:
             raise OSError(f"{path.name}: {' '.join(str(error).split())}") from error
-        path.chmod(0o644)  # the library makes it its owner's alone
+        path.chmod(0o644)  # the library makes it readable for the owner only
         shards.append((path, tuple(held)))
         held.clear()
 
@@ -154,7 +154,7 @@ def write_safetensors(named: Iterable[tuple[str, np.ndarray]], folder: Path, sha
         if held and size + array.nbytes > shard_bytes:
             flush()
             size = 0
-        held[name] = np.ascontiguousarray(array)  # safetensors writes the bytes of a transposed view in wrong order
+        held[name] = np.ascontiguousarray(array)  # safetensors writes the bytes of a transposed view in the wrong order
         size, total = size + array.nbytes, total + array.nbytes
     flush()
     if len(shards) == 1:

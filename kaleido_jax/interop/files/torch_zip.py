@@ -1,4 +1,4 @@
-"""Torch's files: the tensors of a zip that torch.save wrote, read without torch and one at a time."""
+"""Torch zips: the tensors of a file from torch.save, read without torch and one at a time."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from kaleido_jax.runtime.files import refuse_lfs_pointer
 ZIP = b"PK\x03\x04"
 FETCH_AGAIN = "fetch or copy the file again"
 TENSOR_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
-MOST_PROGRAM_BYTES = 64 * 2**20  # of a state dict of a thousand tensors it takes 0.2 MB
+MOST_PROGRAM_BYTES = 64 * 2**20  # a state dict of a thousand tensors takes 0.2 MB
 BAD_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
 
@@ -28,7 +28,7 @@ class TorchZip:
         """Reads the zip's directory and the pickle, no tensor.
 
         Raises:
-          UserError: no zip of torch, damage, or a dict that holds no tensors.
+          UserError: not a zip of torch, damaged, or without tensors.
         """
         self.path, self._zip = path, _open(path)
         self._entries = {info.filename: info for info in self._zip.infolist()}
@@ -70,18 +70,18 @@ class TorchZip:
         for name, value in state.items():
             if not TENSOR_NAME.fullmatch(str(name)) or not isinstance(value, Tensor):
                 raise user_error(
-                    f"{self.path}: {str(name)[:80]!r} in the state dict is no tensor", "tensors only", FETCH_AGAIN
+                    f"{self.path}: {str(name)[:80]!r} in the state dict is not a tensor", "tensors only", FETCH_AGAIN
                 )
         return state
 
     def _check(self, name: str, tensor: Tensor) -> None:
-        """That a tensor lies inside its storage, and the storage inside the file."""
+        """Checks that a tensor lies inside its storage, and the storage inside the file."""
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
         itemsize = np.dtype(tensor.storage.dtype).itemsize
         have = min(entry.file_size, entry.compress_size) // itemsize if entry else 0
         size = math.prod(tensor.shape)
         last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-        # No parameter overlaps itself; one that does could be any size when copied.
+        # A parameter does not overlap itself; one that does could have any size when copied.
         if entry is None or (size and (last >= have or size > have)):
             raise user_error(
                 f"{self.path}: {name} of shape {tensor.shape} in a storage of {have} numbers",

@@ -31,7 +31,7 @@ def convert_denoiser(source: Source, output: Path, form: str) -> str:
       form: "kaleido" (our names and layouts) or "mdm" (ml-mdm's, for torch).
 
     Returns:
-      What it is, for people.
+      A description of the weights.
 
     Raises:
       UserError: a tensor is missing, unknown, damaged or of another shape; the output exists.

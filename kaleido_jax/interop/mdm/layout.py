@@ -1,7 +1,6 @@
 """Layout of ml-mdm's denoisers (Matryoshka Diffusion Models): its names and shapes of our parameters, both ways.
 
-Names map one to one, so importing walks our parameter tree and asks the file for each leaf under its other
-name.
+Names map one to one, so importing walks our parameter tree and reads each leaf under its other name.
 """
 
 import functools
@@ -21,7 +20,7 @@ from kaleido_jax.models.kaleido import eval_init
 from kaleido_jax.models.nested_unet import build_denoiser
 
 INDEXED = re.compile(r"(lm_head|down_blocks|mid_blocks|up_blocks|resnets|attn)_(\d+)")
-PARTS = {  # our part of a path -> ml-mdm's; None = no part of its own there
+PARTS = {  # our part of a path -> ml-mdm's; None = ml-mdm has no such part
     "outer": None,
     "text_path": None,
     "inner": "inner_unet",
@@ -103,7 +102,7 @@ def check_denoiser(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, 
     """`check_tensors` of a denoiser.
 
     Raises:
-      UserError: names that are missing or unknown, or another shape; starts with `what`.
+      UserError: missing or unknown names, or another shape; it starts with `what`.
     """
     check_tensors(found, expected, what, "this net", "take weights of this net")
 

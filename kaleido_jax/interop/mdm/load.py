@@ -1,6 +1,6 @@
-"""Opening of MDM's denoisers, whatever the format is.
+"""Loading of MDM's denoisers from any format.
 
-Formats are ml-mdm's .pth, safetensors with ml-mdm's names, and our own safetensors, "denoiser/inner/conv_in/kernel".
+The formats are ml-mdm's .pth, safetensors with its names, and our own safetensors, "denoiser/inner/conv_in/kernel".
 """
 
 import json
@@ -23,7 +23,7 @@ ANOTHER = "name the weights of an MDM denoiser"
 
 
 def holds_denoiser(path: Path) -> bool:
-    """Whether a file or folder is one for `open_denoiser`, by its first bytes or its tensors' names."""
+    """Whether `open_denoiser` can read a file or folder, by its first bytes or its tensors' names."""
     if path.is_file() and is_pickle(path):
         return True
     if path.suffix != ".safetensors" and not (path.is_dir() and any(path.glob("*.safetensors"))):
@@ -35,7 +35,7 @@ def open_denoiser(path: Path) -> Source:
     """A denoiser's weights under ml-mdm's names and in its layouts; no tensor is read yet.
 
     Raises:
-      UserError: nothing there, damage, or no denoiser inside.
+      UserError: nothing there, damaged, or without a denoiser.
     """
     if not path.exists():
         raise user_error(f"no weights at {path}", "a denoiser's .pth or safetensors", "correct the path")
@@ -87,7 +87,7 @@ class OurDenoiser:
           path: for messages.
           shapes: our shape of each leaf.
           read: gives a leaf.
-          settings: what denoiser.json says, with "denoiser" and "diffusion"; None where it is not known.
+          settings: the content of denoiser.json, with "denoiser" and "diffusion"; None if it is unknown.
         """
         self.path, self._shapes, self._read, self.settings = path, shapes, read, settings
         self._paths = {mdm.mdm_name(leaf): leaf for leaf in shapes}
@@ -104,5 +104,5 @@ class OurDenoiser:
 
 
 def shapes_in(source: Source) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all that ml-mdm reads."""
+    """Name -> shape of the tensors that ml-mdm reads."""
     return {name: source.shape(name) for name in source.names if not mdm.UNUSED.search(name)}

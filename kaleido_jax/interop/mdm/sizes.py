@@ -18,10 +18,10 @@ INNERMOST_PX, MOST_PX = 64, 4096
 def read_sizes(source: Source) -> tuple[UNet, int]:
     """(config, width of the text states) of a denoiser, from its shapes.
 
-    What shapes do not tell is taken as ml-mdm released it; `assumed` lists it.
+    Settings that shapes do not show are those of ml-mdm's release; `assumed` lists them.
 
     Raises:
-      UserError: a tensor that tells a size is missing or strange, or the sizes are none that our nets have.
+      UserError: a tensor that shows a size is missing or strange, or our nets cannot have these sizes.
     """
     shapes = shapes_in(source)
     prefixes = [""]
@@ -36,7 +36,7 @@ def read_sizes(source: Source) -> tuple[UNet, int]:
             raise user_error(f"{source.path}: {prefix}down_blocks of {levels} levels", f"up to {MOST_PX} px", ANOTHER)
         # The 256 px net alone reads its input as it is; inside the 1024 px net it divides it by its deviation.
         inner = _net(net, levels, size, inner, normalize_input=inner is not None and depth > 0)
-    # Fields that need another net than ours are refused in the schema's words.
+    # Sizes that our nets cannot have are refused with the schema's message.
     validate({"model": {PART: dataclasses.asdict(inner)}})
     text = _Shapes(source.path, prefixes[-1], _below(prefixes[-1], shapes))
     if text.size("cond_emb.weight", 1) % NUM_HEADS:
@@ -100,7 +100,7 @@ def shift_power(config: UNet) -> float:
 
 
 def assumed(config: UNet) -> dict[str, str]:
-    """Config field -> value and reason, of all that shapes do not tell."""
+    """Config field -> value and reason, for all settings that shapes do not show."""
     nets = nested(config)
     normalized = [net.image_size for net in nets if net.normalize_input]
     return {

@@ -13,7 +13,7 @@ from kaleido_jax.runtime.files import new_folder
 
 
 def convert_t5(source: Path | Source, output: Path, form: str) -> Source:
-    """Writes a T5 checkpoint of any format as a new folder in another, types kept; returns what was read.
+    """Writes a T5 checkpoint of any format as a new folder in another, keeping types; returns the opened source.
 
     Args:
       source: an open one, or its path (see `open_t5`).

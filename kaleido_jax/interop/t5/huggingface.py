@@ -65,7 +65,7 @@ def to_hf(name: str) -> str:
 
 
 def from_hf(name: str) -> str:
-    """t5x's name of a Hugging Face tensor; a name that T5 v1.1 does not have stays as it is."""
+    """t5x's name of a Hugging Face tensor; a name that T5 v1.1 lacks is returned unchanged."""
     if name in FROM_OUTSIDE:
         return FROM_OUTSIDE[name]
     found = BLOCK.fullmatch(name)
@@ -80,16 +80,15 @@ def _transposed(name: str) -> bool:
 class HuggingFaceCheckpoint:
     """A T5 v1.1 model or bare encoder of Hugging Face under t5x's names.
 
-    Whether the head is tied is decided by the tensors, since configs of several versions contradict each other:
-    without a head, or with one equal to the table, it is the table, divided by sqrt(d_model) unless
-    config.json says otherwise.
+    The tensors decide whether the head is tied, since configs of several versions contradict each other: without a
+    head, or with one equal to the table, it is the table, divided by sqrt(d_model) unless config.json says otherwise.
     """
 
     def __init__(self, files: Safetensors) -> None:
         """Reads headers only.
 
         Raises:
-          UserError: one relative bias a layer, or a damaged config.json.
+          UserError: a relative bias for each layer, or a damaged config.json.
         """
         self.path, self._files = files.path, files
         self._config = _read_config(files.path.parent / CONFIG)
@@ -100,7 +99,7 @@ class HuggingFaceCheckpoint:
             if LAYER_BIAS.fullmatch(name):
                 refuse_layer_biases(self.path, name)
         decoder = any(name.startswith("decoder/") for name in self._stored)
-        # Version 4 writes False for untied models, so there a file without head is one that lost it.
+        # Version 4 writes False for untied models, so a file of it without a head has lost it.
         may_be_tied = self._config.get("tie_word_embeddings") is not False
         self._tied = HEAD not in self._stored and decoder and TABLE in self._stored and may_be_tied
         self.names = tuple(sorted([*self._stored, HEAD] if self._tied else self._stored))
@@ -141,7 +140,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------- writing
 def write_huggingface(source: Source, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes config.json and safetensors that transformers and `HuggingFaceCheckpoint` read; types are kept.
+    """Writes config.json and safetensors that transformers and `HuggingFaceCheckpoint` read, keeping types.
 
     Raises:
       UserError: the two stacks' token tables differ.

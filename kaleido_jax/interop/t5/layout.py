@@ -1,6 +1,6 @@
 """Layout of T5 v1.1 under t5x's names: its tensors, their shapes, and which of them make up our parameters.
 
-A source whose stacks have a table each names them "encoder/" + TABLE and "decoder/" + TABLE.
+A source with a table for each stack names them "encoder/" + TABLE and "decoder/" + TABLE.
 """
 
 import re
@@ -27,7 +27,7 @@ SIZED = ("relpos_bias/rel_embedding", "layers_0/attention/query/kernel", "layers
 
 # ----------------------------------------------------------------------------------- names and shapes
 def t5x_names(stack: str, path: Sequence[str], num_layers: int, table: str = TABLE) -> list[str]:
-    """Names of the tensors that make up one of our leaves: one, or one a layer."""
+    """Names of the tensors that make up one of our leaves: one, or one for each layer."""
     if path[0] == "token_embedder":
         return [table]
     if path[0] != "layers":
@@ -67,7 +67,7 @@ def check_t5(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[
     """`check_tensors` of a T5.
 
     Raises:
-      UserError: names that are missing or unknown, or another shape; starts with `what`.
+      UserError: missing or unknown names, or another shape; it starts with `what`.
     """
     do = "correct the sizes in config.model.t5; v1.1 has gated MLPs and one relative bias a stack"
     check_tensors(found, expected, what, "T5 v1.1 of this size", do)
@@ -79,14 +79,14 @@ def table_of(source: Source, stack: str) -> str:
 
 
 def check_source(source: Source, plan: Mapping[str, Layout]) -> None:
-    """Checks names and shapes of the parts of `plan`; how many rows the tables have is the file's own affair.
+    """Checks names and shapes of the parts of `plan`; tables may have any number of rows.
 
     Raises:
-      UserError: names that are missing or unknown, or another shape; the head must have as many rows as the table.
+      UserError: missing or unknown names, or another shape; the head must have as many rows as the table.
     """
     stacks = {STACKS[part] for part in plan}
     if "decoder" in stacks and not has_decoder(source):
-        raise user_error(f"{source.path} holds an encoder alone", "a decoder too, for the prior", "take the whole T5")
+        raise user_error(f"{source.path} holds only an encoder", "a decoder too, for the prior", "take the whole T5")
     absent = {"encoder", "decoder"} - stacks
     found = {name: source.shape(name) for name in source.names if name.split("/")[0] not in absent}
     expected = expected_shapes(plan)
@@ -103,14 +103,14 @@ def has_decoder(source: Source) -> bool:
 
 
 def refuse_layer_biases(path: Path, name: str) -> NoReturn:
-    """One relative bias a layer is another model.
+    """Refuses a T5 with a relative bias for each layer, which is another model.
 
     Raises:
       UserError: always.
     """
     raise user_error(
-        f"{path} holds a T5 with one relative bias a layer ({name}), as t5x's scanned layers and umT5 have it",
-        "one relative bias a stack (T5 v1.1, LM-adapted, Flan-T5)",
+        f"{path} holds a T5 with a relative bias for each layer ({name}), as in t5x's scanned layers and umT5",
+        "one relative bias for each stack (T5 v1.1, LM-adapted, Flan-T5)",
         "take a checkpoint whose layers are not scanned",
     )
 
@@ -119,7 +119,7 @@ def sizes(source: Source) -> tuple[T5, int]:
     """(config, table rows) of a source, from its shapes; the decoder's layers are 0 for a bare encoder.
 
     Raises:
-      UserError: a tensor that tells a size is missing.
+      UserError: a tensor that shows a size is missing.
     """
     table = next((name for name in source.names if name.endswith(TABLE)), TABLE)
     names = [table, *(f"encoder/{part}" for part in SIZED)]
@@ -163,10 +163,10 @@ def _begins_with(longer: np.ndarray, shorter: np.ndarray) -> bool:
 
 
 def tensors(source: Source, two_tables: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of a source, with one table in the place of two; with `two_tables` two that differ stay two.
+    """Every tensor of a source, with one table instead of two; with `two_tables`, two different tables are kept.
 
     Raises:
-      UserError: two tables that differ, where they may not stay two.
+      UserError: two different tables without `two_tables`.
     """
     tables = [f"{stack}/{TABLE}" for stack in ("encoder", "decoder") if f"{stack}/{TABLE}" in source.names]
     if tables:

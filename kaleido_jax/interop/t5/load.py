@@ -27,15 +27,15 @@ from kaleido_jax.runtime.randomness import sample_keys
 
 log = logging.getLogger(__name__)
 
-NEW_ROW_STD = 0.02  # of the old rows' own standard deviation, so that new ids start alike and near the mean
+NEW_ROW_STD = 0.02  # in standard deviations of the old rows, so that new ids start similar and near the mean
 
 
 # --------------------------------------------------------------------------------------------- opening
 def open_t5(path: str | Path) -> Source:
-    """The T5 checkpoint at a path, of whatever format; only headers are read.
+    """The T5 checkpoint at a path, in any format; reads headers only.
 
     Raises:
-      UserError: nothing there, nothing that we know, a pickle, or damage.
+      UserError: nothing there, an unknown format, a pickle, or a damaged file.
     """
     path = Path(path)
     if not path.exists():
@@ -63,7 +63,7 @@ def _open_safetensors(path: Path) -> Source:
 
 # --------------------------------------------------------------------------------------------- loading
 def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size: int, seed: int) -> dict:
-    """Parameters from a checkpoint, made leaf by leaf: the host never holds more than one stacked leaf.
+    """Parameters from a checkpoint, leaf by leaf: the host never holds more than one stacked leaf.
 
     Args:
       path: see `open_t5`.
@@ -98,7 +98,7 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
         elif names[0] == HEAD:
             value = fit(read_weight(source, HEAD).T, leaf.shape[1], purpose="t5_head").T
         elif leaf_path[0] == "layers":
-            value = np.empty(leaf.shape, leaf.dtype)  # filled layer by layer, so that one tensor is held beside it
+            value = np.empty(leaf.shape, leaf.dtype)  # filled layer by layer, so only one tensor is held beside it
             for layer, name in zip(value, names, strict=True):
                 layer[...] = read_weight(source, name)
         else:
@@ -114,10 +114,10 @@ def load_t5(path: str | Path, targets: dict, *, num_pieces: int, base_vocab_size
 
 
 def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
-    """The encoder and prior of config.model.t5.checkpoint, as far as `shapes` has them; {} where none is set.
+    """The encoder and prior of config.model.t5.checkpoint, as far as `shapes` has them; {} without a checkpoint.
 
-    A frozen encoder computed with in bfloat16 is stored so, but for its norm scales and relative bias: they are
-    tiny and read in float32.
+    A frozen encoder that computes in bfloat16 is also stored in it, except for its norm scales and relative bias, which
+    are tiny and used in float32.
 
     Raises:
       UserError: the checkpoint is missing, damaged or of another size.
@@ -154,10 +154,9 @@ def fit_rows(
 ) -> Float[np.ndarray, "v d"]:
     """A table of `vocab_size` rows from an old one (V, d), float32.
 
-    A table that has `vocab_size` rows already is kept whole (it is one of ours). Of another the first
-    `base_vocab_size` are kept: what lies behind them is padding there and vokens here. A new row is the mean of the
-    kept ones plus N(0, (0.02 of their standard deviation, dimension by dimension)^2), a function of (seed, purpose,
-    row).
+    A table that already has `vocab_size` rows is one of ours and kept whole. Of another one the first `base_vocab_size`
+    rows are kept: the rows after them are padding there and vokens here. A new row is the mean of the kept ones plus
+    N(0, (0.02 of their standard deviation, dimension by dimension)^2), a function of (seed, purpose, row).
     """
     kept = old if len(old) == vocab_size else old[: min(base_vocab_size, vocab_size)]
     kept = kept.astype(np.float32, copy=False)

@@ -1,7 +1,7 @@
 """t5x's T5 v1.1: parameters under its names ("encoder/layers_0/attention/query/kernel"), and its checkpoint folders.
 
-Names and layouts are ours but for two things: our layers are stacked on a leading axis, and the token table
-that t5x shares between both stacks is a copy in each of ours.
+Names and layouts equal ours with two exceptions: our layers are stacked on a leading axis, and each of our stacks has
+its own copy of the token table that t5x shares.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from kaleido_jax.interop.t5.layout import (
 )
 from kaleido_jax.runtime.files import refuse_lfs_pointer
 
-# A table for each stack lies in t5x's network under the attribute that holds it there, see `interop.t5.t5x_network`.
+# With a table for each stack, t5x names it by the attribute that holds it, see `interop.t5.t5x_network`.
 OURS, THEIRS = "/token_embedder/", "/shared_embedding/"
 
 
@@ -60,15 +60,15 @@ def from_flat(flat: Mapping[str, np.ndarray], config: T5) -> tuple[dict, dict]:
 class T5xCheckpoint:
     """A t5x checkpoint: `checkpoint_<step>/`, the folder around it, or a file with all tensors inside.
 
-    The optimizer's slots are never read. Where arrays lie follows from their names: what a spec says of its
-    kvstore is a place on the machine that wrote it.
+    The optimizer's slots are never read. The names give the arrays' folders, since the kvstore in a spec is a path on
+    the machine that wrote it.
     """
 
     def __init__(self, path: Path) -> None:
         """Reads the msgpack file only.
 
         Raises:
-          UserError: none or several checkpoints there, a damaged file, or one relative bias a layer.
+          UserError: no or several checkpoints, a damaged file, or a relative bias for each layer.
         """
         self.path = _find(path)
         stored = flatten_dict(_restore(self.path), is_leaf=lambda _, value: _is_spec(value), sep="/")
@@ -81,7 +81,7 @@ class T5xCheckpoint:
         if lost:
             raise user_error(
                 f"{self.path} without the folders of {len(lost)} tensors ({some(lost)})",
-                f"one folder a tensor, such as {self._folder(lost[0]).name}",
+                f"one folder for each tensor, such as {self._folder(lost[0]).name}",
                 FETCH_AGAIN,
             )
 
@@ -91,14 +91,14 @@ class T5xCheckpoint:
         return tuple(leaf["metadata"]["shape"] if _is_spec(leaf) else leaf.shape)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, as it is stored.
+        """One tensor in its stored type.
 
         Raises:
           UserError: its array is damaged or has another shape than the checkpoint says.
         """
         leaf = self._leaves[name]
         array = self._read_zarr(name, leaf) if _is_spec(leaf) else np.asarray(leaf)
-        # Before version 3 bfloat16 was kept as the bits of uint16; no T5 has integer parameters.
+        # Before version 3, bfloat16 was stored as uint16 bits; no T5 has integer parameters.
         return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
     def _folder(self, name: str) -> Path:
@@ -142,7 +142,7 @@ def _find(path: Path) -> Path:
 
 
 def _restore(path: Path) -> dict[str, Any]:
-    """The tree of parameters in the msgpack file, with specs in the place of arrays."""
+    """The tree of parameters in the msgpack file, with specs instead of arrays."""
     refuse_lfs_pointer(path)
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
@@ -150,7 +150,7 @@ def _restore(path: Path) -> dict[str, Any]:
         return target | {}
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise user_error(
-            f"{path} is no t5x checkpoint ({type(error).__name__})", "a msgpack file with a target", FETCH_AGAIN
+            f"{path} is not a t5x checkpoint ({type(error).__name__})", "a msgpack file with a target", FETCH_AGAIN
         ) from error
 
 
@@ -159,7 +159,7 @@ def _is_spec(leaf: Any) -> bool:
 
 
 def _zarr_metadata(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    """Of .zarray, or of the checkpoint file where the hidden file was lost on the way."""
+    """From .zarray, or from the checkpoint file if the hidden file was lost."""
     hidden = folder / ".zarray"
     if hidden.is_file():
         return json.loads(hidden.read_text())
@@ -187,12 +187,12 @@ def _check_array(folder: Path, metadata: dict[str, Any], shape: tuple[int, ...])
 
 # --------------------------------------------------------------------------------------------- writing
 def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
-    """Writes folder/checkpoint_<step>, which t5x and `T5xCheckpoint` read; types are kept.
+    """Writes folder/checkpoint_<step>, which t5x and `T5xCheckpoint` read, keeping types.
 
-    Where the two stacks' token tables differ, t5x needs `interop.t5.t5x_network` to hold them (launch/t5x).
+    If the token tables of the two stacks differ, t5x needs `interop.t5.t5x_network` to hold them (launch/t5x).
 
     Raises:
-      OSError: it cannot be written, such as on a full disk.
+      OSError: it cannot be written, e.g. on a full disk.
     """
     import tensorstore
 
@@ -223,6 +223,6 @@ def write_t5x(source: Source, folder: Path, step: int = 0) -> None:
 
 
 def _chunks(array: np.ndarray, most_bytes: int = 64 * 2**20) -> list[int]:
-    """The whole array up to 64 MiB, else as many of its rows."""
+    """The whole array up to 64 MiB, or that many of its rows."""
     rows = max(1, most_bytes // max(array[:1].nbytes, 1))
     return [min(rows, array.shape[0]), *array.shape[1:]]

@@ -27,5 +27,5 @@ class TwoTables(network.Transformer):
             attend_dtype=jnp.float32,
             embedding_init=nn.initializers.normal(stddev=1.0),
             one_hot=True,
-            parent=None,  # for the stack to adopt, under the name of its field; else this module would own it
+            parent=None,  # so that the stack adopts it under the name of its field; otherwise this module would own it
         )

@@ -161,7 +161,7 @@ def test_foreign_objects_in_args_are_opaque(tmp_path, name):
 def test_foreign_objects_as_tensors_are_refused(tmp_path, name):
     marker = tmp_path / "marker"
     value = {"state_dict": STATE | {"b": dangerous(marker)[name]}}
-    refused(torch_files.write(tmp_path / "x.pth", value), "'b' in the state dict is no tensor")
+    refused(torch_files.write(tmp_path / "x.pth", value), "'b' in the state dict is not a tensor")
     assert not marker.exists()
 
 
@@ -238,10 +238,10 @@ def test_random_programs_raise_nothing_but_what_is_told():
         ({"offset": 1}, "x of shape"),
         ({"strides": (100, 1)}, "x of shape"),
         ({"shape": (10**9, 10**9), "strides": (0, 0)}, "x of shape"),
-        ({"offset": -1}, "a tensor that is none"),
-        ({"strides": (-3, 1)}, "a tensor that is none"),
-        ({"strides": (1,)}, "a tensor that is none"),
-        ({"shape": ("a", 3)}, "a tensor that is none"),
+        ({"offset": -1}, "an invalid tensor"),
+        ({"strides": (-3, 1)}, "an invalid tensor"),
+        ({"strides": (1,)}, "an invalid tensor"),
+        ({"shape": ("a", 3)}, "an invalid tensor"),
         ({"kind": "ComplexFloatStorage"}, "a storage of type 'ComplexFloatStorage'"),
         ({"kind": "DoubleStorage"}, "in a storage of 3 numbers"),
     ],
@@ -267,4 +267,4 @@ def test_compressed_entries_and_big_endian_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["two\nlines", "x" * 300, "\x1b[31mred", "../../etc/passwd"])
 def test_strange_names_are_refused_in_one_line(tmp_path, name):
-    refused(torch_files.write(tmp_path / "x.pth", {name: STATE["a.bias"]}), "is no tensor")
+    refused(torch_files.write(tmp_path / "x.pth", {name: STATE["a.bias"]}), "is not a tensor")

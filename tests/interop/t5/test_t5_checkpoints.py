@@ -162,7 +162,7 @@ def test_t5_golden_all_tensors_may_be_in_the_file(tmp_path):
 
 
 def test_t5_golden_scanned_layers_are_refused_by_name():
-    with pytest.raises(UserError, match="one relative bias a layer .*encoder/encoder/relpos_bias.*not scanned"):
+    with pytest.raises(UserError, match="a relative bias for each layer .*encoder/encoder/relpos_bias.*not scanned"):
         checkpoint.open_t5(step_folder("t5x_checkpoint_scan"))
 
 
@@ -233,7 +233,7 @@ def test_t5_golden_a_bare_encoder_is_read(table, tmp_path):
     config, rows = sizes(checkpoint.open_t5(tmp_path))
     encoder, _ = t5_shapes(dataclasses.replace(config, num_decoder_layers=1), rows)
     load(tmp_path, {"encoder": encoder})
-    with pytest.raises(UserError, match="holds an encoder alone"):
+    with pytest.raises(UserError, match="holds only an encoder"):
         load(tmp_path, targets_of(checkpoint.open_t5(hf_folder())))
 
 
@@ -262,7 +262,7 @@ def test_t5_golden_an_untied_file_without_head_has_lost_it(tmp_path):
 
 def test_t5_golden_a_bias_for_each_layer_is_refused(tmp_path):
     name = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
-    with pytest.raises(UserError, match=f"one relative bias a layer .{name}.*umT5"):
+    with pytest.raises(UserError, match=f"a relative bias for each layer .{name}.*umT5"):
         checkpoint.open_t5(hf_copy(tmp_path, lambda stored: stored | {name: np.zeros((32, 4), np.float32)}))
 
 
