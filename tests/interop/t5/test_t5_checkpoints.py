@@ -508,9 +508,9 @@ def test_t5_golden_damaged_t5x_folders_are_refused_in_one_line(tmp_path):
     shutil.rmtree(place)
     assert KERNEL in told() and str(folder / "checkpoint") in told()
     (folder / "checkpoint").write_bytes((folder / "checkpoint").read_bytes()[:99])
-    assert "no t5x checkpoint" in told() and str(folder / "checkpoint") in told()
+    assert "not a t5x checkpoint" in told() and str(folder / "checkpoint") in told()
     (folder / "checkpoint").write_bytes(b"model_checkpoint_path: 'model.ckpt-1'")
-    assert "no t5x checkpoint" in told()
+    assert "not a t5x checkpoint" in told()
 
 
 def test_t5_golden_other_names_and_shapes_are_refused_in_one_line(tmp_path):
@@ -608,7 +608,7 @@ def with_dtype(path, dtype):
 @pytest.mark.parametrize("dtype", QUANTIZED)
 def test_t5_golden_quantized_safetensors_are_refused_by_type(dtype, tmp_path):
     with_dtype(tmp_path / "model.safetensors", dtype)
-    with pytest.raises(UserError, match=f"is stored as {dtype}; expected one of float64, .*before they were quant"):
+    with pytest.raises(UserError, match=f"is stored as {dtype}; expected one of float64, .*before quant"):
         convert_t5(tmp_path, tmp_path / "out", "kaleido")
     assert not (tmp_path / "out").exists()
 
