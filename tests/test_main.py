@@ -189,7 +189,16 @@ def test_the_baseline_is_the_same_without_latents():
         assert getattr(config, group) == getattr(combined, group)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in pathlib.Path("configs").glob("*.py")))
+QUICK = ("fashion_combined.py", "imagenet_combined.py")  # the others take five seconds each to trace
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        path.name if path.name in QUICK else pytest.param(path.name, marks=pytest.mark.slow)
+        for path in sorted(pathlib.Path("configs").glob("*.py"))
+    ],
+)
 def test_every_config_builds(name):
     config = load(name)
     parts = {"encoder", "prior", "denoiser"} if config.latents.segments else {"encoder", "denoiser"}

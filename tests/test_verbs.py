@@ -175,6 +175,7 @@ def test_nothing_to_sample_from_is_one_line(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_evidence_written(workdir, tmp_path, monkeypatch):
     shutil.copytree(workdir / "records", tmp_path / "records")
     codec = open_codec(CONFIG)

@@ -72,7 +72,7 @@ def image_size(name):
     return max(tensors(name)["case0.in.x_t.0"].shape[2:])
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def dtype(request):
     """Runs a test in both precisions; in float64 the whole of jax is widened."""
     with jax.enable_x64(request.param == "float64"), jax.default_matmul_precision("highest"):

@@ -112,6 +112,7 @@ def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> Manifest:
       UserError: something that all images need is missing, or no image is left.
     """
     source = job.kind.open(job.source)
+    make_folder(job.folder, "--workdir")  # before a quantizer is fitted, which takes a while
     fit_vokens(job.annotators, job.codec.segments)
     job = replace(job, date=_date_of(job, source))
     number = min(len(source), settings.limit) if settings.limit else len(source)
