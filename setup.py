@@ -1,4 +1,4 @@
-"""Package kaleido_jax: the ranges it can live with. The tested versions are in requirements.txt."""
+"""Package kaleido_jax with the version ranges of its dependencies. The tested versions are in requirements.txt."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kaleido_jax" / "__init__.p
 CORE = [
     "absl-py>=2.3",  # flags and logging
     "array-record>=0.8.1",  # what grain asks for
-    "clu>=0.0.12,<0.1",  # its parts that import TensorFlow are left alone; which these are, is its own affair
+    "clu>=0.0.12,<0.1",  # parts of it import TensorFlow; we use others
     "etils[epath]>=1.9.1",  # what tensorflow-datasets asks for
     "flax>=0.12.8,<0.13",  # linen; parameter trees were checked with 0.12
     "grain>=0.2.18,<0.3",  # MapDataset and its iterator state, an interface that still moves

@@ -45,7 +45,7 @@ class NoAnnotator:
         return [Latents(text="nothing")] * len(examples)
 
 
-# Workers import this file anew, and so know the annotator too.
+# Workers import this file again, and so know the annotator too.
 annotators.OPENERS["text", "labels"] = lambda settings: NoAnnotator()
 
 
@@ -162,9 +162,9 @@ def table(flags, load, seconds, cpu, sizes):
     ]
     for name, what in names.items():
         low, high = min(rates[name]), max(rates[name])
-        told = f"{statistics.median(rates[name]):,.1f} ({low:,.1f}, {high:,.1f})"
+        rate = f"{statistics.median(rates[name]):,.1f} ({low:,.1f}, {high:,.1f})"
         worked = 1e3 * min(cpu[name]) / flags.images
-        lines.append(f"| {what} | {told} | {worked:,.2f} | {sizes[name] / 1e6:,.1f} |")
+        lines.append(f"| {what} | {rate} | {worked:,.2f} | {sizes[name] / 1e6:,.1f} |")
     lines += [
         "",
         f"In the least disturbed round of each the job runs at **{100 * best:.0f} %** of the plain loop, by CPU at "

@@ -100,21 +100,21 @@ def ellipse_rows(segmenter, examples, detections):
         for o, mask in zip(objects, by_model, strict=True):
             size, human = size_of(o), o.mask
             box = geometry.round_box(geometry.to_thousandths(o.box, SIZE_PX))
-            for kind, told in (
+            for kind, shape in (
                 (kinds[0], filled(geometry.mask_to_ellipse(human))),
                 (kinds[1], filled(geometry.box_to_ellipse(np.array(box, np.float64)))),
                 (kinds[2], mask),
                 (kinds[3], filled(geometry.mask_to_ellipse(mask)) if mask.any() else mask),
             ):
-                scores[kind].append((size, float(geometry.mask_iou(told, human))))
-                empty[kind] += not told.any()
+                scores[kind].append((size, float(geometry.mask_iou(shape, human))))
+                empty[kind] += not shape.any()
         kept = np.flatnonzero(found.scores >= threshold)[:most]
         matched = pairs(drawn, found.boxes[kept], np.ones((len(objects), len(kept)), bool))
         if matched:
             masks = segmenter.masks(example.image, found.boxes[kept][[c for _, c in matched]])
             for (r, _), mask in zip(matched, masks, strict=True):
-                told = filled(geometry.mask_to_ellipse(mask)) if mask.any() else mask
-                scores[kinds[4]].append((size_of(objects[r]), float(geometry.mask_iou(told, objects[r].mask))))
+                shape = filled(geometry.mask_to_ellipse(mask)) if mask.any() else mask
+                scores[kinds[4]].append((size_of(objects[r]), float(geometry.mask_iou(shape, objects[r].mask))))
                 empty[kinds[4]] += not mask.any()
     rows = []
     for kind in kinds:
@@ -137,7 +137,7 @@ def voken_rows(examples, weights):
         values = feature(example.image for example in examples)
         for kind, tokens, codebook in QUANTIZERS:
             quantizer = fit_quantizer(values[~held], kind=kind, vokens_per_image=tokens, codebook_size=codebook)
-            fitted, told = quality(quantizer, values[~held]), quality(quantizer, values[held])
+            fitted, held_out = quality(quantizer, values[~held]), quality(quantizer, values[held])
             found = retrieval(quantizer, values[held])
             rows.append(
                 [
@@ -145,12 +145,12 @@ def voken_rows(examples, weights):
                     kind,
                     f"{tokens} x {quantizer.codebook_size}",
                     f"{fitted['explained_variance'][-1]:.3f}",
-                    f"{told['explained_variance'][-1]:.3f}",
-                    f"{told['rmse'][-1]:.4f}",
+                    f"{held_out['explained_variance'][-1]:.3f}",
+                    f"{held_out['rmse'][-1]:.4f}",
                     f"{found['neighbor_recall']:.3f}",
                     f"{found['identity_recall']:.3f}",
-                    f"{np.mean(told['codes_used']):.2f}",
-                    f"{np.mean(told['perplexity']):.1f}",
+                    f"{np.mean(held_out['codes_used']):.2f}",
+                    f"{np.mean(held_out['perplexity']):.1f}",
                 ]
             )
     return rows, int(held.sum()), int((~held).sum())

@@ -165,10 +165,10 @@ def header(sides) -> str:
 
 
 def surroundings(sides: dict, device: str, cache: str) -> str:
-    """Date, hardware, versions and command, one a line.
+    """Date, hardware, versions and command, one per line.
 
     Raises:
-      UserError: an accelerator is asked for and there is none.
+      UserError: an accelerator is requested but not available.
     """
     names = ["jax", "jaxlib", "flax"] + (["torch"] if "mdm" in sides else [])
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)

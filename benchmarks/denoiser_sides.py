@@ -139,8 +139,8 @@ class Ours:
 
     def _sampling_inputs(self):
         given, condition = self.given, self.jax.jit(self._condition)
-        seen = [condition(self.params, given[key], given["mask"]) for key in ("text", "null")]
-        return self.params, given["images"], *seen
+        conditions = [condition(self.params, given[key], given["mask"]) for key in ("text", "null")]
+        return self.params, given["images"], *conditions
 
     def device(self) -> tuple[str, str, int]:
         """(platform, kind, number) of the devices."""

@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     train.log_every_steps = 50
     train.checkpoint_every_steps = 500
 
-    # Ancestral as in the paper: its fresh noise also mends what a briefly trained net got wrong on the way (the judge
+    # Ancestral as in the paper: its fresh noise also corrects errors of a briefly trained net on the way (the judge
     # saw the class of 44 % of images against 36 % with DDIM, both 50 steps).
     config.sample.num_steps = 50
     config.sample.gamma = 2.0

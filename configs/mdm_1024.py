@@ -6,7 +6,7 @@ Needs:    mdm_256.py's model (config.init.inner), records of 1024 px images with
           the weights of flan-t5-xl (config.model.t5.checkpoint).
 Weights:  https://docs-assets.developer.apple.com/ml-research/models/mdm/flickr1024/vis_model.pth
 
-The 256 px net divides its input by its deviation here, yet not as a model of its own. To go on from a run of
+The 256 px net divides its input by its deviation here, but not as a model of its own. To continue from a run of
 mdm_256.py exactly where it was, add --config.model.denoiser.inner.normalize_input=False.
 """
 
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     inner.normalize_input = True
     config.model.denoiser.inner = inner
     config.diffusion.shift_power = 2.0  # SNR / 256 at 1024 px and / 16 at 256 px
-    config.diffusion.loss_weights = (1.0, 1.0, 1.0)  # 16:4:1 stands in the release, where nothing reads it
+    config.diffusion.loss_weights = (1.0, 1.0, 1.0)  # the release has 16:4:1, but nothing reads it
 
     config.data.fetch = config.data.fetch.replace("256 px", "1024 px")
     config.sample.num_steps, config.sample.ddim_eta = 250, 1.0

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.diffusion.schedule = "squared_cosine"  # DEEPFLOYD there
     config.diffusion.prediction = "v"
     config.diffusion.loss_space = "eps"
-    config.diffusion.p_uncond = 0.1  # the public training code drops nothing, yet the demo guides with 7.5
+    config.diffusion.p_uncond = 0.1  # the public training code drops nothing, but the demo guides with 7.5
 
     config.data.source = "records"
     config.data.max_caption_tokens = 128
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
     )
 
     train = config.train
-    train.batch_size = 512  # the release tells 32 a GPU, not how many GPUs
-    train.num_steps = 400_000  # not told
+    train.batch_size = 512  # the release says 32 per GPU, but not how many GPUs
+    train.num_steps = 400_000  # the release does not say
     train.learning_rate = 5e-5
     train.warmup_steps = 10_000
     train.adam_b1, train.adam_b2, train.adam_eps = 0.9, 0.999, 1e-8

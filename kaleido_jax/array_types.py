@@ -30,7 +30,7 @@ Features = Float[Array, "b h w c"]
 PerChannel = Float[Array, "b c"]  # one number per sample and channel
 PerHead = Float[Array, "b n t d_n"]  # queries, keys or values; n heads, each of width d_n
 AttentionBias = Float[Array, "#b #n #q k"]  # added to the logits of queries and keys
-AttentionMask = Bool[Array, "#b #n #q k"]  # True where a query may see a key
+AttentionMask = Bool[Array, "#b #n #q k"]  # True where a query may attend to a key
 Batch = dict[str, Array]  # of training, under the names of t5x, with "image" and "sample_id"
 
 # On the host

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: goes to the repository's root and makes `python` the one of .venv, creating it and
+# Sourced by the other scripts: changes to the repository's root and puts .venv's `python` first, creating .venv and
 # installing what is missing. Called with the requirement files to install.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,14 +24,15 @@ make_venv() {
   python="$(find_python)"
   echo "==> making .venv with $("$python" --version) ($python)"
   rm -rf .venv
-  # Some distributions split the part of venv that brings pip off; the pip beside that Python then stands in.
+  # Some distributions package venv without pip; the pip beside that Python is then used.
   if ! "$python" -m venv .venv >/dev/null 2>&1; then
     "$python" -m venv --clear --without-pip .venv
     "$python" -m pip --python .venv/bin/python install -q pip
   fi
 }
 
-# The stamp holds the checksum of everything that says what to install, and the folder, which an editable install knows.
+# The stamp holds the checksum of everything that says what to install, and of the folder, which an editable install
+# depends on.
 checksum() {
   { cat setup.py pyproject.toml requirements*.txt; pwd; } | cksum
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, format and tests, but for those marked slow: `-m slow` runs these, `-m ""` all.
-# Arguments go on to pytest, e.g. `bash launch/test.sh tests/latents -k grammar`.
+# Lint, format and tests without those marked slow: `-m slow` runs these, `-m ""` all.
+# Arguments are passed to pytest, e.g. `bash launch/test.sh tests/latents -k grammar`.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt requirements-dev.txt

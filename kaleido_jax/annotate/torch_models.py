@@ -69,7 +69,7 @@ def load_local(
     Args:
       folder: config.json, *.safetensors and the processor's files.
       model_class: name in transformers, e.g. "AutoModel".
-      processor_class: likewise.
+      processor_class: name in transformers, e.g. "AutoProcessor".
       half: bfloat16 or float16 on a GPU (also Apple's). On a CPU, where these are slower, and by default float32.
 
     Raises:

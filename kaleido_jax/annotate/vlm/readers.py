@@ -28,8 +28,8 @@ from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.validity import MAX_COORDINATE, LatentsError, clean_phrase
 
 MAX_PHRASE = 400  # characters; what is longer names no object
-KOSMOS_CELLS = 32  # a side
-FLORENCE_BINS = 1000  # a side
+KOSMOS_CELLS = 32  # per side
+FLORENCE_BINS = 1000  # per side
 
 _TAG = re.compile(r"<(/?)(ref|box|quad)>|<\|(?:object_)?(ref|box|quad)_(start|end)\|>|<\|(/?)(ref|det)\|>")
 _KOSMOS_TAG = re.compile(r"<(/?)(phrase|object)>|<patch_index_([0-9]{1,6})>", re.ASCII)
@@ -174,7 +174,7 @@ def _read_plain(answer: str, collector: "Collector") -> None:
     for match in _BRACKETS.finditer(answer):
         numbers = numbers_in(match[1])
         if numbers is None and len(_NUMBER_START.findall(match[1])) < 2:
-            continue  # "(brown)" is part of a phrase, "(12, nan, 3, 4)" is none
+            continue  # "(brown)" is part of a phrase, "(12, nan, 3, 4)" is not
         if numbers is not None and len(numbers) == 4:
             collector.add(collector.clean(_last_line(answer[start : match.start()])), numbers)
         else:
@@ -187,7 +187,7 @@ class FormatReader(Protocol):
     """Reads answers of one format."""
 
     def __call__(self, answer: str, collector: "Collector") -> None:
-        """Adds the boxes of any string to the collector, and remarks on what is none."""
+        """Adds the boxes of any string to the collector, with remarks about everything else."""
         ...
 
 
@@ -218,7 +218,7 @@ class Collector:
         self._scale = (1.0, 1.0) if seen_px is None else tuple(MAX_COORDINATE / side for side in seen_px)
 
     def remark(self, kind: str) -> None:
-        """Counts one thing that was mended or left out."""
+        """Counts one thing that was corrected or left out."""
         self._counts[kind] += 1
 
     def remarks(self) -> tuple[str, ...]:

@@ -286,7 +286,7 @@ def forward(path, batch, tag=""):
     source = checkpoint.open_t5(path)
     config, rows = sizes(source)
     params = load(path, targets_of(source))
-    captions, inputs = batch[f"{tag}encoder_input_tokens"], batch[f"{tag}decoder_input_tokens"]
+    captions, inputs = (jnp.asarray(batch[f"{tag}{stack}_input_tokens"]) for stack in ("encoder", "decoder"))
     states = Encoder(config, rows).apply({"params": params["encoder"]}, captions)
     _, logits = Decoder(config, rows).apply({"params": params["prior"]}, inputs, states, captions != PAD)
     return np.asarray(logits)[batch[f"{tag}decoder_target_tokens"] != PAD]
