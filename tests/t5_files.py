@@ -56,9 +56,9 @@ def wanted(given, *keys):
 
 def sizes_of(name):
     """(sizes, rows of the token table) that the config.json of a checkpoint tells, in t5x's or Hugging Face's words."""
-    told = json.loads(reference(name, "config.json").read_text())
-    dialect = int("d_model" in told)
-    return cfg.T5(**{field: told[names[dialect]] for field, names in NAMES.items()}), told["vocab_size"]
+    message = json.loads(reference(name, "config.json").read_text())
+    dialect = int("d_model" in message)
+    return cfg.T5(**{field: message[names[dialect]] for field, names in NAMES.items()}), message["vocab_size"]
 
 
 def to_flat(encoder, decoder):

@@ -58,9 +58,9 @@ def test_a_verb_from_outside_has_flags_help_and_a_config(called, capsys):
     assert called == [{"config": config, "workdir": None, "to": "you"}]
     assert (config.train.num_steps, config.sample.images_per_caption) == (3, 1)
     main.main(["--help"])
-    assert "greet      say hello" in (told := capsys.readouterr().out) and "greet: whom to greet" in told
+    assert "greet      say hello" in (message := capsys.readouterr().out) and "greet: whom to greet" in message
     main.main(["greet", "--help"])
-    assert "whom to greet" in (told := capsys.readouterr().out) and "annotate" not in told
+    assert "whom to greet" in (message := capsys.readouterr().out) and "annotate" not in message
     for flags, reason in (
         (["--to=him"], "--to=him; expected one of you, me"),
         ([], "no --to; expected --to=NAME; name somebody"),
@@ -102,9 +102,9 @@ def test_what_the_machine_refuses_is_one_line(error, monkeypatch, capsys):
     monkeypatch.setattr(main, "main", refuse)
     with pytest.raises(SystemExit, match="2"):
         main.run()
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "expected a readable and writable path" in told
-    assert error.filename is None or told.startswith(f"kaleido_jax: error: /x: {error.strerror};")
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "expected a readable and writable path" in message
+    assert error.filename is None or message.startswith(f"kaleido_jax: error: /x: {error.strerror};")
 
 
 def test_places_where_nothing_can_be_written_are_one_line(tmp_path, monkeypatch, capsys):
@@ -113,15 +113,15 @@ def test_places_where_nothing_can_be_written_are_one_line(tmp_path, monkeypatch,
         monkeypatch.setattr(sys, "argv", ["kaleido_jax", "annotate", FASHION, f"--workdir={workdir}"])
         with pytest.raises(SystemExit, match="2"):
             main.run()
-        told = capsys.readouterr().err.splitlines()
-        assert told[-1].startswith("kaleido_jax: error: ") and "Traceback" not in "".join(told)
+        message = capsys.readouterr().err.splitlines()
+        assert message[-1].startswith("kaleido_jax: error: ") and "Traceback" not in "".join(message)
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "CPU", "nonsense"])
 def test_platforms_that_are_not_there_are_one_line(platforms):
-    code, told = command("plan", "--config=fashion_combined", JAX_PLATFORMS=platforms)
-    assert code == 2 and told.count("\n") == 1
-    assert f"JAX_PLATFORMS={platforms}, for which this machine has no device; expected one of cpu" in told
+    code, message = command("plan", "--config=fashion_combined", JAX_PLATFORMS=platforms)
+    assert code == 2 and message.count("\n") == 1
+    assert f"JAX_PLATFORMS={platforms}, for which this machine has no device; expected one of cpu" in message
 
 
 def test_platforms_that_are_there_are_taken(monkeypatch):
@@ -130,8 +130,8 @@ def test_platforms_that_are_there_are_taken(monkeypatch):
 
 
 def test_a_locale_without_utf8_is_asked_to_be_another():
-    code, told = command("plan", "--config=fashion_combined", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
-    assert code == 2 and told == (
+    code, message = command("plan", "--config=fashion_combined", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert code == 2 and message == (
         "kaleido_jax: error: a locale with the encoding ascii; expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1\n"
     )
 

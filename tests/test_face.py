@@ -128,7 +128,7 @@ def test_the_face_is_whole():
         _ = kj.KaleidoPipelin
 
 
-def test_jax_comes_in_with_the_pipeline_and_is_told_the_flag_of_the_cpu():
+def test_jax_comes_in_with_the_pipeline_and_gets_the_flag_of_the_cpu():
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", LAZY], env=env, cwd=REPO, capture_output=True, text=True, timeout=120)
     assert "xla_cpu" in done.stdout and done.stdout.strip().endswith("True"), done.stderr

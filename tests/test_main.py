@@ -52,10 +52,10 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_of_found_expected_and_what_to_do(case, tmp_path, monkeypatch):
-    flags, told = BAD_INPUT[case]
+    flags, message = BAD_INPUT[case]
     with pytest.raises(UserError) as error:
         main.main([flag.replace("=W", f"={tmp_path / 'w'}") for flag in flags])
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).count(";") >= 2
     assert not (tmp_path / "w").exists()
 
@@ -206,8 +206,8 @@ def test_every_config_builds(name):
 
 
 @pytest.mark.parametrize("name", ["mdm_256", "cc12m:text", "imagenet_mdm"])
-def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatch):
-    def told(config):
+def test_what_is_missing_is_reported_with_where_to_get_it(name, tmp_path, monkeypatch):
+    def message(config):
         with pytest.raises(UserError) as error:
             train.run(config, tmp_path / "w")
         assert "\n" not in str(error.value)
@@ -215,8 +215,8 @@ def test_what_is_missing_is_told_with_where_to_get_it(name, tmp_path, monkeypatc
 
     config = load_config(name)
     if config.init.inner:
-        assert "flickr64/vis_model.pth" in told(config)
+        assert "flickr64/vis_model.pth" in message(config)
     config = dataclasses.replace(config, init=Init())
-    assert "gs://t5-data" in told(config)
+    assert "gs://t5-data" in message(config)
     monkeypatch.setattr(fit, "check_weights", lambda *args, **kwargs: None)
-    assert told(config).endswith(config.data.fetch) and "set config.data.records" in config.data.fetch
+    assert message(config).endswith(config.data.fetch) and "set config.data.records" in config.data.fetch

@@ -22,10 +22,10 @@ def folder_like_a_clone(folder):
     return folder
 
 
-def test_both_first_commands_are_told():
-    told = [block["commands"].strip() for block in BLOCKS]
-    assert "bash launch/quickstart.sh" in told
-    assert "bash launch/test.sh" in told
+def test_both_first_commands_are_on_the_page():
+    message = [block["commands"].strip() for block in BLOCKS]
+    assert "bash launch/quickstart.sh" in message
+    assert "bash launch/test.sh" in message
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_a_flag_is_read_as_its_field_wants_it(flag, value):
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("sample.captions=(car,sunflower)", "a tuple such as ('a', 'b')"),
         ("model.denoiser.channels=many", "a tuple such as (1, 2)"),
@@ -80,8 +80,8 @@ def test_a_flag_is_read_as_its_field_wants_it(flag, value):
         ("sample.gamma", "without a value"),
     ],
 )
-def test_a_flag_that_cannot_be_read_is_refused(flag, told):
-    assert told in refusal("fashion_combined", f"--config.{flag}")
+def test_a_flag_that_cannot_be_read_is_refused(flag, message):
+    assert message in refusal("fashion_combined", f"--config.{flag}")
 
 
 RAISES = {
@@ -104,9 +104,9 @@ RAISES = {
 def test_a_config_file_that_raises_is_one_line_with_its_place(statement, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(f"from kaleido_jax.config import base_config, default_config\ndef get_config():\n    {statement}\n")
-    told = refusal(file)
-    assert RAISES[statement] in told
-    assert "Traceback" not in told and "site-packages" not in told and "/kaleido_jax/" not in told
+    message = refusal(file)
+    assert RAISES[statement] in message
+    assert "Traceback" not in message and "site-packages" not in message and "/kaleido_jax/" not in message
 
 
 def test_a_misspelled_field_in_a_file_names_the_nearest(tmp_path):
@@ -149,7 +149,7 @@ def test_a_stored_config_comes_back_and_works_as_a_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[]", "holds []"),
         ("null", "holds None"),
@@ -162,9 +162,9 @@ def test_a_stored_config_comes_back_and_works_as_a_config(tmp_path):
         (json.dumps({"sample": {"captions": ["\ud83d"]}}), "text in UTF-8"),
     ],
 )
-def test_json_that_is_no_config_is_one_line(text, told, tmp_path):
+def test_json_that_is_no_config_is_one_line(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    assert told in refusal(tmp_path / "config.json")
+    assert message in refusal(tmp_path / "config.json")
 
 
 def test_a_config_builds_on_another_one():

@@ -10,7 +10,7 @@ from tests.tiny import single_net_config, tiny_config
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"sample__sampler": "dpmpp2m"}, "did you mean 'dpmpp_2m'"),
         ({"sample__guidance": "cad"}, "did you mean 'cads'"),
@@ -37,8 +37,8 @@ from tests.tiny import single_net_config, tiny_config
         ({"train__mixed_ratio": (2.5, 1)}, r"config.train.mixed_ratio\[0\] = 2.5"),
     ],
 )
-def test_what_cannot_work_is_refused_by_its_key(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_work_is_refused_by_its_key(changes, message):
+    with pytest.raises(UserError, match=message):
         tiny_config(**changes)
 
 
@@ -57,7 +57,7 @@ def test_what_can_work_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seed": -1}, "config.seed = -1; expected a number from 0 to 4294967295"),
         ({"seed": 2**32}, "from 0 to 4294967295"),
@@ -76,8 +76,8 @@ def test_what_can_work_is_taken():
         ({"latents__vokens_per_image": 500}, "config.latents.max_latents_tokens = 64; expected at least 1000"),
     ],
 )
-def test_seeds_and_sizes_have_ends(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_seeds_and_sizes_have_ends(changes, message):
+    with pytest.raises(UserError, match=message):
         tiny_config(**changes)
 
 

@@ -77,7 +77,7 @@ def test_jpeg_is_near_the_original():
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "not an image"),
         (b"<!DOCTYPE html><html>Sign in</html>", "not an image"),
@@ -89,8 +89,8 @@ def test_jpeg_is_near_the_original():
         (encoded(Image.new("1", (20000, 20000)), "PNG"), "beyond Pillow's own limit; expected at most"),
     ],
 )
-def test_what_is_no_photo_is_told_in_one_line(data, told):
-    with warnings.catch_warnings(), pytest.raises(UserError, match=told) as error:
+def test_what_is_no_photo_is_reported_in_one_line(data, message):
+    with warnings.catch_warnings(), pytest.raises(UserError, match=message) as error:
         warnings.simplefilter("ignore")
         decode_photo(data)
     assert "\n" not in str(error.value)
@@ -225,7 +225,7 @@ def test_masks_mostly_outside_are_left_out():
     assert square_crop(example(image, LabeledObject(phrase="a", mask=mask)), 60).objects[0].mask.sum() == 2
 
 
-def test_wrong_sizes_are_told():
+def test_wrong_sizes_are_reported():
     image = np.zeros((6, 8, 3), np.uint8)
     with pytest.raises(UserError, match="a crop of 0 px"):
         square_crop(example(image), 0)

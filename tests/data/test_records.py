@@ -110,13 +110,13 @@ def test_another_image_size_is_refused(made, opening):
         open_records(made / "train", **opening | {"image_size": 64})
 
 
-def test_missing_or_damaged_manifest_is_told(made, copy, opening):
+def test_missing_or_damaged_manifest_is_reported(made, copy, opening):
     with pytest.raises(UserError, match="name one of .*train"):
         open_records(made, **opening)
     with pytest.raises(UserError, match="no manifest.json"):
         open_records(made / "absent", **opening)
     manifest = json.loads((copy / "manifest.json").read_text())
-    for content, told in (
+    for content, message in (
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ("null", "is damaged"),
@@ -124,7 +124,7 @@ def test_missing_or_damaged_manifest_is_told(made, copy, opening):
         (json.dumps(manifest | {"version": 0}), "of version 0"),
     ):
         (copy / "manifest.json").write_text(content)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             open_records(copy, **opening)
 
 

@@ -54,7 +54,7 @@ from kaleido_jax.latents.codec import Codec
 folder, sizes = sys.argv[1], json.loads(sys.argv[2])
 names = seqio_tasks.register(folder, "fashion", 64)
 words = seqio_tasks.vocabulary("fashion", 64)
-told = {"names": names, "same": [], "weights": 0}
+shown = {"names": names, "same": [], "weights": 0}
 
 def seqio_batches(name, sizes, **options):
     converter = seqio.EncDecFeatureConverter(pack=False)
@@ -73,32 +73,32 @@ for kind, segments in seqio_tasks.kinds().items():
         for key in b:
             np.testing.assert_array_equal(a[key], b[key], err_msg=kind + " " + key)
             assert a[key].dtype == b[key].dtype or key == "decoder_loss_weights"  # seqio's are 0 and 1 as int32
-        told["weights"] += int(b["decoder_loss_weights"].sum())
-    told["same"].append(kind)
+        shown["weights"] += int(b["decoder_loss_weights"].sum())
+    shown["same"].append(kind)
 
 def ids(seed):
     data = seqio.get_mixture_or_task("kaleido_prior_text").get_dataset(sizes, "train", shuffle=True, seed=seed)
     return [example["id"].decode() for example in data.as_numpy_iterator()]
 
-told["shuffled"] = [ids(1), ids(1), ids(2)]
+shown["shuffled"] = [ids(1), ids(1), ids(2)]
 example = next(seqio.get_mixture_or_task("kaleido_prior_combined").get_dataset(sizes, "train", shuffle=False)
                .as_numpy_iterator())
-told["example"] = {key: example[key].decode() for key in ("id", "inputs_pretokenized", "targets_pretokenized")}
-told["decoded"] = [words.decode(example["targets"]), words.decode_tf(tf.constant(example["targets"])).numpy().decode(),
+shown["example"] = {key: example[key].decode() for key in ("id", "inputs_pretokenized", "targets_pretokenized")}
+shown["decoded"] = [words.decode(example["targets"]), words.decode_tf(tf.constant(example["targets"])).numpy().decode(),
                    words.decode_tf(tf.constant([example["inputs"]] * 2)).numpy()[1].decode()]
-told["encoded"] = [words.encode("a bag"), words.encode_tf(tf.constant("a bag")).numpy().tolist(),
+shown["encoded"] = [words.encode("a bag"), words.encode_tf(tf.constant("a bag")).numpy().tolist(),
                    tf.data.Dataset.from_tensors("a bag").map(words.encode_tf).get_single_element().numpy().tolist()]
-told["unused row"] = words.decode([words.tokenizer.num_text_ids, 5])
-told["equal"] = [words == seqio_tasks.vocabulary("fashion", 64), words == seqio_tasks.vocabulary("fashion", 65)]
+shown["unused row"] = words.decode([words.tokenizer.num_text_ids, 5])
+shown["equal"] = [words == seqio_tasks.vocabulary("fashion", 64), words == seqio_tasks.vocabulary("fashion", 65)]
 try:
     seqio_batches("kaleido_prior_combined", sizes | {"targets": 30}, shuffle=False)
 except tf.errors.InvalidArgumentError as error:
-    told["overlong"] = str(error)
+    shown["overlong"] = str(error)
 for call in (lambda: seqio_tasks.register(folder + "/none"), lambda: seqio_tasks.task("boxes", folder)):
     try:
         call()
     except UserError as error:
-        told.setdefault("refused", []).append(str(error))
+        shown.setdefault("refused", []).append(str(error))
 
 evaluator = seqio.Evaluator("kaleido_prior_combined", seqio.EncDecFeatureConverter(pack=False), "train",
                             sequence_length=sizes)
@@ -107,8 +107,8 @@ def predict(dataset):  # all but one parse
     return [(i, np.where(np.arange(len(ids)) < 3, ids, 0) if i == 0 else ids) for i, ids in targets]
 evaluated = evaluator.evaluate(compute_metrics=True, predict_fn=predict,
                                score_fn=lambda dataset: [(i, -2.0) for i, _ in dataset])
-told["metrics"] = {key: float(value) for key, value in evaluated[0].result()["kaleido_prior_combined"].items()}
-print(json.dumps(told))
+shown["metrics"] = {key: float(value) for key, value in evaluated[0].result()["kaleido_prior_combined"].items()}
+print(json.dumps(shown))
 """
 
 
@@ -116,22 +116,22 @@ print(json.dumps(told))
 @pytest.mark.slow
 def test_batches_of_seqio_equal_those_of_grain(records):
     folder, tokenizer = records
-    told = run(BATCHES, folder, json.dumps(SIZES))
+    shown = run(BATCHES, folder, json.dumps(SIZES))
     kinds = ["text", "bbox", "blob", "voken", "combined"]
-    assert told["same"] == kinds and told["names"] == [f"kaleido_prior_{kind}" for kind in kinds]
-    assert told["weights"] > 0
-    first, again, other = told["shuffled"]
+    assert shown["same"] == kinds and shown["names"] == [f"kaleido_prior_{kind}" for kind in kinds]
+    assert shown["weights"] > 0
+    first, again, other = shown["shuffled"]
     assert first == again != other and sorted(first) == sorted(other) and len(set(first)) == 24
-    line = told["example"]["targets_pretokenized"]
-    assert told["example"]["id"] == "fashion/train/000000" and line.count(" | ") == 2
-    assert [text.replace(" ", "") for text in told["decoded"][:2]] == [line.replace(" ", "")] * 2
-    assert told["decoded"][2] == told["example"]["inputs_pretokenized"]
-    assert told["encoded"] == [tokenizer.encode("a bag")] * 3
-    assert told["unused row"] == tokenizer.decode([tokenizer.unk_id, 5])
-    assert told["equal"] == [True, False]
-    assert "targets of sample fashion/train/000000 is longer" in told["overlong"]
-    assert "no records in" in told["refused"][0] and "kind 'boxes'" in told["refused"][1]
-    assert told["metrics"] == {"parse_rate": pytest.approx(23 / 24), "mean_log_likelihood": -2.0}
+    line = shown["example"]["targets_pretokenized"]
+    assert shown["example"]["id"] == "fashion/train/000000" and line.count(" | ") == 2
+    assert [text.replace(" ", "") for text in shown["decoded"][:2]] == [line.replace(" ", "")] * 2
+    assert shown["decoded"][2] == shown["example"]["inputs_pretokenized"]
+    assert shown["encoded"] == [tokenizer.encode("a bag")] * 3
+    assert shown["unused row"] == tokenizer.decode([tokenizer.unk_id, 5])
+    assert shown["equal"] == [True, False]
+    assert "targets of sample fashion/train/000000 is longer" in shown["overlong"]
+    assert "no records in" in shown["refused"][0] and "kind 'boxes'" in shown["refused"][1]
+    assert shown["metrics"] == {"parse_rate": pytest.approx(23 / 24), "mean_log_likelihood": -2.0}
 
 
 # --------------------------------------------------------------------------------------- t5x's configs
@@ -171,15 +171,15 @@ def test_gin_files_build_the_model_and_the_data(file, name, output, records, tmp
         "PRIOR_VOCAB_SIZE": records[1].vocab_size,
         "KIND": "voken",
     }
-    told = run(GIN, f"launch/t5x/{file}.gin", json.dumps([f"{k} = {v!r}" for k, v in bindings.items()]), name)
-    assert told["network"] == "TwoTables" and told["sizes"] == [32128, records[1].vocab_size, 2048]
-    assert (told["gated"], told["dropout"]) == (["gelu", "linear"], 0.0)
-    assert (told["task"], told["split"]) == ("kaleido_prior_voken", "test")
-    assert told["lengths"] == {"inputs": 128, "targets": 416}
-    assert (told["path"], told["output"]) == ("there/checkpoint_0", str(tmp_path))
-    assert (told["rows"], told["equal"]) == (records[1].vocab_size, True)
-    assert told["decode"]["temperature"] == 1.0 and told["decode"]["topk"] == 0
-    assert (told["iterator"], told["mode"]) == ((False, "predict") if file == "infer" else (None, None))
+    shown = run(GIN, f"launch/t5x/{file}.gin", json.dumps([f"{k} = {v!r}" for k, v in bindings.items()]), name)
+    assert shown["network"] == "TwoTables" and shown["sizes"] == [32128, records[1].vocab_size, 2048]
+    assert (shown["gated"], shown["dropout"]) == (["gelu", "linear"], 0.0)
+    assert (shown["task"], shown["split"]) == ("kaleido_prior_voken", "test")
+    assert shown["lengths"] == {"inputs": 128, "targets": 416}
+    assert (shown["path"], shown["output"]) == ("there/checkpoint_0", str(tmp_path))
+    assert (shown["rows"], shown["equal"]) == (records[1].vocab_size, True)
+    assert shown["decode"]["temperature"] == 1.0 and shown["decode"]["topk"] == 0
+    assert (shown["iterator"], shown["mode"]) == ((False, "predict") if file == "infer" else (None, None))
 
 
 # ------------------------------------------------------------------------------------ t5x's network
@@ -231,10 +231,10 @@ def test_a_model_with_two_tables_has_the_names_of_its_t5x_checkpoint(tmp_path):
     del shapes[TABLE]
     shapes |= {f"{stack}/{TABLE}": (size, 8) for stack, size in zip(("encoder", "decoder"), rows, strict=True)}
     write_t5x(Arrays({name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}), tmp_path)
-    told = run(NETWORK, tmp_path, json.dumps(rows))
-    assert told["shapes"] == told["stored"]
-    assert {name: told["shapes"][name][0] for name in told["shapes"] if "shared_embedding" in name} == {
+    shown = run(NETWORK, tmp_path, json.dumps(rows))
+    assert shown["shapes"] == shown["stored"]
+    assert {name: shown["shapes"][name][0] for name in shown["shapes"] if "shared_embedding" in name} == {
         "encoder/shared_embedding/embedding": 16,
         "decoder/shared_embedding/embedding": 24,
     }
-    assert told["off"] < 1e-5
+    assert shown["off"] < 1e-5

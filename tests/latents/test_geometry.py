@@ -75,7 +75,7 @@ def test_pixels_and_thousandths_are_inverse():
     np.testing.assert_allclose(geometry.to_pixels(geometry.to_thousandths(pixels, 640), 640), pixels)
 
 
-def test_empty_mask_is_told():
+def test_empty_mask_is_reported():
     for measure in (geometry.mask_to_box, geometry.mask_to_ellipse):
         with pytest.raises(UserError, match="empty mask"):
             measure(np.zeros((4, 4), bool))

@@ -199,7 +199,7 @@ def test_text_that_looks_like_vokens_stays_text():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"text": "a | b"}, "text with '|'"),
         ({"text": "two  spaces"}, "single spaces"),
@@ -212,9 +212,9 @@ def test_text_that_looks_like_vokens_stays_text():
         ({"voken": None}, "latents without voken"),
     ],
 )
-def test_latents_that_cannot_round_trip_are_refused(change, told):
+def test_latents_that_cannot_round_trip_are_refused(change, message):
     good = Latents(text="a", bbox=(), blob=(), voken=(1,))
-    with pytest.raises(LatentsError, match=told.replace("|", r"\|")):
+    with pytest.raises(LatentsError, match=message.replace("|", r"\|")):
         grammar.serialize(good.replace(**change), SEGMENTS)
 
 
@@ -230,7 +230,7 @@ def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
         three.encode(Latents(voken=(64,)))
 
 
-def test_characters_outside_the_vocabulary_are_told_and_fit_drops_them():
+def test_characters_outside_the_vocabulary_are_reported_and_fit_drops_them():
     z = Latents(text="a {boot} ~")
     with pytest.raises(LatentsError, match="vocabulary knows"):
         codec(TOKENIZERS["t5"], ("text",)).encode(z)

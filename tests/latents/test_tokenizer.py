@@ -95,7 +95,7 @@ def test_half_a_surrogate_pair_is_refused_in_one_line(t5):
 @pytest.mark.parametrize(
     "content", [b"<!DOCTYPE html><html>Sign in</html>", b"", b"version https://git-lfs.github.com/spec/v1\n"]
 )
-def test_file_that_is_no_model_is_told_in_one_line(tmp_path, content):
+def test_file_that_is_no_model_is_reported_in_one_line(tmp_path, content):
     path = tmp_path / "spiece.model"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"is not a model file; expected a sentencepiece model") as error:

@@ -114,8 +114,8 @@ def batch(source, tag):
 def layer_states(stack, source, layers, given):
     """(key, our state) of each recorded layer; Hugging Face's last one is the output again."""
     names = {"hf": lambda i: f"{stack}_hidden_states.{i + 1}", "t5x": lambda i: f"{stack}.layers_{i}"}
-    told = [(names[source](i), state) for i, state in enumerate(layers[: -1 if source == "hf" else None])]
-    return [(key, state) for key, state in told if key in given]
+    message = [(names[source](i), state) for i, state in enumerate(layers[: -1 if source == "hf" else None])]
+    return [(key, state) for key, state in message if key in given]
 
 
 # ------------------------------------------------------------------------------------------ forward
@@ -218,8 +218,8 @@ def test_loss_and_gradients_equal(source):
         return (nll * (targets != PAD)).sum() / (1 if source == "t5x" else (targets != PAD).sum())
 
     loss, grads = jax.jit(jax.value_and_grad(loss_of))((encoder_params, decoder_params))
-    (told,) = wanted(given, "loss.sum_ce_z0" if source == "t5x" else "loss.mean_ce")
-    np.testing.assert_allclose(loss, told[0], rtol=1e-5)
+    (message,) = wanted(given, "loss.sum_ce_z0" if source == "t5x" else "loss.mean_ce")
+    np.testing.assert_allclose(loss, message[0], rtol=1e-5)
     np.testing.assert_array_equal((targets != PAD).sum(), wanted(given, "loss.num_tokens")[0][0])
     check_gradients(grads, source, given)
 
@@ -282,15 +282,15 @@ def greedy(source, max_len, prefix=None):
 @pytest.mark.parametrize("source", SOURCES)
 def test_cached_greedy_decoding_equals(source, unstacked, monkeypatch):
     monkeypatch.setattr(cpu, "enabled", lambda: unstacked)
-    (told,) = wanted(golden(source), "greedy.tokens" if source == "t5x" else "greedy.sequences")
-    told = told if source == "t5x" else told[:, 1:]  # transformers shows the start too
-    np.testing.assert_array_equal(greedy(source, told.shape[1]), told)
+    (message,) = wanted(golden(source), "greedy.tokens" if source == "t5x" else "greedy.sequences")
+    message = message if source == "t5x" else message[:, 1:]  # transformers shows the start too
+    np.testing.assert_array_equal(greedy(source, message.shape[1]), message)
 
 
 def test_greedy_decoding_keeps_a_forced_prefix():
     given = golden("t5x")
-    inputs, told = wanted(given, "greedy_prefix.decoder_input_tokens", "greedy_prefix.tokens")
-    np.testing.assert_array_equal(greedy("t5x", told.shape[1], jnp.asarray(inputs[:, 1:4])), told)
+    inputs, message = wanted(given, "greedy_prefix.decoder_input_tokens", "greedy_prefix.tokens")
+    np.testing.assert_array_equal(greedy("t5x", message.shape[1], jnp.asarray(inputs[:, 1:4])), message)
 
 
 def cached(source, captions, inputs):
@@ -323,9 +323,9 @@ def test_cached_logits_equal_teacher_forced_ones(source, unstacked, monkeypatch)
 
 
 def test_scores_of_greedy_decoding_equal():
-    captions, scores, told = wanted(golden("hf"), "short.encoder_input_tokens", "greedy.scores", "greedy.sequences")
-    _, logits = cached("hf", captions, told[:, :-1])
-    going = np.cumsum(told[:, :-1] == EOS, axis=1) == 0  # behind an end transformers goes on with pads
+    captions, scores, message = wanted(golden("hf"), "short.encoder_input_tokens", "greedy.scores", "greedy.sequences")
+    _, logits = cached("hf", captions, message[:, :-1])
+    going = np.cumsum(message[:, :-1] == EOS, axis=1) == 0  # behind an end transformers goes on with pads
     close(logits, scores, going)
 
 
@@ -391,11 +391,11 @@ def test_warpers_keep_the_same_tokens(logits):
         if case["logits"] != logits:
             continue
         warped = decode.warp_logits(jnp.asarray(given[logits]), case["temperature"], case["top_k"], case["top_p"])
-        ours, told = np.asarray(jax.nn.softmax(warped, -1)), given[f"{case['key']}.probs"]
+        ours, message = np.asarray(jax.nn.softmax(warped, -1)), given[f"{case['key']}.probs"]
         if logits.startswith("ties"):  # which one of a tied group is kept is not defined
-            ours, told = np.sort(ours), np.sort(told)
-        np.testing.assert_array_equal(ours > 0, told > 0, err_msg=case["key"])
-        np.testing.assert_allclose(ours, told, rtol=1e-5, atol=1e-7, err_msg=case["key"])
+            ours, message = np.sort(ours), np.sort(message)
+        np.testing.assert_array_equal(ours > 0, message > 0, err_msg=case["key"])
+        np.testing.assert_allclose(ours, message, rtol=1e-5, atol=1e-7, err_msg=case["key"])
 
 
 # ------------------------------------------------------------------------------------------- errors

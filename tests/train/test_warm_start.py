@@ -163,7 +163,7 @@ def test_a_restored_run_does_not_read_it():
 
 def test_another_net_is_refused_by_name(run, converted, tmp_path):
     wider = {"model__denoiser__inner__channels": (64,)}
-    for path, changes, told in (
+    for path, changes, message in (
         (run, wider, r"config.init.inner: .* has model.denoiser.channels = \[32\]; expected \[64\]"),
         (converted / "mdm", wider, r"config.init.inner: .* has shape \(.*\); expected"),
         (converted / "vis_model.pth", {"model__denoiser__inner__num_text_layers": 2}, "missing names"),
@@ -171,7 +171,7 @@ def test_another_net_is_refused_by_name(run, converted, tmp_path):
         (run, {"latents__codebook_size": 128}, "the prior of .* has shape"),
         (tmp_path / "nothing", {}, "no weights at"),
     ):
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             state_from(config_from(path, **changes))
         assert "\n" not in str(caught.value) and str(caught.value).count(";") >= 2
 

@@ -54,8 +54,8 @@ def test_shards_are_put_together_exactly():
         agreement.tally([{"box": [800, 801], "ellipse": [0]}]),
     ]
     assert parts[0] == {"box": {"0": 1, "700": 1, "900": 1}}
-    told = agreement.summarize(parts)
-    assert told == {
+    message = agreement.summarize(parts)
+    assert message == {
         "box_objects": 5,
         "box_found": 0.8,
         "box_iou_median": 0.8005,

@@ -105,7 +105,7 @@ def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 
-def test_a_worker_process_that_dies_is_told_in_one_line(tmp_path, tokenizer, monkeypatch):
+def test_a_worker_process_that_dies_is_reported_in_one_line(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(engines, "_worker_make", _die)
     with pytest.raises(UserError, match="a worker process was killed.*finished shards are kept") as error:
         make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(num_workers=1), **FASHION)
@@ -356,9 +356,9 @@ def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
     )
     command = ["annotate", f"--config={config}", f"--config.data.root={tmp_path / 'data'}", f"--workdir={work}"]
     main([*command, "--limit=2", "--sample_report=7"])
-    told = capsys.readouterr().out
-    assert "1 records (text 1, bbox 1, blob 1), 1 images left out" in told
-    assert f"report: {work / 'report.html'}" in told
+    message = capsys.readouterr().out
+    assert "1 records (text 1, bbox 1, blob 1), 1 images left out" in message
+    assert f"report: {work / 'report.html'}" in message
     assert {p.name for p in work.iterdir()} == {"records", "manifest.json", "report.html", "job.json"}
     config = load_config(config)
     records = prepare_records(config, work, open_codec(config))

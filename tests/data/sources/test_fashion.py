@@ -105,9 +105,9 @@ def test_vokens_do_not_see_place_and_tone(quantizer):
 
 
 def test_each_level_of_the_quantizer_brings_the_image_nearer(quantizer, features):
-    told = quality(quantizer, features)
-    assert (np.diff(told["rmse"]) < 0).all() and told["explained_variance"][-1] > 0.8
-    assert min(told["codes_used"]) > 0.8  # no codebook is idle on what it was fitted on
+    message = quality(quantizer, features)
+    assert (np.diff(message["rmse"]) < 0).all() and message["explained_variance"][-1] > 0.8
+    assert min(message["codes_used"]) > 0.8  # no codebook is idle on what it was fitted on
     codes = quantizer.encode(features)
     assert codes.shape == (200, 8) and codes.min() >= 0 and codes.max() < 16
 

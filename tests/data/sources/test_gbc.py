@@ -54,8 +54,8 @@ def test_gbc_regions_become_objects(gbc):
 def test_gbc_rows_that_are_bad_fail_alone(gbc):
     source = open_source("gbc", root=str(gbc))
     assert source[3].objects == () and source[3].caption == "alt text"  # a vertex less is no reason to lose the photo
-    for index, told in ((2, "was not fetched"), (4, "not JSON;"), (5, "not a JSON object")):
-        with pytest.raises(UserError, match=told):
+    for index, message in ((2, "was not fetched"), (4, "not JSON;"), (5, "not a JSON object")):
+        with pytest.raises(UserError, match=message):
             source[index]
     (gbc / "empty.jsonl").touch()
     with pytest.raises(UserError, match="no row"):

@@ -32,13 +32,13 @@ def test_tables_of_captions(tmp_path, kind):
     source = open_source("table", "train", root=str(tmp_path), images="pictures")
     first = source[0]
     assert (first.id, first.caption, first.description) == ("table/train/00000000", 'says "hi", twice', "long")
-    for index, told in ((1, "No such file"), (2, "without a caption"), (3, "not a file name")):
-        with pytest.raises(UserError, match=told):
+    for index, message in ((1, "No such file"), (2, "without a caption"), (3, "not a file name")):
+        with pytest.raises(UserError, match=message):
             source[index]
     assert len(source) == 4 and pickle.loads(pickle.dumps(source)).id(3) == source.id(3)
 
 
-def test_a_table_without_the_columns_or_alone_of_its_kind_is_told(tmp_path):
+def test_a_table_without_the_columns_or_alone_of_its_kind_is_reported(tmp_path):
     write(tmp_path / "a.csv", "file,words\n1.png,hello\n")
     with pytest.raises(UserError, match="columns file, words; expected a column image"):
         open_source("table", root=str(tmp_path))

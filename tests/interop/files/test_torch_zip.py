@@ -25,8 +25,8 @@ def read(path):
     return {name: file.read(name) for name in file.names}
 
 
-def refused(path, told):
-    with pytest.raises(UserError, match=told) as caught:
+def refused(path, message):
+    with pytest.raises(UserError, match=message) as caught:
         read(path)
     assert "\n" not in str(caught.value) and str(caught.value).count(";") >= 2 and len(str(caught.value)) < 600
     return str(caught.value)
@@ -185,15 +185,15 @@ def test_deep_nesting_is_data(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ damage
-def test_files_that_are_none_are_told(tmp_path):
-    for content, told in (
+def test_files_that_are_none_are_reported(tmp_path):
+    for content, message in (
         (b"", "is empty"),
         (b"<!DOCTYPE html>\n<html>404</html>", "a web page"),
         (b"\x80\x02}q\x00.", "no zip"),
         (b"PK\x03\x04" + b"x" * 50, "damaged"),
     ):
         (tmp_path / "x.pth").write_bytes(content)
-        refused(tmp_path / "x.pth", told)
+        refused(tmp_path / "x.pth", message)
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as file:
         file.writestr("readme.txt", "no weights")
     refused(tmp_path / "x.pth", "no data.pkl")
@@ -220,7 +220,7 @@ def test_flipped_bytes_are_read_right_or_refused(tmp_path):
         assert all(np.array_equal(found[name], value) for name, value in STATE.items())
 
 
-def test_random_programs_raise_nothing_but_what_is_told():
+def test_random_programs_raise_nothing_but_what_is_reported():
     draw, codes = random.Random(1), [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
     good = torch_files.program({"state_dict": STATE}, {})
     for _ in range(400):
@@ -232,7 +232,7 @@ def test_random_programs_raise_nothing_but_what_is_told():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"shape": (2, 4), "strides": (4, 1)}, "x of shape"),
         ({"offset": 1}, "x of shape"),
@@ -246,10 +246,10 @@ def test_random_programs_raise_nothing_but_what_is_told():
         ({"kind": "DoubleStorage"}, "in a storage of 3 numbers"),
     ],
 )
-def test_tensors_beyond_their_storage_are_refused(tmp_path, change, told):
+def test_tensors_beyond_their_storage_are_refused(tmp_path, change, message):
     storages = {}
     bad = torch_files.tensor(STATE["a.weight"], storages, **change)
-    refused(torch_files.write(tmp_path / "x.pth", {"x": bad}, storages), told)
+    refused(torch_files.write(tmp_path / "x.pth", {"x": bad}, storages), message)
 
 
 def test_storages_that_are_not_there_are_refused(tmp_path):

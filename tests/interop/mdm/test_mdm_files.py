@@ -119,9 +119,9 @@ def test_sizes_are_those_of_ml_mdms_config(name):
     found, text_channels = read_sizes(Shapes(shapes))
     assert text_channels == values["conditioning_feature_dim"]
     expected = cfg.nested(config_from_mdm(values, image_size(name)))
-    told = ("channels", "num_res_blocks", "num_attn_layers", "mid_blocks", "emb_channels", "text_proj_channels")
+    message = ("channels", "num_res_blocks", "num_attn_layers", "mid_blocks", "emb_channels", "text_proj_channels")
     for ours, theirs in zip(cfg.nested(found), expected, strict=True):
-        for field in (*told, "num_text_layers"):
+        for field in (*message, "num_text_layers"):
             assert getattr(ours, field) == getattr(theirs, field), field
         assert {n for n, _ in ours.micro} == {n for n, _ in theirs.micro}
 
@@ -169,10 +169,10 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_weights_are_refused_and_nothing_is_written(case, state, tmp_path):
-    change, told = WRONG[case]
+    change, message = WRONG[case]
     for file, write in (("x.pth", torch_files.write), ("x.safetensors", lambda path, s: save_file(s, path))):
         write(tmp_path / file, change(state))
-        with pytest.raises(UserError, match=told) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             convert_denoiser(open_denoiser(tmp_path / file), tmp_path / "out", "kaleido")
         assert "\n" not in str(caught.value) and str(caught.value).count(";") >= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "x.safetensors"]
@@ -187,13 +187,13 @@ def test_damage_in_a_tensor_is_found_and_nothing_is_written(pth, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
-def test_other_files_are_told_from_weights(pth, tmp_path):
-    for path, form, told in (
+def test_other_files_are_distinguished_from_weights(pth, tmp_path):
+    for path, form, message in (
         (tmp_path / "none.pth", "mdm", "no weights at"),
         (pth.parent, "mdm", "name vis_model.pth"),
         (pth, "t5x", "is a pickle"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             convert(path, tmp_path / "out", form)
     (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
     with pytest.raises(UserError, match="is a web page"):

@@ -363,8 +363,8 @@ def test_padding_rows_of_a_file_do_not_become_vokens_but_our_own_rows_stay():
 def test_t5_golden_a_table_shorter_than_the_vocabulary_is_refused():
     source = checkpoint.open_t5(reference("t5x_checkpoint"))
     _, rows = sizes(source)
-    told = f"{TABLE} has {rows} rows; expected one for each of the tokenizer's {rows + 1} pieces"
-    with pytest.raises(UserError, match=told):
+    message = f"{TABLE} has {rows} rows; expected one for each of the tokenizer's {rows + 1} pieces"
+    with pytest.raises(UserError, match=message):
         load(source.path, targets_of(source), num_pieces=rows + 1)
 
 
@@ -420,8 +420,8 @@ def test_t5_golden_a_folder_of_several_chunks_is_written_with_the_same_form(tmp_
 
 
 def test_t5_golden_special_ids_are_those_of_transformers():
-    told = json.loads(reference("hf_checkpoint", "generation_config.json").read_text())
-    assert (told["decoder_start_token_id"], told["pad_token_id"], told["eos_token_id"]) == (PAD, PAD, EOS)
+    message = json.loads(reference("hf_checkpoint", "generation_config.json").read_text())
+    assert (message["decoder_start_token_id"], message["pad_token_id"], message["eos_token_id"]) == (PAD, PAD, EOS)
 
 
 def test_large_arrays_are_written_in_chunks_of_64_mib():
@@ -467,12 +467,12 @@ def test_t5_golden_convert_from_the_command_line(tmp_path, capsys):
     config, _ = sizes_of("t5x_checkpoint")
     count = 6 + 9 * config.num_encoder_layers + 14 * config.num_decoder_layers
     assert f"{count} tensors" in capsys.readouterr().out
-    for wrong, told in (
+    for wrong, message in (
         (flags[:2], "no --format"),
         ([*flags, "--config=x.py"], "unknown flag --config"),
         ([*flags, "--format=pickle"], "--format=pickle; expected one of t5x, huggingface, kaleido, mdm"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             main.parse_flags(convert, wrong)
 
 
@@ -489,28 +489,28 @@ def test_t5_golden_damaged_t5x_folders_are_refused_in_one_line(tmp_path):
     whole, header, targets = chunk.read_bytes(), json.loads(hidden.read_text()), targets_of(checkpoint.open_t5(folder))
     config, _ = sizes_of("t5x_checkpoint")
 
-    def told(path=folder):
+    def message(path=folder):
         with pytest.raises(UserError) as caught:
             load(path, targets)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     chunk.write_bytes(whole[: len(whole) // 2])
-    assert KERNEL in told() and str(place) in told() and "cannot be read" in told()
+    assert KERNEL in message() and str(place) in message() and "cannot be read" in message()
     chunk.unlink()
-    assert KERNEL in told() and "chunk 0.0 is missing" in told()
+    assert KERNEL in message() and "chunk 0.0 is missing" in message()
     chunk.write_bytes(whole)
     hidden.write_text(json.dumps(header | {"shape": [config.d_ff - 1, config.d_model]}))
     for rows in (config.d_ff - 1, config.d_ff):
-        assert KERNEL in told() and str((rows, config.d_model)) in told()
+        assert KERNEL in message() and str((rows, config.d_model)) in message()
     hidden.write_text("<html>")
-    assert KERNEL in told() and str(place) in told()
+    assert KERNEL in message() and str(place) in message()
     shutil.rmtree(place)
-    assert KERNEL in told() and str(folder / "checkpoint") in told()
+    assert KERNEL in message() and str(folder / "checkpoint") in message()
     (folder / "checkpoint").write_bytes((folder / "checkpoint").read_bytes()[:99])
-    assert "not a t5x checkpoint" in told() and str(folder / "checkpoint") in told()
+    assert "not a t5x checkpoint" in message() and str(folder / "checkpoint") in message()
     (folder / "checkpoint").write_bytes(b"model_checkpoint_path: 'model.ckpt-1'")
-    assert "not a t5x checkpoint" in told()
+    assert "not a t5x checkpoint" in message()
 
 
 def test_t5_golden_other_names_and_shapes_are_refused_in_one_line(tmp_path):
@@ -519,17 +519,17 @@ def test_t5_golden_other_names_and_shapes_are_refused_in_one_line(tmp_path):
     config, rows = sizes_of("hf_checkpoint")
     d, f = config.d_model, config.d_ff
 
-    def told(change):
+    def message(change):
         with pytest.raises(UserError) as caught:
             load(hf_copy(tmp_path, change), targets)
         assert "\n" not in str(caught.value) and "model.safetensors" in str(caught.value)
         return str(caught.value)
 
-    assert f"1 missing names ({KERNEL})" in told(lambda s: {k: v for k, v in s.items() if k != name})
-    assert "1 unknown names (lora.weight)" in told(lambda s: s | {"lora.weight": np.zeros(1, np.float32)})
-    shape = told(lambda s: s | {name: np.zeros((d, f - 1), np.float32)})
+    assert f"1 missing names ({KERNEL})" in message(lambda s: {k: v for k, v in s.items() if k != name})
+    assert "1 unknown names (lora.weight)" in message(lambda s: s | {"lora.weight": np.zeros(1, np.float32)})
+    shape = message(lambda s: s | {name: np.zeros((d, f - 1), np.float32)})
     assert f"{KERNEL} has shape {(f - 1, d)}; expected {(f, d)}" in shape
-    head = told(lambda s: s | {"lm_head.weight": np.zeros((rows + 2, d), np.float32)})
+    head = message(lambda s: s | {"lm_head.weight": np.zeros((rows + 2, d), np.float32)})
     assert f"{HEAD} has shape {(d, rows + 2)}; expected {(d, rows)}" in head
 
 
@@ -581,12 +581,12 @@ def test_truncated_safetensors_and_indices_are_refused(tmp_path):
     with pytest.raises(UserError, match="model.safetensors is damaged"):
         checkpoint.open_t5(path)
     index = tmp_path / safetensors.INDEX
-    for text, told in (
+    for text, message in (
         ("<html>", "index.json is damaged"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "points to '../model.safetensors'"),
     ):
         index.write_text(text)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             checkpoint.open_t5(tmp_path)
 
 
@@ -678,7 +678,7 @@ def test_t5_golden_where_nothing_can_be_written_is_one_line(tmp_path):
         assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_nothing_at_the_path_is_told(tmp_path):
+def test_nothing_at_the_path_is_reported(tmp_path):
     with pytest.raises(UserError, match="no T5 checkpoint at .*gone"):
         checkpoint.open_t5(tmp_path / "gone")
     with pytest.raises(UserError, match="holds no T5 checkpoint"):
@@ -778,7 +778,7 @@ def test_the_pipeline_takes_a_frozen_encoder_from_the_checkpoint(t5_file, tmp_pa
         KaleidoPipeline.from_pretrained(tmp_path, config)
 
 
-def test_weights_that_are_not_there_are_told_before_anything_starts(tmp_path):
+def test_weights_that_are_not_there_are_reported_before_anything_starts(tmp_path):
     for trainable in (False, True):
         with pytest.raises(UserError, match="gone' is not on this machine"):
             check_weights(toy(tmp_path / "gone", trainable))

@@ -136,7 +136,7 @@ def test_svg_text_stays_inside(size):
     height = float(root.get("height"))
     assert list(root.iter(f"{SVG}text"))
     for text in root.iter(f"{SVG}text"):
-        # The browser is told the width, whatever its font.
+        # The browser gets the width, whatever its font is.
         assert float(text.get("x")) >= 0 and float(text.get("x")) + float(text.get("textLength")) <= size + 1e-3
         assert 0 < float(text.get("y")) < height
 
