@@ -1,6 +1,8 @@
-"""Verbs of the command line, each a module with HELP, FLAGS and run(); `register` adds one from outside."""
+"""Verbs of the command line: every module here with HELP, FLAGS and run() is one; `register` adds one from outside."""
 
-from kaleido_jax.verbs import annotate, convert, evaluate, plan, sample, train
+from importlib import import_module
+from pkgutil import iter_modules
+
 from kaleido_jax.verbs.verb import Verb
 
 VERBS: dict[str, Verb] = {}
@@ -11,9 +13,6 @@ def register(name: str, verb: Verb) -> None:
     VERBS[name] = verb
 
 
-register("train", train)
-register("annotate", annotate)
-register("sample", sample)
-register("evaluate", evaluate)
-register("convert", convert)
-register("plan", plan)
+for _module in iter_modules(__path__):
+    if hasattr(_verb := import_module(f"{__name__}.{_module.name}"), "run"):
+        register(_module.name, _verb)
