@@ -11,7 +11,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kaleido_jax" / "__init__.p
 # Upper ends stand where the next release is known or likely to break us. Lower ends without a reason beside
 # them stand at or a little below the tested release. Nothing in CORE brings TensorFlow.
 CORE = [
-    "absl-py>=2.3",  # flags and logging
     "array-record>=0.8.1",  # what grain asks for
     "clu>=0.0.12,<0.1",  # parts of it import TensorFlow; we use others
     "etils[epath]>=1.9.1",  # what tensorflow-datasets asks for
@@ -22,6 +21,7 @@ CORE = [
     "jaxtyping>=0.3.2",  # shapes in signatures
     "matplotlib>=3.9",  # figures; 3.9.2 is the first for Python 3.13
     "ml-collections>=1.0",  # config flags
+    "ml_dtypes>=0.5",  # bfloat16 and float8 in weight files
     "msgpack>=1.1",  # the payload of records
     "numpy>=2.1,<3",  # jax wants 2; 2.1 is the first for Python 3.13
     "optax>=0.2.8,<0.3",
