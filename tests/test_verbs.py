@@ -100,6 +100,7 @@ def test_autoguidance_takes_the_ema_of_an_earlier_checkpoint(workdir, pipeline):
         KaleidoPipeline.from_pretrained(workdir, tiny_config(sample__autoguidance_step=3, **settings))
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(pipeline):
     captions = ["bag", "coat", "dress"]
     rows = pipeline.sample_latents(captions, seed=5)
@@ -112,6 +113,7 @@ def test_a_sample_does_not_depend_on_its_batch(pipeline):
     assert np.abs(other_seed - one).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline):
     def z(x):
         return Latents.from_json(

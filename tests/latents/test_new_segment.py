@@ -212,6 +212,7 @@ def test_records_and_batches_hold_it(config):
         assert codec.decode(row) == records[index].latents and records[index].latents.depth
 
 
+@pytest.mark.slow
 def test_a_trained_model_samples_and_edits_it(pipeline):
     out = pipeline(["bag"] * 2, seed=0, prefix=[None, Z], temperature=1.0, top_p=1.0)
     free, locked = out.latents

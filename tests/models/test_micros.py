@@ -32,6 +32,7 @@ def predict():
     return lambda **micros: apply({name: jnp.full(3, value) for name, value in micros.items()})
 
 
+@pytest.mark.slow
 def test_values_of_a_sample_change_its_prediction_alone(predict):
     default = predict()
     for value in ({"scale": jnp.asarray([2.0, 8.0, 8.0])}, {"quality": jnp.asarray([0.5, 0.0, 0.0])}):

@@ -73,6 +73,7 @@ def test_fewer_high_resolution_rows_belong_to_the_first_of_the_batch(nest):
     np.testing.assert_allclose(mixed[1][:2], full[1][:2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fresh_network_predicts_exactly_zero():
     smallest = dataclasses.replace(nested(NEST)[-1], channels=(32,), num_res_blocks=(1,), num_attn_layers=(1,))
     net = build_denoiser(smallest, 16)

@@ -61,6 +61,7 @@ def test_a_rule_changes_the_image_and_a_sample_stays_its_own(pipeline, with_cfg,
     np.testing.assert_allclose(alone[0], images[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_autoguidance_away_from_the_same_weights_is_no_guidance(pipeline):
     same = KaleidoPipeline(CONFIG, pipeline.params, pipeline.codec, bad_params=pipeline.params)
     np.testing.assert_allclose(draw(same, guidance="autoguidance"), draw(pipeline, gamma=1.0), atol=1e-4)
@@ -76,6 +77,7 @@ def test_one_compiled_function_serves_every_gamma(pipeline, with_cfg):
     assert _sample_images._cache_size() == before
 
 
+@pytest.mark.slow
 def test_micro_conditions_of_the_settings_reach_the_denoiser():
     net = dataclasses.replace(CONFIG.model.denoiser, micro=(("scale", 8.0),))
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, denoiser=net))

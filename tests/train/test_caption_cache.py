@@ -39,6 +39,7 @@ def batch_of(captions):
     return table, batch | {"encoder_input_tokens": table.tokens[[NAMES.index(c) for c in captions]]}
 
 
+@pytest.mark.slow
 def test_the_step_with_a_table_is_the_step_with_the_encoder(parts):
     model, trainable, frozen = parts
     table, batch = batch_of(["coat", "bag", "ankle boot", "bag"])

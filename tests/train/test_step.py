@@ -62,6 +62,7 @@ def _norm(tree):
     return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
+@pytest.mark.slow
 def test_training_reads_the_micro_conditions_of_the_batch():
     net = dataclasses.replace(CONFIG.model.denoiser, micro=(("scale", 8.0),))
     config = _change(CONFIG, "model", denoiser=net)
@@ -144,6 +145,7 @@ def test_mixed_inputs_swap_their_share_of_the_valid_tokens_for_what_the_logits_s
     )
 
 
+@pytest.mark.slow
 def test_scheduled_sampling_changes_the_ar_loss_alone(model, params):
     plain = losses(params, model, CONFIG, BATCH)
     mixed = losses(params, model, _change(CONFIG, "train", scheduled_sampling=0.5), BATCH)
