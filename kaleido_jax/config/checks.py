@@ -23,6 +23,7 @@ from kaleido_jax.config.schema import (
 )
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents import segments as registry
+from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE
 
 
 def validate(config: Mapping[str, Any]) -> Config:
@@ -48,7 +49,7 @@ def _check_net(net: UNet, path: str) -> None:
             )
     if not levels:
         raise user_error(f"config.{path}.channels = ()", "the width of at least one level", "name it")
-    if net.image_size % 2 ** (levels - 1):
+    if net.image_size % (net.patch * 2 ** (levels - 1)):
         raise user_error(
             f"config.{path}.image_size = {net.image_size}",
             f"a multiple of {2 ** (levels - 1)} for {levels} levels",
@@ -88,11 +89,12 @@ def _check_nesting(outer: UNet, path: str) -> None:
     inner, levels = outer.inner, len(outer.channels)
     if inner is None:
         return
-    reached = outer.image_size // 2 ** (levels - 1)
+    ends = outer.patch * 2 ** (levels - 1)
+    reached = outer.image_size // ends * inner.patch
     if reached != inner.image_size:
         raise user_error(
             f"config.{path}.inner.image_size = {inner.image_size}",
-            f"{reached}, where the {levels} levels of config.{path} end ({outer.image_size} px / {2 ** (levels - 1)})",
+            f"{reached}, where the {levels} levels of config.{path} end ({outer.image_size} px / {ends})",
             "change the sizes or the number of outer levels",
         )
     if outer.emb_channels != inner.emb_channels:
@@ -210,6 +212,9 @@ def _check_segments(segments: tuple[str, ...], path: str) -> None:
 @cross_check(Latents)
 def _check_latents(latents: Latents, path: str) -> None:
     _check_segments(latents.segments, f"{path}.segments")
+    if MAX_COORDINATE % latents.coordinate_step or HALF_TURN % latents.coordinate_step:
+        found = f"config.{path}.coordinate_step = {latents.coordinate_step}"
+        raise user_error(found, f"a divisor of {MAX_COORDINATE} and of {HALF_TURN} degrees", "use e.g. 10")
     needed = 2 * latents.vokens_per_image  # the vokens, "#" between them, and eos
     if "voken" in latents.segments and needed > latents.max_latents_tokens:
         raise user_error(

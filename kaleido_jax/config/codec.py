@@ -2,6 +2,7 @@
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.tokenizer import load_tokenizer
 
 
 def open_codec(config: Config) -> Codec:
@@ -11,4 +12,9 @@ def open_codec(config: Config) -> Codec:
       UserError: config.model.t5.vocabulary cannot be read or is not a sentencepiece model.
     """
     latents = config.latents
-    return Codec.open(config.model.t5.vocabulary, latents.codebook_size, latents.segments, latents.vokens_per_image)
+    return Codec(
+        tokenizer=load_tokenizer(config.model.t5.vocabulary, latents.codebook_size),
+        segments=latents.segments,
+        vokens_per_image=latents.vokens_per_image,
+        coordinate_step=latents.coordinate_step,
+    )

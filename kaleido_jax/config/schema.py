@@ -64,6 +64,7 @@ class UNet:
     """One net of the nest; `inner` is the net in its middle, None for the innermost (MDM, spec of the network)."""
 
     image_size: Count = 64  # px, side of the square image this net draws
+    patch: Count = 1  # px; squares of patch x patch px become the channels of one position, as in ViT
     channels: tuple[Count, ...] = (256, 512, 768)  # width of each level, highest resolution first
     num_res_blocks: tuple[Count, ...] = (2, 2, 2)  # residual blocks of each level on the way down
     num_attn_layers: tuple[Whole, ...] = (0, 1, 5)  # attention blocks after each residual block; 0 = level without text
@@ -128,6 +129,7 @@ class Latents:
 
     segments: tuple[str, ...] = ("text", "bbox", "voken")
     max_latents_tokens: Annotated[int, Range(2)] = 416  # bucket length of z in tokens, eos included
+    coordinate_step: Count = 1  # numbers of boxes and blobs are rounded to multiples; divides 1000 and 180
     codebook_size: Count = 8192  # entries of the voken codebook, one more row of the token table each
     vokens_per_image: Count = 32  # length of the voken segment
 

@@ -64,7 +64,7 @@ def make_loader(
 
     def read(index: int) -> dict[str, np.ndarray]:
         record = records[int(index)]
-        image = to_model_range(decode_image(record.image))
+        image = shrink(to_model_range(decode_image(record.image)), records.image_size)
         sample = _tokens(record, codec, max_caption_tokens, max_latents_tokens)
         if "scale" in micros:  # a photo of unknown size counts as one that was not enlarged
             sample["micro_scale"] = np.float32(record.shorter_side_px or image.shape[0])
@@ -80,6 +80,12 @@ def make_loader(
         raise user_error(f"{len(records)} records", f"a full batch of {batch_size}", "lower train.batch_size")
     options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
     return iter(batches.to_iter_dataset(options))
+
+
+def shrink(image: Float[np.ndarray, "s s 3"], image_size: int) -> Float[np.ndarray, "p p 3"]:
+    """The mean of each square of pixels, as in the denoiser's own pyramid; unchanged at its own size."""
+    factor = image.shape[0] // image_size
+    return image.reshape(image_size, factor, image_size, factor, 3).mean((1, 3), dtype=np.float32)
 
 
 def to_model_range(image: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:

@@ -27,7 +27,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import refuse_lfs_pointer, replacing, write_atomically
 
-VERSION = 3  # of the record and manifest layout
+VERSION = 4  # of the record and manifest layout
 MANIFEST = "manifest.json"
 _REMAKE = "make the records again with `annotate`"
 
@@ -67,6 +67,7 @@ class Manifest:
     provenance: dict[str, dict[str, str]]  # segment -> who made it
     vocabulary: str  # fingerprint of the tokenizer
     codebook_size: int  # voken rows of that tokenizer
+    coordinate_step: int  # that boxes and blobs were rounded to
     counts: dict[str, int]  # segment -> records that hold it
     max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
     left_out: int  # examples without a record, each because of a failure below
@@ -85,9 +86,10 @@ class Manifest:
 class Records:
     """Random access to the records of one folder; made by open_records, thread-safe."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Opens no file until the first record is asked for."""
+    def __init__(self, folder: Path, manifest: Manifest, image_size: int | None = None) -> None:
+        """Opens no file until the first record is asked for; image_size as of open_records, None = the stored one."""
         self.manifest = manifest
+        self.image_size: int = image_size or manifest.source["image_size"]
         self._folder = folder
         self._source = ArrayRecordDataSource([_Instruction.of(folder, s) for s in manifest.shards if s.records])
 
@@ -180,7 +182,7 @@ def open_records(
     Args:
       folder: holds manifest.json, which names the shards relative to it.
       codec: its vocabulary must be that of the stored tokens, and every record must hold its segments.
-      image_size: px, side of the stored images.
+      image_size: px, side of the images to train on; that of the stored ones must be a multiple of it.
       verify: "full" compares every shard's sha256, "size" only its length in bytes.
 
     Raises:
@@ -191,7 +193,7 @@ def open_records(
     _check_use(folder, manifest, codec, image_size)
     for shard in manifest.shards:
         _check_shard(folder / shard.file, shard, verify)
-    return Records(folder, manifest)
+    return Records(folder, manifest, image_size)
 
 
 def records_folder(config: Config, workdir: Path) -> Path:
@@ -271,10 +273,16 @@ def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) 
             f"{codec.tokenizer.fingerprint} ({codec.tokenizer.codebook_size} vokens)",
             "correct model.t5.vocabulary or latents.codebook_size, or annotate again",
         )
-    if manifest.source["image_size"] != image_size:
+    if manifest.coordinate_step != codec.coordinate_step:
+        raise user_error(
+            f"records in {folder} with coordinates in steps of {manifest.coordinate_step}",
+            f"latents.coordinate_step = {codec.coordinate_step}",
+            "change it, or annotate again",
+        )
+    if manifest.source["image_size"] % image_size:
         raise user_error(
             f"records in {folder} of {manifest.source['image_size']} px",
-            f"{image_size} px as the outermost denoiser",
+            f"a multiple of {image_size} px, the outermost denoiser's",
             "annotate at that size, or change the config",
         )
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.grammar import SEPARATOR, wrong_count
-from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
+from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents, check_segments, segments_of, select, validate
 from kaleido_jax.latents.validity import latents_error
 
@@ -25,19 +25,10 @@ class Codec:
     tokenizer: Tokenizer
     segments: tuple[str, ...]  # () = the baseline, without latents
     vokens_per_image: int | None = None  # length of the voken segment; None = any
+    coordinate_step: int = 1  # see `snap`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", check_segments(self.segments))
-
-    @staticmethod
-    def open(vocabulary: str, codebook_size: int, segments: Sequence[str], vokens_per_image: int | None) -> "Codec":
-        """The codec of a shipped vocabulary or a sentencepiece file, see load_tokenizer.
-
-        Raises:
-          UserError: the file cannot be used, or the segments are not known, distinct and in order.
-        """
-        tokenizer = load_tokenizer(vocabulary, codebook_size)
-        return Codec(tokenizer=tokenizer, segments=tuple(segments), vokens_per_image=vokens_per_image)
 
     @property
     def separator(self) -> list[int]:
@@ -110,6 +101,19 @@ class Codec:
           LatentsError: nothing is left of a text or phrase.
         """
         return Latents(**{s: registry.get(s).fit(getattr(z, s), self.tokenizer) for s in segments_of(z)})
+
+    def snap(self, z: Latents) -> Latents:
+        """z as the prior is trained on it: coordinates at the nearest multiples of `coordinate_step`.
+
+        A small vocabulary learns few numbers well, so records, edits and sampled latents all have those only.
+
+        Raises:
+          LatentsError: z is invalid.
+        """
+        if self.coordinate_step == 1:
+            return z
+        z = validate(z)
+        return Latents(**{s: registry.get(s).snap(getattr(z, s), self.coordinate_step) for s in segments_of(z)})
 
     @functools.cached_property
     def constraint(self) -> "Constraint":

@@ -27,6 +27,11 @@ def latents_error(found: str, expected: str, do: str) -> LatentsError:
     return LatentsError(" ".join(f"{found}; expected {expected}; {do}".split()))
 
 
+def nearest_multiple(value: int, step: int) -> int:
+    """The multiple of a step nearest to a value that is not negative; halves go up."""
+    return (value + step // 2) // step * step if step > 1 else value
+
+
 # ----------------------------------------------------------------------------------------------- words
 def clean_text(string: str) -> str:
     """The nearest valid text: runs of spaces and unprintable characters become one space, "|" becomes "/".

@@ -78,7 +78,7 @@ class NestedUNet(nn.Module):
         x = images[0].astype(jnp.promote_types(self.dtype, jnp.float32))
         if self.config.normalize_input:
             x = x / jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True)
-        x = self.outer.conv_in(x.astype(self.dtype))
+        x = self.outer.stem(x)
         x = x if features is None else x + features
         x, skips = self.outer.down(x, temb, own, first.mask)
         handed_in = jnp.pad(self.in_adapter(x), ((0, inner_rows - rows), (0, 0), (0, 0), (0, 0)))

@@ -296,7 +296,7 @@ class UNet(nn.Module):
         if self.has_text_path:
             self.text_path = TextPath(c, self.text_channels, dtype)
         self.temb = TimeEmbedding(c, dtype)
-        self.conv_in = conv(3, c.channels[0], dtype)
+        self.conv_in = conv(3 * c.patch**2, c.channels[0], dtype)
         last = len(c.channels) - 1
         skips, width, down = [c.channels[0]], c.channels[0], []
         for i, channels in enumerate(c.channels):
@@ -316,7 +316,7 @@ class UNet(nn.Module):
             up.append(level(tuple(widths), width, c.num_attn_layers[i], 1 if i else 0))
         self.up_blocks = up
         self.norm_out = GroupNorm(c.num_groups, dtype)
-        self.conv_out = conv(c.channels[0], 3, dtype, zero=True)
+        self.conv_out = conv(c.channels[0], 3 * c.patch**2, dtype, zero=True)
 
     # ---- text, once for each sample
     def read_text(self, text: Text, mask: TextMask | None) -> ReadText:
@@ -334,6 +334,10 @@ class UNet(nn.Module):
         return Condition(pooled=pooled, keys_values=self.keys_values(text), mask=mask, micros=dict(micros or {}))
 
     # ---- image, once for each step
+    def stem(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """conv_in's features of the image's patches."""
+        return self.conv_in(to_patches(image.astype(self.dtype), self.config.patch))
+
     def down(
         self, x: Features, temb: Embedding, keys_values: Blocks, mask: TextMask | None
     ) -> tuple[Float[Array, "b h2 w2 c2"], list[Array]]:
@@ -360,9 +364,9 @@ class UNet(nn.Module):
                 x = level.resample(nearest_x2(x))
         return x
 
-    def head(self, x: Features) -> Float[Array, "b h w 3"]:
+    def head(self, x: Features) -> Float[Array, "b h2 w2 3"]:
         """The prediction, in float32 or wider, whatever the compute dtype is."""
-        out = self.conv_out(nn.silu(self.norm_out(x)))
+        out = from_patches(self.conv_out(nn.silu(self.norm_out(x))), self.config.patch)
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     def __call__(self, images: Pyramid, times: Times, condition: Condition) -> Pyramid:
@@ -374,7 +378,7 @@ class UNet(nn.Module):
     ) -> tuple[Pyramid, Float[Array, "b h w c2"]]:
         """`__call__` inside a nest: adds the outer net's `features` after conv_in, and returns the last ones too."""
         temb = self.temb(times, condition.pooled, condition.micros)
-        x = self.conv_in(images[0].astype(self.dtype))
+        x = self.stem(images[0])
         x = x if features is None else x + features
         x, skips = self.down(x, temb, keys_values, condition.mask)
         for level in self.mid_blocks if self.has_mid else ():
@@ -386,6 +390,20 @@ class UNet(nn.Module):
 def keys_values_of(levels: Sequence[Level], text: Text) -> tuple[KeysValues, ...]:
     """Cross-attention keys and values of every attention block of some levels."""
     return tuple(block.keys_values(text) for level in levels for block in level.attn)
+
+
+def to_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """Space to depth: squares of patch x patch positions become channels, (row, column, channel) from slow to fast."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def from_patches(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """Undoes `to_patches`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * patch, w * patch, c // patch**2)
 
 
 def nearest_x2(x: Features) -> Float[Array, "b 2*h 2*w c"]:

@@ -277,7 +277,7 @@ class KaleidoPipeline:
             return [SampledLatents(tokens=(), latents=None)] * len(captions)
         if latents is not None:
             each = _one_each("latents", latents, captions)
-            return [SampledLatents(tokens=self.latents_tokens(z), latents=z) for z in each]
+            return [SampledLatents(tokens=self.latents_tokens(z), latents=self.codec.snap(z)) for z in each]
         locked = None if prefix is None else _one_each("prefix", prefix, captions)
         return self._prior_inputs(seed, np.arange(len(captions)), sample, locked)
 

@@ -62,14 +62,14 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
 
 
 def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]:
-    """Tokens of (maybe edited) latents, eos included.
+    """Tokens of (maybe edited) latents as `Codec.snap` rounds them, eos included.
 
     They may be twice as long as those in training, so that an edit may add to a z that fills the bucket.
 
     Raises:
       UserError: invalid, segments missing, or longer than that.
     """
-    ids = codec.encode(z)
+    ids = codec.encode(codec.snap(z))
     if len(ids) > 2 * max_tokens:
         raise user_error(f"latents of {len(ids)} tokens", f"at most {2 * max_tokens} (twice {LIMIT})", "shorten them")
     return tuple(ids)
@@ -94,7 +94,7 @@ def prefix_rows(prefix: Sequence[Prefix], codec: Codec, max_tokens: int, grammar
     """
     rows, vocab_size = [], codec.tokenizer.vocab_size
     for i, given in enumerate(prefix):
-        ids = codec.prefix(given) if isinstance(given, Latents) else given or ()
+        ids = codec.prefix(codec.snap(given)) if isinstance(given, Latents) else given or ()
         if len(ids) > max_tokens or not all(0 < token < vocab_size for token in ids):
             raise user_error(
                 f"prefix {i} of {len(ids)} tokens",
@@ -127,7 +127,7 @@ def read_latents(row: Int[np.ndarray, "t"], codec: Codec) -> SampledLatents:
     ended = np.flatnonzero(row == EOS)
     ids = tuple(int(i) for i in (row[: ended[0] + 1] if len(ended) else row))
     try:
-        z = codec.decode(ids)
+        z = codec.snap(codec.decode(ids))
     except LatentsError as error:
         return SampledLatents(tokens=ids, latents=None, problem=str(error))
     if not len(ended):

@@ -56,6 +56,15 @@ def assert_same(batches, expected):
             np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
 
 
+def test_larger_records_serve_a_smaller_denoiser(records, tokenizer):
+    """Each pixel is the mean of those it covers, as in the denoiser's pyramid, so one set serves every stage."""
+    codec = Codec(tokenizer=tokenizer, segments=())
+    small = open_records(records._folder, codec=codec, image_size=16)
+    a, b = (next(make_loader(r, codec=codec, **SIZES))["image"] for r in (records, small))
+    assert b.dtype == np.float32 and b.shape == (8, 16, 16, 3)
+    np.testing.assert_allclose(b, a.reshape(8, 16, 2, 16, 2, 3).mean((2, 4)), atol=1e-6)
+
+
 def test_batch_holds_what_the_records_hold(loader, records, tokenizer):
     codec = Codec(tokenizer=tokenizer, segments=("text", "bbox", "voken"), vokens_per_image=8)
     batch = next(loader())

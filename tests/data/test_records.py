@@ -106,7 +106,7 @@ def test_another_vocabulary_is_refused(made):
 
 
 def test_another_image_size_is_refused(made, opening):
-    with pytest.raises(UserError, match="of 32 px; expected 64 px"):
+    with pytest.raises(UserError, match="of 32 px; expected a multiple of 64 px"):
         open_records(made / "train", **opening | {"image_size": 64})
 
 

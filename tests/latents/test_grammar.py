@@ -124,6 +124,24 @@ def test_string_round_trip_is_exact_10000_times(many):
         assert Latents.from_json(wanted.to_json()) == wanted
 
 
+@pytest.mark.parametrize("step", [10, 20])
+def test_snapped_latents_are_valid_and_near(many, step):
+    """Off by half a step at most, unless a corner or an axis would leave its range; snapping again changes nothing."""
+    coarse = dataclasses.replace(codec(TOKENIZERS["t5"]), coordinate_step=step)
+    near = total = 0
+    for z, _ in many[:1000]:
+        snapped = coarse.snap(z)
+        assert validate(snapped) == coarse.snap(snapped) and (snapped.text, snapped.voken) == (z.text, z.voken)
+        for old, new in zip([*z.bbox, *z.blob], [*snapped.bbox, *snapped.blob], strict=True):
+            old, new = (np.asarray(getattr(item, "box", getattr(item, "blob", None))) for item in (old, new))
+            assert not (new % step).any()
+            off = np.abs(new - old)
+            off[4:] = np.minimum(off[4:], 180 - off[4:])  # a half turn is the same ellipse
+            near, total = near + (off <= step / 2).sum(), total + off.size
+    assert near / total > 0.96
+    assert codec(TOKENIZERS["t5"]).snap(many[0][0]) is many[0][0]
+
+
 def test_token_round_trip_is_exact_10000_times(many_tokens):
     tokenizer, rows = many_tokens
     for z, segments, ids in rows:

@@ -24,7 +24,7 @@ from kaleido_jax.latents.render.shapes import Cell, Drawing, Paragraph
 from kaleido_jax.latents.render.svg import render_svg
 from kaleido_jax.latents.segments.base import Vocabulary, decode_words, encode_words
 from kaleido_jax.latents.segments.bbox import Box
-from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.types import Latents, check_segments, select, validate
 from kaleido_jax.latents.validity import LatentsError, latents_error
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -71,6 +71,9 @@ class DepthSegment:
         return self.read(decode_words(self.name, ids, vocabulary.tokenizer))
 
     def fit(self, value: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
+        return value
+
+    def snap(self, value: tuple[int, ...], step: int) -> tuple[int, ...]:
         return value
 
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
@@ -147,6 +150,7 @@ def config(tmp_path_factory, z):
             provenance={},
             vocabulary=codec.tokenizer.fingerprint,
             codebook_size=codec.tokenizer.codebook_size,
+            coordinate_step=codec.coordinate_step,
             counts=dict.fromkeys(CHOSEN, 16),
             max_tokens={"caption": 2, " | ".join(CHOSEN): max(len(codec.join(r.tokens)) for r in records)},
             class_names=[],
@@ -190,7 +194,7 @@ def test_the_grammar_writes_and_reads_it(z):
 
 @pytest.mark.parametrize("vocabulary", ["fashion", "t5"])
 def test_constrained_sampling_gives_what_parses(vocabulary, z):
-    codec = Codec.open(vocabulary, 64, ("voken", "depth"), 3)
+    codec = Codec(tokenizer=load_tokenizer(vocabulary, 64), segments=("voken", "depth"), vokens_per_image=3)
     machine = codec.constraint
     shortest = int(machine.tokens_to_end(machine.start(1))[0])
     written = codec.encode(z.replace(voken=[1, 2, 3]))

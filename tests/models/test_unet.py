@@ -8,6 +8,7 @@ import pytest
 
 from kaleido_jax.config.schema import nested
 from kaleido_jax.models.nested_unet import build_denoiser
+from kaleido_jax.models.unet import from_patches, to_patches
 from tests.tiny import tiny_config
 
 RNG = np.random.default_rng(0)
@@ -38,6 +39,27 @@ def nest():
         lambda p, images, times, text, mask: net.apply({"params": p}, images, times, text, mask, method=_run)
     )
     return params, apply
+
+
+def test_patches_are_squares_of_pixels_and_come_apart_again():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    patches = to_patches(x, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 2:4, 4:6].reshape(-1))
+    np.testing.assert_array_equal(from_patches(patches, 2), x)
+
+
+def test_a_net_of_patches_predicts_every_pixel_of_a_nest():
+    """An outer net of one level whose patches bring it to the inner net's size: 16 px around 8 px."""
+    outer = dataclasses.replace(NEST, patch=2, channels=(16,), num_res_blocks=(1,), num_attn_layers=(0,))
+    net = build_denoiser(outer, 16)
+    params = _random_params(net, IMAGES)
+    assert params["outer"]["conv_in"]["kernel"].shape == (3, 3, 12, 16)
+    apply = jax.jit(lambda images: net.apply({"params": params}, images, TIMES, TEXT, MASK, method=_run))
+    large, small = apply(IMAGES)
+    assert large.shape == IMAGES[0].shape and small.shape == IMAGES[1].shape
+    changed = apply([IMAGES[0].at[0, 5, 5].add(1.0), IMAGES[1]])[0] - large
+    assert np.abs(changed[0]).min() > 0 and not changed[1:].any()
 
 
 @pytest.mark.slow

@@ -73,7 +73,12 @@ def _make_job(config: Config, kind: SourceKind, split: str, out: Path, tokenizer
     data = replace(config.data, split=split, root=str(Path(config.data.root).resolve()) if config.data.root else None)
     source = SourceSettings(data=data, seed=config.seed, image_size=size)
     fit_on = replace(source, data=replace(data, split=kind.splits[0] if kind.splits else split))
-    codec = Codec(tokenizer=tokenizer, segments=settings.segments, vokens_per_image=latents.vokens_per_image)
+    codec = Codec(
+        tokenizer=tokenizer,
+        segments=settings.segments,
+        vokens_per_image=latents.vokens_per_image,
+        coordinate_step=latents.coordinate_step,
+    )
     return Job(
         folder=out / split if kind.splits else out,
         shards="" if kind.splits else SHARDS,
@@ -173,6 +178,7 @@ def _finish(job: Job, done: list[dict[str, Any]], class_names: list[str]) -> Man
         provenance=done[0]["provenance"],
         vocabulary=job.codec.tokenizer.fingerprint,
         codebook_size=job.codec.tokenizer.codebook_size,
+        coordinate_step=job.codec.coordinate_step,
         counts={s: counts[s] for s in job.codec.segments},
         max_tokens=longest(d["max_tokens"] for d in done),
         left_out=sum(d["left_out"] for d in done),

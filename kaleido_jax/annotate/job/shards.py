@@ -66,6 +66,7 @@ class Job:
             "source": {"name": self.kind.name, "examples": source.fingerprint},
             "annotators": self.annotators.metadata(self.codec.segments),
             "vocabulary": self.codec.tokenizer.fingerprint,
+            "coordinate_step": self.codec.coordinate_step,
             "segments": self.codec.segments,
             "required": self.required,
             "image_size": self.image_size,
@@ -285,6 +286,7 @@ def _record(opened: OpenJob, example: Example, z: Latents, notes: _Notes) -> Rec
 
 
 def _tokens(part: Latents, segment: str, codec: Codec) -> tuple[Latents, list[int]]:
+    part = codec.snap(part)
     try:
         return part, codec.segment_tokens(part, segment)
     except UserError:  # mostly characters that the vocabulary lacks: "<" and "{" in T5's

@@ -31,11 +31,12 @@ def read_sizes(source: Source) -> tuple[UNet, int]:
     for depth, prefix in reversed(list(enumerate(prefixes))):
         net = _Shapes(source.path, prefix, _below(prefix, shapes))
         levels = net.count("down_blocks.{}.resnets.0.conv1.weight")
-        size = size if inner is None else size * 2 ** max(levels - 1, 0)
+        patch = math.isqrt(net.size("conv_in.weight", 1) // 3)  # 1 in ml-mdm's own files
+        size = size if inner is None else size * patch * 2 ** max(levels - 1, 0)
         if not levels or size > MOST_PX:
             raise user_error(f"{source.path}: {prefix}down_blocks of {levels} levels", f"up to {MOST_PX} px", ANOTHER)
         # The 256 px net alone reads its input as it is; inside the 1024 px net it divides it by its deviation.
-        inner = _net(net, levels, size, inner, normalize_input=inner is not None and depth > 0)
+        inner = _net(net, levels, size, patch, inner, normalize_input=inner is not None and depth > 0)
     # Sizes that our nets cannot have are refused with the schema's message.
     validate({"model": {PART: dataclasses.asdict(inner)}})
     text = _Shapes(source.path, prefixes[-1], _below(prefixes[-1], shapes))
@@ -71,13 +72,14 @@ class _Shapes:
         return number
 
 
-def _net(net: _Shapes, levels: int, image_size: int, inner: UNet | None, normalize_input: bool) -> UNet:
+def _net(net: _Shapes, levels: int, image_size: int, patch: int, inner: UNet | None, normalize_input: bool) -> UNet:
     channels = tuple(net.size(f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(levels))
     blocks = tuple(net.count(f"down_blocks.{i}.resnets.{{}}.conv1.weight") for i in range(levels))
     attention = tuple(net.count(f"down_blocks.{i}.attn.{{}}.qkv.weight") for i in range(levels))
     micros = sorted({name.split(".")[1] for name in net.shapes if name.startswith("cond_layers.")})
     return UNet(
         image_size=image_size,
+        patch=patch,
         channels=channels,
         num_res_blocks=blocks,
         num_attn_layers=tuple(a // b for a, b in zip(attention, blocks, strict=True)),

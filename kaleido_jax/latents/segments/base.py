@@ -55,6 +55,9 @@ class Segment(Protocol):
     def fit(self, value: Any, tokenizer: Tokenizer) -> Hashable:
         """The nearest value that the vocabulary can write; raises LatentsError if nothing is left."""
 
+    def snap(self, value: Any, step: int) -> Hashable:
+        """A valid value with its coordinates at the nearest multiples of `step`, still valid; unchanged without any."""
+
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
         """Adds nodes that accept exactly the text of encode(), in any tokenization, including the leading " "."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from kaleido_jax.latents.nodes import Bounds
 from kaleido_jax.latents.render.shapes import Rectangle
 from kaleido_jax.latents.segments.objects import ObjectList
-from kaleido_jax.latents.validity import MAX_COORDINATE, check_ints, latents_error
+from kaleido_jax.latents.validity import MAX_COORDINATE, check_ints, latents_error, nearest_multiple
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ def check_box(box: Any) -> None:
         raise latents_error(f"box {tuple(box)}", "x1 < x2 and y1 < y2, each 0..1000", "correct the corners")
 
 
+def snap_box(box: tuple[int, ...], step: int) -> tuple[int, ...]:
+    """A valid box with corners at the nearest multiples of a step that divides 1000; at least a step wide and high."""
+    x1, y1, x2, y2 = (nearest_multiple(v, step) for v in box)
+    x1, y1 = min(x1, MAX_COORDINATE - step), min(y1, MAX_COORDINATE - step)
+    return x1, y1, max(x2, x1 + step), max(y2, y1 + step)
+
+
 def _outline(item: Box, index: int) -> Rectangle:
     return Rectangle(box=item.box, phrase=item.phrase, index=index)
 
@@ -45,4 +52,5 @@ SEGMENT = ObjectList(
     ),
     check_numbers=check_box,
     shape=_outline,
+    snap_numbers=snap_box,
 )

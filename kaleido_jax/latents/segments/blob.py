@@ -6,7 +6,7 @@ from typing import Any
 from kaleido_jax.latents.nodes import Bounds
 from kaleido_jax.latents.render.shapes import Ellipse
 from kaleido_jax.latents.segments.objects import ObjectList
-from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE, check_ints, latents_error
+from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE, check_ints, latents_error, nearest_multiple
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ def check_blob(blob: Any) -> None:
         )
 
 
+def snap_blob(blob: tuple[int, ...], step: int) -> tuple[int, ...]:
+    """A valid blob with its numbers at the nearest multiples of a step that divides 1000 and 180; axes at least one step."""
+    xc, yc, major, minor, theta = (nearest_multiple(v, step) for v in blob)
+    return xc, yc, max(major, step), max(minor, step), theta % HALF_TURN
+
+
 def _outline(item: Blob, index: int) -> Ellipse:
     return Ellipse(blob=item.blob, phrase=item.phrase, index=index)
 
@@ -54,4 +60,5 @@ SEGMENT = ObjectList(
     ),
     check_numbers=check_blob,
     shape=_outline,
+    snap_numbers=snap_blob,
 )

@@ -32,6 +32,7 @@ class ObjectList:
     bounds: tuple[Bounds, ...]  # of each number
     check_numbers: Callable[[Any], None]  # raises LatentsError
     shape: Callable[[Any, int], Rectangle | Ellipse]  # object and its index -> its outline
+    snap_numbers: Callable[[tuple[int, ...], int], tuple[int, ...]]  # valid numbers -> valid multiples of a step
 
     def freeze(self, value: Any) -> Any:
         """A tuple."""
@@ -103,6 +104,10 @@ class ObjectList:
         return tuple(
             self.kind(fit_words(item.phrase, clean_phrase, tokenizer), getattr(item, self.field)) for item in value
         )
+
+    def snap(self, value: tuple, step: int) -> tuple:
+        """Each object's numbers at the nearest multiples of the step."""
+        return tuple(self.kind(v.phrase, self.snap_numbers(getattr(v, self.field), step)) for v in value)
 
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
         """Any number of " phrase (1, 2, ...)"; the first character of a phrase is not a space."""

@@ -53,6 +53,11 @@ class TextSegment:
         """Drops characters that the vocabulary lacks."""
         return fit_words(value, clean_text, tokenizer)
 
+    def snap(self, value: str, step: int) -> str:
+        """Unchanged: it has no coordinates."""
+        del step
+        return value
+
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
         """One word or more."""
         del vocabulary

@@ -71,6 +71,11 @@ class VokenSegment:
         del tokenizer
         return value
 
+    def snap(self, value: tuple[int, ...], step: int) -> tuple[int, ...]:
+        """Unchanged: it has no coordinates."""
+        del step
+        return value
+
     def grammar(self, nodes: Nodes, vocabulary: Vocabulary) -> Part:
         """Vokens with "#" between them; their number is the vocabulary's."""
         tokenizer, rounds = vocabulary.tokenizer, vocabulary.vokens_per_image
