@@ -38,7 +38,7 @@ def check_blob(blob: Any) -> None:
 
 
 def snap_blob(blob: tuple[int, ...], step: int) -> tuple[int, ...]:
-    """A valid blob with its numbers at the nearest multiples of a step that divides 1000 and 180; axes at least one step."""
+    """A valid blob, its numbers at the nearest multiples of a step that divides 1000 and 180; axes at least a step."""
     xc, yc, major, minor, theta = (nearest_multiple(v, step) for v in blob)
     return xc, yc, max(major, step), max(minor, step), theta % HALF_TURN
 
