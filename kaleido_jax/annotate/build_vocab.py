@@ -1,7 +1,7 @@
-"""Vocabulary of the fashion source: python -m kaleido_jax.annotate.build_vocab --out=FILE.
+"""Vocabulary of the emoji source: python -m kaleido_jax.annotate.build_vocab --out=FILE.
 
 A sentencepiece unigram model in T5's style with the words of the source, small enough for a tiny prior.
-The shipped one is kaleido_jax/assets/fashion/spiece.model.
+The shipped one is kaleido_jax/assets/emoji/spiece.model.
 """
 
 import argparse
@@ -15,23 +15,23 @@ from pathlib import Path
 import sentencepiece
 
 from kaleido_jax.annotate.labels import LabeledBlobs, LabeledBoxes, LabeledText
-from kaleido_jax.config.schema import Data, DataFashion
-from kaleido_jax.data.sources import fashion, open_source
+from kaleido_jax.config.schema import Data, DataEmoji
+from kaleido_jax.data.sources import emoji, open_source
 from kaleido_jax.latents.geometry import MAX_COORDINATE
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import write_atomically
 
-MAX_PIECES = 250  # without the numbers below; the trainer keeps fewer
-NUM_EXAMPLES = 2_000  # every word occurs often by then; more would only take longer
+MAX_PIECES = 400  # without the joints and numbers below; the trainer keeps fewer, which makes 375, hence 384 rows
+NUM_EXAMPLES = 500  # with the words below, every word occurs often
 # Characters that a typed caption may contain. "|" and "#" only separate segments and vokens.
 _CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
 # Added after the training, which never joins words: one token instead of two before each number of a box except the
 # first, and the segment separator, whose bar is deliberately not a piece of its own.
 _JOINTS = (",▁", "▁|")
-# So are the coordinates: one token each instead of three. A box is then 10 tokens instead of 18, and the prior need not
-# compose positions from digits.
-_NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1))
+# So are the coordinates that latents.coordinate_step = 10 leaves: one token each instead of up to four. Others are
+# spelled in digits.
+_NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1, 10))
 
 
 def build(num_examples: int = NUM_EXAMPLES) -> bytes:
@@ -58,18 +58,18 @@ def build(num_examples: int = NUM_EXAMPLES) -> bytes:
 
 
 def _corpus(num_examples: int) -> Iterator[str]:
-    data = Data(source="fashion", split="train", fashion=DataFashion(num_train=num_examples))
-    source, annotators = open_source(data), (LabeledText(), LabeledBoxes(1), LabeledBlobs(1))
+    data = Data(source="emoji", split="train", emoji=DataEmoji(num_train=num_examples))
+    source, annotators = open_source(data), (LabeledText(), LabeledBoxes(2), LabeledBlobs(2))
     for index in range(num_examples):
         example = source[index]
         yield example.caption
         for annotator in annotators:
             [z] = annotator([example], [Latents()])
             yield serialize(z, annotator.segments)
-    # Words of the closed sets that no example contains must be pieces too.
-    for table in fashion.TABLES:
-        for _, word in table:
-            yield from [word] * (num_examples // 20)
+    # Words that hardly an example contains must be pieces too.
+    words = (*emoji.KINDS, *emoji.SPRITE_NAMES, *emoji.BACKGROUNDS, *emoji.SIZES, *emoji.PLACES, *emoji.TILTS)
+    for word in words:
+        yield from [word] * (num_examples // 5)
 
 
 def _with_added(model: bytes) -> bytes:

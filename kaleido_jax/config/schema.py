@@ -47,7 +47,7 @@ class T5Encoder:
 class T5:
     """T5 v1.1 sizes; defaults are XL's."""
 
-    vocabulary: PathText = "t5"  # "t5", "fashion" or the path of a sentencepiece model
+    vocabulary: PathText = "t5"  # "t5", "emoji" or the path of a sentencepiece model
     checkpoint: PathText | None = None  # weights to start from; None = random (only sensible with a trainable encoder)
     d_model: Count = 2048  # width of the residual stream
     d_ff: Count = 5120  # width of each GEGLU branch
@@ -135,6 +135,15 @@ class Latents:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataEmoji:
+    """The generated scenes of emoji."""
+
+    num_train: Count = 20_000  # training records
+    num_test: Count = 2_000  # held-out records
+    two_share: Share = 0.2  # share of the scenes that have two sprites
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataFashion:
     """The generated garments."""
 
@@ -160,7 +169,9 @@ class DataTable:
 class Data:
     """Where images, captions and latents come from."""
 
-    source: Literal["fashion", "records", "coco", "gbc", "table", "folder"] = "records"  # records: annotated already
+    source: Literal["emoji", "fashion", "records", "coco", "gbc", "table", "folder"] = (
+        "records"  # records: annotated already
+    )
     root: MayChange[PathText | None] = None  # folder of the data that `annotate` reads
     split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
     labels: tuple[PathText, ...] = ()  # label files below root; () = the data set's usual ones
@@ -170,6 +181,7 @@ class Data:
     class_captions: tuple[str, ...] = ()  # all captions of the data, if they are few: each is then encoded once
     verify: MayChange[Literal["full", "size"]] = "full"  # check of record shards when opened: sha256 or size
     fetch: MayChange[str] = ""  # shown when the records are missing: where to get the data
+    emoji: DataEmoji = field(default_factory=DataEmoji)
     fashion: DataFashion = field(default_factory=DataFashion)
     coco: DataCoco = field(default_factory=DataCoco)
     table: DataTable = field(default_factory=DataTable)

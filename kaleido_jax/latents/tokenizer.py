@@ -20,6 +20,7 @@ ROW_MULTIPLE = 128  # table rows are padded to this, so that they shard evenly (
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 SHIPPED = {
     "t5": ("assets/t5/spiece.model", 100),
+    "emoji": ("assets/emoji/spiece.model", 0),
     "fashion": ("assets/fashion/spiece.model", 0),
 }  # file, extra ids
 
@@ -153,7 +154,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name_or_path: str, codebook_size: int) -> Tokenizer:
-    """A shipped vocabulary ("t5" with 100 extra ids, "fashion" with none) or a file with 100 extra ids.
+    """A shipped vocabulary ("t5" with 100 extra ids, "emoji" with none) or a file with 100 extra ids.
 
     Raises:
       UserError: the file is missing or is not a sentencepiece model.
