@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.latents.segments = ("text", "bbox", "blob", "voken")
     config.latents.codebook_size = 64  # codebook of the fitted residual quantizer
     config.latents.vokens_per_image = 8
-    config.latents.max_latents_tokens = 136  # holds the longest z of 2,000
+    config.latents.coordinate_step = 10  # the vocabulary has these numbers as pieces
+    config.latents.max_latents_tokens = 112  # holds the longest z
 
     # Two orders of magnitude below T5-small; no pretrained T5 of this size exists, so the encoder trains.
     t5 = config.model.t5
