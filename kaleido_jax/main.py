@@ -148,6 +148,9 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
             overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
         else:
             given[name] = value
+    config = f"--{CONFIG.name}"
+    for name in (f"--{flag.name}" for flag in verb.FLAGS if flag.configures):
+        given.setdefault(config, given.get(name, ""))
     arguments = {}
     for name, flag in known.items():
         value = given.get(name)
@@ -158,7 +161,7 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
         if not flag.sets:
             arguments[flag.name] = flag.kind(expand(value, name) if flag.kind is Path else value) if value else None
     if CONFIG in verb.FLAGS:
-        arguments[CONFIG.name] = config_from_flags(given[f"--{CONFIG.name}"], overrides)
+        arguments[CONFIG.name] = config_from_flags(given[config], overrides)
     return arguments
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("interop",),
     ("sampling", "annotate"),
     ("train",),
-    ("evaluate",),
+    ("evaluate", "export"),
     ("verbs",),
     ("main", "__init__"),
 )

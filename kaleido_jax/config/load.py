@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).parent.parent
 # In a wheel the shipped configs are inside the package, in a clone beside it.
+MODELS = _PACKAGE / "assets" / "models"  # exported folders that come with the package
 SHIPPED = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
 
 
@@ -101,13 +102,15 @@ def load_values(spec: str) -> dict[str, Any]:
 def _find(name: str) -> Path | None:
     """The file of a config by its name or path, or None."""
     path = Path(expand(name, "--config"))
-    shipped = SHIPPED / f"{name}.py"
+    shipped, bundled = SHIPPED / f"{name}.py", MODELS / name / "config.json"
     try:
         if path.is_file():
             return path
         if (path / "config.json").is_file():
             return path / "config.json"
-        return shipped if shipped.is_file() and shipped.parent == SHIPPED else None
+        if shipped.is_file() and shipped.parent == SHIPPED:
+            return shipped
+        return bundled if bundled.is_file() and bundled.parent.parent == MODELS else None
     except (OSError, ValueError):  # a name that is too long or holds a NUL
         return None
 

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from kaleido_jax.array_types import HostTokens, Keys
 from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.config.codec import open_codec
+from kaleido_jax.config.load import MODELS
 from kaleido_jax.config.schema import Config, Mesh, Sample
-from kaleido_jax.errors import nearest, user_error
+from kaleido_jax.errors import UserError, nearest, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.latents.tokenizer import SHIPPED
@@ -41,7 +42,7 @@ from kaleido_jax.sampling.tokens import (
 )
 from kaleido_jax.sampling.weights import load_export, load_workdir
 
-BUNDLED: tuple[str, ...] = ()  # names of models that come with the package
+BUNDLED = tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))  # names of models in the package
 VOCABULARY = "spiece.model"  # in an exported folder with a vocabulary of its own
 
 
@@ -88,13 +89,9 @@ class KaleidoPipeline:
         Raises:
           UserError: no such folder, no checkpoint or a damaged one, or no T5 weights for a frozen encoder.
         """
-        folder = Path(path_or_name).expanduser()
+        folder = _folder_of(path_or_name)
         if config is None and not folder.is_dir():
-            raise user_error(
-                f"no model {str(path_or_name)!r}",
-                f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED) or 'none is bundled yet'})",
-                "correct the path",
-            )
+            raise _no_model(str(path_or_name))
         if config is None:
             config = dataclasses.replace(Config.from_json(folder), mesh=Mesh())
         exported = not (folder / "checkpoints").is_dir() and any(folder.glob("*.safetensors"))
@@ -341,6 +338,21 @@ class KaleidoPipeline:
 
 def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
     return np.asarray(range(len(captions)) if indices is None else indices, np.int32)
+
+
+def _folder_of(path_or_name: str | Path) -> Path:
+    """The folder of that path or, where there is none, of the bundled model of that name."""
+    folder = Path(path_or_name).expanduser()
+    return MODELS / str(path_or_name) if str(path_or_name) in BUNDLED and not folder.is_dir() else folder
+
+
+def _no_model(name: str) -> UserError:
+    near = nearest(name, BUNDLED)
+    return user_error(
+        f"no model {name!r}",
+        f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED) or 'none is bundled yet'})",
+        f"did you mean {near!r}?" if near else "correct the path",
+    )
 
 
 def _one_each(name: str, given: Latents | Sequence[Latents | None], captions: list[str]) -> list[Latents | None]:

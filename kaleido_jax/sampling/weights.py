@@ -1,6 +1,7 @@
 """Trained parameters for sampling: from a workdir's checkpoints, or from an exported folder."""
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from kaleido_jax.interop.t5.load import load_pretrained, put_leaf
 from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
+
+EXPORT = "export.json"  # in an exported folder: the checkpoint's step and the dtype of the stored weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,17 @@ def load_export(config: Config, folder: Path, base_vocab_size: int) -> Weights:
     found, expected = {n: files.shape(n) for n in files.names}, {n: leaf.shape for n, leaf in wanted.items()}
     check_tensors(found, expected, str(folder), "this config", "take the folder's own config and weights")
     leaves = {name: put_leaf(read_weight(files, name), leaf) for name, leaf in wanted.items()}
-    return Weights(params=unflatten_dict(leaves, sep="/"))
+    return Weights(params=unflatten_dict(leaves, sep="/"), step=_step_of(folder))
+
+
+def _step_of(folder: Path) -> int:
+    path = folder / EXPORT
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text())["step"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise user_error(f"{path} is damaged", "the file as exported", "export again, or delete it") from error
 
 
 def _boxed(config: Config, base_vocab_size: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Flag:
     words: tuple[str, ...] = ()  # the allowed values; () = any
     sets: str = ""  # the config field that the flag is short for; run() then gets it in its config
     bare: str = ""  # the value of the flag without "="
+    configures: bool = False  # a folder with a config.json, which is used where --config is not given
 
 
 CONFIG = Flag(

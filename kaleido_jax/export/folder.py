@@ -1,0 +1,146 @@
+"""Export of a trained model as a folder for inference: config, weights without optimizer state, and a model card.
+
+`KaleidoPipeline.from_pretrained` reads it. It holds no path of the machine that wrote it.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from kaleido_jax.config.schema import Annotate, Config, Init, Mesh
+from kaleido_jax.errors import user_error
+from kaleido_jax.interop.files.safetensors import write_safetensors
+from kaleido_jax.latents.tokenizer import SHIPPED
+from kaleido_jax.runtime.files import new_folder
+from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline
+from kaleido_jax.sampling.weights import EXPORT
+
+Precision = Literal["float32", "float16", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
+CARD = "README.md"
+
+
+def export_folder(workdir: Path, output: Path, precision: Precision = "float16") -> Path:
+    """Writes the EMA of a workdir's latest checkpoint as a folder: config.json, model.safetensors, README.md.
+
+    Args:
+      workdir: has a checkpoint.
+      output: a folder that does not exist or is empty.
+      precision: dtype of the stored weights; sampling computes in the config's all the same.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: no checkpoint, a weight that float16 cannot hold, or the output exists.
+    """
+    pipeline = KaleidoPipeline.from_pretrained(workdir)
+    config = portable(pipeline.config)
+    with new_folder(output, "--output") as folder:
+        vocabulary = config.model.t5.vocabulary
+        if vocabulary not in SHIPPED:
+            shutil.copyfile(vocabulary, folder / VOCABULARY)
+            config = _with_vocabulary(config, VOCABULARY)
+        write_safetensors(_tensors(pipeline.params, precision), folder)
+        (folder / "config.json").write_text(config.to_json())
+        metadata = {"step": pipeline.step, "precision": precision}
+        (folder / EXPORT).write_text(json.dumps(metadata, indent=2) + "\n")
+        (folder / CARD).write_text(model_card(pipeline, measures(workdir)))
+    return output
+
+
+def portable(config: Config) -> Config:
+    """The config without what belongs to one machine: paths of data, records and weights, mesh and annotators."""
+    t5 = dataclasses.replace(config.model.t5, checkpoint=None)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, t5=t5),
+        data=dataclasses.replace(config.data, root=None, records=None),
+        annotate=Annotate(),
+        init=Init(),
+        mesh=Mesh(),
+    )
+
+
+def _with_vocabulary(config: Config, vocabulary: str) -> Config:
+    t5 = dataclasses.replace(config.model.t5, vocabulary=vocabulary)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
+
+
+def _tensors(params: dict[str, Any], precision: Precision) -> Iterator[tuple[str, np.ndarray]]:
+    largest = float(jnp.finfo(precision).max)
+    for name, leaf in sorted(flatten_dict(params, sep="/").items()):
+        array = np.asarray(leaf)
+        if np.abs(array).max(initial=0) > largest:
+            found = f"{name} with {np.abs(array).max():.3g}, above {precision}'s {largest:.3g}"
+            raise user_error(found, "weights that it can hold", "export with --precision=bfloat16 or float32")
+        yield name, array.astype(jnp.dtype(precision))
+
+
+def measures(workdir: Path) -> dict[str, Any]:
+    """The reports in a workdir's eval/ by their names; {} where nothing was measured."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "eval").glob("*.json"))}
+
+
+# ----------------------------------------------------------------------------------------------- the card
+def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any]) -> str:
+    """A model card in Markdown: what the model is, how it was trained, what was measured, how it is used."""
+    config, step = pipeline.config, pipeline.step
+    counts = {part: sum(leaf.size for _, leaf in _leaves(tree)) for part, tree in pipeline.params.items()}
+    segments = " | ".join(config.latents.segments) or "none: a baseline, which draws from the caption alone"
+    denoiser = config.model.denoiser
+    size = f"{denoiser.image_size} px" if denoiser else "points"
+    rows = [
+        ("latents", segments),
+        ("images", size),
+        ("parameters", ", ".join(f"{part} {count / 1e6:.2f}M" for part, count in counts.items())),
+        (
+            "training",
+            f"{step:,} steps of {config.train.batch_size} samples ({step * config.train.batch_size:,} images)",
+        ),
+        ("data", f"source {config.data.source}"),
+        ("weights", "EMA of training"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    measured = "\n".join(_measured(name, report) for name, report in reports.items()) or "Nothing was measured.\n"
+    return f"""# {config.name}
+
+A Kaleido diffusion model of kaleido_jax.
+
+| | |
+|---|---|
+{table}
+
+## Measures
+
+{measured}
+## Use
+
+```python
+import kaleido_jax as kj
+
+pipe = kj.KaleidoPipeline.from_pretrained("PATH OF THIS FOLDER")
+pipe(["a caption"], images_per_caption=4).grid().save("grid.png")
+```
+
+`config.json` is the config that it was trained with: `python -m kaleido_jax.main --config=config.json --workdir=DIR`
+trains it again.
+"""
+
+
+def _leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    return list(flatten_dict(tree, sep="/").items())
+
+
+def _measured(name: str, report: dict[str, Any]) -> str:
+    numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
+    return f"`eval/{name}.json`:\n\n| measure | value |\n|---|---|\n" + "".join(
+        f"| {key} | {value:.4g} |\n" for key, value in numbers.items()
+    )

@@ -1,0 +1,78 @@
+"""Export: a folder that samples what the run samples, and tells what it is."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
+
+from kaleido_jax.config import load
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.errors import UserError
+from kaleido_jax.export import folder
+from kaleido_jax.main import main
+from kaleido_jax.sampling import pipeline
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.weights import Weights
+from tests.sampling.test_pipeline import CONFIG, random_params
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """A workdir whose checkpoint is random weights at step 7; reading real checkpoints is tests/test_verbs.py's."""
+    path = tmp_path / "run"
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "eval").mkdir()
+    data = dataclasses.replace(CONFIG.data, records=str(tmp_path))
+    (path / "config.json").write_text(dataclasses.replace(CONFIG, data=data).to_json())
+    (path / "eval" / "some.json").write_text(json.dumps({"accuracy": 0.1234, "of": {"step": 7}}))
+    params = random_params(open_codec(CONFIG), 0)
+    monkeypatch.setattr(pipeline, "load_workdir", lambda *_: Weights(params=params, step=7))
+    return path
+
+
+def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_path):
+    main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
+    run, exported = (KaleidoPipeline.from_pretrained(path) for path in (workdir, tmp_path / "out"))
+    assert exported.step == 7 and exported.config.model == run.config.model
+    found = flatten_dict(exported.params, sep="/")
+    for name, leaf in flatten_dict(run.params, sep="/").items():
+        np.testing.assert_array_equal(found[name], np.asarray(leaf).astype(np.float16).astype(np.float32), err_msg=name)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
+    texts = [(tmp_path / "out" / name).read_text() for name in ("config.json", "README.md", "export.json")]
+    assert not any(str(tmp_path) in text for text in texts)
+    batch = CONFIG.train.batch_size
+    assert f"7 steps of {batch} samples ({7 * batch} images)" in texts[1] and "| accuracy | 0.1234 |" in texts[1]
+    with pytest.raises(UserError, match="exists; expected a new folder"):
+        main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
+
+
+def test_float16_refuses_what_it_cannot_hold(workdir, tmp_path, monkeypatch):
+    params = random_params(open_codec(CONFIG), 0)
+    params = jax.tree.map(lambda leaf: leaf * 0 + 1e6, params)
+    monkeypatch.setattr(pipeline, "load_workdir", lambda *_: Weights(params=params))
+    with pytest.raises(UserError, match="above float16's 6.55e.04; expected weights that it can hold"):
+        folder.export_folder(workdir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    folder.export_folder(workdir, tmp_path / "out", "bfloat16")
+    assert np.asarray(jax.tree.leaves(KaleidoPipeline.from_pretrained(tmp_path / "out").params)[0]).max() > 9e5
+
+
+def test_a_bundled_model_is_found_by_its_name(workdir, tmp_path, monkeypatch):
+    shutil.move(folder.export_folder(workdir, tmp_path / "out"), tmp_path / "models" / "tiny-model")
+    for module in (pipeline, load):
+        monkeypatch.setattr(module, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(pipeline, "BUNDLED", ("tiny-model",))
+    monkeypatch.chdir(tmp_path)
+    assert KaleidoPipeline.from_pretrained("tiny-model").step == 7
+    assert load.load_config("tiny-model").name == CONFIG.name
+    with pytest.raises(UserError, match="no model 'tiny-modle'; expected .*; did you mean 'tiny-model'"):
+        KaleidoPipeline.from_pretrained("tiny-modle")
+    flags = ["--config.sample.captions=('bag',)", "--config.sample.num_steps=1", "--config.sample.images_per_caption=1"]
+    main(["sample", "--model=tiny-model", f"--workdir={tmp_path / 'shown'}", *flags])
+    assert (tmp_path / "shown" / "samples" / "step_00000007" / "grid.png").stat().st_size
