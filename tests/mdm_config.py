@@ -1,5 +1,7 @@
 """ml-mdm's own configs, as its reference files hold them, turned into ours, and our parameters turned into its."""
 
+import functools
+
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -78,6 +80,11 @@ def denoiser_to_mdm(params, config):
     state = {mdm.mdm_name(path): mdm.to_torch(path, np.asarray(leaf)) for path, leaf in flat.items()}
     widths = {path[-2]: leaf.shape[0] for path, leaf in flat.items() if path[-2] in ("lm_proj", "cond_emb")}
     text_channels = widths.get("lm_proj", widths.get("cond_emb", 1))
-    expected = mdm.shapes_of(mdm.denoiser_shapes(config, text_channels))
-    mdm.check_denoiser({name: value.shape for name, value in state.items()}, expected, "weights")
+    found = {name: value.shape for name, value in state.items()}
+    mdm.check_denoiser(found, _expected(config, text_channels), "weights")
     return state
+
+
+@functools.cache
+def _expected(config, text_channels):
+    return mdm.shapes_of(mdm.denoiser_shapes(config, text_channels))

@@ -146,7 +146,8 @@ def shapes_of(config):
     return shapes(config.model, config.latents.codebook_size, bool(config.latents.segments))
 
 
-RELEASED = {64: (713, 461_359_107), 256: (889, 476_613_958), 1024: (1063, 480_970_057)}  # tensors, parameters
+# Tensors and parameters of the published models, counted in ml-mdm.
+RELEASED = {64: (713, 461_359_107), 256: (889, 476_613_958), 1024: (1063, 480_970_057)}
 
 
 @pytest.mark.parametrize("size", RELEASED)

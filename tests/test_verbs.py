@@ -22,9 +22,9 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train import loop
 from kaleido_jax.train.fit import make_batches
 from kaleido_jax.verbs import evaluate, sample, train
-from tests.tiny import tiny_config
+from tests.tiny import small_nest_config
 
-CONFIG = tiny_config(eval__protocol="quickstart")
+CONFIG = small_nest_config(eval__protocol="quickstart")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_run_leaves_everything(workdir):
     (row,) = recipe["rows"]
     assert row["caption"] == "bag" and len(row["files"]) == 2 and recipe["seed"] == CONFIG.seed
     assert row["latents"] is not None or row["problem"]
-    assert Image.open(samples / row["files"][0]).size == (16, 16)
+    assert Image.open(samples / row["files"][0]).size == (8, 8)
     report = json.loads((workdir / "eval" / "quickstart.json").read_text())
     assert {"judge_accuracy_real", "judge_accuracy_samples", "latents_parsed", "box_iou_median"} <= set(report)
 
@@ -77,7 +77,7 @@ def test_resume_is_bit_identical(workdir, tmp_path):
     folder.mkdir()
     shutil.copytree(workdir / "records", folder / "records")
     for steps in (2, 4):
-        config = tiny_config(train__num_steps=steps, train__sample_at_end=False)
+        config = small_nest_config(train__num_steps=steps, train__sample_at_end=False)
         train.run(config, folder)
     unbroken, resumed = _stored(workdir), _stored(folder)
     assert jax.tree.structure(unbroken) == jax.tree.structure(resumed)
@@ -92,12 +92,12 @@ def test_a_checkpoint_holds_the_state_and_the_place_in_the_data(workdir):
 
 def test_autoguidance_takes_the_ema_of_an_earlier_checkpoint(workdir, pipeline):
     settings = {"sample__guidance": "autoguidance", "sample__autoguidance_workdir": str(workdir)}
-    early = KaleidoPipeline.from_pretrained(workdir, tiny_config(sample__autoguidance_step=2, **settings))
+    early = KaleidoPipeline.from_pretrained(workdir, small_nest_config(sample__autoguidance_step=2, **settings))
     stored = _stored(workdir, 2)["ema"]
     jax.tree.map(np.testing.assert_array_equal, early.bad_params, stored)
     jax.tree.map(np.testing.assert_array_equal, early.params, pipeline.params)
     with pytest.raises(UserError, match=r"no checkpoint 3 in .*; expected one of the steps 2, 4"):
-        KaleidoPipeline.from_pretrained(workdir, tiny_config(sample__autoguidance_step=3, **settings))
+        KaleidoPipeline.from_pretrained(workdir, small_nest_config(sample__autoguidance_step=3, **settings))
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
 
     tokens = [pipeline.latents_tokens(z(x)) for x in (0, 600)]
     images = pipeline.sample_images(["bag", "bag"], tokens, seed=0, indices=[0, 0])
-    assert images.shape == (2, 16, 16, 3)
+    assert images.shape == (2, 8, 8, 3)
     assert not np.array_equal(images[0], images[1])
     with pytest.raises(UserError, match="expected at most"):
         pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a bag " * 80 + "end"}))
@@ -137,10 +137,10 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
 
 def test_a_workdir_of_another_config_is_refused(workdir):
     with pytest.raises(UserError, match=r"belongs to another config: train.learning_rate"):
-        train.run(tiny_config(train__learning_rate=0.5), workdir)
+        train.run(small_nest_config(train__learning_rate=0.5), workdir)
     for verb in (sample, evaluate):
         with pytest.raises(UserError, match="belongs to another config: model.t5.d_ff"):
-            verb.run(tiny_config(model__t5__d_ff=64, eval__protocol="quickstart"), workdir)
+            verb.run(small_nest_config(model__t5__d_ff=64, eval__protocol="quickstart"), workdir)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
@@ -155,7 +155,7 @@ def test_a_damaged_record_file_is_named(workdir, tmp_path, harm):
         shard.write_bytes(content)
     else:
         shard.unlink()
-    config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
+    config = small_nest_config(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match=shard.name):
         prepare_records(config, tmp_path, open_codec(config))
 
@@ -166,7 +166,7 @@ def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
     manifest = json.loads(path.read_text())
     del manifest["counts"]["voken"]
     path.write_text(json.dumps(manifest))
-    config = tiny_config(data__source="records", data__records=str(tmp_path / "records"))
+    config = small_nest_config(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match="without voken"):
         prepare_records(config, tmp_path, open_codec(config))
 

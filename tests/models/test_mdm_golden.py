@@ -6,7 +6,7 @@ KALEIDO_MDM_GOLDEN names another folder of such files; every file in it is picke
 import dataclasses
 import json
 import os
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -104,14 +104,18 @@ def test_every_file_is_of_a_kind_that_a_test_here_reads():
 
 
 # ----------------------------------------------------------------------------------------- networks
+@cache
+def imported(name):
+    """(config, text channels, our parameters) of a file."""
+    values = meta(name)["config"]
+    config, text_channels = config_from_mdm(values, image_size(name)), values["conditioning_feature_dim"]
+    return config, text_channels, mdm.denoiser_from_mdm(state_of(name), config, text_channels)
+
+
 def network(name, dtype):
     """(model, params, config) of a file in a precision."""
-    values = meta(name)["config"]
-    config = config_from_mdm(values, image_size(name))
-    text_channels = values["conditioning_feature_dim"]
-    params = mdm.denoiser_from_mdm(state_of(name), config, text_channels)
-    model = build_denoiser(config, text_channels, dtype)
-    return model, jax.tree.map(lambda x: jnp.asarray(x, dtype), params), config
+    config, text_channels, params = imported(name)
+    return build_denoiser(config, text_channels, dtype), jax.tree.map(lambda x: jnp.asarray(x, dtype), params), config
 
 
 def inputs(name, prefix, dtype):
@@ -125,8 +129,10 @@ def inputs(name, prefix, dtype):
     return jax.tree.map(jnp.asarray, (images, times, given["lm_outputs"].astype(dtype), mask, micros))
 
 
-# Convolutions of float64 are loops that LLVM makes: the suite's flags, which spare it the work, leave them slow.
-optimised = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+def optimised(function):
+    """Jitted. Convolutions of float64 are loops that LLVM makes, and the suite's flags would leave them slow."""
+    options = {"xla_backend_optimization_level": 1} if jax.config.jax_enable_x64 else None
+    return jax.jit(function, compiler_options=options)
 
 
 def denoise(model, params, images, times, text, mask, micros):
@@ -158,47 +164,12 @@ def test_frequency_table_is_within_one_ulp(name):
 
 @pytest.mark.parametrize("name", names_of("UNet", "NestedUNet"))
 def test_weights_survive_the_round_trip(name):
-    values, state = meta(name)["config"], state_of(name)
-    config = config_from_mdm(values, image_size(name))
-    params = mdm.denoiser_from_mdm(state, config, values["conditioning_feature_dim"])
+    state, (config, _, params) = state_of(name), imported(name)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == meta(name)["params"]
     back = denoiser_to_mdm(params, config)
     assert back.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(back[key], value.astype(np.float32), err_msg=key)
-
-
-# Tensors and parameters of the published models, counted in ml-mdm.
-RELEASED = {64: (713, 461_359_107), 256: (889, 476_613_958), 1024: (1063, 480_970_057)}
-
-
-def released(size):
-    """Config of a published model: 64 px, nested in 256 px, nested in 1024 px."""
-    if size == 64:
-        return cfg.UNet(text_proj_channels=2048, masked_cross_attention=False, micro=(("scale", 64.0),))
-    channels, inner = ((64, 128, 256), 64) if size == 256 else ((32, 32, 64), 256)
-    return cfg.UNet(
-        image_size=size,
-        channels=channels,
-        num_res_blocks=(2, 2, 1),
-        num_attn_layers=(0, 0, 0),
-        micro=(("scale", float(size)),),
-        inner=released(inner),
-    )
-
-
-@pytest.mark.parametrize("size", list(RELEASED))
-def test_published_models_have_their_tensors_and_parameters(size):
-    leaves = jax.tree.leaves(mdm.denoiser_shapes(released(size), 2048))
-    assert (len(leaves), sum(leaf.size for leaf in leaves)) == RELEASED[size]
-
-
-def test_the_kaleido_net_has_its_parameters():
-    levels = {"num_res_blocks": (2, 2, 1), "num_attn_layers": (0, 0, 0)}
-    inner = cfg.UNet(text_proj_channels=1024, num_text_layers=2)
-    config = cfg.UNet(image_size=256, channels=(64, 128, 256), inner=inner, **levels)
-    leaves = jax.tree.leaves(mdm.denoiser_shapes(config, 2048))
-    assert sum(leaf.size for leaf in leaves) == 449_833_286
 
 
 def tiny_weights():

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ RNG = np.random.default_rng(0)
 X, TEMB, TEXT = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((2, 4, 4, 32), (2, 16), (2, 3, 8)))
 
 
+@functools.cache
 def gradients(remat):
     config = UNet(emb_channels=16, num_groups=4, attention_ffn=False, remat=remat)
     level = Level((32,), 32, 1, 8, config, jnp.float32)
@@ -24,7 +27,8 @@ def gradients(remat):
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.1, jnp.float32), shapes)
     loss = lambda params: (level.apply(params, X, method=run) ** 2).sum()  # noqa: E731
-    return str(jax.make_jaxpr(jax.grad(loss))(params)), jax.jit(jax.grad(loss))(params)
+    traced = jax.jit(jax.grad(loss)).trace(params)
+    return str(traced.jaxpr), traced.lower().compile()(params)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -57,8 +57,8 @@ def test_a_rule_changes_the_image_and_a_sample_stays_its_own(pipeline, with_cfg,
     settings = {"guidance": guidance, "cads_tau": (0.2, 0.6)}
     images = draw(pipeline, **settings)
     assert np.isfinite(images).all() and np.abs(images - with_cfg).max() > 1e-3
-    alone = draw(pipeline, CAPTIONS[1:], LATENTS[1:], [1], **settings)
-    np.testing.assert_allclose(alone[0], images[1], atol=1e-4)
+    elsewhere = draw(pipeline, [CAPTIONS[1], "dress"], [LATENTS[1], (9, 1)], [1, 5], **settings)
+    np.testing.assert_allclose(elsewhere[0], images[1], atol=1e-4)
 
 
 @pytest.mark.slow
