@@ -138,5 +138,5 @@ def test_measure_without_a_protocol_says_so(tmp_path):
     with pytest.raises(kj.errors.UserError, match="config.json cannot be read"):
         kj.measure(tmp_path)
     config = kj.load_config("fashion_combined", **{"eval.protocol": "none"})
-    with pytest.raises(kj.errors.UserError, match="config.eval.protocol = 'none'; expected one of quickstart"):
+    with pytest.raises(kj.errors.UserError, match="config.eval.protocol = 'none'; expected one of emoji"):
         kj.measure(tmp_path, config)

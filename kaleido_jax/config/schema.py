@@ -331,10 +331,13 @@ class Sample:
 class Eval:
     """What is measured when training ends, and by the verb `evaluate`."""
 
-    protocol: Literal["none", "quickstart"] = "none"  # quickstart: judge, parse rate and box IoU on fashion
-    num_samples: Count = 500
+    # emoji: images against captions and z, and how many modes of a caption are drawn; quickstart: the same on fashion
+    protocol: Literal["none", "emoji", "quickstart"] = "none"
+    num_samples: Count = 2_000  # captions take turns; the modes of ten kinds want some 200 of each
     gamma: float = 2.0
     num_steps: Count = 50  # reverse steps, with the sampler of `sample`
+    real_scenes: Count = 1_000  # emoji: real images that are measured alike, as the ceiling
+    reader_steps: Count = 4_000  # emoji: training of the reader, for image sizes whose reader is not shipped
     classifier_steps: Count = 600  # training steps of the judge
     real_images: tuple[Count, Count] = (10_000, 2_000)  # real images that train and test the judge
 

@@ -137,7 +137,7 @@ class KaleidoPipeline:
           FloatingPointError: the model's samples are not finite.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
-        sample = self._override(overrides | {"grammar": grammar})
+        sample = self.override(overrides | {"grammar": grammar})
         recipe = self.recipe(captions, images_per_caption, seed, sample, given=latents is not None)
         z = self._given(captions, seed, sample, latents, prefix)
         keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
@@ -231,6 +231,20 @@ class KaleidoPipeline:
         return {"name": self.config.name, "step": self.step, "config": digits, "weights": weights}
 
     # ------------------------------------------------------------------------------------------ arguments
+    def override(self, overrides: dict[str, Any]) -> Sample:
+        """config.sample with other fields, e.g. {"gamma": 3.0}, checked like a config.
+
+        Raises:
+          UserError: an override that is unknown or out of range.
+        """
+        values = dataclasses.asdict(self.config)
+        known = [name for name in values["sample"] if name not in OF_THE_GRID + OF_LOADING]
+        for name in overrides:
+            if name not in known:
+                near = nearest(name, known)
+                raise user_error(f"unknown argument {name!r}", near or f"one of {', '.join(known)}", "correct the name")
+        return validate(values | {"sample": values["sample"] | overrides}).sample
+
     def caption_tokens(self, captions: Sequence[str]) -> HostTokens:
         """Token ids of captions with eos, padded to the config's caption length.
 
@@ -246,16 +260,6 @@ class KaleidoPipeline:
           UserError: invalid, segments missing, or more than twice as long as the config's bucket.
         """
         return latents_tokens(z, self.codec, self.config.latents.max_latents_tokens)
-
-    def _override(self, overrides: dict[str, Any]) -> Sample:
-        """config.sample with the fields of a call, checked like a config."""
-        values = dataclasses.asdict(self.config)
-        known = [name for name in values["sample"] if name not in OF_THE_GRID + OF_LOADING]
-        for name in overrides:
-            if name not in known:
-                near = nearest(name, known)
-                raise user_error(f"unknown argument {name!r}", near or f"one of {', '.join(known)}", "correct the name")
-        return validate(values | {"sample": values["sample"] | overrides}).sample
 
     def _given(
         self,

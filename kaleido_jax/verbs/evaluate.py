@@ -1,6 +1,5 @@
 """evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json."""
 
-import json
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
@@ -13,10 +12,18 @@ FLAGS = (CONFIG, WORKDIR)
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Prints eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
+    """Prints the numbers of eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
     check_backend()
     from kaleido_jax.evaluate.protocols import measure
 
     check_workdir(config, workdir)
     report = measure(workdir, config)
-    say(f"{workdir / 'eval' / config.eval.protocol}.json: {json.dumps(report, indent=2)}")
+    say(f"{workdir / 'eval' / config.eval.protocol}.json:")
+    for name, value in report.items():
+        if not isinstance(value, dict):  # what it depends on, and the numbers of each caption, are in the file
+            real = report.get("real", {}).get(name)
+            say(f"  {name:<32}{_shown(value):>8}" + (f"   real scenes{_shown(real):>8}" if real is not None else ""))
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
