@@ -1,6 +1,7 @@
 """MDM's weights in and out of files: .pth, safetensors of ml-mdm's names and ours."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -43,6 +44,14 @@ NET = cfg.UNet(
     micro=(("scale", 128.0),),
     inner=INNER,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced_once():
+    """Most tests read the same net, whose shapes take a second to trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mdm, "denoiser_shapes", functools.cache(mdm.denoiser_shapes))
+        yield
 
 
 @pytest.fixture(scope="module")
