@@ -27,11 +27,13 @@ from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.files import safetensors
 from kaleido_jax.interop.source import read_weight
+from kaleido_jax.interop.t5 import convert as convert_module
 from kaleido_jax.interop.t5 import huggingface, t5x
+from kaleido_jax.interop.t5 import layout as layout_module
 from kaleido_jax.interop.t5 import load as checkpoint
 from kaleido_jax.interop.t5.convert import convert_t5
 from kaleido_jax.interop.t5.kaleido import write_kaleido
-from kaleido_jax.interop.t5.layout import HEAD, STACKS, TABLE, expected_shapes, layout, layouts, sizes, t5_shapes
+from kaleido_jax.interop.t5.layout import HEAD, STACKS, TABLE, expected_shapes, layout, layouts, sizes
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder
@@ -49,11 +51,21 @@ from tests.t5_files import reference, sizes_of, step_folder, tensors, to_flat
 TOLERANCE = 1e-4  # float32, from the README
 VARIANTS = ("gcs", "gfile", "top_level_path", "version0")
 FORMATS = ("t5x", "huggingface", "kaleido")
+t5_shapes = cache(layout_module.t5_shapes)
 
 
 @pytest.fixture(autouse=True)
 def full_precision():
     with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced_once():
+    """Most tests read the same two models, whose shapes take half a second to trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (layout_module, convert_module):
+            patch.setattr(module, "t5_shapes", t5_shapes)
         yield
 
 
