@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 GAMMAS = (1.0, 2.0, 4.0, 8.0)
 SHOWN_GAMMAS = (1.0, 4.0, 8.0)  # rows of the picture
-SHOWN_IMAGES = 8  # of each model in a row, in lines of four
+SHOWN_IMAGES = 8  # the first of each model in a row, in lines of four
 COLUMNS: tuple[tuple[str, str, str], ...] = (  # key of the report, heading, format
     ("effective_number", "effective number", "{:.2f}"),
     ("effective_number_exact", "of a perfect model", "{:.2f}"),
