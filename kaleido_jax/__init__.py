@@ -49,9 +49,11 @@ def __getattr__(name: str) -> Any:
     if name in _WITH_JAX and "jax" not in sys.modules:
         # Only where JAX comes in now: its backend reads XLA_FLAGS once, and where it has started, a flag that is set
         # too late would hide the warning that it is missing.
-        from kaleido_jax.runtime.xla_flags import set_cpu_flag
+        from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_flag
 
         set_cpu_flag()
+        keep_memory()
+        keep_compiled()
     value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value

@@ -5,8 +5,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kaleido_jax.array_types import AttentionBias, AttentionMask, PerHead
+from kaleido_jax.models import cpu
 
 MASKED = -1e9  # finite, so that a row without any valid key gives the plain mean and never NaN
+
+
+@cpu.switch(cpu.max_last)
+def max_last(x: Float[Array, "*rows k"]) -> Float[Array, "*rows 1"]:
+    """The maximum over the last axis, which is kept."""
+    return x.max(-1, keepdims=True)
+
+
+@cpu.switch(cpu.sum_last)
+def sum_last(x: Float[Array, "*rows k"]) -> Float[Array, "*rows 1"]:
+    """The sum over the last axis, which is kept."""
+    return x.sum(-1, keepdims=True)
 
 
 def attend(
@@ -27,8 +40,8 @@ def attend(
         logits = logits + bias.astype(wide)
     if mask is not None:
         logits = jnp.where(mask, logits, MASKED)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    total = weights.sum(-1, keepdims=True)
+    weights = jnp.exp(logits - max_last(jax.lax.stop_gradient(logits)))
+    total = sum_last(weights)
     out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=wide)
     return (out / total).astype(v.dtype)
 

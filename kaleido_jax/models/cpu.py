@@ -86,6 +86,35 @@ def _project_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
 project.defvjp(_project_forward, _project_backward)
 
 
+# ------------------------------------------------------------------------------------------------- softmax over keys
+def max_last(x: Float[Array, "*rows k"]) -> Float[Array, "*rows 1"]:
+    """The maximum over the last axis, by halves that may overlap.
+
+    XLA's own reduction of the last axis is a scalar loop on CPU: 7.5 times slower for 120 keys.
+    """
+    while x.shape[-1] > 8:
+        size, half = x.shape[-1], (x.shape[-1] + 1) // 2
+        x = jnp.maximum(x[..., :half], x[..., size - half :])
+    return x.max(-1, keepdims=True)
+
+
+@jax.custom_vjp
+def sum_last(x: Float[Array, "*rows k"]) -> Float[Array, "*rows 1"]:
+    """The sum over the last axis, as a product with ones."""
+    return x @ jnp.ones((x.shape[-1], 1), x.dtype)
+
+
+def _sum_last_forward(x: Array) -> tuple[Array, tuple[Array]]:
+    return sum_last(x), (x,)
+
+
+def _sum_last_backward(kept: tuple[Array], dy: Array) -> tuple[Array]:
+    return (jnp.broadcast_to(dy, kept[0].shape),)
+
+
+sum_last.defvjp(_sum_last_forward, _sum_last_backward)
+
+
 # --------------------------------------------------------------------------------------------------------- group norm
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def group_norm(

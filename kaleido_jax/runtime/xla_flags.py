@@ -1,10 +1,17 @@
-"""XLA's flags on CPU. Imports no JAX, whose backend reads XLA_FLAGS once, when it starts."""
+"""What a process sets before JAX starts: XLA's flags on CPU, the allocator and the compilation cache.
 
+Imports no JAX, whose backend reads XLA_FLAGS once, when it starts.
+"""
+
+import ctypes
 import functools
 import importlib.metadata
 import logging
 import os
+import platform
 import re
+import sys
+import zlib
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -18,15 +25,70 @@ CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRA
 VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 # By default these reduce through YNN, with wrong results.
 WRONG_REDUCTIONS = ("0.10.2",)
+# A device for each core: its convolutions must not also take the threads of the others.
+ONE_THREAD_EACH = "--xla_cpu_multi_thread_eigen=false"
+MIN_ROWS = 16
+# glibc's mallopt: M_ARENA_MAX = 1, M_MMAP_THRESHOLD = 1 GiB, M_TRIM_THRESHOLD = all.
+_KEEP = ((-8, 1), (-3, 2**30), (-1, 2**31 - 1))
 
 
 def set_cpu_flag() -> None:
     """Sets CPU_FLAG if JAX will run on CPU, unless the user has set XLA_FLAGS or jaxlib is not one of VERSIONS."""
+    if runs_on_cpu() and "XLA_FLAGS" not in os.environ and _jaxlib() in VERSIONS:
+        os.environ["XLA_FLAGS"] = CPU_FLAG
+
+
+def set_cpu_devices(rows: int) -> None:
+    """Makes each core a device of its own, between which training splits its batches of `rows` samples.
+
+    Only where this module has set the flags (so a user's XLA_FLAGS come first) and before JAX comes in. The number of
+    devices divides `rows` and leaves each at least MIN_ROWS: with 8 rows each, the quickstart's step cost a third more
+    CPU time than on one device (benchmarks/results/training_cores.md).
+    """
+    if os.environ.get("XLA_FLAGS") != CPU_FLAG or not runs_on_cpu() or "jax" in sys.modules:
+        return
+    most = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, rows // MIN_ROWS)
+    devices = max((n for n in range(1, most + 1) if rows % n == 0), default=1)
+    if devices > 1:
+        os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices} {ONE_THREAD_EACH}"
+
+
+def keep_memory() -> None:
+    """Makes glibc keep freed memory, if JAX will run on CPU; a no-op with another C library.
+
+    XLA allocates the temporary memory of each step anew. By default glibc takes that much from the system and gives it
+    back at once, so every page of it was cleared at every step: 150 of the quickstart step's 650 ms (56,000 page
+    faults of 230 MB). Must come before threads: only the main arena can grow so far, so it must be the only one.
+    """
+    if not runs_on_cpu() or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _KEEP:
+        mallopt(option, value)
+
+
+def keep_compiled() -> None:
+    """Keeps compiled functions in the user's cache folder, so that the next process need not compile them again.
+
+    The folder is kaleido_jax/xla in XDG_CACHE_HOME (~/.cache), below it one for each kind of processor, since code
+    compiled on one may not run on another. JAX_COMPILATION_CACHE_DIR comes first; empty, it turns the cache off.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kaleido_jax" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / _processor()))
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{zlib.crc32(features.encode()):08x}"
+
+
+def runs_on_cpu() -> bool:
+    """Whether JAX will choose the CPU: asked to, or no accelerator is there."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     accelerator = any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0"))
-    on_cpu = platforms == "cpu" or (not platforms and not accelerator)
-    if on_cpu and "XLA_FLAGS" not in os.environ and _jaxlib() in VERSIONS:
-        os.environ["XLA_FLAGS"] = CPU_FLAG
+    return platforms == "cpu" or (not platforms and not accelerator)
 
 
 def reduces_wrongly(flags: str, jaxlib: str) -> bool:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kaleido_jax.models import cpu, layers
+from kaleido_jax.models import attention, cpu, layers
 from kaleido_jax.models.layers import NORM_EPS, conv, linear
 
 RNG = np.random.default_rng(0)
@@ -27,6 +27,12 @@ def _same_gradients(ours, plain, *args):
 def test_projection_and_bias_have_the_plain_gradients(rows, features):
     _same_gradients(cpu.project, layers.project.__wrapped__, (*rows, 5), (5, features))
     _same_gradients(cpu.add_bias, layers.add_bias.__wrapped__, (*rows, 5), (5,))
+
+
+@pytest.mark.parametrize("keys", [1, 8, 9, 120])
+def test_reductions_over_keys_have_the_plain_gradients(keys):
+    _same_gradients(cpu.max_last, attention.max_last.__wrapped__, (3, 2, keys))
+    _same_gradients(cpu.sum_last, attention.sum_last.__wrapped__, (3, 2, keys))
 
 
 def test_the_switch_chooses_the_form(monkeypatch):

@@ -1,6 +1,10 @@
 import dataclasses
 import logging
 import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -66,6 +70,69 @@ def test_the_flag_is_not_set(environment, variables):
     environment(**variables)
     xla_flags.set_cpu_flag()
     assert os.environ.get("XLA_FLAGS") == variables.get("XLA_FLAGS")
+
+
+@pytest.mark.parametrize(
+    ("flags", "jax_is_there", "rows", "devices"),
+    [
+        (xla_flags.CPU_FLAG, False, 64, 4),
+        (xla_flags.CPU_FLAG, False, 63, 3),  # the most that divide the rows
+        (xla_flags.CPU_FLAG, False, 16, None),  # too few rows for two
+        ("--xla_dump_to=x", False, 64, None),
+        (xla_flags.CPU_FLAG, True, 64, None),
+    ],
+    ids=["rows for all cores", "odd rows", "few rows", "user's flags", "too late"],
+)
+def test_cores_become_devices_where_a_batch_fills_them(environment, monkeypatch, flags, jax_is_there, rows, devices):
+    environment(JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    if not jax_is_there:
+        monkeypatch.delitem(sys.modules, "jax")
+    xla_flags.set_cpu_devices(rows)
+    count = f" --xla_force_host_platform_device_count={devices} {xla_flags.ONE_THREAD_EACH}" if devices else ""
+    assert os.environ["XLA_FLAGS"] == flags + count
+
+
+def test_compiled_functions_are_kept_in_the_users_cache_folder(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/a")
+    xla_flags.keep_compiled()
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == Path("/a/kaleido_jax/xla") and platform.machine() in folder.name
+
+
+@pytest.mark.parametrize("folder", ["/b", ""], ids=["another folder", "none"])
+def test_jaxs_own_variable_chooses_the_cache(monkeypatch, folder):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    xla_flags.keep_compiled()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == folder
+
+
+PAGE_FAULTS = """
+import resource, jax, jax.numpy as jnp
+from kaleido_jax.runtime.xla_flags import keep_memory
+if {keep}: keep_memory()
+step = jax.jit(lambda x: x @ x.T @ x)  # between the products 64 MiB; up to 32 MiB glibc itself learns to keep
+x, faults = jnp.ones((4096, 4)), []
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))  # one call may begin before the memory of the last is free
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_kept_memory_is_not_cleared_again_at_every_step():
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PAGE_FAULTS.format(keep=keep)], capture_output=True, check=True
+            ).stdout
+        )
+        for keep in (False, True)
+    ]
+    assert faults[1] < 1000 < 16_000 < faults[0]
 
 
 @pytest.mark.parametrize(
