@@ -43,7 +43,7 @@ def set_cpu_devices(rows: int) -> None:
 
     Only where this module has set the flags (so a user's XLA_FLAGS come first) and before JAX comes in. The number of
     devices divides `rows` and leaves each at least MIN_ROWS: with 8 rows each, the quickstart's step cost a third more
-    CPU time than on one device (benchmarks/results/training_cores.md).
+    CPU time than on one device (benchmarks/results/training_step.md).
     """
     if os.environ.get("XLA_FLAGS") != CPU_FLAG or not runs_on_cpu() or "jax" in sys.modules:
         return
