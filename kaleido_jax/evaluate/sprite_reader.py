@@ -259,7 +259,8 @@ def _degrade(key: Key[Array, ""], x: Sample) -> Sample:
 
 def main() -> None:
     """Trains a reader and writes it to --out."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # force: what is imported may have installed a handler that shows warnings only
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     parser = argparse.ArgumentParser(description="Trains a reader of scenes of emoji.")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--image_size", type=int, default=32, help="px of the images that it will read")
