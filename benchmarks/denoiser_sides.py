@@ -35,7 +35,7 @@ class Case:
 def make_case(name: str, batch: int = 0) -> Case:
     """The case of that name; its nets without remat, which ml-mdm does not have. `batch` 0 is the case's own."""
     file, own_batch, inner = {
-        "tiny": ("fashion_combined", 16, False),
+        "tiny": ("emoji_combined", 16, False),
         "inner": ("imagenet_combined", 2, True),
         "full": ("imagenet_combined", 1, False),
     }[name]

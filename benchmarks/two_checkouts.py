@@ -50,7 +50,7 @@ def serve() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from configs.fashion_combined import get_config
+    from configs.emoji_combined import get_config
 
     config = first_of("config.checks:validate", "config_checks:validate")(get_config())
     shapes = first_of("config.schema:sample_shapes", "config:sample_shapes")(config.model)

@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
     config.latents.max_latents_tokens = 2  # the voken and eos
 
     t5 = config.model.t5
-    t5.vocabulary = "fashion"
+    t5.vocabulary = "emoji"
     t5.d_model, t5.d_ff, t5.num_heads, t5.head_dim = 32, 64, 2, 16
     t5.num_encoder_layers, t5.num_decoder_layers = 1, 1
     t5.encoder.trainable = True

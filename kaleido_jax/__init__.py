@@ -2,8 +2,8 @@
 
     import kaleido_jax as kj
 
-    pipe = kj.KaleidoPipeline.from_pretrained("runs/fashion")
-    pipe("bag", gamma=3.0).images[0][0].save("bag.png")
+    pipe = kj.KaleidoPipeline.from_pretrained("runs/emoji")
+    pipe("fruit", gamma=3.0).images[0][0].save("fruit.png")
 
 Names are imported when first asked for.
 """

@@ -15,7 +15,7 @@ from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag
 
 REPO = Path(__file__).parent.parent
-FASHION = "--config=fashion_combined"
+EMOJI = "--config=emoji_combined"
 
 
 def command(*args, **environment):
@@ -53,7 +53,7 @@ def called(monkeypatch):
 
 
 def test_a_verb_from_outside_has_flags_help_and_a_config(called, capsys):
-    main.main(["greet", FASHION, "--to=you", "--few", "--config.train.num_steps=3"])
+    main.main(["greet", EMOJI, "--to=you", "--few", "--config.train.num_steps=3"])
     config = called[0]["config"]
     assert called == [{"config": config, "workdir": None, "to": "you"}]
     assert (config.train.num_steps, config.sample.images_per_caption) == (3, 1)
@@ -67,24 +67,24 @@ def test_a_verb_from_outside_has_flags_help_and_a_config(called, capsys):
         (["--two=1"], "unknown flag --two=1; expected --config=, --workdir=, --to=, --few="),
     ):
         with pytest.raises(UserError, match=reason):
-            main.main(["greet", FASHION, *flags])
+            main.main(["greet", EMOJI, *flags])
     with pytest.raises(UserError, match="did you mean 'greet'"):
         main.main(["gret"])
 
 
 def test_the_last_of_two_equal_flags_wins(called):
-    main.main(["greet", FASHION, "--to=me", "--workdir=a", "--few=3", "--to=you", "--workdir=b", "--few=2"])
+    main.main(["greet", EMOJI, "--to=me", "--workdir=a", "--few=3", "--to=you", "--workdir=b", "--few=2"])
     assert (called[0]["to"], called[0]["workdir"]) == ("you", Path("b"))
     assert called[0]["config"].sample.images_per_caption == 2
 
 
 def test_a_tilde_is_the_home_folder_in_flags(called, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "mine.py").write_text((REPO / "configs" / "fashion_combined.py").read_text())
+    (tmp_path / "mine.py").write_text((REPO / "configs" / "emoji_combined.py").read_text())
     main.main(["greet", "--config=~/mine.py", "--to=me", "--workdir=~/runs/x"])
     assert called[0]["workdir"] == tmp_path / "runs" / "x"
     with pytest.raises(UserError, match="--workdir=~nobody.here/x; expected the home folder"):
-        main.main(["greet", FASHION, "--to=me", "--workdir=~nobody.here/x"])
+        main.main(["greet", EMOJI, "--to=me", "--workdir=~nobody.here/x"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_the_machine_refuses_is_one_line(error, monkeypatch, capsys):
 def test_places_where_nothing_can_be_written_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "sub", tmp_path / ("x" * 300)):
-        monkeypatch.setattr(sys, "argv", ["kaleido_jax", "annotate", FASHION, f"--workdir={workdir}"])
+        monkeypatch.setattr(sys, "argv", ["kaleido_jax", "annotate", EMOJI, f"--workdir={workdir}"])
         with pytest.raises(SystemExit, match="2"):
             main.run()
         message = capsys.readouterr().err.splitlines()
@@ -119,7 +119,7 @@ def test_places_where_nothing_can_be_written_are_one_line(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("platforms", ["cuda", "CPU", "nonsense"])
 def test_platforms_that_are_not_there_are_one_line(platforms):
-    code, message = command("plan", "--config=fashion_combined", JAX_PLATFORMS=platforms)
+    code, message = command("plan", "--config=emoji_combined", JAX_PLATFORMS=platforms)
     assert code == 2 and message.count("\n") == 1
     assert f"JAX_PLATFORMS={platforms}, for which this machine has no device; expected one of cpu" in message
 
@@ -130,7 +130,7 @@ def test_platforms_that_are_there_are_taken(monkeypatch):
 
 
 def test_a_locale_without_utf8_is_asked_to_be_another():
-    code, message = command("plan", "--config=fashion_combined", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    code, message = command("plan", "--config=emoji_combined", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert code == 2 and message == (
         "kaleido_jax: error: a locale with the encoding ascii; expected UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1\n"
     )
@@ -138,17 +138,17 @@ def test_a_locale_without_utf8_is_asked_to_be_another():
 
 def test_flags_that_are_no_text_are_refused():
     with pytest.raises(UserError, match="expected text in UTF-8"):
-        main.main([FASHION, "--workdir=caf\udce9"])
+        main.main([EMOJI, "--workdir=caf\udce9"])
 
 
 def test_training_without_captions_for_its_grid_is_refused_before_it_starts(tmp_path):
     with pytest.raises(UserError, match="no captions to sample; expected config.sample.captions"):
-        main.main([FASHION, "--config.data.source=folder", f"--workdir={tmp_path / 'w'}"])
+        main.main([EMOJI, "--config.data.source=folder", f"--workdir={tmp_path / 'w'}"])
     assert not (tmp_path / "w").exists()
 
 
 def test_a_start_that_the_records_refuse_claims_no_workdir(tmp_path):
     flags = ["--config.data.source=records", "--config.train.sample_at_end=False", f"--workdir={tmp_path / 'w'}"]
     with pytest.raises(UserError, match="no records in"):
-        main.main([FASHION, *flags])
+        main.main([EMOJI, *flags])
     assert not (tmp_path / "w" / "config.json").exists()

@@ -17,36 +17,36 @@ from kaleido_jax.models.kaleido import Kaleido, abstract_params, count_params, s
 from kaleido_jax.train import fit
 from kaleido_jax.verbs import train
 
-FASHION = "--config=configs/fashion_combined.py"
+EMOJI = "--config=configs/emoji_combined.py"
 
 BAD_INPUT = {
     "no config": (["--workdir=W"], "no --config"),
-    "no workdir": ([FASHION], "no --workdir"),
-    "no such config": (["--config=configs/fashon.py", "--workdir=W"], "configs/fashion_combined.py"),
-    "unknown verb": (["trian", FASHION, "--workdir=W"], "did you mean 'train'"),
-    "unknown flag": ([FASHION, "--workdir=W", "--steps=3"], "unknown flag --steps=3"),
-    "misspelled key": ([FASHION, "--workdir=W", "--config.train.batchsize=3"], "expected 'train.batch_size'"),
-    "misspelled group": ([FASHION, "--workdir=W", "--config.trian.batch_size=3"], "expected 'train'"),
-    "deep misspelled key": ([FASHION, "--workdir=W", "--config.model.denoiser.inner.chanels=3"], "inner.channels"),
-    "wrong type": ([FASHION, "--workdir=W", "--config.train.batch_size=many"], "train.batch_size=many; expected int"),
-    "wrong type of a tuple": ([FASHION, "--workdir=W", "--config.sample.captions=(1,)"], "sample.captions[0] = 1"),
-    "out of range": ([FASHION, "--workdir=W", "--config.diffusion.p_uncond=1.5"], "from 0 to 1"),
-    "unknown choice": ([FASHION, "--workdir=W", "--config.sample.sampler=ddmp"], "did you mean 'ddpm'"),
-    "nesting": ([FASHION, "--workdir=W", "--config.model.denoiser.inner.image_size=8"], "expected 16"),
-    "resolution": ([FASHION, "--workdir=W", "--config.model.denoiser.image_size=64"], "expected 32"),
-    "levels": ([FASHION, "--workdir=W", "--config.model.denoiser.num_res_blocks=(1,)"], "one for each level"),
-    "segments": ([FASHION, "--workdir=W", "--config.latents.segments=('voken','text')"], "in this order"),
-    "more steps than the schedule": ([FASHION, "--workdir=W", "--config.sample.num_steps=2000"], "at most"),
+    "no workdir": ([EMOJI], "no --workdir"),
+    "no such config": (["--config=configs/emojy.py", "--workdir=W"], "configs/emoji_combined.py"),
+    "unknown verb": (["trian", EMOJI, "--workdir=W"], "did you mean 'train'"),
+    "unknown flag": ([EMOJI, "--workdir=W", "--steps=3"], "unknown flag --steps=3"),
+    "misspelled key": ([EMOJI, "--workdir=W", "--config.train.batchsize=3"], "expected 'train.batch_size'"),
+    "misspelled group": ([EMOJI, "--workdir=W", "--config.trian.batch_size=3"], "expected 'train'"),
+    "deep misspelled key": ([EMOJI, "--workdir=W", "--config.model.denoiser.inner.chanels=3"], "inner.channels"),
+    "wrong type": ([EMOJI, "--workdir=W", "--config.train.batch_size=many"], "train.batch_size=many; expected int"),
+    "wrong type of a tuple": ([EMOJI, "--workdir=W", "--config.sample.captions=(1,)"], "sample.captions[0] = 1"),
+    "out of range": ([EMOJI, "--workdir=W", "--config.diffusion.p_uncond=1.5"], "from 0 to 1"),
+    "unknown choice": ([EMOJI, "--workdir=W", "--config.sample.sampler=ddmp"], "did you mean 'ddpm'"),
+    "nesting": ([EMOJI, "--workdir=W", "--config.model.denoiser.inner.image_size=8"], "expected 16"),
+    "resolution": ([EMOJI, "--workdir=W", "--config.model.denoiser.image_size=64"], "expected 32"),
+    "levels": ([EMOJI, "--workdir=W", "--config.model.denoiser.num_res_blocks=(1,)"], "one for each level"),
+    "segments": ([EMOJI, "--workdir=W", "--config.latents.segments=('voken','text')"], "in this order"),
+    "more steps than the schedule": ([EMOJI, "--workdir=W", "--config.sample.num_steps=2000"], "at most"),
     "weights": (["--config=configs/imagenet_combined.py", "--workdir=W"], "gs://t5-data"),
-    "limit without annotate": ([FASHION, "--workdir=W", "--limit=3"], "unknown flag --limit=3"),
-    "limit": (["annotate", FASHION, "--workdir=W", "--limit=few"], "annotate.limit=few; expected int"),
+    "limit without annotate": ([EMOJI, "--workdir=W", "--limit=3"], "unknown flag --limit=3"),
+    "limit": (["annotate", EMOJI, "--workdir=W", "--limit=few"], "annotate.limit=few; expected int"),
     "no data": (["annotate", "--config=configs/annotate_coco.py", "--workdir=W"], "config.data.root = None"),
     "nothing to annotate": (["annotate", "--config=configs/imagenet_combined.py", "--workdir=W"], "data to annotate"),
     "required": (
-        [FASHION, "--workdir=W", "--config.annotate.required=('bbox',)", "--config.annotate.segments=('text',)"],
+        [EMOJI, "--workdir=W", "--config.annotate.required=('bbox',)", "--config.annotate.segments=('text',)"],
         "add it there",
     ),
-    "mesh": ([FASHION, "--workdir=W", "--config.mesh.data=3"], "product is 1 devices"),
+    "mesh": ([EMOJI, "--workdir=W", "--config.mesh.data=3"], "product is 1 devices"),
 }
 
 
@@ -63,7 +63,7 @@ def test_bad_input_is_one_line_of_found_expected_and_what_to_do(case, tmp_path, 
 def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
     source = (
         "import sys, atexit\nfrom kaleido_jax import main\n"
-        f"sys.argv = ['kaleido_jax', '{FASHION}', '--workdir={tmp_path}/w', '--config.train.batch_size=0']\n"
+        f"sys.argv = ['kaleido_jax', '{EMOJI}', '--workdir={tmp_path}/w', '--config.train.batch_size=0']\n"
         "atexit.register(lambda: print('jax' in sys.modules))\nmain.run()"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
@@ -73,15 +73,15 @@ def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
 
 def test_fields_without_a_value_can_be_set_by_a_flag():
     fields = ("init.inner", "data.records", "model.t5.checkpoint")
-    config = config_from_flags("fashion_combined", [f"--config.{field}=somewhere" for field in fields])
+    config = config_from_flags("emoji_combined", [f"--config.{field}=somewhere" for field in fields])
     assert [attrgetter(field)(config) for field in fields] == ["somewhere"] * 3
-    assert load_config("fashion_combined").data.records is None
+    assert load_config("emoji_combined").data.records is None
 
 
 def test_batch_that_does_not_divide_over_the_devices_is_refused(eight_devices):
     out = eight_devices(
         "from kaleido_jax import main\nfrom kaleido_jax.errors import UserError\n"
-        f"try:\n    main.main(['{FASHION}', '--workdir=/nowhere/w', '--config.train.batch_size=20'])\n"
+        f"try:\n    main.main(['{EMOJI}', '--workdir=/nowhere/w', '--config.train.batch_size=20'])\n"
         "except UserError as error:\n    print(error)"
     )
     assert "config.train.batch_size = 20; expected a multiple of 8" in out
@@ -190,7 +190,7 @@ def test_the_baseline_is_the_same_without_latents():
         assert getattr(config, group) == getattr(combined, group)
 
 
-QUICK = ("fashion_combined.py", "imagenet_combined.py")  # the others take five seconds each to trace
+QUICK = ("emoji_combined.py", "imagenet_combined.py")  # the others take five seconds each to trace
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,12 @@ from kaleido_jax.train.fit import make_batches
 from kaleido_jax.verbs import evaluate, sample, train
 from tests.tiny import small_nest_config
 
-CONFIG = small_nest_config(eval__protocol="quickstart")
+CONFIG = small_nest_config(eval__protocol="emoji")
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "fashion"
+    folder = tmp_path_factory.mktemp("run") / "emoji"
     train.run(CONFIG, folder)
     return folder
 
@@ -54,13 +54,13 @@ def test_a_run_leaves_everything(workdir):
     assert json.loads((workdir / "config.json").read_text())["name"] == CONFIG.name
     width, height = Image.open(samples / "grid.png").size
     assert width > 2 * 192 and height > 2 * 192
-    recipe = load_recipe(samples / "00-bag.json")
+    recipe = load_recipe(samples / "00-fruit.json")
     (row,) = recipe["rows"]
-    assert row["caption"] == "bag" and len(row["files"]) == 2 and recipe["seed"] == CONFIG.seed
+    assert row["caption"] == "fruit" and len(row["files"]) == 2 and recipe["seed"] == CONFIG.seed
     assert row["latents"] is not None or row["problem"]
-    assert Image.open(samples / row["files"][0]).size == (8, 8)
-    report = json.loads((workdir / "eval" / "quickstart.json").read_text())
-    assert {"judge_accuracy_real", "judge_accuracy_samples", "latents_parsed", "box_iou_median"} <= set(report)
+    assert Image.open(samples / row["files"][0]).size == (16, 16)
+    report = json.loads((workdir / "eval" / "emoji.json").read_text())
+    assert {"kind_right", "latents_parsed", "modes_found", "reader", "real"} <= set(report)
 
 
 def test_run_again_redoes_nothing(workdir, capsys):
@@ -102,14 +102,14 @@ def test_autoguidance_takes_the_ema_of_an_earlier_checkpoint(workdir, pipeline):
 
 @pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(pipeline):
-    captions = ["bag", "coat", "dress"]
+    captions = ["fruit", "bird", "bug"]
     rows = pipeline.sample_latents(captions, seed=5)
-    alone = pipeline.sample_latents(["dress"], seed=5, indices=[2])
+    alone = pipeline.sample_latents(["bug"], seed=5, indices=[2])
     assert alone[0].tokens == rows[2].tokens
     images = pipeline.sample_images(captions, [r.tokens for r in rows], seed=5)
-    one = pipeline.sample_images(["dress"], [rows[2].tokens], seed=5, indices=[2])
+    one = pipeline.sample_images(["bug"], [rows[2].tokens], seed=5, indices=[2])
     np.testing.assert_allclose(one[0], images[2], atol=1e-5)
-    other_seed = pipeline.sample_images(["dress"], [rows[2].tokens], seed=6, indices=[2])
+    other_seed = pipeline.sample_images(["bug"], [rows[2].tokens], seed=6, indices=[2])
     assert np.abs(other_seed - one).max() > 1e-2
 
 
@@ -118,21 +118,21 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
     def z(x):
         return Latents.from_json(
             {
-                "text": "a small bright bag at the lower left, square, full and plain",
-                "bbox": [{"phrase": "bag", "box": [x, 100, x + 300, 400]}],
-                "blob": [{"phrase": "bag", "blob": [x + 150, 250, 150, 140, 10]}],
+                "text": "a small bright fruit at the lower left, square, full and plain",
+                "bbox": [{"phrase": "fruit", "box": [x, 100, x + 300, 400]}],
+                "blob": [{"phrase": "fruit", "blob": [x + 150, 250, 150, 140, 10]}],
                 "voken": [1, 2, 3, 4, 5, 6, 7, 8],
             }
         )
 
     tokens = [pipeline.latents_tokens(z(x)) for x in (0, 600)]
-    images = pipeline.sample_images(["bag", "bag"], tokens, seed=0, indices=[0, 0])
-    assert images.shape == (2, 8, 8, 3)
+    images = pipeline.sample_images(["fruit", "fruit"], tokens, seed=0, indices=[0, 0])
+    assert images.shape == (2, 16, 16, 3)
     assert not np.array_equal(images[0], images[1])
     with pytest.raises(UserError, match="expected at most"):
-        pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a bag " * 80 + "end"}))
+        pipeline.latents_tokens(Latents.from_json({**z(0).to_json(), "text": "a fruit " * 80 + "end"}))
     with pytest.raises(UserError, match="caption"):
-        pipeline.caption_tokens(["a bag " * 40])
+        pipeline.caption_tokens(["a fruit " * 40])
 
 
 def test_a_workdir_of_another_config_is_refused(workdir):
@@ -140,7 +140,7 @@ def test_a_workdir_of_another_config_is_refused(workdir):
         train.run(small_nest_config(train__learning_rate=0.5), workdir)
     for verb in (sample, evaluate):
         with pytest.raises(UserError, match="belongs to another config: model.t5.d_ff"):
-            verb.run(small_nest_config(model__t5__d_ff=64, eval__protocol="quickstart"), workdir)
+            verb.run(small_nest_config(model__t5__d_ff=64, eval__protocol="emoji"), workdir)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])

@@ -6,12 +6,12 @@ from kaleido_jax.config.checks import validate
 from kaleido_jax.config.schema import UNet, to_config_dict
 from kaleido_jax.models.decode import shift_right
 
-FASHION = "configs/fashion_combined.py"
+EMOJI = "configs/emoji_combined.py"
 
 
 def tiny_config_dict():
     """The quickstart's config with every size cut down."""
-    from configs.fashion_combined import get_config
+    from configs.emoji_combined import get_config
 
     config = get_config()
     t5 = config.model.t5
@@ -39,16 +39,17 @@ def tiny_config_dict():
         inner=inner,
     )
     config.model.denoiser = to_config_dict(outer)
-    config.data.fashion.num_train, config.data.fashion.num_test = 128, 16
+    config.data.emoji.num_train, config.data.emoji.num_test = 128, 16
+    config.data.emoji.two_share, config.latents.max_latents_tokens = 0.0, 64  # one sprite needs half of the tokens
+    config.annotate.image_size = 16  # the smallest scenes, which smaller nets read too
     config.train.batch_size, config.train.num_steps, config.train.warmup_steps = 8, 4, 1
     config.train.log_every_steps, config.train.checkpoint_every_steps = 2, 2
     config.sample.num_steps = config.eval.num_steps = 2
-    config.sample.captions = ("bag", "coat")
+    config.sample.captions = ("fruit", "bird")
     config.sample.images_per_caption = 2
     config.train.lr_schedule = "constant"
     config.eval.protocol = "none"
-    config.eval.num_samples, config.eval.classifier_steps = 4, 2
-    config.eval.real_images = (64, 16)
+    config.eval.num_samples, config.eval.real_scenes, config.eval.reader_steps = 4, 8, 2
     return config
 
 
@@ -84,17 +85,17 @@ def tiny_batch(config, rows=8, seed=0):
     }
 
 
-def small_nest():
-    """Two nets of one and two levels, 8 and 4 px."""
+def small_nest(size=8):
+    """Two nets of one and two levels, the outer one of `size` px."""
     common = {"attention_ffn": False, "mid_blocks": False, "emb_channels": 16, "num_groups": 4}
-    inner = UNet(image_size=4, channels=(32,), num_res_blocks=(1,), num_attn_layers=(1,), **common)
-    return UNet(image_size=8, channels=(8, 8), num_res_blocks=(1, 1), num_attn_layers=(0, 0), inner=inner, **common)
+    inner = UNet(image_size=size // 2, channels=(32,), num_res_blocks=(1,), num_attn_layers=(1,), **common)
+    return UNet(image_size=size, channels=(8, 8), num_res_blocks=(1, 1), num_attn_layers=(0, 0), inner=inner, **common)
 
 
 def small_nest_config(**changes):
-    """`tiny_config` with `small_nest`: compiles faster where any nest will do."""
+    """`tiny_config` with `small_nest` of 16 px: compiles faster where any nest will do."""
     config = tiny_config_dict()
-    config.model.denoiser = to_config_dict(small_nest())
+    config.model.denoiser = to_config_dict(small_nest(16))
     return _changed(config, changes)
 
 

@@ -29,7 +29,7 @@ def load_config(name_or_path: str | Path, **overrides: Any) -> Config:
     """A validated config.
 
     Args:
-      name_or_path: the name of a shipped config, such as "fashion_combined" or "cc12m:text" (the part after the colon
+      name_or_path: the name of a shipped config, such as "emoji_combined" or "cc12m:text" (the part after the colon
         is get_config()'s argument), a file with get_config(), a config.json, or a workdir that holds one.
       **overrides: fields to change by their dotted path, e.g. **{"train.num_steps": 1_000}.
 

@@ -144,14 +144,6 @@ class DataEmoji:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFashion:
-    """The generated garments."""
-
-    num_train: Count = 20_000  # training records
-    num_test: Count = 2_000  # held-out records
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataCoco:
     """COCO's JSON."""
 
@@ -169,9 +161,7 @@ class DataTable:
 class Data:
     """Where images, captions and latents come from."""
 
-    source: Literal["emoji", "fashion", "records", "coco", "gbc", "table", "folder"] = (
-        "records"  # records: annotated already
-    )
+    source: Literal["emoji", "records", "coco", "gbc", "table", "folder"] = "records"  # records: annotated already
     root: MayChange[PathText | None] = None  # folder of the data that `annotate` reads
     split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
     labels: tuple[PathText, ...] = ()  # label files below root; () = the data set's usual ones
@@ -182,7 +172,6 @@ class Data:
     verify: MayChange[Literal["full", "size"]] = "full"  # check of record shards when opened: sha256 or size
     fetch: MayChange[str] = ""  # shown when the records are missing: where to get the data
     emoji: DataEmoji = field(default_factory=DataEmoji)
-    fashion: DataFashion = field(default_factory=DataFashion)
     coco: DataCoco = field(default_factory=DataCoco)
     table: DataTable = field(default_factory=DataTable)
 
@@ -247,7 +236,7 @@ class AnnotateVoken:
     model: PathText | None = None  # seed: folder of weights
     quantizer: Literal["residual", "fsq"] = "residual"  # k-means, a codebook for each token; fsq needs fewer images
     fit_examples: Count = 4096  # training images that the quantizer is fitted on; all if there are fewer
-    feature: Literal["appearance", "pixels", "autoencoder", "onnx", "transformers"] = "pixels"  # what it quantizes
+    feature: Literal["pixels", "autoencoder", "onnx", "transformers"] = "pixels"  # what it quantizes
     feature_model: PathText | None = None  # folder or file of weights of the last three
 
 
@@ -331,15 +320,12 @@ class Sample:
 class Eval:
     """What is measured when training ends, and by the verb `evaluate`."""
 
-    # emoji: images against captions and z, and how many modes of a caption are drawn; quickstart: the same on fashion
-    protocol: Literal["none", "emoji", "quickstart"] = "none"
+    protocol: Literal["none", "emoji"] = "none"  # emoji: images against captions and z, and how many modes are drawn
     num_samples: Count = 2_000  # captions take turns; the modes of ten kinds want some 200 of each
     gamma: float = 2.0
     num_steps: Count = 50  # reverse steps, with the sampler of `sample`
     real_scenes: Count = 1_000  # emoji: real images that are measured alike, as the ceiling
     reader_steps: Count = 4_000  # emoji: training of the reader, for image sizes whose reader is not shipped
-    classifier_steps: Count = 600  # training steps of the judge
-    real_images: tuple[Count, Count] = (10_000, 2_000)  # real images that train and test the judge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,9 @@ from typing import Any
 
 from kaleido_jax.config.schema import Config, Mesh
 from kaleido_jax.errors import user_error
-from kaleido_jax.evaluate import emoji, quickstart
+from kaleido_jax.evaluate import emoji
 
-PROTOCOLS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {
-    "emoji": emoji.measure,
-    "quickstart": quickstart.measure,
-}
+PROTOCOLS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {"emoji": emoji.measure}
 
 
 def measure(workdir: str | Path, config: Config | None = None) -> dict[str, Any]:

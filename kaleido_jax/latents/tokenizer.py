@@ -21,7 +21,6 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 SHIPPED = {
     "t5": ("assets/t5/spiece.model", 100),
     "emoji": ("assets/emoji/spiece.model", 0),
-    "fashion": ("assets/fashion/spiece.model", 0),
 }  # file, extra ids
 
 

@@ -25,9 +25,9 @@ class Flag:
 CONFIG = Flag(
     name="config",
     value="NAME",
-    help="a config file such as configs/fashion_combined.py, the name of a shipped one such as cc12m:text, a "
+    help="a config file such as configs/emoji_combined.py, the name of a shipped one such as cc12m:text, a "
     "workdir, or its config.json",
-    missing="name a config, e.g. configs/fashion_combined.py",
+    missing="name a config, e.g. configs/emoji_combined.py",
 )
 WORKDIR = Flag(
     name="workdir",

@@ -65,7 +65,7 @@ def test_what_can_work_is_taken():
         ({"model__denoiser__channels": (0, 0)}, r"config.model.denoiser.channels\[0\] = 0; expected at least 1"),
         ({"model__denoiser__inner__num_res_blocks": (1, 0)}, r"inner.num_res_blocks\[1\] = 0"),
         ({"latents__codebook_size": -5}, "config.latents.codebook_size = -5"),
-        ({"eval__real_images": (-1, -1)}, r"config.eval.real_images\[0\] = -1"),
+        ({"data__coco__licenses": (-1, -1)}, r"config.data.coco.licenses\[0\] = -1"),
         ({"train__adam_eps": -1.0}, "config.train.adam_eps = -1.0; expected more than 0"),
         ({"train__adam_b1": 1.0}, "config.train.adam_b1 = 1.0, an average that never moves"),
         ({"train__ema_decay": 1.0}, "config.train.ema_decay = 1.0"),

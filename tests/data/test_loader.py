@@ -12,7 +12,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.segments import names
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import select
-from tests.fashion import make_records
+from tests.emoji import make_records
 
 SIZES = {"batch_size": 8, "max_caption_tokens": 8, "max_latents_tokens": 96, "seed": 5}
 
@@ -25,7 +25,7 @@ def parsed_flags():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer("fashion", 64)
+    return load_tokenizer("emoji", 64)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,10 @@ def test_one_unshuffled_epoch_ends(loader):
 
 def test_overlong_samples_are_named_before_the_first_batch(loader):
     with pytest.raises(
-        UserError, match=r"latents of sample fashion/train/\d+ has \d+ tokens.*latents.max_latents_tokens = 40"
+        UserError, match=r"latents of sample emoji/train/\d+ has \d+ tokens.*latents.max_latents_tokens = 40"
     ):
         loader(max_latents_tokens=40)
-    with pytest.raises(UserError, match=r"caption of sample fashion/train/000000 .*data.max_caption_tokens = 3"):
+    with pytest.raises(UserError, match=r"caption of sample emoji/train/\d+ .*data.max_caption_tokens = 3"):
         loader(max_caption_tokens=3)
     next(loader(segments=("voken",), max_latents_tokens=16))  # exactly long enough
 

@@ -7,12 +7,12 @@ import pytest
 
 from kaleido_jax.annotate.labels import LabeledBoxes, LabeledText
 from kaleido_jax.data.records import decode_image, open_records, write_shard
-from kaleido_jax.data.sources.fashion import CLASS_NAMES
+from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
-from tests.fashion import garments, make_records
+from tests.emoji import make_records, scenes
 
 SETTINGS = {"num_examples": 40, "seed": 0, "image_size": 32}
 SMALL = {"codebook_size": 8, "shard_size": 16, "fit_examples": 50}
@@ -20,7 +20,7 @@ SMALL = {"codebook_size": 8, "shard_size": 16, "fit_examples": 50}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer("fashion", 64)
+    return load_tokenizer("emoji", 64)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def opening(tokenizer):
 
 def test_records_hold_what_the_source_and_the_annotator_gave(made, opening):
     records = open_records(made / "train", **opening)
-    source = garments("train", 40)
+    source = scenes("train", 40)
     assert len(records) == 40
     for index in (0, 15, 16, 39):
         record, example = records[index], source[index]
@@ -58,9 +58,9 @@ def test_records_hold_what_the_source_and_the_annotator_gave(made, opening):
 
 def test_manifest_tells_how_the_records_were_made(made, opening, tokenizer):
     manifest = open_records(made / "train", **opening).manifest
-    sizes = {"num_train": 40, "num_test": 1, "image_size": 32}
-    assert manifest.source == {"name": "fashion", "split": "train", "seed": 0} | sizes
-    assert manifest.class_names == list(CLASS_NAMES)
+    sizes = {"num_train": 40, "num_test": 1, "two_share": 0.2, "image_size": 32}
+    assert manifest.source == {"name": "emoji", "split": "train", "seed": 0} | sizes
+    assert manifest.class_names == list(KINDS)
     assert manifest.counts == {"text": 40, "bbox": 40, "voken": 40}
     assert [s.records for s in manifest.shards] == [16, 16, 8]
     assert manifest.vocabulary == tokenizer.fingerprint and manifest.codebook_size == 64
@@ -102,7 +102,7 @@ def test_another_vocabulary_is_refused(made):
     with pytest.raises(UserError, match="made with vocabulary"):
         open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("t5", 64), segments=()), image_size=32)
     with pytest.raises(UserError, match="latents.codebook_size"):
-        open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("fashion", 128), segments=()), image_size=32)
+        open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("emoji", 128), segments=()), image_size=32)
 
 
 def test_another_image_size_is_refused(made, opening):

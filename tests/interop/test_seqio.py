@@ -34,9 +34,9 @@ def run(source, *args):
 def records(tmp_path_factory):
     """(folder, tokenizer) of records in two shards."""
     from kaleido_jax.latents.tokenizer import load_tokenizer
-    from tests.fashion import make_records
+    from tests.emoji import make_records
 
-    folder, tokenizer = tmp_path_factory.mktemp("records"), load_tokenizer("fashion", 64)
+    folder, tokenizer = tmp_path_factory.mktemp("records"), load_tokenizer("emoji", 64)
     sizes = {"num_examples": 24, "image_size": 16, "codebook_size": 8, "shard_size": 16, "fit_examples": 50}
     make_records(folder, tokenizer=tokenizer, **sizes)
     return folder, tokenizer
@@ -52,8 +52,8 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.interop import seqio as seqio_tasks
 from kaleido_jax.latents.codec import Codec
 folder, sizes = sys.argv[1], json.loads(sys.argv[2])
-names = seqio_tasks.register(folder, "fashion", 64)
-words = seqio_tasks.vocabulary("fashion", 64)
+names = seqio_tasks.register(folder, "emoji", 64)
+words = seqio_tasks.vocabulary("emoji", 64)
 shown = {"names": names, "same": [], "weights": 0}
 
 def seqio_batches(name, sizes, **options):
@@ -86,10 +86,10 @@ example = next(seqio.get_mixture_or_task("kaleido_prior_combined").get_dataset(s
 shown["example"] = {key: example[key].decode() for key in ("id", "inputs_pretokenized", "targets_pretokenized")}
 shown["decoded"] = [words.decode(example["targets"]), words.decode_tf(tf.constant(example["targets"])).numpy().decode(),
                    words.decode_tf(tf.constant([example["inputs"]] * 2)).numpy()[1].decode()]
-shown["encoded"] = [words.encode("a bag"), words.encode_tf(tf.constant("a bag")).numpy().tolist(),
-                   tf.data.Dataset.from_tensors("a bag").map(words.encode_tf).get_single_element().numpy().tolist()]
+shown["encoded"] = [words.encode("a fruit"), words.encode_tf(tf.constant("a fruit")).numpy().tolist(),
+                   tf.data.Dataset.from_tensors("a fruit").map(words.encode_tf).get_single_element().numpy().tolist()]
 shown["unused row"] = words.decode([words.tokenizer.num_text_ids, 5])
-shown["equal"] = [words == seqio_tasks.vocabulary("fashion", 64), words == seqio_tasks.vocabulary("fashion", 65)]
+shown["equal"] = [words == seqio_tasks.vocabulary("emoji", 64), words == seqio_tasks.vocabulary("emoji", 65)]
 try:
     seqio_batches("kaleido_prior_combined", sizes | {"targets": 30}, shuffle=False)
 except tf.errors.InvalidArgumentError as error:
@@ -123,13 +123,13 @@ def test_batches_of_seqio_equal_those_of_grain(records):
     first, again, other = shown["shuffled"]
     assert first == again != other and sorted(first) == sorted(other) and len(set(first)) == 24
     line = shown["example"]["targets_pretokenized"]
-    assert shown["example"]["id"] == "fashion/train/000000" and line.count(" | ") == 2
+    assert shown["example"]["id"] == "emoji/train/000000" and line.count(" | ") == 2
     assert [text.replace(" ", "") for text in shown["decoded"][:2]] == [line.replace(" ", "")] * 2
     assert shown["decoded"][2] == shown["example"]["inputs_pretokenized"]
-    assert shown["encoded"] == [tokenizer.encode("a bag")] * 3
+    assert shown["encoded"] == [tokenizer.encode("a fruit")] * 3
     assert shown["unused row"] == tokenizer.decode([tokenizer.unk_id, 5])
     assert shown["equal"] == [True, False]
-    assert "targets of sample fashion/train/000000 is longer" in shown["overlong"]
+    assert "targets of sample emoji/train/000000 is longer" in shown["overlong"]
     assert "no records in" in shown["refused"][0] and "kind 'boxes'" in shown["refused"][1]
     assert shown["metrics"] == {"parse_rate": pytest.approx(23 / 24), "mean_log_likelihood": -2.0}
 
@@ -166,7 +166,7 @@ def test_gin_files_build_the_model_and_the_data(file, name, output, records, tmp
         "CHECKPOINT_PATH": "there/checkpoint_0",
         "RECORDS": str(records[0]),
         f"{output}_OUTPUT_DIR": str(tmp_path),
-        "T5_VOCABULARY": "fashion",
+        "T5_VOCABULARY": "emoji",
         "CODEBOOK_SIZE": 64,
         "PRIOR_VOCAB_SIZE": records[1].vocab_size,
         "KIND": "voken",

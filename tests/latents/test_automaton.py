@@ -41,7 +41,7 @@ def parts(name, *strings):
 
 
 # ---------------------------------------------------------------------------- what the grammar writes
-@pytest.mark.parametrize("name", ["fashion", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["emoji", pytest.param("t5", marks=pytest.mark.slow)])
 def test_what_the_grammar_writes_is_accepted(name):
     tokenizer, rng = TOKENIZERS[name], np.random.default_rng(0)
     for i, z in enumerate(writable_latents(tokenizer, rng, 20 * len(EVERY))):
@@ -96,9 +96,9 @@ def test_a_vocabulary_that_cannot_write_numbers_is_refused():
         def piece(self, token):
             return super().piece(token).replace("7", "x")
 
-    poor = Poor(resources.files("kaleido_jax").joinpath(SHIPPED["fashion"][0]), extra_ids=0, codebook_size=64)
+    poor = Poor(resources.files("kaleido_jax").joinpath(SHIPPED["emoji"][0]), extra_ids=0, codebook_size=64)
     with pytest.raises(UserError, match="without 7"):
-        dataclasses.replace(codec("fashion", ("bbox",)), tokenizer=poor).constraint  # noqa: B018
+        dataclasses.replace(codec("emoji", ("bbox",)), tokenizer=poor).constraint  # noqa: B018
 
 
 # ------------------------------------------------------------------------------------- random sampling
@@ -134,10 +134,10 @@ def check_valid(rows, segments, name):
 
 @pytest.mark.parametrize("segments", [("text",), ("voken",), ("bbox", "blob"), PAPER, SEGMENTS], ids="-".join)
 def test_random_logits_always_parse(segments):
-    machine = constraint("fashion", segments)
+    machine = constraint("emoji", segments)
     for seed, strength in enumerate((0.0, 3.0, 6.0)):
-        rows = draw(machine, numeric_bias("fashion", strength), seed, max_len=48, rows=32)
-        check_valid(rows, segments, "fashion")
+        rows = draw(machine, numeric_bias("emoji", strength), seed, max_len=48, rows=32)
+        check_valid(rows, segments, "emoji")
 
 
 def test_random_logits_always_parse_in_the_vocabulary_of_t5():
@@ -148,14 +148,14 @@ def test_random_logits_always_parse_in_the_vocabulary_of_t5():
 
 def test_boxes_are_reached_and_the_shortest_budget_suffices():
     segments = ("bbox", "voken")
-    machine = constraint("fashion", segments)
+    machine = constraint("emoji", segments)
     # Of a thousand pieces that are numbers, a stronger bias would leave no room for "(" behind a phrase.
-    rows = draw(machine, numeric_bias("fashion", 4.0), 3, max_len=48, rows=32)
-    boxes = [codec("fashion", segments).decode(row).bbox for row in np.asarray(rows)]
+    rows = draw(machine, numeric_bias("emoji", 4.0), 3, max_len=48, rows=32)
+    boxes = [codec("emoji", segments).decode(row).bbox for row in np.asarray(rows)]
     assert np.mean([len(found) > 0 for found in boxes]) > 0.5
     shortest = int(machine.tokens_to_end(machine.start(1))[0])
     assert shortest == 2 * VOKENS + 1
-    check_valid(draw(machine, numeric_bias("fashion", 6.0), 4, max_len=shortest, rows=8), segments, "fashion")
+    check_valid(draw(machine, numeric_bias("emoji", 6.0), 4, max_len=shortest, rows=8), segments, "emoji")
 
 
 @QUICK
@@ -178,7 +178,7 @@ def test_a_way_to_the_end_is_left_from_everywhere(data, name):
 
 # -------------------------------------------------------------------------------- locked prefixes
 def test_locked_segments_are_kept_and_the_rest_is_valid():
-    tokenizer = TOKENIZERS["fashion"]
+    tokenizer = TOKENIZERS["emoji"]
     separator = tokenizer.encode("|")
     locked = [
         tokenizer.encode("a small boot") + separator,
@@ -189,23 +189,23 @@ def test_locked_segments_are_kept_and_the_rest_is_valid():
     prefix = np.zeros((4, 40), np.int32)
     for row, ids in zip(prefix, locked, strict=True):
         row[: len(ids)] = ids
-    rows = np.asarray(draw(constraint("fashion"), numeric_bias("fashion", 3.0), 5, max_len=64, rows=4, prefix=prefix))
-    check_valid(rows, SEGMENTS, "fashion")
+    rows = np.asarray(draw(constraint("emoji"), numeric_bias("emoji", 3.0), 5, max_len=64, rows=4, prefix=prefix))
+    check_valid(rows, SEGMENTS, "emoji")
     for row, ids in zip(rows, locked, strict=True):
         assert row[: len(ids)].tolist() == ids
-    z = codec("fashion").decode(rows[2])
+    z = codec("emoji").decode(rows[2])
     assert select(z, ("text",)).text == "a" and z.bbox[0].box == (1, 33, 995, 996)
 
 
 def test_a_prefix_that_breaks_the_grammar_is_kept_without_harm():
-    prefix = np.full((2, 3), TOKENIZERS["fashion"].encode("|")[0], np.int32)
-    rows = np.asarray(draw(constraint("fashion"), numeric_bias("fashion", 0.0), 6, max_len=24, rows=2, prefix=prefix))
+    prefix = np.full((2, 3), TOKENIZERS["emoji"].encode("|")[0], np.int32)
+    rows = np.asarray(draw(constraint("emoji"), numeric_bias("emoji", 0.0), 6, max_len=24, rows=2, prefix=prefix))
     np.testing.assert_array_equal(rows[:, :3], prefix)
 
 
 def test_numpy_and_jax_read_alike():
-    machine = constraint("fashion")
-    state, _ = machine.follow(parts("fashion", "a boot", "|", "boot (12, 3"))
+    machine = constraint("emoji")
+    state, _ = machine.follow(parts("emoji", "a boot", "|", "boot (12, 3"))
     on_device = jax.tree.map(jnp.asarray, (machine, state))
     host, device = (m.allowed(p, 30) for m, p in ((machine, state), on_device))
     for ours, theirs in zip(jax.tree.leaves(host), jax.tree.leaves(device), strict=True):

@@ -13,7 +13,7 @@ from kaleido_jax.latents.types import Latents, select, validate
 from kaleido_jax.latents.validity import LatentsError, clean_phrase, clean_text
 
 SEGMENTS = names()
-TOKENIZERS = {name: load_tokenizer(name, codebook_size) for name, codebook_size in (("t5", 8192), ("fashion", 64))}
+TOKENIZERS = {name: load_tokenizer(name, codebook_size) for name, codebook_size in (("t5", 8192), ("emoji", 64))}
 MANY = 10_000
 CHOICES = [tuple(s for i, s in enumerate(SEGMENTS) if bits >> i & 1) for bits in range(16)]
 SPECIAL = [
@@ -237,7 +237,7 @@ def test_latents_that_cannot_round_trip_are_refused(change, message):
 
 
 def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
-    three = Codec(tokenizer=TOKENIZERS["fashion"], segments=("voken",), vokens_per_image=3)
+    three = Codec(tokenizer=TOKENIZERS["emoji"], segments=("voken",), vokens_per_image=3)
     ids = three.encode(Latents(voken=(1, 2, 3)))
     assert three.decode(ids).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):

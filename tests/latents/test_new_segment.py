@@ -95,7 +95,7 @@ class DepthSegment:
 
 DEPTH = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5)
 CHOSEN = ("text", "bbox", "voken", "depth")
-Z = Latents(text="a bag", bbox=[Box("bag", (100, 100, 400, 401))], voken=list(range(8)))
+Z = Latents(text="a fruit", bbox=[Box("fruit", (100, 100, 400, 400))], voken=list(range(8)))
 
 
 def named(name):
@@ -134,8 +134,8 @@ def config(tmp_path_factory, z):
             Record(
                 id=str(i),
                 image=encode_image(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)),
-                caption="bag",
-                caption_tokens=codec.tokenizer.encode("bag"),
+                caption="fruit",
+                caption_tokens=codec.tokenizer.encode("fruit"),
                 latents=latents,
                 tokens={s: codec.segment_tokens(latents, s) for s in CHOSEN},
                 provenance={s: {"model": "test"} for s in CHOSEN},
@@ -188,11 +188,11 @@ def test_values_json_and_pickle(z):
 
 def test_the_grammar_writes_and_reads_it(z):
     line = grammar.serialize(z, ("bbox", "depth"))
-    assert line == "bag (100, 100, 400, 401) | 0123 4567 8901 2345"
+    assert line == "fruit (100, 100, 400, 400) | 0123 4567 8901 2345"
     assert grammar.parse(line, ("bbox", "depth")) == select(z, ("bbox", "depth"))
 
 
-@pytest.mark.parametrize("vocabulary", ["fashion", "t5"])
+@pytest.mark.parametrize("vocabulary", ["emoji", "t5"])
 def test_constrained_sampling_gives_what_parses(vocabulary, z):
     codec = Codec(tokenizer=load_tokenizer(vocabulary, 64), segments=("voken", "depth"), vokens_per_image=3)
     machine = codec.constraint
@@ -218,10 +218,10 @@ def test_records_and_batches_hold_it(config):
 
 @pytest.mark.slow
 def test_a_trained_model_samples_and_edits_it(pipeline):
-    out = pipeline(["bag"] * 2, seed=0, prefix=[None, Z], temperature=1.0, top_p=1.0)
+    out = pipeline(["fruit"] * 2, seed=0, prefix=[None, Z], temperature=1.0, top_p=1.0)
     free, locked = out.latents
     assert len(free.depth) == len(locked.depth) == SIDE**2 and locked.replace(depth=None) == Z
-    edited = pipeline("bag", seed=0, latents=locked.replace(depth=DEPTH))
+    edited = pipeline("fruit", seed=0, latents=locked.replace(depth=DEPTH))
     assert edited.latents[0].depth == DEPTH and edited.images[0][0].size == (8, 8)
 
 
@@ -231,7 +231,7 @@ def test_pictures_show_it(z):
     assert panel.height > render_panel(Z, 160).height
     root = ElementTree.fromstring(render_svg(z, 160))
     texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert " ".join(texts).startswith("bag a bag 0 1 2") and "depth 0123" in " ".join(texts)
+    assert " ".join(texts).startswith("fruit a fruit 0 1 2") and "depth 0123" in " ".join(texts)
     assert "#555555" in {e.get("fill") for e in root.iter("{http://www.w3.org/2000/svg}rect")}
 
 

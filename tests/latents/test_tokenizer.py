@@ -64,20 +64,22 @@ def test_control_strings_in_text_stay_text(t5):
         assert not {t5.pad_id, t5.eos_id} & set(ids) and max(ids) < t5.num_pieces
 
 
-def test_fashion_vocabulary_is_small_and_knows_plain_english():
-    fashion = load_tokenizer("fashion", 64)
-    assert fashion.base_vocab_size == 1152 and fashion.vocab_size == 1216
-    assert fashion.unk_id not in fashion.encode(string.ascii_letters + string.digits)
-    sentence = "a small bright ankle boot at the lower left, wide, full and plain"
-    assert fashion.decode(fashion.encode(sentence)) == sentence
-    assert len(fashion.encode(sentence)) == len(sentence.split()) + 2  # a token a word, and one a comma
-    box = [fashion.piece(i) for i in fashion.encode("sneaker (0, 375, 1000, 625)")]
-    assert box == ["▁sneaker", "▁(", "0", ",▁", "375", ",▁", "1000", ",▁", "625", ")"]  # a coordinate is a token
+def test_emoji_vocabulary_is_small_and_knows_plain_english():
+    emoji = load_tokenizer("emoji", 64)
+    assert emoji.base_vocab_size == 384 and emoji.vocab_size == 448
+    assert emoji.unk_id not in emoji.encode(string.ascii_letters + string.digits)
+    sentence = "a large red apple, upper left, tilted left and a small bird, lower right, upright, on blue"
+    assert emoji.decode(emoji.encode(sentence)) == sentence
+    assert len(emoji.encode(sentence)) == len(sentence.split()) + sentence.count(",")  # a token a word and a comma
+    assert emoji.decode(emoji.encode("Quite another thing")) == "Quite another thing"
+    box = [emoji.piece(i) for i in emoji.encode("red apple (0, 370, 1000, 625)")]
+    # A multiple of ten is a token; other numbers are spelled.
+    assert box == ["▁red", "▁apple", "▁(", "0", ",▁", "370", ",▁", "1000", ",▁", "6", "2", "5", ")"]
 
 
 def test_fingerprint_tells_vocabularies_apart(t5):
     assert t5.fingerprint == load_tokenizer("t5", 8192).fingerprint == pickle.loads(pickle.dumps(t5)).fingerprint
-    others = {load_tokenizer("t5", 64).fingerprint, load_tokenizer("fashion", 64).fingerprint}
+    others = {load_tokenizer("t5", 64).fingerprint, load_tokenizer("emoji", 64).fingerprint}
     assert len({t5.fingerprint, *others}) == 3
 
 

@@ -16,7 +16,7 @@ from kaleido_jax.sampling.output import load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.sampling.test_pipeline import CONFIG, random_params
 
-CAPTIONS = ["bag", "coat"]
+CAPTIONS = ["fruit", "bird"]
 
 
 @pytest.fixture(scope="module")
@@ -38,36 +38,36 @@ def test_images_of_a_caption_share_its_latents_and_differ_in_noise(out):
 
 
 def test_given_latents_draw_from_the_noise_that_they_had(pipe, out):
-    again = pipe("bag", latents=out.latents[0], seed=3)
+    again = pipe("fruit", latents=out.latents[0], seed=3)
     np.testing.assert_allclose(again.x[0, 0], out.x[0, 0], atol=1e-5)
     assert again.latents == out.latents[:1] and again.recipe["rows"][0]["latents_index"] is None
     # the noise of row i, image k has the index i * images_per_caption + k
-    other = pipe.sample_images(["coat"], [pipe.latents_tokens(out.latents[1])], seed=3, indices=[2])
+    other = pipe.sample_images(["bird"], [pipe.latents_tokens(out.latents[1])], seed=3, indices=[2])
     np.testing.assert_allclose(other[0], out.x[1, 0], atol=1e-5)
 
 
 def test_latents_may_grow_beyond_the_bucket(pipe, out):
     limit = CONFIG.latents.max_latents_tokens
-    z = out.latents[0].replace(text=" ".join(["bag"] * limit))
+    z = out.latents[0].replace(text=" ".join(["fruit"] * limit))
     assert len(pipe.latents_tokens(z)) > limit
-    edited = pipe("bag", latents=z, seed=3)
+    edited = pipe("fruit", latents=z, seed=3)
     assert edited.latents == [z] and np.abs(edited.x[0, 0] - out.x[0, 0]).max() > 1e-3
     with pytest.raises(UserError, match="twice config.latents.max_latents_tokens"):
-        pipe("bag", latents=z.replace(text=" ".join(["bag"] * 2 * limit)))
+        pipe("fruit", latents=z.replace(text=" ".join(["fruit"] * 2 * limit)))
 
 
 def test_one_row_of_a_call_is_what_it_is_alone(pipe, out):
-    assert pipe("bag", seed=3).latents == out.latents[:1]
-    twice = pipe(["bag", "bag"], seed=3)
+    assert pipe("fruit", seed=3).latents == out.latents[:1]
+    twice = pipe(["fruit", "fruit"], seed=3)
     assert twice.latents[0] == out.latents[0] != twice.latents[1]
 
 
 def test_a_locked_text_stays_and_the_rest_is_sampled(pipe, out):
-    text = Latents(text="a small bag")
+    text = Latents(text="a small fruit")
     varied = pipe(CAPTIONS, prefix=text, seed=1)
-    assert [z.text for z in varied.latents] == ["a small bag"] * 2 and varied.latents[0] != varied.latents[1]
+    assert [z.text for z in varied.latents] == ["a small fruit"] * 2 and varied.latents[0] != varied.latents[1]
     second = pipe(CAPTIONS, prefix=[None, text], seed=3)
-    assert second.latents[0] == out.latents[0] and second.latents[1].text == "a small bag"
+    assert second.latents[0] == out.latents[0] and second.latents[1].text == "a small fruit"
 
 
 def test_a_caption_is_encoded_once(pipe, monkeypatch):
@@ -86,7 +86,7 @@ def test_latents_that_do_not_parse_are_none_with_the_reason(pipe):
 
 def test_a_saved_image_carries_the_recipe_that_draws_it_again(pipe, out, tmp_path):
     out.save(tmp_path / "new" / "folder")
-    (path,) = (tmp_path / "new" / "folder").glob("01-coat-1.png")
+    (path,) = (tmp_path / "new" / "folder").glob("01-bird-1.png")
     recipe = load_recipe(path)
     (row,) = recipe["rows"]
     x = pipe.sample_images([row["caption"]], [row["tokens"]], seed=recipe["seed"], indices=row["noise_indices"])
@@ -94,7 +94,7 @@ def test_a_saved_image_carries_the_recipe_that_draws_it_again(pipe, out, tmp_pat
     np.testing.assert_allclose(pixels, np.asarray(Image.open(path), np.float32), atol=0.51)
     assert Latents.from_json(row["latents"]) == out.latents[1]
     assert recipe["model"] == {**recipe["model"], "step": 7, "weights": weights_checksum(pipe.params)}
-    assert load_recipe(path.with_name("recipe.json"))["rows"][1]["files"] == ["01-coat-0.png", "01-coat-1.png"]
+    assert load_recipe(path.with_name("recipe.json"))["rows"][1]["files"] == ["01-bird-0.png", "01-bird-1.png"]
 
 
 def test_files_without_a_recipe_are_named(tmp_path):
@@ -127,9 +127,9 @@ def test_the_checksum_sees_every_bit_name_and_shape():
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32}, "seed"),
         ({"images_per_caption": 0}, "images_per_caption = 0"),
-        ({"latents": [Latents(text="a bag")]}, "1 latents for 2 captions"),
-        ({"latents": Latents(text="a bag")}, "without bbox"),
-        ({"prefix": Latents(text="a bag"), "latents": Latents(text="a bag")}, "latents and prefix"),
+        ({"latents": [Latents(text="a fruit")]}, "1 latents for 2 captions"),
+        ({"latents": Latents(text="a fruit")}, "without bbox"),
+        ({"prefix": Latents(text="a fruit"), "latents": Latents(text="a fruit")}, "latents and prefix"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(pipe, arguments, message):
@@ -138,7 +138,7 @@ def test_what_cannot_be_is_refused_in_one_line(pipe, arguments, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("captions", [[], ["a \ud83d"], ["a bag " * 40]])
+@pytest.mark.parametrize("captions", [[], ["a \ud83d"], ["a fruit " * 40]])
 def test_captions_that_cannot_be_are_refused(pipe, captions):
     with pytest.raises(UserError, match="caption"):
         pipe(captions)
@@ -149,17 +149,17 @@ def test_samples_that_are_not_finite_are_no_images(pipe):
     name = next(iter(params["denoiser"]))
     params["denoiser"][name] = {k: np.full_like(v, np.nan) for k, v in params["denoiser"][name].items()}
     with pytest.raises(FloatingPointError, match="not finite"):
-        KaleidoPipeline(CONFIG, params, pipe.codec)("bag", threshold="none")
+        KaleidoPipeline(CONFIG, params, pipe.codec)("fruit", threshold="none")
 
 
 def test_a_baseline_has_no_latents(pipe):
     config = dataclasses.replace(CONFIG, latents=dataclasses.replace(CONFIG.latents, segments=()))
     params = {part: pipe.params[part] for part in ("encoder", "denoiser")}
     baseline = KaleidoPipeline(config, params, open_codec(config))
-    out = baseline("bag", seed=0)
+    out = baseline("fruit", seed=0)
     assert out.latents == [None] and out.problems == [""] and out.recipe["rows"][0]["tokens"] is None
     with pytest.raises(UserError, match="without"):
-        baseline("bag", prefix=Latents(text="a bag"))
+        baseline("fruit", prefix=Latents(text="a fruit"))
 
 
 def test_a_name_that_is_no_folder_says_what_is_bundled(tmp_path):

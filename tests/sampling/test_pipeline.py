@@ -15,7 +15,7 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.tiny import single_net_config
 
 CONFIG = single_net_config(sample__num_steps=3, sample__gamma=3.0, sample__sampler="ddim")
-CAPTIONS, LATENTS = ["bag", "coat"], [(5, 6, 7, 1), (8, 9, 1)]
+CAPTIONS, LATENTS = ["fruit", "bird"], [(5, 6, 7, 1), (8, 9, 1)]
 
 
 def random_params(codec, seed, config=CONFIG):

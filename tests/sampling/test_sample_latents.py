@@ -15,10 +15,10 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.tiny import single_net_config
 
 CONFIG = single_net_config(sample__temperature=1.0, sample__top_p=1.0)
-CAPTIONS = ["bag", "coat", "dress", "bag"]
+CAPTIONS = ["fruit", "bird", "bug", "fruit"]
 GRAMMAR = dataclasses.replace(CONFIG.sample, grammar=True)
-TEXT = Latents(text="a small bag")
-BOX = Latents(text="a bag", bbox=(Box(phrase="bag", box=(100, 100, 400, 401)),))
+TEXT = Latents(text="a small fruit")
+BOX = Latents(text="a fruit", bbox=(Box(phrase="fruit", box=(100, 100, 400, 400)),))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_locked_segments_come_back_and_the_others_differ(pipeline):
 
 
 def test_a_prefix_is_kept_without_the_grammar_too(pipeline):
-    rows = pipeline.sample_latents(["bag"], seed=2, prefix=[TEXT])
-    ids = pipeline.codec.tokenizer.encode("a small bag |")
+    rows = pipeline.sample_latents(["fruit"], seed=2, prefix=[TEXT])
+    ids = pipeline.codec.tokenizer.encode("a small fruit |")
     assert rows[0].tokens[: len(ids)] == tuple(ids)
 
 
@@ -68,14 +68,14 @@ def test_settings_of_a_sample_hold_for_it_alone(pipeline):
 
 
 def test_prefixes_that_cannot_be_are_refused(pipeline):
-    draw = lambda prefix, sample=GRAMMAR: pipeline.sample_latents(["bag"], seed=0, sample=sample, prefix=[prefix])  # noqa: E731
+    draw = lambda prefix, sample=GRAMMAR: pipeline.sample_latents(["fruit"], seed=0, sample=sample, prefix=[prefix])  # noqa: E731
     with pytest.raises(UserError, match="a prefix of bbox; expected the first of text, bbox"):
         draw(Latents(bbox=()))
     with pytest.raises(UserError, match="as token 0"):
         draw(pipeline.codec.tokenizer.encode("|"))
     with pytest.raises(UserError, match="which needs"):
-        draw(Latents(text="a bag " * 28 + "end"))
+        draw(Latents(text="a fruit " * 28 + "end"))
     with pytest.raises(UserError, match="ids 1.."):
         draw([0], CONFIG.sample)
     with pytest.raises(UserError, match="with and without grammar"):
-        pipeline.sample_latents(["bag", "bag"], seed=0, sample=[GRAMMAR, CONFIG.sample])
+        pipeline.sample_latents(["fruit", "fruit"], seed=0, sample=[GRAMMAR, CONFIG.sample])

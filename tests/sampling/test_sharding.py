@@ -7,7 +7,7 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.sampling.test_pipeline import CONFIG, random_params
 
-CAPTIONS = ["bag", "coat", "dress", "bag", "shirt", "ankle boot"]
+CAPTIONS = ["fruit", "bird", "bug", "fruit", "heart", "sea animal"]
 SPLIT = """
 import dataclasses, jax, numpy as np, flax.linen as nn
 from kaleido_jax.config.checks import mesh_sizes

@@ -34,13 +34,13 @@ def test_an_exported_folder_is_read_whole(tmp_path):
 
 
 def test_a_vocabulary_of_its_own_comes_with_the_folder(tmp_path):
-    source = resources.files("kaleido_jax") / "assets" / "fashion" / "spiece.model"
+    source = resources.files("kaleido_jax") / "assets" / "emoji" / "spiece.model"
     shutil.copy(str(source), tmp_path / "spiece.model")
     t5 = dataclasses.replace(CONFIG.model.t5, vocabulary=str(tmp_path / "spiece.model"))
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, t5=t5))
     export(config, tmp_path)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert KaleidoPipeline.from_pretrained(moved).codec.tokenizer.encode("a bag")
+    assert KaleidoPipeline.from_pretrained(moved).codec.tokenizer.encode("a fruit")
 
 
 def test_tensors_of_another_model_are_named(tmp_path):

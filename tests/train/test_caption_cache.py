@@ -10,7 +10,7 @@ import pytest
 from kaleido_jax.annotate.prepare import prepare_records
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.data.sources.fashion import CLASS_NAMES
+from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
@@ -21,9 +21,9 @@ from kaleido_jax.train.fit import make_batches
 from kaleido_jax.train.step import joint_loss
 from tests.tiny import single_net_config, tiny_batch
 
-NAMES = ("bag", "coat", "ankle boot")
+NAMES = ("fruit", "bird", "sea animal")
 CONFIG = single_net_config(data__class_captions=NAMES, model__t5__encoder__trainable=False, diffusion__p_uncond=0.5)
-TOKENIZER = load_tokenizer("fashion", CONFIG.latents.codebook_size)
+TOKENIZER = load_tokenizer("emoji", CONFIG.latents.codebook_size)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def batch_of(captions):
 @pytest.mark.slow
 def test_the_step_with_a_table_is_the_step_with_the_encoder(parts):
     model, trainable, frozen = parts
-    table, batch = batch_of(["coat", "bag", "ankle boot", "bag"])
+    table, batch = batch_of(["bird", "fruit", "sea animal", "fruit"])
     batch = jax.tree.map(jnp.asarray, table.add_rows(batch))
     loss = jax.jit(lambda params: joint_loss(params, model, CONFIG, batch, 0)[1])
     before = loss(trainable | frozen)
@@ -55,7 +55,7 @@ def test_the_step_with_a_table_is_the_step_with_the_encoder(parts):
 
 
 def test_a_record_with_another_caption_is_named():
-    table, batch = batch_of(["coat", "bag"])
+    table, batch = batch_of(["bird", "fruit"])
     batch["encoder_input_tokens"] = batch["encoder_input_tokens"] + np.asarray([[0], [1]], np.int32)
     with pytest.raises(UserError, match="record 1 with another caption"):
         table.add_rows(batch)
@@ -70,7 +70,7 @@ def test_a_table_needs_a_frozen_encoder_and_no_table_is_none():
 
 @pytest.mark.slow
 def test_a_run_trains_on_the_table(tmp_path):
-    names = CLASS_NAMES
+    names = KINDS
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, class_captions=tuple(names)))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=2))
     codec = open_codec(config)

@@ -17,12 +17,11 @@ from PIL import Image as PillowImage
 
 from kaleido_jax.annotate.vision.onnx_model import normalize, open_onnx, read_normalization
 from kaleido_jax.annotate.vokens.tiny_autoencoder import open_encoder
-from kaleido_jax.array_types import Image, SquareImage
+from kaleido_jax.array_types import Image
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import fingerprint
 
-FEATURE_SIDE_PX = 16  # of "appearance" and "pixels"
-FOREGROUND_FROM = 16  # a pixel of at least this tone (0..255) belongs to a garment; the background is black
+FEATURE_SIDE_PX = 16  # of "pixels"
 _AUTOENCODER_PX = 64  # the paper's first resolution; a latent every 8 px, hence 64 of them
 _ONNX_PX = 224  # if the model's input has no fixed size
 
@@ -49,30 +48,12 @@ class Feature:
         return np.stack([np.asarray(self.of(image), np.float64) for image in images])
 
 
-def appearance_features(image: SquareImage) -> Float[np.ndarray, "256"]:
-    """A garment on black without its position, size and tone: its box as 16x16 gray, 0..1 of its brightest tone.
-
-    An image without foreground gives zeros.
-    """
-    grey = image.mean(axis=-1)
-    mask = grey >= FOREGROUND_FROM
-    if not mask.any():
-        return np.zeros(FEATURE_SIDE_PX**2)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    crop = grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / grey.max()
-    small = PillowImage.fromarray(crop.astype(np.float32)).resize(
-        (FEATURE_SIDE_PX,) * 2, PillowImage.Resampling.BILINEAR
-    )
-    return np.asarray(small, np.float64).ravel()
-
-
 def pixel_features(image: Image) -> Float[np.ndarray, "768"]:
     """The whole image as 16x16 RGB, 0..1, each value the mean of its pixels."""
     small = PillowImage.fromarray(image).resize((FEATURE_SIDE_PX,) * 2, PillowImage.Resampling.BOX)
     return np.asarray(small, np.float64).ravel() / 255
 
 
-APPEARANCE = Feature(name="appearance", version="1", of=appearance_features)
 PIXELS = Feature(name="pixels", version="1", of=pixel_features)
 
 
@@ -80,7 +61,7 @@ def open_feature(name: str, model: str | None = None) -> Feature:
     """A feature by its name.
 
     Args:
-      name: "appearance", "pixels", "autoencoder" (latents of the image at 64 px), "onnx" (the first output of an
+      name: "pixels", "autoencoder" (latents of the image at 64 px), "onnx" (the first output of an
         image model, averaged over positions if it has any) or "transformers" (a Hugging Face vision model's pooled
         output, or the mean over its tokens).
       model: for the last three: file (npz, safetensors or torch; ONNX) or folder of weights. Nothing is downloaded.
@@ -88,12 +69,12 @@ def open_feature(name: str, model: str | None = None) -> Feature:
     Raises:
       UserError: unknown name, or a model that is missing, not given or not of that kind.
     """
-    if name in _WITHOUT_MODEL:
+    if name == PIXELS.name:
         if model is not None:
             raise user_error(f"feature {name!r} with a model", "none", "leave config.annotate.voken.feature_model out")
-        return _WITHOUT_MODEL[name]
+        return PIXELS
     if name not in _WITH_MODEL:
-        known = ", ".join((*_WITHOUT_MODEL, *_WITH_MODEL))
+        known = ", ".join((PIXELS.name, *_WITH_MODEL))
         raise user_error(f"feature {name!r}", f"one of {known}", "correct config.annotate.voken.feature")
     if model is None:
         raise user_error(f"feature {name!r} without weights", "a path", "set config.annotate.voken.feature_model")
@@ -144,5 +125,4 @@ def _transformers(path: Path) -> Feature:
     return Feature(name="transformers", version=folder_fingerprint(path), of=of)
 
 
-_WITHOUT_MODEL = {"appearance": APPEARANCE, "pixels": PIXELS}
 _WITH_MODEL = {"autoencoder": _autoencoder, "onnx": _onnx, "transformers": _transformers}

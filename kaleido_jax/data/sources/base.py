@@ -28,7 +28,7 @@ class LabeledObject:
 class Example:
     """One image with its caption and labels."""
 
-    id: str  # unique within the source, e.g. "fashion/train/000017"
+    id: str  # unique within the source, e.g. "emoji/train/000017"
     image: at.Image  # of any shape from a source; square after the crop
     caption: str
     description: str | None = None  # a long text in the data, for the text segment

@@ -21,7 +21,7 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 
-TOKENIZER = load_tokenizer("fashion", 64)
+TOKENIZER = load_tokenizer("emoji", 64)
 
 
 class Odd:
@@ -55,7 +55,7 @@ class Odd:
 def _config(number, **annotate_fields):
     config = default_config()
     config.data.source, config.data.labels = "odd", ("x",) * number
-    config.model.t5.vocabulary = "fashion"
+    config.model.t5.vocabulary = "emoji"
     config.latents.codebook_size = 64
     config.annotate.image_size, config.annotate.segments = 8, ("text",)
     for field, value in annotate_fields.items():

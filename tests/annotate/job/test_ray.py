@@ -13,7 +13,7 @@ from kaleido_jax.annotate.job.engines import RayCluster
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from tests.fashion import make_records
+from tests.emoji import make_records
 
 ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'ray>=2.50')")
 
@@ -64,7 +64,7 @@ def test_a_killed_ray_worker_loses_nothing_and_changes_no_byte(tmp_path, monkeyp
         return Killing(job, address=None, num_workers=settings["num_workers"], num_cpus=1, num_gpus=0)
 
     annotate = Annotate(engine="ray", num_workers=2, date="2026-01-01")
-    tokenizer = load_tokenizer("fashion", 64)
+    tokenizer = load_tokenizer("emoji", 64)
     alone = make_records(tmp_path / "a", tokenizer=tokenizer, annotate_settings=Annotate(date="2026-01-01"), **SETTINGS)
     monkeypatch.setattr(runner, "open_engine", engine)
     manifest = make_records(tmp_path / "b", tokenizer=tokenizer, annotate_settings=annotate, **SETTINGS)
@@ -77,8 +77,8 @@ def test_a_killed_ray_worker_loses_nothing_and_changes_no_byte(tmp_path, monkeyp
 def test_a_user_error_in_a_ray_worker_stays_one_line(tmp_path):
     annotate = Annotate(engine="ray", num_workers=1)
     folder = tmp_path / "records"
-    with pytest.raises(UserError, match="at least 8 px") as error:
+    with pytest.raises(UserError, match="scenes of 4 px; expected at least 16") as error:
         make_records(
-            folder, tokenizer=load_tokenizer("fashion", 64), annotate_settings=annotate, **SETTINGS | {"image_size": 4}
+            folder, tokenizer=load_tokenizer("emoji", 64), annotate_settings=annotate, **SETTINGS | {"image_size": 4}
         )
     assert "\n" not in str(error.value)

@@ -32,9 +32,9 @@ from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.main import main
 from tests.annotate.vlm.openai_server import GOOD, serving
-from tests.fashion import make_records
+from tests.emoji import make_records
 
-FASHION = {
+EMOJI = {
     "num_examples": 60,
     "seed": 1,
     "image_size": 32,
@@ -47,7 +47,7 @@ DATE = "2026-01-01"
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer("fashion", 64)
+    return load_tokenizer("emoji", 64)
 
 
 def _hashes(folder):
@@ -68,10 +68,10 @@ import sys
 from pathlib import Path
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.latents.tokenizer import load_tokenizer
-from tests.fashion import make_records
+from tests.emoji import make_records
 
 settings = Annotate(date="2026-01-01", num_workers=int(sys.argv[2]))
-make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("fashion", 64), annotate_settings=settings, **{keywords})
+make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("emoji", 64), annotate_settings=settings, **{keywords})
 """
 
 
@@ -84,7 +84,7 @@ def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_pat
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     make_records(undisturbed, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **_TWO_THOUSAND)
     process = _start(killed)
-    shard = killed / "train" / "fashion-train-00002.array_record"
+    shard = killed / "train" / "emoji-train-00002.array_record"
     while not shard.with_suffix(".json").exists():  # written when the shard is finished
         assert process.poll() is None
         time.sleep(0.01)
@@ -99,16 +99,16 @@ def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_pat
 
 
 def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
-    together = make_records(tmp_path / "a", tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **FASHION)
+    together = make_records(tmp_path / "a", tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **EMOJI)
     pool = Annotate(date=DATE, num_workers=2)
-    assert make_records(tmp_path / "b", tokenizer=tokenizer, annotate_settings=pool, **FASHION) == together
+    assert make_records(tmp_path / "b", tokenizer=tokenizer, annotate_settings=pool, **EMOJI) == together
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 
 def test_a_worker_process_that_dies_is_reported_in_one_line(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(engines, "_worker_make", _die)
     with pytest.raises(UserError, match="a worker process was killed.*finished shards are kept") as error:
-        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(num_workers=1), **FASHION)
+        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(num_workers=1), **EMOJI)
     assert "\n" not in str(error.value)
 
 
@@ -119,7 +119,7 @@ def _die(shard, indices):
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="finds children in /proc")
 def test_a_pool_ends_with_its_killed_parent(tmp_path):
     parent = _start(tmp_path, workers=1)
-    while not list(tmp_path.glob("train/fashion-*.json")):
+    while not list(tmp_path.glob("train/emoji-*.json")):
         assert parent.poll() is None
         time.sleep(0.02)
     children = _children(parent.pid)
@@ -141,23 +141,23 @@ def _children(parent):
 
 # ------------------------------------------------------------------------------------------ what is stored
 def test_the_day_of_the_first_start_stays(tmp_path, tokenizer):
-    make_records(tmp_path, tokenizer=tokenizer, **FASHION)
+    make_records(tmp_path, tokenizer=tokenizer, **EMOJI)
     path = tmp_path / "train" / "job.json"
     job = json.loads(path.read_text())
     path.write_text(json.dumps(job | {"date": "1999-12-31"}))
-    manifest = make_records(tmp_path, tokenizer=tokenizer, **FASHION)
+    manifest = make_records(tmp_path, tokenizer=tokenizer, **EMOJI)
     assert manifest.date == "1999-12-31"  # and the shards with the other day were made again
     record = Records(tmp_path / "train", manifest)[0]
     assert record.provenance["bbox"] == {"model": "labels", "version": "labels/1", "date": "1999-12-31"}
-    other = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **FASHION)
+    other = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **EMOJI)
     assert other.date == DATE
 
 
 def test_a_raised_limit_keeps_the_shards_there_are(tmp_path, tokenizer):
-    small = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE, limit=40), **FASHION)
+    small = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE, limit=40), **EMOJI)
     assert small.num_records == 40
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "train").glob("*.array_record")}
-    whole = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **FASHION)
+    whole = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **EMOJI)
     assert whole.num_records == 60 and whole.shards[:2] == small.shards
     assert all((tmp_path / "train" / name).stat().st_mtime_ns == time for name, time in times.items())
 
@@ -185,12 +185,12 @@ def picky(monkeypatch):
 
 
 def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, tokenizer, picky):
-    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **FASHION)
+    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **EMOJI)
     assert manifest.num_records == manifest.left_out == 30
     assert manifest.counts == dict.fromkeys(names(), 30)
     assert manifest.reasons == {"bbox: odd number N": 30}
-    assert manifest.failures[0] == {"id": "fashion/train/000001", "segment": "bbox", "reason": "odd number 001"}
-    notes = json.loads((tmp_path / "train" / "fashion-train-00001.json").read_text())
+    assert manifest.failures[0] == {"id": "emoji/train/000001", "segment": "bbox", "reason": "odd number 001"}
+    notes = json.loads((tmp_path / "train" / "emoji-train-00001.json").read_text())
     assert [f["id"][-2:] for f in notes["failures"]] == [str(n) for n in range(21, 40, 2)]
     records = Records(tmp_path / "train", manifest)
     assert {r.provenance["bbox"]["model"] for r in records} == {"picky"}
@@ -199,7 +199,7 @@ def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, toke
 
 def test_records_may_lack_what_is_not_required_and_are_then_refused_where_it_is_needed(tmp_path, tokenizer, picky):
     picky = replace(picky, required=("text", "voken"))
-    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **FASHION)
+    manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **EMOJI)
     assert manifest.num_records == 60 and manifest.left_out == 0 and manifest.counts["bbox"] == 30
     codec = Codec(tokenizer=tokenizer, segments=("text", "voken"))
     assert len(open_records(tmp_path / "train", codec=codec, image_size=32)) == 60
@@ -209,7 +209,7 @@ def test_records_may_lack_what_is_not_required_and_are_then_refused_where_it_is_
 
 def test_an_annotator_without_what_it_needs_is_refused_before_any_image(tmp_path, tokenizer, picky):
     with pytest.raises(UserError, match="bbox without text"):
-        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, segments=("bbox", "blob"), **FASHION)
+        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, segments=("bbox", "blob"), **EMOJI)
 
 
 def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path, tokenizer, monkeypatch):
@@ -226,9 +226,9 @@ def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path
     settings = Annotate(date=DATE)
     settings = replace(settings, bbox=replace(settings.bbox, kind="onnx"))
     with pytest.raises(UserError, match="no server"):
-        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=settings, **FASHION)
+        make_records(tmp_path, tokenizer=tokenizer, annotate_settings=settings, **EMOJI)
     files = sorted(p.name for p in (tmp_path / "train").iterdir())
-    assert files == ["fashion-train-00000.array_record", "fashion-train-00000.json", "job.json"]
+    assert files == ["emoji-train-00000.array_record", "emoji-train-00000.json", "job.json"]
 
 
 def test_equal_reasons_count_as_one_and_keep_the_numbers_that_they_share():
@@ -240,14 +240,14 @@ def test_equal_reasons_count_as_one_and_keep_the_numbers_that_they_share():
 def test_a_shard_is_the_same_in_batches_of_any_size(tmp_path, tokenizer):
     for name, batch in (("a", 1), ("b", 16)):
         settings = Annotate(date=DATE, batch_size=batch)
-        make_records(tmp_path / name, tokenizer=tokenizer, annotate_settings=settings, **FASHION)
+        make_records(tmp_path / name, tokenizer=tokenizer, annotate_settings=settings, **EMOJI)
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
 
 
 def test_a_job_opens_its_annotators_once(tmp_path, tokenizer, monkeypatch):
     opened = []
     monkeypatch.setattr(shards, "open_annotators", lambda *a: opened.append(1) or annotators.open_annotators(*a))
-    make_records(tmp_path, tokenizer=tokenizer, **FASHION)
+    make_records(tmp_path, tokenizer=tokenizer, **EMOJI)
     assert opened == [1, 1]  # of each split
 
 
@@ -304,7 +304,7 @@ def annotated(tmp_path_factory, tokenizer):
     config.latents.codebook_size, config.latents.vokens_per_image = 64, 4
     config.annotate.image_size, config.annotate.date = 30, DATE
     config.annotate.segments = ("text", "bbox", "blob")
-    config.model.t5.vocabulary = "fashion"
+    config.model.t5.vocabulary = "emoji"
     return _annotated(config, folder / "work", tokenizer), folder / "work"
 
 

@@ -16,7 +16,7 @@ from kaleido_jax.data.records import read_manifest
 from kaleido_jax.errors import UserError
 from kaleido_jax.verbs import annotate
 
-BOXES = '```json\n[{"bbox_2d": [14, 7, 28, 28], "label": "the garment"}]\n```'
+BOXES = '```json\n[{"bbox_2d": [14, 7, 28, 28], "label": "the apple"}]\n```'
 
 
 def answers(text, boxes=(BOXES,)):
@@ -44,7 +44,7 @@ def data(tmp_path):
 
 def config(data, server):
     values = default_config()
-    values.model.t5.vocabulary = "fashion"
+    values.model.t5.vocabulary = "emoji"
     values.data.source, values.data.root = "folder", str(data)
     values.latents.segments = values.annotate.segments = ("text", "bbox")
     values.annotate.image_size, values.annotate.date = 32, "2026-01-01"

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from kaleido_jax.annotate.vokens import features
 from kaleido_jax.annotate.vokens.annotator import open_voken
 from kaleido_jax.annotate.vokens.features import open_feature
 from kaleido_jax.annotate.vokens.quantizer import load_quantizer
@@ -71,12 +73,15 @@ def test_annotator_is_fitted_once_and_its_answers_do_not_depend_on_the_batch(tmp
     assert (tokenizer.segments, tokenizer.needs) == (("voken",), ())
 
 
-def test_a_quantizer_of_another_feature_kind_or_source_is_refused(tmp_path):
+def test_a_quantizer_of_another_feature_kind_or_source_is_refused(tmp_path, monkeypatch):
     train, path = Pictures(pictures(70)), tmp_path / "quantizer.safetensors"
     opened(path, train)
-    for other in ({"quantizer": "residual"}, {"feature": "appearance"}, {"fit_examples": 50}):
+    for other in ({"quantizer": "residual"}, {"fit_examples": 50}):
         with pytest.raises(UserError, match="was fitted for"):
             opened(path, train, **other)
+    monkeypatch.setattr(features, "PIXELS", dataclasses.replace(features.PIXELS, version="2"))
+    with pytest.raises(UserError, match="was fitted for"):
+        opened(path, train)
 
 
 def test_the_file_says_what_it_was_fitted_for(tmp_path):

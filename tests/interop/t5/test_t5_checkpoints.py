@@ -829,7 +829,7 @@ def test_loading_holds_one_tensor_of_the_file_at_a_time(t5_file, monkeypatch):
 def test_training_with_a_frozen_encoder_goes_on_from_its_checkpoint(t5_file, tmp_path):
     path, flat = t5_file
     config = toy(path, trainable=False)
-    tokenizer = load_tokenizer("fashion", 4)
+    tokenizer = load_tokenizer("emoji", 4)
     targets = np.full((8, 2), [tokenizer.base_vocab_size, 1], np.int32)
     batch = {
         "image": np.zeros((8, 2), np.float32),
