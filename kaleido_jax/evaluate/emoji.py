@@ -125,9 +125,9 @@ def _draw_part(
 ) -> None:
     z, tokens = [], None
     if pipeline.config.latents.segments:
-        z = pipeline.sample_latents(captions, seed=seed, indices=rows, sample=sample)
+        z = pipeline.sample_latents(captions, seed=seed, indices=rows.tolist(), sample=sample)
         tokens = [row.spelled(pipeline.codec) for row in z]
-    x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows, sample=sample)
+    x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows.tolist(), sample=sample)
     if not np.isfinite(x).all():
         raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
     pixels = np.clip(np.round(x * 128 + 127), 0, 255).astype(np.uint8)
