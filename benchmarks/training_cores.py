@@ -1,6 +1,6 @@
 """One training run on all cores: threads of one device, or one virtual device for each core; timed alternately.
 
-python -m benchmarks.training_cores [--config=fashion_combined] [--batch=16] [--rounds=15] [--out=FILE.md]
+python -m benchmarks.training_cores [--config=emoji_combined] [--batch=16] [--rounds=15] [--out=FILE.md]
 
 Each layout is a process that serves timed steps of the same model, batch and parameters; they take turns, so that other
 load on the machine meets all of them. "CPU" is what all threads spent, which other load disturbs least: a layout whose
@@ -73,7 +73,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--config", default="fashion_combined")
+    parser.add_argument("--config", default="emoji_combined")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
