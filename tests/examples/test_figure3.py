@@ -1,23 +1,23 @@
-import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from examples import figure3
-from kaleido_jax.config import load_config
 from kaleido_jax.errors import UserError
 
-
-def _config(**train):
-    config = load_config("examples/figure3.py")
-    return dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, num_steps=3, log_every_steps=2, batch_size=16, **train),
-        sample=dataclasses.replace(config.sample, num_steps=4),
-        eval=dataclasses.replace(config.eval, num_samples=40),
-    )
+REPO = Path(__file__).parents[2]
+SMALL = (
+    "train.num_steps=3",
+    "train.log_every_steps=2",
+    "train.batch_size=16",
+    "sample.num_steps=4",
+    "eval.num_samples=40",
+)
 
 
 def test_points_have_the_true_shares_and_spread():
@@ -35,16 +35,22 @@ def test_mode_shares_count_each_class_by_its_own_modes():
 
 
 @pytest.mark.slow
-def test_a_run_leaves_figure_and_numbers_and_is_not_redone(tmp_path, monkeypatch):
-    first = figure3.run(_config(), tmp_path)
+def test_its_command_leaves_figure_and_numbers_and_does_nothing_twice(tmp_path, monkeypatch, capsys):
+    flags = [f"--workdir={tmp_path}", *(f"--config.{change}" for change in SMALL)]
+    command = [sys.executable, "examples/figure3.py", *flags]
+    first = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "eval" / "figure3.json").read_text())
     assert set(report["share_of_each_mode"]) == {"standard", "latent_augmented"}
     for by_gamma in report["share_of_each_mode"].values():
         assert list(by_gamma) == ["1", "2", "4", "8"]
         np.testing.assert_allclose(np.sum(list(by_gamma.values()), axis=-1), 1)
+    assert (tmp_path / "config.json").stat().st_size > 0
     assert Image.open(tmp_path / "eval" / "figure3.png").size[0] > 1000
     monkeypatch.setattr(figure3, "_train", lambda *_: pytest.fail("trained again"))
-    assert figure3.run(_config(), tmp_path) == first
+    monkeypatch.setattr(figure3, "start_logging", lambda: None)
+    figure3.main(flags)
+    assert capsys.readouterr().out == first.stdout != ""
 
 
 def test_its_command_refuses_flags_that_it_does_not_know():

@@ -129,12 +129,6 @@ def inputs(name, prefix, dtype):
     return jax.tree.map(jnp.asarray, (images, times, given["lm_outputs"].astype(dtype), mask, micros))
 
 
-def optimised(function):
-    """Jitted. Convolutions of float64 are loops that LLVM makes, and the suite's flags would leave them slow."""
-    options = {"xla_backend_optimization_level": 1} if jax.config.jax_enable_x64 else None
-    return jax.jit(function, compiler_options=options)
-
-
 def denoise(model, params, images, times, text, mask, micros):
     """Text path and one step of the net."""
     forward = lambda net: net(images, times, net.condition(text, mask, micros))  # noqa: E731
@@ -142,7 +136,7 @@ def denoise(model, params, images, times, text, mask, micros):
 
 
 def jitted(model):
-    return optimised(lambda *args: denoise(model, *args))
+    return jax.jit(lambda *args: denoise(model, *args))
 
 
 @pytest.mark.parametrize(("name", "case"), cases_of("UNet", "NestedUNet"))
@@ -492,7 +486,9 @@ def guided(model, params, text, mask, batch, gamma):
     cond, uncond = condition(slice(-batch, None)), condition(slice(batch))
     denoiser = Denoiser(denoise=net, cond=cond, uncond=uncond, read=lambda *states: cond, states=())
     keys = jax.random.split(jax.random.key(0), batch)
-    return optimised(lambda images, times: CFG(gamma=gamma)(denoiser, images, times, keys, ())[0])
+    # Convolutions of float64 are loops that LLVM makes; the suite's flags, which spare it the work, leave them slow.
+    options = {"xla_backend_optimization_level": 1} if jax.config.jax_enable_x64 else None
+    return jax.jit(lambda *args: CFG(gamma=gamma)(denoiser, *args, keys, ())[0], compiler_options=options)
 
 
 def recorded_noise(given, step, images):
