@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from test_captioner import Recorded
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.vlm.answers import Answer, UnusableAnswer
@@ -9,6 +8,7 @@ from kaleido_jax.annotate.vlm.grounder import Grounder
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.types import Latents
 from tests.annotate.vlm.openai_server import example
+from tests.annotate.vlm.test_captioner import Recorded
 
 DOG = Box(phrase="a brown dog", box=(112, 250, 500, 875))
 LAPTOP = Box(phrase="an open laptop", box=(500, 375, 1000, 1000))
