@@ -16,7 +16,7 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate.gamma_sweep import GAMMAS, sweep, table
 from kaleido_jax.main import start_logging
 from kaleido_jax.runtime.files import make_folder
-from kaleido_jax.runtime.xla_flags import set_cpu_flag
+from kaleido_jax.runtime.xla_flags import keep_memory, set_cpu_flag
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.verbs.verb import say
 
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     if not any(chosen.values()):
         parser.error("name --kaleido, --baseline or both")
     set_cpu_flag()  # before jax starts its backend
+    keep_memory()
     start_logging()
     models = {name: KaleidoPipeline.from_pretrained(path) for name, path in chosen.items() if path}
     given = {"sampler": flags.sampler, "num_steps": flags.num_steps}
