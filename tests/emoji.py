@@ -33,6 +33,7 @@ def make_records(
     shard_size: int = 2048,
     segments: tuple[str, ...] = ("text", "bbox", "blob", "voken"),
     max_caption_tokens: int = 128,
+    coordinate_step: int = 1,
     annotate_settings: Annotate | None = None,
 ) -> Manifest:
     """Makes folder/train and folder/test; the manifest of the first."""
@@ -42,6 +43,7 @@ def make_records(
     config.data.emoji.num_train, config.data.emoji.num_test = num_examples, num_test
     config.data.max_caption_tokens = max_caption_tokens
     config.latents.codebook_size, config.latents.vokens_per_image = codebook_size, 8
+    config.latents.coordinate_step = coordinate_step
     config.annotate = to_config_dict(annotate_settings or Annotate())
     config.annotate.image_size, config.annotate.shard_size, config.annotate.segments = image_size, shard_size, segments
     config.annotate.voken.feature, config.annotate.voken.fit_examples = "pixels", fit_examples

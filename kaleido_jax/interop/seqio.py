@@ -4,6 +4,7 @@ Needs the extra [seqio] (TensorFlow); nothing else in the package imports this m
 seqio.EncDecFeatureConverter equal those of `data.loader` except for the images, which seqio features do not include.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -150,8 +151,10 @@ def _register(kind: str, splits: dict[str, Path], words: PriorVocabulary, verify
 def _dataset_fn(splits: dict[str, Path], codec: Codec, verify: str) -> Callable[..., tf.data.Dataset]:
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         folder = splits[split]
-        size = read_manifest(folder).source["image_size"]
-        records = open_records(folder, codec=codec, image_size=size, verify=verify)
+        manifest = read_manifest(folder)
+        # Tokens are read as they are stored, so size and step are whatever the records were made with.
+        made = dataclasses.replace(codec, coordinate_step=manifest.coordinate_step)
+        records = open_records(folder, codec=made, image_size=manifest.source["image_size"], verify=verify)
         order = np.random.default_rng(seed).permutation(len(records)) if shuffle_files else range(len(records))
         return tf.data.Dataset.from_generator(
             lambda: (_example(records, int(index), codec) for index in order),

@@ -38,7 +38,7 @@ def records(tmp_path_factory):
 
     folder, tokenizer = tmp_path_factory.mktemp("records"), load_tokenizer("emoji", 64)
     sizes = {"num_examples": 24, "image_size": 16, "codebook_size": 8, "shard_size": 16, "fit_examples": 50}
-    make_records(folder, tokenizer=tokenizer, **sizes)
+    make_records(folder, tokenizer=tokenizer, coordinate_step=10, **sizes)
     return folder, tokenizer
 
 
@@ -62,7 +62,7 @@ def seqio_batches(name, sizes, **options):
     return list(data.batch(8, drop_remainder=True).as_numpy_iterator())
 
 for kind, segments in seqio_tasks.kinds().items():
-    codec = Codec(tokenizer=words.tokenizer, segments=segments)
+    codec = Codec(tokenizer=words.tokenizer, segments=segments, coordinate_step=10)
     records = open_records(folder + "/train", codec=codec, image_size=16)
     ours = list(make_loader(records, codec=codec, batch_size=8, seed=0, shuffle=False,
                             num_epochs=1, max_caption_tokens=sizes["inputs"], max_latents_tokens=sizes["targets"]))
