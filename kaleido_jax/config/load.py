@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _PACKAGE = Path(__file__).parent.parent
-# In a wheel the shipped configs are inside the package, in a clone beside it.
 MODELS = _PACKAGE / "assets" / "models"  # exported folders that come with the package
+# In a wheel the shipped configs are inside the package, in a clone beside it.
 SHIPPED = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
 
 
@@ -30,7 +30,8 @@ def load_config(name_or_path: str | Path, **overrides: Any) -> Config:
 
     Args:
       name_or_path: the name of a shipped config, such as "emoji_combined" or "cc12m:text" (the part after the colon
-        is get_config()'s argument), a file with get_config(), a config.json, or a workdir that holds one.
+        is get_config()'s argument), a file with get_config(), a config.json, a folder that holds one (a
+        workdir or an exported model), or the name of a bundled model.
       **overrides: fields to change by their dotted path, e.g. **{"train.num_steps": 1_000}.
 
     Raises:

@@ -85,6 +85,8 @@ def make_loader(
 def shrink(image: Float[np.ndarray, "s s 3"], image_size: int) -> Float[np.ndarray, "p p 3"]:
     """The mean of each square of pixels, as in the denoiser's own pyramid; unchanged at its own size."""
     factor = image.shape[0] // image_size
+    if factor == 1:
+        return image
     return image.reshape(image_size, factor, image_size, factor, 3).mean((1, 3), dtype=np.float32)
 
 

@@ -8,13 +8,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from kaleido_jax.config.schema import Annotate, Config, Init, Mesh
+from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
@@ -22,25 +22,26 @@ from kaleido_jax.runtime.files import new_folder
 from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline
 from kaleido_jax.sampling.weights import EXPORT
 
-Precision = Literal["float32", "float16", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
+PRECISIONS = ("float32", "float16", "bfloat16")
 CARD = "README.md"
 
 
-def export_folder(workdir: Path, output: Path, precision: Precision = "float16") -> Path:
+def export_folder(workdir: Path, output: Path, precision: str = "float16") -> Path:
     """Writes the EMA of a workdir's latest checkpoint as a folder: config.json, model.safetensors, README.md.
 
     Args:
       workdir: has a checkpoint.
       output: a folder that does not exist or is empty.
-      precision: dtype of the stored weights; sampling computes in the config's all the same.
+      precision: dtype of the stored weights, one of PRECISIONS; sampling computes in the config's all the same.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: no checkpoint, a weight that float16 cannot hold, or the output exists.
+      UserError: no checkpoint, another precision, a weight that float16 cannot hold, or the output exists.
     """
+    if precision not in PRECISIONS:
+        raise user_error(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one")
     pipeline = KaleidoPipeline.from_pretrained(workdir)
     config = portable(pipeline.config)
     with new_folder(output, "--output") as folder:
@@ -57,13 +58,21 @@ def export_folder(workdir: Path, output: Path, precision: Precision = "float16")
 
 
 def portable(config: Config) -> Config:
-    """The config without what belongs to one machine: paths of data, records and weights, mesh and annotators."""
-    t5 = dataclasses.replace(config.model.t5, checkpoint=None)
-    return dataclasses.replace(
+    """The config without what belongs to one machine: where data, records, weights and annotators are, and the mesh.
+
+    Autoguidance becomes plain guidance, since its worse model is not exported.
+    """
+    replace, annotate, sample = dataclasses.replace, config.annotate, config.sample
+    if sample.guidance == "autoguidance":
+        sample = replace(sample, guidance="cfg", autoguidance_step=0)
+    annotators = {name: replace(getattr(annotate, name), model=None) for name in ("text", "bbox", "blob", "voken")}
+    annotators["voken"] = replace(annotators["voken"], feature_model=None)
+    return replace(
         config,
-        model=dataclasses.replace(config.model, t5=t5),
-        data=dataclasses.replace(config.data, root=None, records=None),
-        annotate=Annotate(),
+        model=replace(config.model, t5=replace(config.model.t5, checkpoint=None)),
+        data=replace(config.data, root=None, records=None),
+        annotate=replace(annotate, ray_address=None, endpoint=AnnotateEndpoint(), **annotators),
+        sample=replace(sample, autoguidance_workdir=None),
         init=Init(),
         mesh=Mesh(),
     )
@@ -74,7 +83,7 @@ def _with_vocabulary(config: Config, vocabulary: str) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
 
 
-def _tensors(params: dict[str, Any], precision: Precision) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(params: dict[str, Any], precision: str) -> Iterator[tuple[str, np.ndarray]]:
     largest = float(jnp.finfo(precision).max)
     for name, leaf in sorted(flatten_dict(params, sep="/").items()):
         array = np.asarray(leaf)
@@ -130,8 +139,8 @@ pipe = kj.KaleidoPipeline.from_pretrained("PATH OF THIS FOLDER")
 pipe(["a caption"], images_per_caption=4).grid().save("grid.png")
 ```
 
-`config.json` is the config that it was trained with: `python -m kaleido_jax.main --config=config.json --workdir=DIR`
-trains it again.
+`config.json` is the config that it was trained with, without paths:
+`python -m kaleido_jax.main --config=config.json --workdir=DIR` trains it again.
 """
 
 

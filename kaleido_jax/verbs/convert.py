@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kaleido_jax.runtime.devices import check_backend
-from kaleido_jax.verbs.verb import Flag, say
+from kaleido_jax.verbs.verb import OUTPUT, Flag, say
 
 HELP = "T5 or MDM weights, or those of a run, into another format; needs no config"
 FORMATS = ("t5x", "huggingface", "kaleido", "mdm")
@@ -16,7 +16,7 @@ FLAGS = (
         missing="name a T5 checkpoint or a denoiser's weights",
         kind=Path,
     ),
-    Flag(name="output", value="DIR", help="a new folder", missing="name the folder to write", kind=Path),
+    OUTPUT,
     Flag(
         name="format",
         value="FORMAT",

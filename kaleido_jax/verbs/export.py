@@ -3,18 +3,12 @@
 from pathlib import Path
 
 from kaleido_jax.runtime.devices import check_backend
-from kaleido_jax.verbs.verb import Flag, say
+from kaleido_jax.verbs.verb import OUTPUT, WORKDIR, Flag, say
 
 HELP = "a run's latest checkpoint -> a folder for inference: config, weights, model card; needs no config"
 FLAGS = (
-    Flag(
-        name="workdir",
-        value="DIR",
-        help="folder of the run",
-        missing="name the folder of the run",
-        kind=Path,
-    ),
-    Flag(name="output", value="DIR", help="a new folder", missing="name the folder to write", kind=Path),
+    WORKDIR,
+    OUTPUT,
     Flag(
         name="precision",
         value="DTYPE",

@@ -7,14 +7,14 @@ from kaleido_jax.config.stored import check_workdir
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
-HELP = "captions -> latents, images and one grid, from the workdir's latest checkpoint or a bundled model"
+HELP = "captions -> latents, images and one grid, from the workdir's latest checkpoint or from --model"
 FLAGS = (
     CONFIG,
     WORKDIR,
     Flag(
         name="model",
-        value="NAME",
-        help="a bundled model such as emoji-tiny, or an exported folder, instead of the workdir's; brings its config",
+        value="DIR",
+        help="an exported folder, or the name of a bundled model, to sample from instead; its config is the default",
         configures=True,
     ),
 )
@@ -26,7 +26,6 @@ def run(config: Config, workdir: Path, model: str | None = None) -> None:
     from kaleido_jax.sampling.gallery import write_samples
     from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
-    if model is None:
-        check_workdir(config, workdir)
+    check_workdir(config, workdir)  # also with --model, whose samples must not replace those of another run
     pipeline = KaleidoPipeline.from_pretrained(model or workdir, config)
     say(f"grid: {write_samples(pipeline, workdir)}")

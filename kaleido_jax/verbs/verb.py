@@ -36,6 +36,7 @@ WORKDIR = Flag(
     missing="name the folder of the run",
     kind=Path,
 )
+OUTPUT = Flag(name="output", value="DIR", help="a new folder", missing="name the folder to write", kind=Path)
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from kaleido_jax.config import load
 from kaleido_jax.config.codec import open_codec
+from kaleido_jax.config.schema import Config, Init
 from kaleido_jax.errors import UserError
 from kaleido_jax.export import folder
 from kaleido_jax.main import main
@@ -50,6 +51,29 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
     assert f"7 steps of {batch} samples ({7 * batch} images)" in texts[1] and "| accuracy | 0.1234 |" in texts[1]
     with pytest.raises(UserError, match="exists; expected a new folder"):
         main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
+
+
+def test_what_is_exported_needs_nothing_that_stays_behind(workdir, tmp_path):
+    config = Config.from_json(workdir)
+    sample = dataclasses.replace(
+        config.sample, guidance="autoguidance", autoguidance_step=3, autoguidance_workdir=str(tmp_path)
+    )
+    bbox = dataclasses.replace(config.annotate.bbox, kind="onnx", model=str(tmp_path / "net.onnx"), max_boxes=3)
+    annotate = dataclasses.replace(config.annotate, bbox=bbox, image_size=32)
+    init = Init(inner=str(tmp_path))
+    kept = folder.portable(dataclasses.replace(config, sample=sample, annotate=annotate, init=init))
+    assert str(tmp_path) not in kept.to_json() and kept.sample.guidance == "cfg"
+    assert (kept.annotate.bbox.max_boxes, kept.annotate.image_size) == (3, 32)  # the same records can be made again
+    with pytest.raises(UserError, match="precision 'float8'; expected one of float32, float16, bfloat16"):
+        folder.export_folder(workdir, tmp_path / "out", "float8")
+
+
+def test_samples_of_a_model_do_not_go_into_the_workdir_of_another(workdir, tmp_path):
+    folder.export_folder(workdir, tmp_path / "out")
+    other = dataclasses.replace(CONFIG, seed=CONFIG.seed + 1)
+    (workdir / "config.json").write_text(other.to_json())
+    with pytest.raises(UserError, match="belongs to another config: seed = 1"):
+        main(["sample", f"--model={tmp_path / 'out'}", f"--workdir={workdir}"])
 
 
 def test_float16_refuses_what_it_cannot_hold(workdir, tmp_path, monkeypatch):

@@ -62,6 +62,14 @@ def test_a_rule_changes_the_image_and_a_sample_stays_its_own(pipeline, with_cfg,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("guidance", ["cads", "apg", "autoguidance"])
+def test_a_guided_sample_does_not_depend_on_how_many_are_drawn(pipeline, guidance):
+    settings = {"guidance": guidance, "cads_tau": (0.2, 0.6)}
+    alone = draw(pipeline, CAPTIONS[1:], LATENTS[1:], [1], **settings)
+    np.testing.assert_allclose(alone[0], draw(pipeline, **settings)[1], atol=1e-4)
+
+
+@pytest.mark.slow
 def test_autoguidance_away_from_the_same_weights_is_no_guidance(pipeline):
     same = KaleidoPipeline(CONFIG, pipeline.params, pipeline.codec, bad_params=pipeline.params)
     np.testing.assert_allclose(draw(same, guidance="autoguidance"), draw(pipeline, gamma=1.0), atol=1e-4)
