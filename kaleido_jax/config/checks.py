@@ -49,11 +49,12 @@ def _check_net(net: UNet, path: str) -> None:
             )
     if not levels:
         raise user_error(f"config.{path}.channels = ()", "the width of at least one level", "name it")
-    if net.image_size % (net.patch * 2 ** (levels - 1)):
+    multiple = net.patch * 2 ** (levels - 1)
+    if net.image_size % multiple:
         raise user_error(
             f"config.{path}.image_size = {net.image_size}",
-            f"a multiple of {2 ** (levels - 1)} for {levels} levels",
-            "change the size or the number of levels",
+            f"a multiple of {multiple} for {levels} levels and patches of {net.patch} px",
+            "change the size, the patch or the number of levels",
         )
     if net.emb_channels % 8:
         raise user_error(f"config.{path}.emb_channels = {net.emb_channels}", "a multiple of 8", "correct it")
