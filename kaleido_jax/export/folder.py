@@ -1,4 +1,4 @@
-"""Export of a trained model as a folder for inference: config, weights without optimizer state, and a model card.
+"""Export of a trained model as a folder for inference: config, weights without optimizer state, measures, model card.
 
 `KaleidoPipeline.from_pretrained` reads it. It holds no path of the machine that wrote it.
 """
@@ -18,7 +18,7 @@ from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
-from kaleido_jax.runtime.files import new_folder
+from kaleido_jax.runtime.files import new_folder, write_atomically
 from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline
 from kaleido_jax.sampling.weights import EXPORT
 
@@ -27,7 +27,7 @@ CARD = "README.md"
 
 
 def export_folder(workdir: Path, output: Path, precision: str = "float16") -> Path:
-    """Writes the EMA of a workdir's latest checkpoint as a folder: config.json, model.safetensors, README.md.
+    """Writes the EMA of a workdir's latest checkpoint as a folder: config.json, model.safetensors, README.md, eval/.
 
     Args:
       workdir: has a checkpoint.
@@ -53,7 +53,10 @@ def export_folder(workdir: Path, output: Path, precision: str = "float16") -> Pa
         (folder / "config.json").write_text(config.to_json())
         metadata = {"step": pipeline.step, "precision": precision}
         (folder / EXPORT).write_text(json.dumps(metadata, indent=2) + "\n")
-        (folder / CARD).write_text(model_card(pipeline, measures(workdir)))
+        reports = measures(workdir)
+        for name, report in reports.items():
+            write_atomically(folder / "eval" / f"{name}.json", json.dumps(report, indent=2).encode())
+        (folder / CARD).write_text(model_card(pipeline, reports))
     return output
 
 

@@ -1,6 +1,8 @@
 """evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
@@ -12,17 +14,38 @@ FLAGS = (CONFIG, WORKDIR)
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Prints the numbers of eval/<protocol>.json, measuring first where it does not belong to the latest checkpoint."""
+    """Prints eval/<protocol>.json beside the bundled models', measuring first unless it has the latest checkpoint's."""
     check_backend()
-    from kaleido_jax.evaluate.protocols import measure
+    from kaleido_jax.evaluate.protocols import bundled_reports, measure
 
     check_workdir(config, workdir)
     report = measure(workdir, config)
+    columns = {"this run": report} | bundled_reports(config.eval.protocol)
     say(f"{workdir / 'eval' / config.eval.protocol}.json:")
-    for name, value in report.items():
-        if not isinstance(value, dict):  # what it depends on, and the numbers of each caption, are in the file
-            real = report.get("real", {}).get(name)
-            say(f"  {name:<32}{_shown(value):>8}" + (f"   real scenes{_shown(real):>8}" if real is not None else ""))
+    say(table(columns | ({"real scenes": report["real"]} if "real" in report else {})))
+
+
+def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """Measures of the first report, one a line, beside those of the others; "-" where a report does not have it."""
+    first, *_ = columns.values()
+    # What a report depends on, and the numbers of each caption, are in the file.
+    names = [name for name, value in first.items() if not isinstance(value, dict)]
+    settings = (
+        ("step", "gamma", "num_steps", "num_samples") if any("of" in report for report in columns.values()) else ()
+    )
+    rows = [("", *columns)]
+    rows += [(key, *(_shown(_setting(report.get("of", {}), key)) for report in columns.values())) for key in settings]
+    rows += [(name, *(_shown(report.get(name)) for report in columns.values())) for name in names]
+    first_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        f"  {name:<{first_width}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for name, *cells in rows
+    ]
+    return "\n".join(lines)
+
+
+def _setting(of: Mapping[str, Any], key: str) -> Any:
+    return of.get(key, of.get("sample", {}).get(key, of.get("model", {}).get(key)))
 
 
 def _shown(value: float | None) -> str:

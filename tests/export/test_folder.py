@@ -14,6 +14,7 @@ from kaleido_jax.config import load
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config, Init
 from kaleido_jax.errors import UserError
+from kaleido_jax.evaluate import protocols
 from kaleido_jax.export import folder
 from kaleido_jax.main import main
 from kaleido_jax.sampling import pipeline
@@ -45,7 +46,9 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
         np.testing.assert_array_equal(found[name], np.asarray(leaf).astype(np.float16).astype(np.float32), err_msg=name)
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
-    texts = [(tmp_path / "out" / name).read_text() for name in ("config.json", "README.md", "export.json")]
+    files = ("config.json", "README.md", "export.json", "eval/some.json")
+    texts = [(tmp_path / "out" / name).read_text() for name in files]
+    assert json.loads(texts[3]) == {"accuracy": 0.1234, "of": {"step": 7}}
     assert not any(str(tmp_path) in text for text in texts)
     batch = CONFIG.train.batch_size
     assert f"7 steps of {batch} samples ({7 * batch} images)" in texts[1] and "| accuracy | 0.1234 |" in texts[1]
@@ -99,4 +102,7 @@ def test_a_bundled_model_is_found_by_its_name(workdir, tmp_path, monkeypatch):
         KaleidoPipeline.from_pretrained("tiny-modle")
     flags = ["--config.sample.captions=('bag',)", "--config.sample.num_steps=1", "--config.sample.images_per_caption=1"]
     main(["sample", "--model=tiny-model", f"--workdir={tmp_path / 'shown'}", *flags])
+    monkeypatch.setattr(protocols, "MODELS", tmp_path / "models")
+    assert protocols.bundled_reports("some")["tiny-model"]["accuracy"] == 0.1234
+    assert protocols.bundled_reports("emoji") == {}
     assert (tmp_path / "shown" / "samples" / "step_00000007" / "grid.png").stat().st_size
