@@ -4,7 +4,7 @@
 
 A model is a workdir, an exported folder, or the name of a bundled model, trained on the emoji scenes. Writes
 DIR/sweep.json, sweep.md (one row for each model and gamma) and sweep.png (images of one caption). A stopped run
-continues where it was.
+continues where it was. With --picture_only it measures nothing and writes DIR/compare.png alone.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.errors import UserError
-from kaleido_jax.evaluate.gamma_sweep import GAMMAS, sweep, table
+from kaleido_jax.evaluate.gamma_sweep import show, sweep, table
 from kaleido_jax.main import start_logging
 from kaleido_jax.runtime.files import make_folder
 from kaleido_jax.runtime.xla_flags import keep_memory, set_cpu_flag
@@ -27,7 +27,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--kaleido", help="the model with latents")
     parser.add_argument("--baseline", help="the model without")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--gammas", type=float, nargs="+", default=list(GAMMAS), help="guidance weights")
+    parser.add_argument("--picture_only", action="store_true", help="eight images of each, no measures")
+    parser.add_argument("--gammas", type=float, nargs="+", help="guidance weights")
     parser.add_argument("--num_samples", type=int, default=2_000, help="of each model at each gamma")
     parser.add_argument("--caption", default=KINDS[0], choices=KINDS, help="of the picture")
     parser.add_argument("--sampler", help="instead of the models' own")
@@ -41,17 +42,14 @@ def main(argv: list[str]) -> None:
     keep_memory()
     start_logging()
     models = {name: KaleidoPipeline.from_pretrained(path) for name, path in chosen.items() if path}
-    given = {"sampler": flags.sampler, "num_steps": flags.num_steps}
-    result = sweep(
-        models,
-        make_folder(flags.out.expanduser(), "--out"),
-        gammas=flags.gammas,
-        num_samples=flags.num_samples,
-        seed=flags.seed,
-        caption=flags.caption,
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    say(table(result))
+    given = {"gammas": flags.gammas, "sampler": flags.sampler, "num_steps": flags.num_steps}
+    settings = {name: value for name, value in given.items() if value is not None}
+    settings |= {"seed": flags.seed, "caption": flags.caption}
+    folder = make_folder(flags.out.expanduser(), "--out")
+    if flags.picture_only:
+        say(f"picture: {show(models, folder, **settings)}")
+    else:
+        say(table(sweep(models, folder, num_samples=flags.num_samples, **settings)))
 
 
 if __name__ == "__main__":

@@ -123,17 +123,32 @@ def draw(pipeline: KaleidoPipeline, sample: Sample, number: int, seed: int, fold
 def _draw_part(
     pipeline: KaleidoPipeline, sample: Sample, rows: Int[np.ndarray, "n"], captions: list[str], seed: int, path: Path
 ) -> None:
-    z, tokens = [], None
-    if pipeline.config.latents.segments:
-        z = pipeline.sample_latents(captions, seed=seed, indices=rows.tolist(), sample=sample)
-        tokens = [row.spelled(pipeline.codec) for row in z]
-    x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows.tolist(), sample=sample)
-    if not np.isfinite(x).all():
-        raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
-    pixels = np.clip(np.round(x * 128 + 127), 0, 255).astype(np.uint8)
+    z, pixels = _draw_rows(pipeline, sample, rows.tolist(), captions, seed)
     stored = pad_rows([row.tokens for row in z], pipeline.config.latents.max_latents_tokens)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, pixels=pixels, tokens=stored)
+
+
+def draw_captions(pipeline: KaleidoPipeline, sample: Sample, captions: list[str], seed: int) -> at.Images:
+    """One image of each caption, uint8, each from a z of its own.
+
+    Raises:
+      FloatingPointError: samples are not finite.
+    """
+    return _draw_rows(pipeline, sample, list(range(len(captions))), captions, seed)[1]
+
+
+def _draw_rows(
+    pipeline: KaleidoPipeline, sample: Sample, rows: list[int], captions: list[str], seed: int
+) -> tuple[list[SampledLatents], at.Images]:
+    z, tokens = [], None
+    if pipeline.config.latents.segments:
+        z = pipeline.sample_latents(captions, seed=seed, indices=rows, sample=sample)
+        tokens = [row.spelled(pipeline.codec) for row in z]
+    x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows, sample=sample)
+    if not np.isfinite(x).all():
+        raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
+    return z, np.clip(np.round(x * 128 + 127), 0, 255).astype(np.uint8)
 
 
 def real_samples(number: int, seed: int, image_size: int) -> Samples:

@@ -37,7 +37,7 @@ class PretendedModel(KaleidoPipeline):
         return {"model": {"name": f"collapsed {self.collapsed}"}, "sample": {"gamma": sample.gamma}}
 
     def _rows(self, captions, indices):
-        turns = [0 if self.collapsed else i // len(KINDS) for i in indices]
+        turns = [0 if self.collapsed else i // len(set(captions)) for i in indices]
         there = [self.of_kind[KINDS.index(caption)] for caption in captions]
         return [int(rows[turn % len(rows)]) for rows, turn in zip(there, turns, strict=True)]
 
