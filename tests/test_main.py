@@ -18,23 +18,26 @@ from kaleido_jax.train import fit
 from kaleido_jax.verbs import train
 
 EMOJI = "--config=configs/emoji_combined.py"
+NESTED = "--config=imagenet_combined"
 
 BAD_INPUT = {
     "no config": (["--workdir=W"], "no --config"),
+    "unknown variant": ([f"{EMOJI}:longer", "--workdir=W"], "one of short, long, baseline"),
     "no workdir": ([EMOJI], "no --workdir"),
     "no such config": (["--config=configs/emojy.py", "--workdir=W"], "configs/emoji_combined.py"),
     "unknown verb": (["trian", EMOJI, "--workdir=W"], "did you mean 'train'"),
     "unknown flag": ([EMOJI, "--workdir=W", "--steps=3"], "unknown flag --steps=3"),
     "misspelled key": ([EMOJI, "--workdir=W", "--config.train.batchsize=3"], "expected 'train.batch_size'"),
     "misspelled group": ([EMOJI, "--workdir=W", "--config.trian.batch_size=3"], "expected 'train'"),
-    "deep misspelled key": ([EMOJI, "--workdir=W", "--config.model.denoiser.inner.chanels=3"], "inner.channels"),
+    "deep misspelled key": ([NESTED, "--workdir=W", "--config.model.denoiser.inner.chanels=3"], "inner.channels"),
     "wrong type": ([EMOJI, "--workdir=W", "--config.train.batch_size=many"], "train.batch_size=many; expected int"),
     "wrong type of a tuple": ([EMOJI, "--workdir=W", "--config.sample.captions=(1,)"], "sample.captions[0] = 1"),
     "out of range": ([EMOJI, "--workdir=W", "--config.diffusion.p_uncond=1.5"], "from 0 to 1"),
     "unknown choice": ([EMOJI, "--workdir=W", "--config.sample.sampler=ddmp"], "did you mean 'ddpm'"),
-    "nesting": ([EMOJI, "--workdir=W", "--config.model.denoiser.inner.image_size=8"], "expected 16"),
-    "resolution": ([EMOJI, "--workdir=W", "--config.model.denoiser.image_size=64"], "expected 32"),
-    "levels": ([EMOJI, "--workdir=W", "--config.model.denoiser.num_res_blocks=(1,)"], "one for each level"),
+    "nesting": ([NESTED, "--workdir=W", "--config.model.denoiser.inner.image_size=8"], "expected 64"),
+    "resolution": ([NESTED, "--workdir=W", "--config.model.denoiser.image_size=512"], "expected 128"),
+    "patches": ([EMOJI, "--workdir=W", "--config.model.denoiser.patch=3"], "a multiple of 3 for"),
+    "levels": ([EMOJI, "--workdir=W", "--config.model.denoiser.num_res_blocks=(1,1)"], "one for each level"),
     "segments": ([EMOJI, "--workdir=W", "--config.latents.segments=('voken','text')"], "in this order"),
     "more steps than the schedule": ([EMOJI, "--workdir=W", "--config.sample.num_steps=2000"], "at most"),
     "weights": (["--config=configs/imagenet_combined.py", "--workdir=W"], "gs://t5-data"),
@@ -73,7 +76,7 @@ def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
 
 def test_fields_without_a_value_can_be_set_by_a_flag():
     fields = ("init.inner", "data.records", "model.t5.checkpoint")
-    config = config_from_flags("emoji_combined", [f"--config.{field}=somewhere" for field in fields])
+    config = config_from_flags("imagenet_combined", [f"--config.{field}=somewhere" for field in fields])
     assert [attrgetter(field)(config) for field in fields] == ["somewhere"] * 3
     assert load_config("emoji_combined").data.records is None
 

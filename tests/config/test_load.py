@@ -27,12 +27,12 @@ def test_a_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
 
 
 def test_keywords_change_fields_and_unknown_ones_name_the_nearest():
-    config = load_config("emoji_combined", **{"train.num_steps": 1_000, "model.denoiser.inner.remat": "dots"})
+    config = load_config("imagenet_combined", **{"train.num_steps": 1_000, "model.denoiser.inner.remat": "dots"})
     assert config.train.num_steps == 1_000 and config.model.denoiser.inner.remat == "dots"
     with pytest.raises(UserError, match=r"unknown config key 'train.numsteps'; expected 'train.num_steps'"):
         load_config("emoji_combined", **{"train.numsteps": 3})
     with pytest.raises(UserError, match="no field below config.model.denoiser.inner.inner = None"):
-        load_config("emoji_combined", **{"model.denoiser.inner.inner.image_size": 3})
+        load_config("imagenet_combined", **{"model.denoiser.inner.inner.image_size": 3})
 
 
 def test_the_last_of_two_equal_flags_wins_whatever_its_type():
@@ -119,7 +119,7 @@ def test_a_misspelled_field_in_a_file_names_the_nearest(tmp_path):
 
 
 def test_arguments_of_get_config(tmp_path):
-    assert "which takes no argument; remove ':foo'" in refusal("configs/emoji_combined.py:foo")
+    assert "which takes no argument; remove ':foo'" in refusal("configs/imagenet_combined.py:foo")
     assert "expected one of text, bbox, blob, voken, combined" in refusal("configs/cc12m.py:foo")
     (tmp_path / "needs.py").write_text("def get_config(size): ...\n")
     assert "needs.py:SIZE; name the argument" in refusal(tmp_path / "needs.py")
