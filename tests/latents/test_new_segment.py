@@ -95,7 +95,7 @@ class DepthSegment:
 
 DEPTH = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5)
 CHOSEN = ("text", "bbox", "voken", "depth")
-Z = Latents(text="a fruit", bbox=[Box("fruit", (100, 100, 400, 400))], voken=list(range(8)))
+Z = Latents(text="a fruit", bbox=[Box("fruit", (100, 100, 400, 400))], voken=[0, 1, 2, 3])
 
 
 def named(name):
