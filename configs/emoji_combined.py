@@ -1,10 +1,10 @@
-"""Kaleido on scenes of Noto emoji, 32 px: the quickstart, and the bundled models.
+"""Kaleido on scenes of Noto emoji, 32 px: the quickstart, and longer runs.
 
 Command:  python -m kaleido_jax.main --config=configs/emoji_combined.py --workdir=runs/emoji
           python -m kaleido_jax.main --config=configs/emoji_combined.py:long --workdir=runs/emoji_long
           python -m kaleido_jax.main --config=configs/emoji_combined.py:baseline --workdir=runs/emoji_baseline
-          ":long" made emoji-tiny and ":baseline", the same net without latents, emoji-tiny-baseline.
-Hardware: two CPU cores; minutes without a colon, many hours with one.
+          ":long" trains the quickstart's model for longer, ":baseline" the same net without latents.
+Hardware: two CPU cores; 1,000 steps without a colon, 150,000 with one.
 """
 
 from ml_collections import ConfigDict

@@ -110,7 +110,7 @@ def test_a_sample_does_not_depend_on_its_batch(pipeline):
     one = pipeline.sample_images(["bug"], [rows[2].tokens], seed=5, indices=[2])
     np.testing.assert_allclose(one[0], images[2], atol=1e-5)
     other_seed = pipeline.sample_images(["bug"], [rows[2].tokens], seed=6, indices=[2])
-    assert np.abs(other_seed - one).max() > 1e-3  # a net of four steps predicts nearly the same x0 from any noise
+    assert np.abs(other_seed - one).max() > 1e-2
 
 
 @pytest.mark.slow
