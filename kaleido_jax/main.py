@@ -9,9 +9,8 @@ from typing import Any, NoReturn
 
 from kaleido_jax.config.fields import expand
 from kaleido_jax.config.load import config_from_flags
-from kaleido_jax.config.schema import Mesh
 from kaleido_jax.errors import UserError, nearest, user_error
-from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_devices, set_cpu_flag
+from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_flag
 from kaleido_jax.verbs import VERBS
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Verb
 
@@ -63,8 +62,6 @@ def main(argv: list[str]) -> None:
     arguments = parse_flags(verb, flags)
     # Before JAX, which verbs import only now that the flags have been checked.
     set_cpu_flag()
-    if name == "train" and arguments["config"].mesh == Mesh():
-        set_cpu_devices(arguments["config"].train.batch_size)
     keep_memory()
     keep_compiled()
     start_logging()

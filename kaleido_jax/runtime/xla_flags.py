@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import re
-import sys
 import zlib
 from pathlib import Path
 
@@ -25,9 +24,6 @@ CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRA
 VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 # By default these reduce through YNN, with wrong results.
 WRONG_REDUCTIONS = ("0.10.2",)
-# A device for each core: its convolutions must not also take the threads of the others.
-ONE_THREAD_EACH = "--xla_cpu_multi_thread_eigen=false"
-MIN_ROWS = 16
 # glibc's mallopt: M_ARENA_MAX = 1, M_MMAP_THRESHOLD = 1 GiB, M_TRIM_THRESHOLD = all.
 _KEEP = ((-8, 1), (-3, 2**30), (-1, 2**31 - 1))
 
@@ -36,21 +32,6 @@ def set_cpu_flag() -> None:
     """Sets CPU_FLAG if JAX will run on CPU, unless the user has set XLA_FLAGS or jaxlib is not one of VERSIONS."""
     if runs_on_cpu() and "XLA_FLAGS" not in os.environ and _jaxlib() in VERSIONS:
         os.environ["XLA_FLAGS"] = CPU_FLAG
-
-
-def set_cpu_devices(rows: int) -> None:
-    """Makes each core a device of its own, between which training splits its batches of `rows` samples.
-
-    Only where this module has set the flags (so a user's XLA_FLAGS come first) and before JAX comes in. The number of
-    devices divides `rows` and leaves each at least MIN_ROWS: with 8 rows each, the quickstart's step cost a third more
-    CPU time than on one device (benchmarks/results/training_step.md).
-    """
-    if os.environ.get("XLA_FLAGS") != CPU_FLAG or not runs_on_cpu() or "jax" in sys.modules:
-        return
-    most = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, rows // MIN_ROWS)
-    devices = max((n for n in range(1, most + 1) if rows % n == 0), default=1)
-    if devices > 1:
-        os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices} {ONE_THREAD_EACH}"
 
 
 def keep_memory() -> None:

@@ -72,27 +72,6 @@ def test_the_flag_is_not_set(environment, variables):
     assert os.environ.get("XLA_FLAGS") == variables.get("XLA_FLAGS")
 
 
-@pytest.mark.parametrize(
-    ("flags", "jax_is_there", "rows", "devices"),
-    [
-        (xla_flags.CPU_FLAG, False, 64, 4),
-        (xla_flags.CPU_FLAG, False, 63, 3),  # the most that divide the rows
-        (xla_flags.CPU_FLAG, False, 16, None),  # too few rows for two
-        ("--xla_dump_to=x", False, 64, None),
-        (xla_flags.CPU_FLAG, True, 64, None),
-    ],
-    ids=["rows for all cores", "odd rows", "few rows", "user's flags", "too late"],
-)
-def test_cores_become_devices_where_a_batch_fills_them(environment, monkeypatch, flags, jax_is_there, rows, devices):
-    environment(JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
-    if not jax_is_there:
-        monkeypatch.delitem(sys.modules, "jax")
-    xla_flags.set_cpu_devices(rows)
-    count = f" --xla_force_host_platform_device_count={devices} {xla_flags.ONE_THREAD_EACH}" if devices else ""
-    assert os.environ["XLA_FLAGS"] == flags + count
-
-
 def test_compiled_functions_are_kept_in_the_users_cache_folder(monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/a")
