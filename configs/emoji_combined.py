@@ -3,7 +3,11 @@
 Command:  python -m kaleido_jax.main --config=configs/emoji_combined.py --workdir=runs/emoji
           python -m kaleido_jax.main --config=configs/emoji_combined.py:long --workdir=runs/emoji_long
           python -m kaleido_jax.main --config=configs/emoji_combined.py:baseline --workdir=runs/emoji_baseline
-          ":long" trains the quickstart's model for longer, ":baseline" the same net without latents.
+          ":long" trains the quickstart's model for longer, ":baseline" the same net without latents, ":64" a nested net
+          of 64 px around it, which may start from a long run and takes its vokens then:
+          python -m kaleido_jax.main --config=configs/emoji_combined.py:64 --workdir=runs/emoji_64
+            --config.init.inner=runs/emoji_long
+            --config.annotate.voken.model=runs/emoji_long/records/quantizer.safetensors
 Hardware: two CPU cores; 1,000 steps without a colon, 150,000 with one.
 """
 
@@ -12,14 +16,15 @@ from ml_collections import ConfigDict
 from kaleido_jax.config import UNet, default_config, to_config_dict
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("short", "long", "baseline")
+VARIANTS = ("short", "long", "baseline", "64")
 
 
 def get_config(variant: str = "short") -> ConfigDict:
     if variant not in VARIANTS:
         raise user_error(f"emoji_combined.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
     config = default_config()
-    config.name = {"short": "emoji_combined", "long": "emoji-tiny", "baseline": "emoji-tiny-baseline"}[variant]
+    names = {"short": "emoji_combined", "long": "emoji-tiny", "baseline": "emoji-tiny-baseline", "64": "emoji-64"}
+    config.name = names[variant]
 
     # The paper's combined latents plus the blob, which tells the tilt.
     config.latents.segments = () if variant == "baseline" else ("text", "bbox", "blob", "voken")
@@ -36,20 +41,32 @@ def get_config(variant: str = "short") -> ConfigDict:
     t5.encoder.trainable = True
 
     # Patches of 4 px: the net sees 8 x 8 positions, and at each of them all of z.
-    config.model.denoiser = to_config_dict(
-        UNet(
-            image_size=32,
+    net = UNet(
+        image_size=32,
+        patch=4,
+        channels=(128,),
+        num_res_blocks=(1,),
+        num_attn_layers=(1,),
+        attention_ffn=False,
+        emb_channels=96,
+        num_groups=8,
+        text_proj_channels=64,
+        num_text_layers=1,
+    )
+    if variant == "64":  # around it 16 x 16 positions; its 8 x 8 are the inner net's
+        net = UNet(
+            image_size=64,
             patch=4,
-            channels=(128,),
-            num_res_blocks=(1,),
-            num_attn_layers=(1,),
+            channels=(64, 128),
+            num_res_blocks=(1, 1),
+            num_attn_layers=(0, 0),
             attention_ffn=False,
             emb_channels=96,
             num_groups=8,
-            text_proj_channels=64,
-            num_text_layers=1,
+            mid_blocks=False,
+            inner=net,
         )
-    )
+    config.model.denoiser = to_config_dict(net)
     config.model.precision = "float32"  # bfloat16 brings nothing on CPU
 
     # A patch has 48 numbers. To predict v the net must carry all of their noise through its 128 channels; to predict x0
@@ -74,11 +91,13 @@ def get_config(variant: str = "short") -> ConfigDict:
     train.log_every_steps = 50 if variant == "short" else 200
     train.checkpoint_every_steps = 500 if variant == "short" else 2_000
 
-    # Ancestral as in the paper: its fresh noise also corrects errors of a briefly trained net on the way.
-    config.sample.num_steps = 50
+    # Ancestral as in the paper: its fresh noise also corrects errors of a briefly trained net on the way. After a long
+    # run 20 steps of a solver will do.
+    config.sample.sampler = "ddpm" if variant == "short" else "dpmpp_2m"
+    config.sample.num_steps = 50 if variant == "short" else 20
     config.sample.gamma = 2.0
     config.sample.top_p = 0.95 if variant == "short" else 1.0  # the shares of the modes are those of the prior
     config.eval.protocol = "emoji"
     config.eval.num_samples = 300 if variant == "short" else 1_200
-    config.eval.num_steps = 50
+    config.eval.num_steps = 50 if variant == "short" else 20
     return config

@@ -193,6 +193,14 @@ def test_the_baseline_is_the_same_without_latents():
         assert getattr(config, group) == getattr(combined, group)
 
 
+def test_the_emoji_baseline_differs_by_its_latents_and_the_64_px_net_grows_around_the_long_run():
+    long, baseline, larger = (load_config(f"emoji_combined:{variant}") for variant in ("long", "baseline", "64"))
+    assert baseline.latents.segments == ()
+    for group in ("model", "diffusion", "train", "sample"):
+        assert getattr(baseline, group) == getattr(long, group)
+    assert larger.model.denoiser.inner == long.model.denoiser and larger.latents == long.latents
+
+
 QUICK = ("emoji_combined.py", "imagenet_combined.py")  # the others take five seconds each to trace
 
 

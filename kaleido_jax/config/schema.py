@@ -233,7 +233,7 @@ class AnnotateVoken:
     """How the voken segment is made."""
 
     kind: Literal["quantizer", "seed"] = "quantizer"  # ours, fitted on the data; or SEED, as in the paper
-    model: PathText | None = None  # seed: folder of weights
+    model: PathText | None = None  # seed: folder of weights; quantizer: file of one fitted before, instead of fitting
     quantizer: Literal["residual", "fsq"] = "residual"  # k-means, a codebook for each token; fsq needs fewer images
     fit_examples: Count = 4096  # training images that the quantizer is fitted on; all if there are fewer
     feature: Literal["pixels", "autoencoder", "onnx", "transformers"] = "pixels"  # what it quantizes

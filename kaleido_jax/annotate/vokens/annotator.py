@@ -57,7 +57,10 @@ def open_voken(
     vokens_per_image: int,
     codebook_size: int,
 ) -> Annotator:
-    """The annotator that config.voken names; fits its quantizer if `path` does not exist yet.
+    """The annotator that config.voken names.
+
+    If `path` does not exist yet, its quantizer is fitted, or taken from config.voken.model: the vokens of a second data
+    set, or of another resolution, then mean what a trained prior knows.
 
     Args:
       config: the group annotate.
@@ -87,6 +90,7 @@ def open_voken(
         feature=feature,
         kind=settings.quantizer,
         train=train,
+        given=Path(settings.model).expanduser() if settings.model else None,
     )
     return QuantizerTokenizer(feature=feature, quantizer=quantizer)
 
@@ -102,8 +106,9 @@ def fit_or_load(
     feature: Feature,
     kind: str,
     train: Source,
+    given: Path | None = None,
 ) -> Quantizer:
-    """The quantizer at `path`; if it does not exist, one is fitted on training images and stored there.
+    """The quantizer at `path`; if it does not exist, `given` or one fitted on training images is stored there.
 
     Args:
       path: of the safetensors file.
@@ -115,9 +120,11 @@ def fit_or_load(
       feature: what the quantizer quantizes.
       kind: "residual" or "fsq".
       train: examples to fit on.
+      given: file of a quantizer that was fitted before, of the same tokens, codebook, feature and kind.
 
     Raises:
-      UserError: the one at `path` is damaged or was fitted with other arguments, or there are too few images.
+      UserError: the one at `path` is damaged or was fitted with other arguments, the given one is missing, damaged or
+        of other tokens, or there are too few images.
     """
     wanted = {
         "source": source,
@@ -129,12 +136,18 @@ def fit_or_load(
         "feature_version": feature.version,
         "quantizer": kind,
     }
+    known = _given(given, wanted) if given else None
+    if known:
+        wanted["given"] = known.fingerprint
     if path.exists():
         quantizer, fitted_for = load_quantizer(path)
         if fitted_for != wanted:
             do = "use another folder, or delete this one's quantizer and records"
             raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
         return quantizer
+    if known:
+        save_quantizer(known, path, wanted)
+        return known
     count = min(fit_examples, len(train))
     # Spread, since many sources are sorted by class.
     features = feature(train[i * len(train) // count].image for i in range(count))
@@ -144,4 +157,15 @@ def fit_or_load(
     save_quantizer(quantizer, path, wanted)
     fit = quality(quantizer, features)
     log.info("quantizer: explains %.1f %% of the variance", 100 * fit["explained_variance"][-1])
+    return quantizer
+
+
+def _given(path: Path, wanted: dict[str, Any]) -> Quantizer:
+    """The quantizer of another job, if its tokens are of the form that this one wants."""
+    quantizer, fitted_for = load_quantizer(path)
+    of_tokens = ("vokens_per_image", "codebook_size", "feature", "feature_version", "quantizer")
+    found, expected = ({name: of[name] for name in of_tokens} for of in (fitted_for, wanted))
+    if found != expected:
+        do = "change these fields, or give another quantizer"
+        raise user_error(f"config.annotate.voken.model: {path} of {found}", f"{expected}", do)
     return quantizer

@@ -84,6 +84,25 @@ def test_a_quantizer_of_another_feature_kind_or_source_is_refused(tmp_path, monk
         opened(path, train)
 
 
+def test_a_given_quantizer_is_taken_and_not_fitted(tmp_path):
+    first, path = tmp_path / "a" / "quantizer.safetensors", tmp_path / "b" / "quantizer.safetensors"
+    first.parent.mkdir()
+    path.parent.mkdir()
+    fitted = opened(first, Pictures(pictures(70)))
+    taken = opened(path, others := Pictures(pictures(70, side=96, seed=1)), model=str(first))
+    assert not others.asked
+    example = [Example(id="0", image=pictures(1, seed=2)[0], caption="")]
+    assert taken(example, [Latents()]) == fitted(example, [Latents()])
+    opened(path, others, model=str(first))  # a second start with the same command
+    with pytest.raises(UserError, match="was fitted for"):  # without it, the file would be another data set's
+        opened(path, others)
+    with pytest.raises(UserError, match="residual"):
+        opened(tmp_path / "c.safetensors", others, model=str(first), quantizer="residual")
+    with pytest.raises(UserError, match="no quantizer at"):
+        opened(tmp_path / "c.safetensors", others, model=str(tmp_path / "d.safetensors"))
+    assert not (tmp_path / "c.safetensors").exists()
+
+
 def test_the_file_says_what_it_was_fitted_for(tmp_path):
     path = tmp_path / "quantizer.safetensors"
     opened(path, Pictures(pictures(70)))
