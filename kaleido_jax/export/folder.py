@@ -55,7 +55,7 @@ def export_folder(workdir: Path, output: Path, precision: str = "float16") -> Pa
         (folder / EXPORT).write_text(json.dumps(metadata, indent=2) + "\n")
         reports = measures(workdir)
         for name, report in reports.items():
-            write_atomically(folder / "eval" / f"{name}.json", json.dumps(report, indent=2).encode())
+            write_atomically(folder / "eval" / f"{name}.json", json.dumps(report).encode())
         (folder / CARD).write_text(model_card(pipeline, reports))
     return output
 
@@ -97,8 +97,9 @@ def _tensors(params: dict[str, Any], precision: str) -> Iterator[tuple[str, np.n
 
 
 def measures(workdir: Path) -> dict[str, Any]:
-    """The reports in a workdir's eval/ by their names; {} where nothing was measured."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "eval").glob("*.json"))}
+    """The reports in a workdir's eval/ by their names, without those of real data; {} where nothing was measured."""
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "eval").glob("*.json"))}
+    return {name: {key: value for key, value in one.items() if key != "real"} for name, one in reports.items()}
 
 
 # ----------------------------------------------------------------------------------------------- the card
@@ -106,8 +107,8 @@ def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any]) -> str:
     """A model card in Markdown: what the model is, how it was trained, what was measured, how it is used."""
     config, step = pipeline.config, pipeline.step
     counts = {part: sum(leaf.size for _, leaf in _leaves(tree)) for part, tree in pipeline.params.items()}
-    segments = " | ".join(config.latents.segments) or "none: a baseline, which draws from the caption alone"
-    denoiser = config.model.denoiser
+    segments = ", ".join(config.latents.segments) or "none: a baseline, which draws from the caption alone"
+    denoiser, planned = config.model.denoiser, config.train.num_steps
     size = f"{denoiser.image_size} px" if denoiser else "points"
     rows = [
         ("latents", segments),
@@ -115,7 +116,8 @@ def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any]) -> str:
         ("parameters", ", ".join(f"{part} {count / 1e6:.2f}M" for part, count in counts.items())),
         (
             "training",
-            f"{step:,} steps of {config.train.batch_size} samples ({step * config.train.batch_size:,} images)",
+            f"{step:,} steps of {config.train.batch_size} samples ({step * config.train.batch_size:,} images)"
+            + (f", stopped before the planned {planned:,}" if step < planned else ""),
         ),
         ("data", f"source {config.data.source}"),
         ("weights", "EMA of training"),
@@ -142,8 +144,11 @@ pipe = kj.KaleidoPipeline.from_pretrained("PATH OF THIS FOLDER")
 pipe(["a caption"], images_per_caption=4).grid().save("grid.png")
 ```
 
-`config.json` is the config that it was trained with, without paths:
-`python -m kaleido_jax.main --config=config.json --workdir=DIR` trains it again.
+`config.json` is the config that it was trained with, without paths. The command that trains it again:
+
+```bash
+python -m kaleido_jax.main --config=config.json --workdir=DIR
+```
 """
 
 
@@ -153,6 +158,10 @@ def _leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _measured(name: str, report: dict[str, Any]) -> str:
     numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
-    return f"`eval/{name}.json`:\n\n| measure | value |\n|---|---|\n" + "".join(
+    of = report.get("of", {})
+    sample = of.get("sample", {})
+    known = {"samples": of.get("num_samples")} | {key: sample.get(key) for key in ("gamma", "sampler", "num_steps")}
+    settings = ", ".join(f"{key} {value}" for key, value in known.items() if value is not None)
+    return f"`eval/{name}.json`{f' ({settings})' if settings else ''}:\n\n| measure | value |\n|---|---|\n" + "".join(
         f"| {key} | {value:.4g} |\n" for key, value in numbers.items()
     )

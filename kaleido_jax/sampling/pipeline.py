@@ -354,7 +354,7 @@ def _no_model(name: str) -> UserError:
     near = nearest(name, BUNDLED)
     return user_error(
         f"no model {name!r}",
-        f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED) or 'none is bundled yet'})",
+        f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED)})",
         f"did you mean {near!r}?" if near else "correct the path",
     )
 

@@ -49,4 +49,6 @@ def _setting(of: Mapping[str, Any], key: str) -> Any:
 
 
 def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

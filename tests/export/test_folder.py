@@ -22,6 +22,8 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.weights import Weights
 from tests.sampling.test_pipeline import CONFIG, random_params
 
+REPORT = {"accuracy": 0.1234, "of": {"step": 7, "num_samples": 20, "sample": {"gamma": 4.0, "sampler": "ddim"}}}
+
 
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
@@ -31,7 +33,7 @@ def workdir(tmp_path, monkeypatch):
     (path / "eval").mkdir()
     data = dataclasses.replace(CONFIG.data, records=str(tmp_path))
     (path / "config.json").write_text(dataclasses.replace(CONFIG, data=data).to_json())
-    (path / "eval" / "some.json").write_text(json.dumps({"accuracy": 0.1234, "of": {"step": 7}}))
+    (path / "eval" / "some.json").write_text(json.dumps(REPORT | {"real": {"accuracy": 1.0}}))
     params = random_params(open_codec(CONFIG), 0)
     monkeypatch.setattr(pipeline, "load_workdir", lambda *_: Weights(params=params, step=7))
     return path
@@ -48,10 +50,12 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
     assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
     files = ("config.json", "README.md", "export.json", "eval/some.json")
     texts = [(tmp_path / "out" / name).read_text() for name in files]
-    assert json.loads(texts[3]) == {"accuracy": 0.1234, "of": {"step": 7}}
+    assert json.loads(texts[3]) == REPORT
     assert not any(str(tmp_path) in text for text in texts)
     batch = CONFIG.train.batch_size
     assert f"7 steps of {batch} samples ({7 * batch} images)" in texts[1] and "| accuracy | 0.1234 |" in texts[1]
+    assert all(line.count("|") == 3 for line in texts[1].splitlines() if line.startswith("|"))  # no cell is cut
+    assert "`eval/some.json` (samples 20, gamma 4.0, sampler ddim):" in texts[1]
     with pytest.raises(UserError, match="exists; expected a new folder"):
         main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
 

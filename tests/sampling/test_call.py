@@ -163,7 +163,7 @@ def test_a_baseline_has_no_latents(pipe):
 
 
 def test_a_name_that_is_no_folder_says_what_is_bundled(tmp_path):
-    with pytest.raises(UserError, match=r"no model 'emoji-tiny'; expected .*none is bundled yet"):
-        KaleidoPipeline.from_pretrained("emoji-tiny")
+    with pytest.raises(UserError, match=r"no model 'emoji-tinny'; expected .*emoji-tiny, emoji-tiny-baseline"):
+        KaleidoPipeline.from_pretrained("emoji-tinny")
     with pytest.raises(UserError, match="config.json cannot be read"):
         KaleidoPipeline.from_pretrained(tmp_path)

@@ -1,0 +1,47 @@
+"""The models of the package: what they are, and that the one with latents draws what its z says."""
+
+import numpy as np
+import pytest
+
+import kaleido_jax as kj
+from kaleido_jax.config.load import MODELS
+from kaleido_jax.errors import UserError
+from kaleido_jax.evaluate.scene_pixels import background_of
+from kaleido_jax.evaluate.scene_reading import said_by
+from kaleido_jax.sampling.pipeline import BUNDLED
+
+PAIR = ("emoji-tiny", "emoji-tiny-baseline")
+
+
+def test_the_pair_is_in_the_package_and_small():
+    assert BUNDLED == PAIR
+    files = [path for path in MODELS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12_000_000
+    for name in PAIR:
+        card = (MODELS / name / "README.md").read_text()
+        assert "steps of 16 samples" in card and "kind_right" in card  # how long it was trained, and what was measured
+
+
+def test_the_pair_differs_by_the_latents_alone():
+    kaleido, baseline = (kj.KaleidoPipeline.from_pretrained(name) for name in PAIR)
+    assert kaleido.step == baseline.step
+    for group in ("model", "diffusion", "train", "sample"):
+        assert getattr(kaleido.config, group) == getattr(baseline.config, group)
+    assert kaleido.config.latents.segments == ("text", "bbox", "blob", "voken")
+    assert baseline.config.latents.segments == ()
+
+
+def test_a_bundled_model_draws_on_the_background_that_its_latents_name():
+    out = kj.KaleidoPipeline.from_pretrained("emoji-tiny")(["fruit", "bird"], images_per_caption=4, seed=0, num_steps=8)
+    pairs = [
+        (said_by(z.text).background, image) for z, row in zip(out.latents, out.images, strict=True) for image in row
+    ]
+    right = [background == background_of(np.asarray(image)) for background, image in pairs]
+    assert len(right) == 8 and sum(right) >= 7
+
+
+def test_the_baseline_draws_without_latents():
+    out = kj.KaleidoPipeline.from_pretrained("emoji-tiny-baseline")("bug", images_per_caption=2, seed=0, num_steps=2)
+    assert out.images[0][0].size == (32, 32)
+    with pytest.raises(UserError, match="latents for a model without"):
+        kj.KaleidoPipeline.from_pretrained("emoji-tiny-baseline")("bug", latents=kj.Latents(text="a bug"))
