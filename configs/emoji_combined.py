@@ -98,6 +98,6 @@ def get_config(variant: str = "short") -> ConfigDict:
     config.sample.gamma = 2.0
     config.sample.top_p = 0.95 if variant == "short" else 1.0  # the shares of the modes are those of the prior
     config.eval.protocol = "emoji"
-    config.eval.num_samples = 300 if variant == "short" else 1_200
+    config.eval.num_samples = 200 if variant == "short" else 1_200
     config.eval.num_steps = 50 if variant == "short" else 20
     return config
