@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 
 echo "==> 1 of 2: what the bundled models draw"
-python -m kaleido_jax.main sample --model=emoji-tiny --workdir=runs/emoji-tiny
+python -m kaleido_jax.main sample --model=emoji-tiny --workdir=runs/emoji-tiny --config.sample.grammar=True
 if [[ ! -f runs/emoji-tiny/compare.png ]]; then
   python examples/guidance_sweep.py --picture_only --kaleido=emoji-tiny --baseline=emoji-tiny-baseline --out=runs/emoji-tiny
 fi

@@ -140,23 +140,27 @@ def fit_or_load(
     if known:
         wanted["given"] = known.fingerprint
     if path.exists():
-        quantizer, fitted_for = load_quantizer(path)
-        if fitted_for != wanted:
-            do = "use another folder, or delete this one's quantizer and records"
-            raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
-        return quantizer
-    if known:
-        save_quantizer(known, path, wanted)
-        return known
-    count = min(fit_examples, len(train))
-    # Spread, since many sources are sorted by class.
-    features = feature(train[i * len(train) // count].image for i in range(count))
-    quantizer = fit_quantizer(
-        features, kind=kind, vokens_per_image=vokens_per_image, codebook_size=codebook_size, seed=_FIT_SEED
-    )
+        return _stored(path, wanted)
+    quantizer = known
+    if quantizer is None:
+        count = min(fit_examples, len(train))
+        # Spread, since many sources are sorted by class.
+        features = feature(train[i * len(train) // count].image for i in range(count))
+        quantizer = fit_quantizer(
+            features, kind=kind, vokens_per_image=vokens_per_image, codebook_size=codebook_size, seed=_FIT_SEED
+        )
+        explained = quality(quantizer, features)["explained_variance"][-1]
+        log.info("quantizer: explains %.1f %% of the variance", 100 * explained)
     save_quantizer(quantizer, path, wanted)
-    fit = quality(quantizer, features)
-    log.info("quantizer: explains %.1f %% of the variance", 100 * fit["explained_variance"][-1])
+    return quantizer
+
+
+def _stored(path: Path, wanted: dict[str, Any]) -> Quantizer:
+    """The quantizer that an earlier start of this job stored."""
+    quantizer, fitted_for = load_quantizer(path)
+    if fitted_for != wanted:
+        do = "use another folder, or delete this one's quantizer and records"
+        raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
     return quantizer
 
 
