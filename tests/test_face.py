@@ -70,7 +70,7 @@ print(out.latents[0].text)
 
 @pytest.mark.slow
 def test_the_script_of_the_readme_runs_from_an_installed_wheel_in_another_folder(tmp_path):
-    source, installed, elsewhere = (tmp_path / name for name in ("source", "installed", "elsewhere"))
+    source, wheels, installed, elsewhere = (tmp_path / name for name in ("source", "wheels", "installed", "elsewhere"))
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("kaleido_jax", "configs"):
         shutil.copytree(REPO / name, source / name, ignore=ignored)
