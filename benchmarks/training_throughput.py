@@ -35,22 +35,30 @@ class Side:
         self.process = subprocess.Popen(
             command + extra, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        self.rates: queue.Queue[float] = queue.Queue()
+        self.rates: queue.Queue[float | None] = queue.Queue()  # None: the process has ended
+        self.last = ""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in self.process.stdout:
+            self.last = line
             if found := re.search(r"train .* ([\d.]+) img/s", line):
                 self.rates.put(float(found[1]))
+        self.rates.put(None)
 
     def turn(self, reports: int) -> list[float]:
         """Runs until `reports` of them are in that no pause fell into, then pauses."""
         self.process.send_signal(signal.SIGCONT)
-        while not self.rates.empty():
-            self.rates.get()
-        rates = [self.rates.get(timeout=600) for _ in range(reports + 1)][1:]
+        waiting = self.rates.qsize()  # of before the pause
+        rates = [self._next() for _ in range(waiting + reports + 1)][waiting + 1 :]
         self.process.send_signal(signal.SIGSTOP)
         return rates
+
+    def _next(self) -> float:
+        rate = self.rates.get(timeout=600)
+        if rate is None:
+            raise SystemExit(f"a training ended early: {self.last}")
+        return rate
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a clean clone to pictures of the bundled models, and to a small model trained here, on a CPU in about ten minutes.
+# From a clean clone to pictures of the bundled models, and to a small model trained here, on a CPU in ten minutes.
 # Arguments are passed to the training, e.g.
 #   bash launch/quickstart.sh --workdir=/tmp/emoji --config.train.num_steps=100
 # A second call resumes, or shows the results if everything is done.
@@ -9,7 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 
 echo "==> 1 of 2: what the bundled models draw"
 python -m kaleido_jax.main sample --model=emoji-tiny --workdir=runs/emoji-tiny --config.sample.grammar=True
-if [[ ! -f runs/emoji-tiny/compare.png ]]; then
+# None yet, or of an older model.
+if [[ ! runs/emoji-tiny/compare.png -nt kaleido_jax/assets/models/emoji-tiny/export.json ]]; then
   python examples/guidance_sweep.py --picture_only --kaleido=emoji-tiny --baseline=emoji-tiny-baseline --out=runs/emoji-tiny
 fi
 
