@@ -158,10 +158,31 @@ class DataTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataTfds:
+    """TFDS data sets in ArrayRecord files; a feature inside another is "OUTER/INNER"."""
+
+    name: str = ""  # folder of the data set below root, e.g. "imagenet2012" or "coco_captions/2014/1.1.0"; "" = root
+    image: str = "image"  # feature with the image
+    caption: str = "label"  # feature with the class, or with one or several captions, e.g. "captions/text"
+    description: str = ""  # feature with a long text; "" = the longest caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTar:
+    """Tar shards of img2dataset and webdataset."""
+
+    caption: str = "caption"  # field of KEY.json that is the caption where there is no KEY.txt
+    description: str = "description"  # field of KEY.json with a long text; it may be absent
+    classes: PathText = ""  # file below root with a class in each line, for KEY.cls; "imagenet" = ImageNet-1k's
+    index: MayChange[PathText] = ""  # folder of the shards' index files; "" = beside the shards
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Where images, captions and latents come from."""
 
-    source: Literal["emoji", "records", "coco", "gbc", "table", "folder"] = "records"  # records: annotated already
+    # records: annotated already
+    source: Literal["emoji", "records", "coco", "gbc", "table", "folder", "tfds", "tar"] = "records"
     root: MayChange[PathText | None] = None  # folder of the data that `annotate` reads
     split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
     labels: tuple[PathText, ...] = ()  # label files below root; () = the data set's usual ones
@@ -174,6 +195,8 @@ class Data:
     emoji: DataEmoji = field(default_factory=DataEmoji)
     coco: DataCoco = field(default_factory=DataCoco)
     table: DataTable = field(default_factory=DataTable)
+    tfds: DataTfds = field(default_factory=DataTfds)
+    tar: DataTar = field(default_factory=DataTar)
 
 
 @dataclass(frozen=True, kw_only=True)

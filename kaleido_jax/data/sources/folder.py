@@ -7,9 +7,8 @@ from pathlib import Path
 from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, read_labels
-from kaleido_jax.data.sources.imagenet import captions_of_wnids
+from kaleido_jax.data.sources.imagenet import class_caption
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.latents.validity import clean_phrase
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.text import readable_name
 
@@ -24,8 +23,8 @@ class FolderSource:
     """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split).
 
     A file of two columns, folder and name, in config.data.labels gives folders other names: underscores become spaces,
-    and of several names with commas the first is used. Without it, ImageNet's folders ("n01440764") have the captions
-    of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are ignored.
+    and of several names with commas the first is used. ImageNet's folders ("n01440764") that get no other name have the
+    captions of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are ignored.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -87,8 +86,7 @@ def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:
     """The caption of a class; None if the folder's name has bytes outside UTF-8 or no word."""
     try:
         own = os.fsencode(folder.name).decode()
-        known = captions_of_wnids() if names is None else {}
-        return known.get(own) or clean_phrase((names or {}).get(own, own).split(",")[0].replace("_", " "))
+        return class_caption((names or {}).get(own, own))
     except (UnicodeDecodeError, UserError):
         return None
 

@@ -1,8 +1,10 @@
-"""Captions of ImageNet-1k's classes."""
+"""Captions of ImageNet-1k's classes, and of classes as data sets name them."""
 
 import functools
 from collections import Counter
 from importlib import resources
+
+from kaleido_jax.latents.validity import clean_phrase
 
 
 @functools.cache
@@ -21,3 +23,14 @@ def captions_of_wnids() -> dict[str, str]:
 def class_captions() -> tuple[str, ...]:
     """Each caption once, in the order of the class index, for config.data.class_captions."""
     return tuple(dict.fromkeys(captions_of_wnids().values()))
+
+
+def class_caption(name: str) -> str:
+    """The caption of a class: of ImageNet's ids ("n01440764") that of the table, otherwise the name's own words.
+
+    Underscores become spaces, and of several names with commas the first is used.
+
+    Raises:
+      LatentsError: the name has no word.
+    """
+    return captions_of_wnids().get(name) or clean_phrase(name.split(",")[0].replace("_", " "))

@@ -51,15 +51,24 @@ class JsonLines:
         with self._paths[bisect.bisect_right(self._counts, index) - 1].open("rb") as file:
             file.seek(self._starts[index])
             line = file.readline()
-        try:
-            row = json.loads(line)
-        except RecursionError as error:
-            raise user_error("a line of too many brackets", "one JSON object per line", "correct the line") from error
-        except ValueError as error:
-            raise user_error("a line that is not JSON", "one JSON object per line", "correct the line") from error
-        if not isinstance(row, dict):
-            raise user_error("a line that is not a JSON object", "{...}", "correct the line")
-        return row
+        return read_object(line, "a line")
+
+
+def read_object(text: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in a text; `what` names the text in errors, e.g. "a line".
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise user_error(f"{what} of too many brackets", "one JSON object", "correct it") from error
+    except ValueError as error:
+        raise user_error(f"{what} that is not JSON", "one JSON object", "correct it") from error
+    if not isinstance(found, dict):
+        raise user_error(f"{what} that is not a JSON object", "{...}", "correct it")
+    return found
 
 
 class TextTable:
