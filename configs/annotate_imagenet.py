@@ -3,6 +3,7 @@
 Command:  python -m kaleido_jax.main annotate --config=configs/annotate_imagenet.py --config.data.root=DIR \\
               --config.annotate.voken.model=SEED --workdir=runs/imagenet
 Data:     DIR/train/n01440764/*.JPEG and so on, as ImageNet comes; the names of its classes are in the package.
+          Or TFDS's in array_record files: --config.data.source=tfds --config.data.tfds.folder=imagenet2012.
           SEED is the folder of seed_quantizer.pt (AILab-CVC on Hugging Face).
 Hardware: Qwen2.5-VL-7B behind a server on port 8000 ("A server" in docs/annotate.md) on as many GPUs as there are, and
           one for SEED. Nobody has run the whole of it with this code; docs/annotate.md estimates the GPU hours.

@@ -161,7 +161,7 @@ class DataTable:
 class DataTfds:
     """TFDS data sets in ArrayRecord files; a feature inside another is "OUTER/INNER"."""
 
-    name: str = ""  # folder of the data set below root, e.g. "imagenet2012" or "coco_captions/2014/1.1.0"; "" = root
+    folder: PathText = ""  # of the data set below root: "imagenet2012", "coco_captions/2014/1.1.0"; "" = root itself
     image: str = "image"  # feature with the image
     caption: str = "label"  # feature with the class, or with one or several captions, e.g. "captions/text"
     description: str = ""  # feature with a long text; "" = the longest caption

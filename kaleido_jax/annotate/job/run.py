@@ -19,6 +19,7 @@ from kaleido_jax.annotate.job import agreement
 from kaleido_jax.annotate.job.engines import open_engine
 from kaleido_jax.annotate.job.shards import Job, finished, notes_path, shard_ranges
 from kaleido_jax.annotate.registry import AnnotatorSettings, fit_vokens
+from kaleido_jax.config.fields import MAY_CHANGE, marked
 from kaleido_jax.config.schema import Annotate, Config, records_size
 from kaleido_jax.data.records import VERSION, Manifest, Shard, longest, records_folder, write_manifest
 from kaleido_jax.data.sources import source_kind
@@ -215,7 +216,8 @@ def _source_metadata(job: Job) -> dict[str, Any]:
     chosen = {"labels": data.labels, "images": data.images}
     own = getattr(data, job.kind.name, None)  # the kind's own group of fields
     if own is not None:
-        chosen |= dataclasses.asdict(own)
+        free = marked(type(own), MAY_CHANGE)  # such as where an index is kept
+        chosen |= {field: value for field, value in dataclasses.asdict(own).items() if field not in free}
     if job.kind.splits:
         chosen["seed"] = job.source.seed
     named = {key: value for key, value in chosen.items() if value not in ((), "")}

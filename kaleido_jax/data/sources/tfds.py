@@ -40,13 +40,13 @@ class TfdsSource:
         import tensorflow_datasets as tfds  # a second, and most runs have another source
 
         keys = settings.data.tfds
-        builder = _open_builder(_find_version(settings.root, keys.name))
+        builder = _open_builder(_find_version(settings.root, keys.folder))
         info, kinds = builder.info, _kinds(builder.info.features)
         self._keys, self._name, self._split = keys, info.name, _check_split(builder, settings.data.split)
         for field, wanted in (("image", ("image",)), ("caption", ("class", "text")), ("description", ("text",))):
             path = getattr(keys, field)
             if kinds.get(path) not in wanted and (path or field != "description"):
-                usable = ", ".join(name for name, kind in kinds.items() if kind in wanted) or "it has none"
+                usable = ", ".join(sorted(name for name, kind in kinds.items() if kind in wanted)) or "it has none"
                 found = f"config.data.tfds.{field} = {path!r} for {builder.data_dir}"
                 raise user_error(found, f"one of its features of {' or '.join(wanted)} ({usable})", "set it")
 
@@ -114,16 +114,16 @@ class TfdsSource:
 
 
 # ------------------------------------------------------------------------------------- what the data set is
-def _find_version(root: Path, name: str) -> Path:
-    """The folder of a prepared version: root/NAME itself, or the only one inside it, e.g. NAME/CONFIG/1.0.0."""
-    top = root / name
+def _find_version(root: Path, folder: str) -> Path:
+    """The folder of a prepared version: root/FOLDER itself, or the only one inside it, such as FOLDER/1.0.0."""
+    top = root / folder
     if (top / _INFO).is_file():
         return top
     found = sorted(info.parent for depth in ("*", "*/*", "*/*/*") for info in top.glob(f"{depth}/{_INFO}"))
     if len(found) != 1:
-        names = ", ".join(str(folder.relative_to(root)) for folder in found[:10])
+        names = ", ".join(str(path.relative_to(root)) for path in found[:10])
         have = f"{len(found)} data sets or versions in {top} ({names})" if found else f"no {_INFO} in {top}"
-        do = "name one in data.tfds.name" if found else "correct data.root or data.tfds.name"
+        do = "name one in data.tfds.folder" if found else "correct data.root or data.tfds.folder"
         raise user_error(have, "one folder that TFDS has prepared", do)
     return found[0]
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kaleido_jax.config.schema import DataTar
+from kaleido_jax.annotate.job.run import annotate
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.schema import DataTar, default_config
 from kaleido_jax.data.sources import tar
 from kaleido_jax.errors import UserError
+from kaleido_jax.latents.tokenizer import load_tokenizer
 from tests.data.sources.opening import open_source, outcomes
 
 
@@ -120,8 +123,9 @@ def test_captions_descriptions_and_classes(tmp_path):
     shard(tmp_path / "x.tar", files)
     source = open_source("tar", root=tmp_path, tar=DataTar(caption="alt", description="long"))
     assert (source[0].caption, source[0].description) == ("from the json", "much is said")
-    assert "without a caption; expected text in KEY.txt or in 'alt' of KEY.json; set data.tar.classes" in (
-        outcomes(source)[1]
+    assert (
+        "without a caption; expected text in KEY.txt or in 'alt' of KEY.json; set data.tar.classes"
+        in (outcomes(source)[1])
     )
     (tmp_path / "classes.txt").write_text("n01440764\nred_fox, Vulpes\n")
     classes = open_source("tar", root=tmp_path, tar=DataTar(classes="classes.txt"))
@@ -196,7 +200,7 @@ def test_any_damage_is_a_user_error_and_harms_no_other_shard(cc12m, tar_format):
     path = shard(cc12m / "00000.tar", example(name, "a dog") + example(f"{name}b", "a cat"), tar_format)
     whole = path.read_bytes()
     chance = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(60):
         damaged = np.frombuffer(whole, np.uint8).copy()
         places = chance.integers(0, len(damaged), size=chance.integers(1, 40))
         damaged[places] = chance.integers(0, 256, size=len(places))
@@ -205,3 +209,21 @@ def test_any_damage_is_a_user_error_and_harms_no_other_shard(cc12m, tar_format):
             assert outcomes(open_source("tar", root=cc12m))[-1] == "a house"
         except UserError as error:  # e.g. a name that became that of another key
             assert "in two places" in str(error)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_annotate_counts_what_is_broken_by_its_reason(cc12m, tmp_path, workers):
+    shard(cc12m / "00002.tar", [("a.jpg", photo()[:80]), ("a.txt", b"x")])
+    (cc12m / "00000.tar").write_bytes((cc12m / "00000.tar").read_bytes()[:3600])
+    config = default_config()
+    config.data.source, config.data.root, config.annotate.segments = "tar", str(cc12m), ("text",)
+    config.model.t5.vocabulary, config.latents.codebook_size = "emoji", 64
+    config.annotate.image_size, config.annotate.num_workers = 8, workers
+    config.data.tar.index = str(tmp_path / "indexes")
+    [manifest] = annotate(validate(config), tmp_path / "out", load_tokenizer("emoji", 64)).values()
+    assert manifest.num_records == 2 and manifest.left_out == 2
+    assert manifest.source == {"name": "tar", "split": "", "image_size": 8, "caption": "caption"} | {
+        "description": "description"  # and no folder of this machine
+    }
+    broken, undecodable = (f["reason"] for f in manifest.failures)
+    assert broken.startswith("a tar shard that is broken") and undecodable.startswith("an image that cannot be decoded")

@@ -89,15 +89,15 @@ def test_classes_become_captions_and_images_are_random_access(imagenet):
 
 
 def test_a_split_and_a_version_are_found_or_named(imagenet):
-    assert len(open_source("tfds", "validation", root=imagenet, tfds=DataTfds(name="imagenet2012"))) == 1
+    assert len(open_source("tfds", "validation", root=imagenet, tfds=DataTfds(folder="imagenet2012"))) == 1
     assert len(open_source("tfds", "train", root=imagenet / "imagenet2012" / "5.1.0")) == 5
     for split in ("", "test", "train[:1]"):
         with pytest.raises(UserError, match="one of train, validation; set it"):
             open_source("tfds", split, root=imagenet)
     with pytest.raises(UserError, match="no dataset_info.json in .*coco; expected one folder"):
-        open_source("tfds", "train", root=imagenet, tfds=DataTfds(name="coco"))
+        open_source("tfds", "train", root=imagenet, tfds=DataTfds(folder="coco"))
     shutil.copytree(imagenet / "imagenet2012" / "5.1.0", imagenet / "imagenet2012" / "5.0.0")
-    with pytest.raises(UserError, match="2 data sets or versions .*imagenet2012/5.0.0, .*name one in data.tfds.name"):
+    with pytest.raises(UserError, match="2 data sets or versions .*imagenet2012/5.0.0, .*name one in data.tfds.folder"):
         open_source("tfds", "train", root=imagenet)
     with pytest.raises(UserError, match="a folder; set it to the folder of the data"):
         open_source("tfds", "train", root=imagenet / "absent")
@@ -136,10 +136,10 @@ def test_several_captions_are_the_shortest_and_the_longest(tmp_path):
     assert (told[0].caption, told[0].description) == ("alt", "a dog on grass")
     assert told.fingerprint != source.fingerprint
     for keys, usable in (
-        (DataTfds(), "class or text .captions/text, alt"),
+        (DataTfds(), "class or text .alt, captions/text"),
         (DataTfds(caption="captions/id"), "class or text"),
         (DataTfds(caption="alt", image="alt"), "image .image, mask"),
-        (DataTfds(caption="alt", description="image"), "of text .captions/text, alt"),
+        (DataTfds(caption="alt", description="image"), "of text .alt, captions/text"),
     ):
         with pytest.raises(UserError, match=usable):
             open_source("tfds", root=folder, tfds=keys)
