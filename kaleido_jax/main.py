@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 from kaleido_jax.config.fields import expand
 from kaleido_jax.config.load import config_from_flags
 from kaleido_jax.errors import UserError, nearest, user_error
+from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_flag
 from kaleido_jax.verbs import VERBS
-from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Verb
+from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, Verb
 
-COMMON = (CONFIG.name, WORKDIR.name)  # flags of most verbs; the help lists them once
+COMMON = (CONFIG, WORKDIR, *PROCESSES)  # flags of most verbs; the help lists them once
 HELP = """usage: python -m kaleido_jax.main [VERB] --config=FILE[:args] [--config.KEY=VALUE ...] --workdir=DIR
 
 verbs (none = train):
@@ -27,7 +28,10 @@ Every field with its unit or reason: kaleido_jax/config/schema.py"""
 
 
 def run() -> None:
-    """Entry point: exits with 0, 2 (bad input) or 3 (a loss is not finite), each with one line, or 130 (stopped)."""
+    """Entry point: exits with 0, 2 (bad input) or 3 (a loss is not finite), each with one line, or 130 (stopped).
+
+    What a verb ends with by SystemExit stays: 75, stopped by a signal after saving.
+    """
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not stop the run
     try:
         main(sys.argv[1:])
@@ -39,12 +43,16 @@ def run() -> None:
         found = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _fail(str(user_error(found, "a readable and writable path", "correct the path or its permissions")), 2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        distributed.leave(130)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"kaleido_jax: error: {' '.join(message.splitlines())}\n")
-    sys.exit(code)
+    sys.stderr.write(f"kaleido_jax: error: {_origin()}{' '.join(message.splitlines())}\n")
+    distributed.leave(code)
+
+
+def _origin() -> str:
+    return f"process {distributed.process_index()}: " if distributed.process_count() > 1 else ""
 
 
 def main(argv: list[str]) -> None:
@@ -65,6 +73,9 @@ def main(argv: list[str]) -> None:
     keep_memory()
     keep_compiled()
     start_logging()
+    processes = {flag.name: arguments.pop(flag.name) for flag in PROCESSES if flag in verb.FLAGS}
+    if processes:
+        distributed.start(**processes)
     verb.run(**arguments)
 
 
@@ -84,8 +95,9 @@ def check_text(argv: list[str]) -> None:
 def help_text(names: Sequence[str] = ()) -> str:
     """The text of --help for the verbs of these names; () = all."""
     verbs = {name: verb for name, verb in VERBS.items() if name in names or not names}
-    common = [flag for flag in (CONFIG, WORKDIR) if any(flag.name in _names(verb) for verb in verbs.values())]
-    own = [(name, flag) for name, verb in verbs.items() for flag in verb.FLAGS if flag.name not in COMMON]
+    common = [flag for flag in COMMON if any(flag.name in _names(verb) for verb in verbs.values())]
+    names = [flag.name for flag in COMMON]
+    own = [(name, flag) for name, verb in verbs.items() for flag in verb.FLAGS if flag.name not in names]
     lines = []
     for name, flag in [*((None, flag) for flag in common), *own]:
         left = f"--{flag.name}[={flag.value}]" if flag.bare else f"--{flag.name}={flag.value}"
@@ -102,15 +114,18 @@ def _names(verb: Verb) -> set[str]:
 
 
 def start_logging() -> None:
-    """Logs to stderr: our own messages from INFO, those of libraries from WARNING."""
+    """Logs to stderr: our own messages from INFO, those of libraries and of other processes than 0 from WARNING."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s] %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter("%(levelname).1s %(asctime)s] %(origin)s%(message)s", "%H:%M:%S"))
     handler.addFilter(_is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("kaleido_jax").setLevel(logging.INFO)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    record.origin = "" if distributed.is_main() else _origin()
+    if record.levelno < logging.WARNING and not distributed.is_main():
+        return False
     # The parts of our checkpoints hold no metadata of Orbax's own, on purpose.
     return not str(record.msg).startswith("Metadata file does not exist")
 
@@ -162,10 +177,16 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
         if value and flag.words and value not in flag.words:
             raise user_error(f"{name}={value}", f"one of {', '.join(flag.words)}", "choose one")
         if not flag.sets:
-            arguments[flag.name] = flag.kind(expand(value, name) if flag.kind is Path else value) if value else None
+            arguments[flag.name] = _typed(flag, value) if value else None
     if CONFIG in verb.FLAGS:
         arguments[CONFIG.name] = config_from_flags(given[config], overrides)
     return arguments
+
+
+def _typed(flag: Flag, value: str) -> Any:
+    if flag.kind is int and not value.isdecimal():
+        raise user_error(f"--{flag.name}={value}", "a whole number", "correct it")
+    return flag.kind(expand(value, f"--{flag.name}") if flag.kind is Path else value)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from kaleido_jax.runtime.distributed import is_main
+
 log = logging.getLogger(__name__)
 
 LOG_EVERY_SEC = 10
@@ -21,9 +23,9 @@ def progress(title: str, total: int, unit: str, wanted: bool = True) -> Iterator
       title: of the bar or line.
       total: number of units.
       unit: what is counted, e.g. "img".
-      wanted: False shows nothing.
+      wanted: False shows nothing, as do other processes than the main one.
     """
-    if not (wanted and total):
+    if not (wanted and total and is_main()):
         yield lambda done: None
     elif sys.stderr.isatty():
         with tqdm(desc=title, total=total, unit=unit) as bar:

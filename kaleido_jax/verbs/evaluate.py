@@ -7,10 +7,10 @@ from typing import Any
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
 from kaleido_jax.runtime.devices import check_backend
-from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
+from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, say
 
 HELP = "measure the workdir's latest checkpoint by config.eval.protocol"
-FLAGS = (CONFIG, WORKDIR)
+FLAGS = (CONFIG, WORKDIR, *PROCESSES)
 
 
 def run(config: Config, workdir: Path) -> None:

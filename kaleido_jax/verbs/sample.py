@@ -5,7 +5,7 @@ from pathlib import Path
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
 from kaleido_jax.runtime.devices import check_backend
-from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
+from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, say
 
 HELP = "captions -> latents, images and one grid, from the workdir's latest checkpoint or from --model"
 FLAGS = (
@@ -17,6 +17,7 @@ FLAGS = (
         help="an exported folder, or the name of a bundled model, to sample from instead; its config is the default",
         configures=True,
     ),
+    *PROCESSES,
 )
 
 

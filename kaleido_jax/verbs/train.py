@@ -6,10 +6,10 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.evaluate import run as evaluate
 from kaleido_jax.verbs.sample import run as sample
-from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
+from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, say
 
 HELP = "train, and sample a grid at the end; resumes from the workdir's latest checkpoint"
-FLAGS = (CONFIG, WORKDIR)
+FLAGS = (CONFIG, WORKDIR, *PROCESSES)
 
 
 def run(config: Config, workdir: Path) -> None:

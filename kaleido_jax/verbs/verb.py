@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from kaleido_jax.runtime.distributed import is_main
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
@@ -15,7 +17,7 @@ class Flag:
     value: str  # what the help shows after "=", e.g. "DIR"
     help: str  # one line
     missing: str = ""  # what to do if the flag is missing, "name ..."; "" = it is optional
-    kind: type[str] | type[Path] = str
+    kind: type[str] | type[Path] | type[int] = str
     words: tuple[str, ...] = ()  # the allowed values; () = any
     sets: str = ""  # the config field that the flag is short for; run() then gets it in its config
     bare: str = ""  # the value of the flag without "="
@@ -37,6 +39,22 @@ WORKDIR = Flag(
     kind=Path,
 )
 OUTPUT = Flag(name="output", value="DIR", help="a new folder", missing="name the folder to write", kind=Path)
+# Of the verbs that run on the devices of several processes; `main` joins these, and run() does not get the flags.
+PROCESSES = (
+    Flag(
+        name="coordinator",
+        value="ADDRESS",
+        help="HOST:PORT of process 0 of several that run the same command, where no launcher is recognized "
+        "(docs/scale.md); also JAX_COORDINATOR_ADDRESS",
+    ),
+    Flag(
+        name="num_processes",
+        value="N",
+        help="how many there are; 1 runs alone whatever started it; also JAX_NUM_PROCESSES",
+        kind=int,
+    ),
+    Flag(name="process_id", value="I", help="which one this is, from 0; also JAX_PROCESS_ID", kind=int),
+)
 
 
 @runtime_checkable
@@ -44,7 +62,8 @@ class Verb(Protocol):
     """A module, or any object, that the command line can call.
 
     It is imported for --help, so it imports JAX only in run(). The arguments of run() have the names of its flags: that
-    of CONFIG is a validated Config, and flags that were not given are None.
+    of CONFIG is a validated Config, and flags that were not given are None. With PROCESSES among its flags, run() is
+    called in each process of a run, after they have joined.
     """
 
     HELP: str  # one line
@@ -55,6 +74,8 @@ class Verb(Protocol):
 
 
 def say(line: str) -> None:
-    """Writes a result line to stdout."""
+    """Writes a result line to stdout, in the main process."""
+    if not is_main():
+        return
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
