@@ -88,6 +88,7 @@ def parameters(options: argparse.Namespace) -> dict[str, object]:
             "gpus_per_node": options.gpus,
             "cpus_per_task": options.cpus,
             "slurm_signal_delay_s": 120,  # to save in
+            "slurm_additional_parameters": {"requeue": True},
         }
         given = {"slurm_partition": options.partition, "slurm_account": options.account}
         told |= {name: value for name, value in given.items() if value}
