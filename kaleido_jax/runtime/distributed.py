@@ -9,9 +9,10 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -158,9 +159,16 @@ def _leave_after_traceback(*error: Any) -> None:
 
 def _wait(call: Callable[[], None], timeout_s: float | None = None) -> bool:
     """Whether a call has ended in time; it runs in a thread, since Python handles no signals while JAX's calls wait."""
-    executor = ThreadPoolExecutor(1)
-    future = executor.submit(call)
-    executor.shutdown(wait=False)
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001  # whatever it is, the waiting thread raises it
+            future.set_exception(error)
+
+    # Not an executor's thread: the interpreter would wait for it at the end, when a signal handler has raised.
+    threading.Thread(target=run, name="wait", daemon=True).start()
     try:
         future.result(timeout_s)
     except TimeoutError:

@@ -161,6 +161,14 @@ def test_a_barrier_names_the_process_that_never_comes():
     assert codes[2] != 0  # ended by the coordinator's end, not after ten minutes
 
 
+def test_a_signal_reaches_a_process_in_a_barrier_and_both_end_with_the_code_of_its_handler():
+    body = "import os, signal, sys, threading, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    body += "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start(); "
+    body += "d.barrier('made', 600) if me else time.sleep(600)"
+    codes, _, errors = three(body, count=2)
+    assert codes == [75, 75], errors  # not 134, with which JAX ends a process that another has left alone
+
+
 def test_an_uncaught_exception_ends_its_process_without_waiting_for_the_others():
     codes, _, errors = three("print(1 / 0) if me else d.barrier('records', 1)", count=2)
     assert codes == [2, 1] and errors[1].rstrip().endswith("ZeroDivisionError: division by zero")
