@@ -27,10 +27,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--executor", choices=("local", "kubernetes", "vertex"), default="local")
     parser.add_argument("--title", default="kaleido")
     parser.add_argument("--image", help="of launch/Dockerfile, in a registry that the cluster reads")
-    parser.add_argument(
-        "--accelerator", default="h100", help="XManager's word for it, e.g. h100, a100_80gib, v5litepod"
-    )
-    parser.add_argument("--count", default="8", help="how many, or a TPU's topology such as 2x4")
+    parser.add_argument("--accelerator", default="h100", help="XManager's word for it, e.g. h100, a100_80gib, tpu_v5p")
+    parser.add_argument("--count", default="8", help="how many, or a TPU's topology such as 2x2x1")
     parser.add_argument("--seeds", help="e.g. 0,1,2: one work unit for each, with its own --workdir")
     parser.add_argument("--dry_run", action="store_true")
     return parser.parse_known_args(argv)

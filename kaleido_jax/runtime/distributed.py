@@ -3,6 +3,7 @@
 Imports JAX only where there are several processes. JAX's private API stands in `_detect` and `_service`.
 """
 
+import atexit
 import collections
 import functools
 import logging
@@ -25,6 +26,7 @@ START_SEC = 300  # JAX's own default
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _DAY_SEC = 24 * 3600
 _GRACE_SEC = 2.0
+_WAITING = "waits for other processes"
 _PLACES = "kaleido_jax/hosts"  # of the coordination service's keys: where each process runs
 _uses: dict[str, int] = collections.defaultdict(int)  # of each barrier's name in this process
 
@@ -57,6 +59,9 @@ def start(
     place = _place(coordinator, num_processes, process_id)
     if place is None or process_count() > 1:  # the second: a program that uses the package has joined them before
         return
+    # Before the import, to run after JAX's own handler, which ends the calls that still wait: a thread that came back
+    # from one only while the interpreter ends would abort the process.
+    atexit.register(_end_waiting)
     import jax
 
     if jax.config.jax_cpu_collectives_implementation is None:
@@ -167,8 +172,8 @@ def _wait(call: Callable[[], None], timeout_s: float | None = None) -> bool:
         except Exception as error:  # noqa: BLE001  # whatever it is, the waiting thread raises it
             future.set_exception(error)
 
-    # Not an executor's thread: the interpreter would wait for it at the end, when a signal handler has raised.
-    threading.Thread(target=run, name="wait", daemon=True).start()
+    # Not an executor's thread: when a signal handler has raised, the interpreter would wait for the call to time out.
+    threading.Thread(target=run, name=_WAITING, daemon=True).start()
     try:
         future.result(timeout_s)
     except TimeoutError:
@@ -176,6 +181,12 @@ def _wait(call: Callable[[], None], timeout_s: float | None = None) -> bool:
             raise
         return False
     return True
+
+
+def _end_waiting() -> None:
+    for thread in threading.enumerate():
+        if thread.name == _WAITING:
+            thread.join(_GRACE_SEC)
 
 
 # --------------------------------------------------------------------------------------------- which process this is

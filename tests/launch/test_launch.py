@@ -235,7 +235,7 @@ def test_xmanager_says_what_it_would_launch_without_being_there(xmanager, capsys
 def test_xmanager_asks_a_cluster_for_its_accelerators(xmanager, capsys):
     for words, wanted in (
         (["--accelerator=h100"], {"h100": 8}),
-        (["--accelerator=v5p", "--count=2x2"], {"v5p": "2x2"}),
+        (["--accelerator=tpu_v5p", "--count=2x2x1"], {"tpu_v5p": "2x2x1"}),
     ):
         xmanager.main(["--dry_run", "--executor=kubernetes", "--image=registry/kaleido", *words, *WORDS])
         plan = json.loads(capsys.readouterr().out)
