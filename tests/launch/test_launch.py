@@ -27,10 +27,10 @@ def environment(**more):
     return kept | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable} | more
 
 
-def run(*command, timeout=120, **more):
+def run(*command, timeout=120, cwd=REPO, **more):
     return subprocess.run(
         [str(part) for part in command],
-        cwd=REPO,
+        cwd=cwd,
         env=environment(**more),
         capture_output=True,
         text=True,
@@ -209,7 +209,7 @@ def test_submitit_runs_a_saved_training_again_and_reports_a_failed_one(ends, cod
     (tmp_path / "kaleido_jax" / "main.py").write_text(FAKE)
     (runs := tmp_path / "runs").write_text("")
     options = ("--executor=local", f"--logs={tmp_path / 'logs'}")
-    done = run(sys.executable, LAUNCH / "submit.py", *options, runs, ends, PYTHONPATH=str(tmp_path))
+    done = run(sys.executable, LAUNCH / "submit.py", *options, runs, ends, cwd=tmp_path)
     assert (runs.read_text(), done.returncode) == ("run run ", code), done.stderr
     assert code == 0 or "ended with exit code 2" in done.stderr
 
@@ -243,6 +243,7 @@ def test_xmanager_asks_a_cluster_for_its_accelerators(xmanager, capsys):
         assert plan["work_units"] == [list(WORDS)]  # behind the image's entry point
 
 
+@pytest.mark.slow
 def test_xmanager_launches_a_local_experiment(tmp_path):
     if importlib.util.find_spec("xmanager") is None:
         pytest.skip("xmanager comes with the cluster extra")
