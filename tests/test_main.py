@@ -49,6 +49,11 @@ BAD_INPUT = {
         [EMOJI, "--workdir=W", "--config.annotate.required=('bbox',)", "--config.annotate.segments=('text',)"],
         "add it there",
     ),
+    "number of processes": (
+        [EMOJI, "--workdir=W", "--num_processes=two"],
+        "--num_processes=two; expected a whole number",
+    ),
+    "processes": ([EMOJI, "--workdir=W", "--coordinator=a:1"], "without --num_processes, --process_id; expected"),
     "mesh": ([EMOJI, "--workdir=W", "--config.mesh.data=3"], "product is 1 devices"),
 }
 
