@@ -1,4 +1,4 @@
-"""One run, or one for each of several seeds, as SLURM jobs through submitit (pip install ".[cluster]").
+"""One run, or one for each of several seeds, as SLURM jobs through submitit (pip install "submitit>=1.5").
 
     python launch/submit.py --nodes=2 --partition=gpu --config=imagenet_combined --workdir=/shared/runs/imagenet
     python launch/submit.py --seeds=0,1,2 --config=emoji_combined --workdir=/shared/runs/emoji   # runs/emoji-0, ...
