@@ -6,7 +6,9 @@ measured on CPUs only.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +20,22 @@ from jaxtyping import Array, Float
 from kaleido_jax.array_types import PerChannel
 
 
+_PLAIN = ContextVar("plain", default=False)
+
+
 def enabled() -> bool:
     """Whether code that is traced now uses the forms of this module."""
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and not _PLAIN.get()
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Inside, code is traced as on other backends: for programs that are planned or compiled here for an accelerator."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def switch(form: Callable) -> Callable[[Callable], Callable]:

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 RULES = {
@@ -30,7 +30,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return Mesh(np.asarray(jax.devices()).reshape(tuple(sizes.values())), tuple(sizes))
 
 
-def shardings_of(boxed: Any, mesh: Mesh) -> Any:
+def shardings_of(boxed: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedSharding of every leaf of an abstract tree whose leaves may carry logical axis names.
 
     A mesh axis that does not divide an array's axis is left out for that array, which is then replicated over it.
@@ -44,7 +44,7 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     )
 
 
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     axes, used = [], set()
     for size, name in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
         axis = RULES[name] if name is not None else None
@@ -54,12 +54,12 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*axes)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Samples split over data and fsdp."""
     return NamedSharding(mesh, BATCH)
 

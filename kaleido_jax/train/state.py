@@ -1,5 +1,6 @@
 """State of a run as one pytree, and how a fresh one is made."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Key
 
 from kaleido_jax.config.schema import Config
@@ -43,21 +44,8 @@ def create_state(
     Raises:
       UserError: weights are missing, damaged or of another size; nothing has been compiled by then.
     """
-
-    def init(key: Key[Array, ""], loaded: dict) -> tuple[State, dict]:
-        trainable, frozen = split_frozen(_replaced(init_params(model, key), loaded), config)
-        state = State(
-            step=jnp.zeros((), jnp.int32),
-            params=trainable,
-            ema=jax.tree.map(jnp.copy, trainable),
-            opt_state=optimizer.init(trainable),
-        )
-        return state, frozen
-
-    key = purpose_key(config.seed, "init")
-    boxed = jax.eval_shape(init, key, {})
-    shardings = shardings_of(boxed, mesh)
-    shapes = abstract(nn.meta.unbox(boxed), shardings)
+    key, init = purpose_key(config.seed, "init"), _initializer(config, model, optimizer)
+    shapes, shardings = abstract_state(config, model, optimizer, mesh)
     wanted, loaded = shapes[1], {}
     if fresh:
         wanted = shapes[0].params | shapes[1]
@@ -74,6 +62,31 @@ def create_state(
     )
     *made, frozen = born(key, loaded)
     return made[0] if fresh else shapes[0], frozen, shardings
+
+
+def abstract_state(
+    config: Config, model: Kaleido, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
+) -> tuple[tuple[State, dict], Any]:
+    """((state, frozen parameters) of a fresh run as shapes with shardings, the shardings); nothing is computed."""
+    boxed = jax.eval_shape(_initializer(config, model, optimizer), jax.random.key(0), {})
+    shardings = shardings_of(boxed, mesh)
+    return abstract(nn.meta.unbox(boxed), shardings), shardings
+
+
+def _initializer(
+    config: Config, model: Kaleido, optimizer: optax.GradientTransformation
+) -> Callable[[Key[Array, ""], dict], tuple[State, dict]]:
+    def init(key: Key[Array, ""], loaded: dict) -> tuple[State, dict]:
+        trainable, frozen = split_frozen(_replaced(init_params(model, key), loaded), config)
+        state = State(
+            step=jnp.zeros((), jnp.int32),
+            params=trainable,
+            ema=jax.tree.map(jnp.copy, trainable),
+            opt_state=optimizer.init(trainable),
+        )
+        return state, frozen
+
+    return init
 
 
 def _replaced(params: Any, loaded: Any) -> Any:

@@ -127,9 +127,7 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
         return {}
 
     def target(path: tuple, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
-        frozen = path[0].key == "encoder" and not t5.encoder.trainable
-        half = frozen and config.model.precision == "bfloat16" and path[-1].key not in ("scale", "rel_embedding")
-        return jax.ShapeDtypeStruct(shape.shape, jnp.bfloat16 if half else jnp.float32, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape.shape, stored_dtype(config, path), sharding=sharding)
 
     wanted, where = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
     tokenizer = load_tokenizer(t5.vocabulary, config.latents.codebook_size)
@@ -140,6 +138,13 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
         base_vocab_size=tokenizer.base_vocab_size,
         seed=config.seed,
     )
+
+
+def stored_dtype(config: Config, path: tuple) -> jnp.dtype:
+    """The dtype in which training holds the loaded parameter at `path`, a key path that begins with its part."""
+    frozen = path[0].key == "encoder" and not config.model.t5.encoder.trainable
+    half = frozen and config.model.precision == "bfloat16" and path[-1].key not in ("scale", "rel_embedding")
+    return jnp.dtype(jnp.bfloat16 if half else jnp.float32)
 
 
 def put_leaf(value: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
