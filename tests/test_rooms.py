@@ -18,7 +18,7 @@ LAYERS = (
     ("interop",),
     ("sampling", "annotate"),
     ("train",),
-    ("evaluate", "export"),
+    ("evaluate", "export", "plan"),
     ("verbs",),
     ("main", "__init__"),
 )

@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
-Flops = Counter[str]  # FLOPs by the dtype of the factors
+Flops = Counter[str]  # FLOPs by the dtype of the wider factor, in which the product runs
 
 
 def count_flops(traced: ClosedJaxpr) -> Flops:
-    """FLOPs of a jaxpr by the dtype of the factors.
+    """FLOPs of a jaxpr by the dtype of the wider factor.
 
     The bodies of scans count once for each iteration, the most expensive branch of a cond once, and a product whose
     result nothing reads does not count, as XLA drops it. Padding counts as data; the zeros between the positions of a
@@ -27,7 +28,8 @@ def _count(jaxpr: Jaxpr) -> Flops:
     total: Flops = Counter()
     for eqn in jaxpr.eqns:
         if (rule := _PRIMITIVES.get(eqn.primitive.name)) is not None:
-            total[str(eqn.invars[0].aval.dtype)] += rule(eqn)
+            left, right = (factor.aval.dtype for factor in eqn.invars[:2])
+            total[str(jnp.promote_types(left, right))] += rule(eqn)
             continue
         inner = [_count(body) for body in _bodies(eqn.params.values())]
         if eqn.primitive.name == "cond" and inner:

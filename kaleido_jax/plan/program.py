@@ -64,7 +64,9 @@ def build_program(
         )
     if config.data.class_captions:  # as train.caption_cache.encode_once
         table = jax.eval_shape(
-            lambda params, tokens: model.apply({"params": params}, tokens, method="encode")[0], frozen, _captions(config)
+            lambda params, tokens: model.apply({"params": params}, tokens, method="encode")[0],
+            frozen,
+            _captions(config),
         )
         frozen, frozen_shardings = (
             {name: part for name, part in tree.items() if name != "encoder"} | {TABLE: {"states": leaf}}

@@ -72,6 +72,17 @@ def runs_on_cpu() -> bool:
     return platforms == "cpu" or (not platforms and not accelerator)
 
 
+def add_virtual_devices(count: int) -> None:
+    """Makes JAX start with `count` CPU devices, which are threads; must come before JAX starts.
+
+    An accelerator of this machine is not used then. A number of devices in the user's XLA_FLAGS stays.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_force_host_platform_device_count" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+
+
 def reduces_wrongly(flags: str, jaxlib: str) -> bool:
     """Whether this jaxlib on CPU, under these XLA_FLAGS, runs reductions through YNN with wrong results."""
     chosen = re.findall(r"--xla_cpu_experimental_ynn_fusion_type=(\S*)", flags)

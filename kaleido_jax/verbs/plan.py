@@ -1,27 +1,95 @@
-"""plan: the parameters of a config, counted from shapes alone."""
+"""plan: what a run needs (parameters, FLOPs, memory, communication, days, cost), without an accelerator."""
 
 import dataclasses
+import json as json_format
+import math
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
+from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.devices import check_backend
-from kaleido_jax.verbs.verb import CONFIG, WORKDIR, say
+from kaleido_jax.runtime.xla_flags import add_virtual_devices
+from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
-HELP = "the number of parameters of a config, from shapes alone; trains nothing"
-FLAGS = (CONFIG, dataclasses.replace(WORKDIR, missing=""))  # so that any command with this verb becomes a plan
+HELP = "what a run needs: parameters, FLOPs, memory, days, cost, from shapes alone; trains nothing"
+FLAGS = (
+    CONFIG,
+    dataclasses.replace(WORKDIR, missing=""),  # so that any command with this verb becomes a plan
+    Flag(name="num_devices", value="N", help="devices of the mesh; without it those of --topology or --devices, or 1"),
+    Flag(name="device", value="KIND", help="their kind, for time and memory: h100, a100, v5p, ... (default h100)"),
+    Flag(name="utilization", value="SHARE", help="of the peak that a step's FLOPs reach (default 0.4)"),
+    Flag(name="price", value="USD", help="of a device hour (default 2.0)"),
+    Flag(name="topology", value="TPU", help="compile the step for a TPU topology such as v5p:2x2x2; needs libtpu"),
+    Flag(name="devices", value="N", help="compile the step for N virtual CPU devices"),
+    Flag(name="quick", value="yes", help="do not count the FLOPs of the traced step too", bare="yes", words=("yes",)),
+    Flag(name="json", value="FILE", help="write the numbers there too", kind=Path),
+)
 
 
-def run(config: Config, workdir: Path | None = None) -> None:
-    """Prints the number of parameters of each part, and whether it is trained or frozen."""
-    check_backend()
+def run(
+    config: Config,
+    workdir: Path | None = None,
+    num_devices: str | None = None,
+    device: str | None = None,
+    utilization: str | None = None,
+    price: str | None = None,
+    topology: str | None = None,
+    devices: str | None = None,
+    quick: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Prints the plan of config on config.mesh."""
     del workdir
+    share, usd = _number("utilization", utilization or "0.4", 0, 1), _number("price", price or "2.0", 0)
+    count = int(_number("num_devices", num_devices, 0, whole=True)) if num_devices else None
+    if topology and devices:
+        raise user_error("--topology and --devices", "one of them", "leave one out")
+    if devices:
+        add_virtual_devices(virtual := int(_number("devices", devices, 0, whole=True)))
+    check_backend()
     from kaleido_jax.latents.tokenizer import load_tokenizer
-    from kaleido_jax.models.kaleido import abstract_params, build_model, count_params, split_frozen
+    from kaleido_jax.plan.compiled import compile_step, topology_devices, virtual_devices
+    from kaleido_jax.plan.cost import DEVICES
+    from kaleido_jax.plan.report import make_plan, to_json, to_text
 
-    tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
-    params = abstract_params(build_model(config, tokenizer.base_vocab_size))
-    trainable, frozen = split_frozen(params, config)
-    for name, part in params.items():
-        state = "trainable" if name in trainable else "frozen"
-        say(f"{name:<10} {count_params(part):>15,} parameters, {state}")
-    say(f"{'total':<10} {count_params(trainable):>15,} trainable, {count_params(frozen):,} frozen")
+    kind = device or "h100"
+    if kind not in DEVICES:
+        raise user_error(f"--device={kind}", f"one of {', '.join(DEVICES)}", "choose the nearest")
+    compiled = None
+    if topology or devices:
+        targets = topology_devices(topology) if topology else virtual_devices(virtual)
+        if count not in (None, targets.size):
+            found = f"--num_devices={count} with {targets.size} devices to compile for"
+            raise user_error(found, "the same number", "leave --num_devices out")
+        count = targets.size
+        base = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size).base_vocab_size
+        compiled = compile_step(config, base, targets)
+    plan = make_plan(
+        config,
+        count or 1,
+        device=kind,
+        utilization=share,
+        usd_per_device_hour=usd,
+        traced=not quick,
+        compiled=compiled,
+    )
+    say(to_text(plan))
+    if json:
+        _write(json, to_json(plan))
+
+
+def _write(path: Path, values: dict) -> None:
+    path.write_text(json_format.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _number(name: str, text: str, low: float, high: float = math.inf, whole: bool = False) -> float:
+    """A flag's number above `low` and up to `high`."""
+    kind = "a whole number" if whole else "a number"
+    expected = f"{kind} above {low}" + (f", at most {high:g}" if high < math.inf else "")
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise user_error(f"--{name}={text}", expected, "correct it") from error
+    if not (low < value <= high) or not math.isfinite(value) or (whole and value != int(value)):
+        raise user_error(f"--{name}={text}", expected, "correct it")
+    return value

@@ -1,0 +1,89 @@
+"""The step compiled for devices that need not be there: a TPU topology or virtual CPU devices."""
+
+import dataclasses
+import importlib.util
+import os
+
+import jax
+import numpy as np
+
+from kaleido_jax.config.schema import Config
+from kaleido_jax.errors import user_error
+from kaleido_jax.plan.hlo import Communication, communication
+from kaleido_jax.plan.program import build_program, lower
+from kaleido_jax.plan.stage import stage
+
+TOPOLOGIES = "v4:2x2x1, v5e:4x4, v5p:2x2x2 or v6e:4x4"  # what an error shows as examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler says of a step on one device."""
+
+    argument_bytes: int  # state, frozen parameters and batch
+    temporary_bytes: int  # gradients and what the backward pass needs
+    peak_bytes: int  # arguments, temporaries, and results that do not take an argument's place
+    communication: Communication
+
+
+def topology_devices(name: str) -> np.ndarray:
+    """The devices of a TPU topology such as "v5p:2x2x2", as libtpu describes them without any TPU.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise user_error(f"--topology={name} without libtpu", "the TPU compiler", "pip install libtpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU VM to ask
+    from jax.experimental import topologies
+
+    try:
+        return np.asarray(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise user_error(
+            f"--topology={name} ({reason})", f"one that libtpu knows, e.g. {TOPOLOGIES}", "correct it"
+        ) from error
+
+
+def virtual_devices(count: int) -> np.ndarray:
+    """The CPU devices of this process, of which it must have as many.
+
+    Raises:
+      UserError: it has another number.
+    """
+    there = np.asarray(jax.devices("cpu"))
+    if there.size != count:
+        do = f"unset XLA_FLAGS or put --xla_force_host_platform_device_count={count} there"
+        raise user_error(f"{there.size} virtual CPU devices", f"--devices={count}", do)
+    return there
+
+
+def compile_step(config: Config, base_vocab_size: int, devices: np.ndarray) -> Compiled:
+    """Lowers and compiles the step for these devices; minutes and many GB of memory for the paper's model.
+
+    Raises:
+      UserError: as build_program, or the step does not fit the devices' memory.
+    """
+    program = build_program(config, base_vocab_size, devices.size, devices)
+    with stage("lowering the step"):
+        lowered = lower(program)
+    with stage(f"compiling the step for {devices.size} x {devices.flat[0].device_kind}"):
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            if "RESOURCE_EXHAUSTED" not in reason:
+                raise
+            do = "use more devices, a smaller train.batch_size or remat = 'full'"
+            raise user_error(reason, "a step that fits the devices' memory", do) from error
+    with stage("reading the compiled program"):
+        exchanged = communication(compiled.as_text())
+    memory = compiled.memory_analysis()
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return Compiled(
+        argument_bytes=arguments,
+        temporary_bytes=temporary,
+        peak_bytes=arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        communication=exchanged,
+    )

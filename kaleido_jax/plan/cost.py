@@ -1,0 +1,63 @@
+"""Time and cost of a run from its arithmetic, at a utilization and a price that the user gives."""
+
+import dataclasses
+
+from kaleido_jax.config.schema import Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Device:
+    """One accelerator, as its maker describes it."""
+
+    tflops: float  # 1e12 FLOP/s, dense bfloat16 products
+    memory_gb: float  # 1e9 bytes
+    source: str
+
+
+DEVICES = {
+    "a100": Device(tflops=312, memory_gb=80, source="NVIDIA A100 80GB datasheet (SXM)"),
+    "a100-40": Device(tflops=312, memory_gb=40, source="NVIDIA A100 40GB datasheet (SXM)"),
+    "h100": Device(tflops=989, memory_gb=80, source="NVIDIA H100 datasheet (SXM, without sparsity)"),
+    "h200": Device(tflops=989, memory_gb=141, source="NVIDIA H200 datasheet (SXM, without sparsity)"),
+    "v4": Device(tflops=275, memory_gb=32, source="Cloud TPU documentation, v4, per chip"),
+    "v5e": Device(tflops=197, memory_gb=16, source="Cloud TPU documentation, v5e, per chip"),
+    "v5p": Device(tflops=459, memory_gb=95, source="Cloud TPU documentation, v5p, per chip"),
+    "v6e": Device(tflops=918, memory_gb=32, source="Cloud TPU documentation, v6e, per chip"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A whole training run."""
+
+    num_steps: int
+    batch_size: int
+    images_per_sec: float
+    days: float
+    device_hours: float
+    usd: float
+
+
+def run_cost(
+    config: Config, step_flops: int, device: Device, num_devices: int, utilization: float, usd_per_device_hour: float
+) -> Run:
+    """config.train.num_steps steps of `step_flops` FLOPs each.
+
+    Args:
+      config: gives the steps and the batch.
+      step_flops: of the whole batch, recomputation included.
+      device: one of DEVICES.
+      num_devices: that share the step.
+      utilization: share of the devices' peak that these FLOPs reach, 0..1, waiting and communication included.
+      usd_per_device_hour: the price.
+    """
+    sec_per_step = step_flops / (num_devices * device.tflops * 1e12 * utilization)
+    hours = config.train.num_steps * sec_per_step / 3600
+    return Run(
+        num_steps=config.train.num_steps,
+        batch_size=config.train.batch_size,
+        images_per_sec=config.train.batch_size / sec_per_step,
+        days=hours / 24,
+        device_hours=hours * num_devices,
+        usd=hours * num_devices * usd_per_device_hour,
+    )

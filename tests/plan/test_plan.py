@@ -1,0 +1,167 @@
+"""The plan: memory against real arrays, cost by hand, and what the verb prints and refuses."""
+
+import dataclasses
+import importlib.util
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from kaleido_jax.errors import UserError
+from kaleido_jax.plan.cost import DEVICES, run_cost
+from kaleido_jax.plan.memory import bytes_by_kind
+from kaleido_jax.plan.program import build_program
+from kaleido_jax.plan.stage import stage
+from kaleido_jax.verbs import plan
+from tests.tiny import single_net_config, tiny_batch
+
+CONFIG = single_net_config()
+
+
+def test_the_batch_is_the_loaders():
+    batch = tiny_batch(CONFIG)
+    shapes = build_program(CONFIG, 300).batch
+    assert {name: leaf.shape for name, leaf in shapes.items()} == {name: leaf.shape for name, leaf in batch.items()}
+
+
+def test_bytes_by_kind_follow_the_mesh():
+    one, eight = (bytes_by_kind(build_program(CONFIG, 300, n)) for n in (1, 8))
+    sharded = bytes_by_kind(build_program(dataclasses.replace(CONFIG, mesh=_mesh(data=1, fsdp=8)), 300, 8))
+    assert one["EMA"] == one["gradients"] == one["parameters"] == eight["parameters"]
+    assert one["optimizer"] == 2 * one["parameters"] + 8  # two moments and the counters of Adam and the schedule
+    assert eight["batch"] * 8 == one["batch"]
+    assert one["parameters"] / 8 <= sharded["parameters"] < one["parameters"] / 2
+
+
+def _mesh(**sizes):
+    return dataclasses.replace(CONFIG.mesh, **sizes)
+
+
+def test_a_table_of_class_captions_takes_the_encoders_place():
+    config = single_net_config(model__t5__encoder__trainable=False, data__class_captions=("fruit", "bird"))
+    kinds = bytes_by_kind(build_program(config, 300))
+    width, length = config.model.t5.d_model, config.data.max_caption_tokens
+    assert kinds["frozen caption_table"] == 3 * length * width * 4 and "frozen encoder" not in kinds
+
+
+def test_a_frozen_encoder_that_is_loaded_is_stored_in_its_compute_dtype():
+    changes = {"model__t5__encoder__trainable": False, "model__precision": "bfloat16"}
+    random, loaded = (
+        bytes_by_kind(build_program(single_net_config(**changes, model__t5__checkpoint=path), 300))["frozen encoder"]
+        for path in (None, "a/folder/that/is/not/read")
+    )
+    assert random / 2 < loaded < 0.6 * random
+
+
+@pytest.mark.slow
+def test_bytes_by_kind_are_those_of_the_arrays(eight_devices):
+    source = """
+import jax
+from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.plan.memory import bytes_by_kind
+from kaleido_jax.plan.program import build_program
+from kaleido_jax.runtime.mesh import make_mesh
+from kaleido_jax.train.optimizer import make_optimizer
+from kaleido_jax.train.state import create_state
+from tests.tiny import single_net_config
+config = single_net_config(mesh__data=1, mesh__fsdp=4, mesh__tensor=2)
+mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+state, frozen, _ = create_state(config, build_model(config, 300), make_optimizer(config.train), mesh)
+first = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+planned = bytes_by_kind(build_program(config, 300, 8))
+assert [first(state.params), first(state.ema), first(state.opt_state)] == [planned[k] for k in ("parameters", "EMA", "optimizer")]
+"""
+    eight_devices(source)
+
+
+def test_days_and_cost_by_hand():
+    config = single_net_config(train__num_steps=1000, train__batch_size=8)
+    run = run_cost(config, 989 * 10**12, DEVICES["h100"], 4, 0.25, 2.0)  # a second a step
+    assert run.images_per_sec == 8 and run.days == pytest.approx(1000 / 86400)
+    assert run.device_hours == pytest.approx(4000 / 3600) and run.usd == pytest.approx(8000 / 3600)
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    file, lines = tmp_path_factory.mktemp("plan") / "plan.json", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "say", lines.append)
+        plan.run(CONFIG, num_devices="8", device="v5p", utilization="0.5", price="3", json=file)
+    return "\n".join(lines), json.loads(file.read_text())
+
+
+def test_the_verb_prints_every_part(printed):
+    text, values = printed
+    for words in (
+        *("mesh data 8 x fsdp 1 x tensor 1", "parameters", "trained", "recomputed (remat)", "baseline"),
+        *("counted in the traced step", "optimizer", "gradients", "compile with --topology or --devices"),
+        *("8 x v5p at 50% of 459 TFLOP/s", "the paper's run", "400,000", "USD at 3 a device hour"),
+    ):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_json_has_the_same_numbers(printed):
+    _, values = printed
+    arithmetic = values["arithmetic"]
+    assert arithmetic["traced_step_flops"] == pytest.approx(arithmetic["step_flops"], rel=0.05)
+    assert arithmetic["flops_per_image"] * CONFIG.train.batch_size == arithmetic["step_flops"]
+    assert values["ratio"] > 1 and values["compiled"] is None
+    assert values["runs"]["this config"]["images_per_sec"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"utilization": "40"}, "--utilization=40; expected a number above 0, at most 1"),
+        ({"price": "cheap"}, "--price=cheap; expected a number above 0"),
+        ({"num_devices": "2.5"}, "--num_devices=2.5; expected a whole number above 0"),
+        ({"device": "h1000"}, "--device=h1000; expected one of a100, "),
+        ({"topology": "v5p:2x2x2", "devices": "8"}, "--topology and --devices; expected one of them"),
+        ({"num_devices": "3", "quick": "yes"}, "config.train.batch_size = 8; expected a multiple of 3"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, message):
+    with pytest.raises(UserError, match=f"^{message}".replace(".", r"\.")):
+        plan.run(CONFIG, **flags)
+
+
+def test_a_topology_without_libtpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="without libtpu; expected the TPU compiler; pip install libtpu"):
+        plan.run(CONFIG, topology="v5p:2x2x2")
+
+
+@pytest.mark.slow
+def test_a_compiled_step_has_memory_and_communication(eight_devices, tmp_path):
+    source = f"""
+from pathlib import Path
+from kaleido_jax.verbs import plan
+from tests.tiny import single_net_config
+plan.run(single_net_config(mesh__data=1, mesh__fsdp=8), devices="8", quick="yes", json=Path({str(tmp_path / "plan.json")!r}))
+"""
+    text, values = eight_devices(source), json.loads((tmp_path / "plan.json").read_text())
+    assert "compiled: peak" in text and "all-gather" in text
+    kinds, compiled = values["bytes_per_device"], values["compiled"]
+    arguments = sum(kinds.values()) - kinds["gradients"]
+    assert compiled["argument_bytes"] == pytest.approx(arguments, rel=0.1)
+    assert compiled["communication"]["bytes_by_collective"]["all-gather"] > 0
+    assert compiled["communication"]["unknown_loops"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_topology_that_libtpu_does_not_know_is_one_line():
+    with pytest.raises(UserError, match="--topology=v5p:nonsense"):
+        plan.run(CONFIG, topology="v5p:nonsense")
+
+
+def test_a_long_stage_says_that_it_runs(monkeypatch, caplog):
+    monkeypatch.setattr("kaleido_jax.plan.stage.EVERY_SEC", 0.01)
+    with caplog.at_level(logging.INFO), stage("compiling"):
+        np.asarray(jax.numpy.zeros(3))
+        __import__("time").sleep(0.1)
+    assert caplog.messages[0] == "compiling ..." and any("so far" in line for line in caplog.messages)
+    assert caplog.messages[-1] == "compiling took 0:00"
