@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 
 from kaleido_jax.array_types import PerChannel
 
-
 _PLAIN = ContextVar("plain", default=False)
 
 
@@ -30,7 +29,7 @@ def enabled() -> bool:
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """Inside, code is traced as on other backends: for programs that are planned or compiled here for an accelerator."""
+    """Inside, code is traced as for other backends, for programs that are compiled here but run elsewhere."""
     token = _PLAIN.set(True)
     try:
         yield

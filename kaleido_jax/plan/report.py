@@ -14,7 +14,7 @@ from kaleido_jax.plan.compiled import Compiled
 from kaleido_jax.plan.cost import DEVICES, Run, run_cost
 from kaleido_jax.plan.flops import count_flops
 from kaleido_jax.plan.memory import bytes_by_kind
-from kaleido_jax.plan.program import build_program, trace
+from kaleido_jax.plan.program import Program, build_program, trace
 from kaleido_jax.plan.stage import stage
 
 PAPER = "imagenet_combined"  # the shipped config of the paper's run
@@ -68,18 +68,24 @@ def make_plan(
     traced: bool = True,
     compiled: Compiled | None = None,
 ) -> Plan:
-    """The plan of a config on config.mesh over `num_devices` devices of a kind (a key of DEVICES); see `run_cost`.
+    """The plan of a config.
 
     Args:
+      config: the experiment, on config.mesh.
+      num_devices: that the mesh spans.
+      device: their kind, a key of DEVICES.
+      utilization: as in `run_cost`.
+      usd_per_device_hour: as in `run_cost`.
       traced: count the step's jaxpr too, a minute for the paper's model.
       compiled: what a compiler said of the same step.
 
     Raises:
       UserError: the mesh or the batch does not fit the devices.
     """
-    program = build_program(config, _base_vocab_size(config), num_devices)
     without = dataclasses.replace(config, latents=dataclasses.replace(config.latents, segments=()))
-    arithmetic, baseline = (_arithmetic(each, traced, name) for name, each in (("", config), ("baseline's ", without)))
+    program, its = (build_program(each, _base_vocab_size(each), num_devices) for each in (config, without))
+    arithmetic = _arithmetic(config, program, "the step", traced)
+    baseline = _arithmetic(without, its, "the baseline's step", traced)
     paper = load_config(PAPER)
     whole = {"this config": (config, arithmetic.total), "baseline": (without, baseline.total)}
     whole["the paper's run"] = paper, sum_parts(step_flops(paper, _base_vocab_size(paper)))
@@ -98,7 +104,7 @@ def make_plan(
         utilization=utilization,
         usd_per_device_hour=usd_per_device_hour,
         runs={
-            name: run_cost(each, flops.total, DEVICES[device], num_devices, utilization, usd_per_device_hour)
+            name: run_cost(each, flops, DEVICES[device], num_devices, utilization, usd_per_device_hour)
             for name, (each, flops) in whole.items()
         },
     )
@@ -115,13 +121,12 @@ def _base_vocab_size(config: Config) -> int:
     return load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size).base_vocab_size
 
 
-def _arithmetic(config: Config, traced: bool, name: str) -> Arithmetic:
-    vocab = _base_vocab_size(config)
+def _arithmetic(config: Config, program: Program, title: str, traced: bool) -> Arithmetic:
     counted = None
     if traced:
-        with stage(f"tracing the {name}step"):
-            counted = dict(count_flops(trace(build_program(config, vocab))))
-    return Arithmetic(parts=step_flops(config, vocab), traced=counted)
+        with stage(f"tracing {title}"):
+            counted = dict(count_flops(trace(program)))
+    return Arithmetic(parts=step_flops(config, _base_vocab_size(config)), traced=counted)
 
 
 # ------------------------------------------------------------------------------------------ as JSON
@@ -245,6 +250,7 @@ def _run_rows(plan: Plan) -> list[tuple[str, ...]]:
         ("steps", *(f"{run.num_steps:,}" for run in runs)),
         ("images a step", *(f"{run.batch_size:,}" for run in runs)),
         ("images/s", *(f"{run.images_per_sec:,.1f}" for run in runs)),
+        ("utilization without recomputation (MFU)", *(f"{run.model_utilization:.1%}" for run in runs)),
         ("days", *(f"{run.days:,.2f}" for run in runs)),
         ("device hours", *(f"{run.device_hours:,.0f}" for run in runs)),
         (price, *(f"{run.usd:,.0f}" for run in runs)),

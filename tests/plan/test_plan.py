@@ -4,12 +4,12 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import time
 
-import jax
-import numpy as np
 import pytest
 
 from kaleido_jax.errors import UserError
+from kaleido_jax.models.flops import StepFlops
 from kaleido_jax.plan.cost import DEVICES, run_cost
 from kaleido_jax.plan.memory import bytes_by_kind
 from kaleido_jax.plan.program import build_program
@@ -71,14 +71,17 @@ mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
 state, frozen, _ = create_state(config, build_model(config, 300), make_optimizer(config.train), mesh)
 first = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 planned = bytes_by_kind(build_program(config, 300, 8))
-assert [first(state.params), first(state.ema), first(state.opt_state)] == [planned[k] for k in ("parameters", "EMA", "optimizer")]
+for kind, part in (("parameters", state.params), ("EMA", state.ema), ("optimizer", state.opt_state)):
+    assert planned[kind] == first(part), kind
 """
     eight_devices(source)
 
 
 def test_days_and_cost_by_hand():
     config = single_net_config(train__num_steps=1000, train__batch_size=8)
-    run = run_cost(config, 989 * 10**12, DEVICES["h100"], 4, 0.25, 2.0)  # a second a step
+    step = StepFlops(forward=10**12, backward=593 * 10**12, recomputed=395 * 10**12)
+    run = run_cost(config, step, DEVICES["h100"], 4, 0.25, 2.0)  # a second a step
+    assert run.model_utilization == pytest.approx(0.25 * 594 / 989)
     assert run.images_per_sec == 8 and run.days == pytest.approx(1000 / 86400)
     assert run.device_hours == pytest.approx(4000 / 3600) and run.usd == pytest.approx(8000 / 3600)
 
@@ -88,14 +91,15 @@ def printed(tmp_path_factory):
     file, lines = tmp_path_factory.mktemp("plan") / "plan.json", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "say", lines.append)
-        plan.run(CONFIG, num_devices="8", device="v5p", utilization="0.5", price="3", json=file)
+        config = dataclasses.replace(CONFIG, mesh=_mesh(data=2, fsdp=4))
+        plan.run(config, num_devices="8", device="v5p", utilization="0.5", price="3", json=file)
     return "\n".join(lines), json.loads(file.read_text())
 
 
 def test_the_verb_prints_every_part(printed):
     text, values = printed
     for words in (
-        *("mesh data 8 x fsdp 1 x tensor 1", "parameters", "trained", "recomputed (remat)", "baseline"),
+        *("mesh data 2 x fsdp 4 x tensor 1", "parameters", "trained", "recomputed (remat)", "baseline"),
         *("counted in the traced step", "optimizer", "gradients", "compile with --topology or --devices"),
         *("8 x v5p at 50% of 459 TFLOP/s", "the paper's run", "400,000", "USD at 3 a device hour"),
     ):
@@ -140,7 +144,8 @@ def test_a_compiled_step_has_memory_and_communication(eight_devices, tmp_path):
 from pathlib import Path
 from kaleido_jax.verbs import plan
 from tests.tiny import single_net_config
-plan.run(single_net_config(mesh__data=1, mesh__fsdp=8), devices="8", quick="yes", json=Path({str(tmp_path / "plan.json")!r}))
+file = Path({str(tmp_path / "plan.json")!r})
+plan.run(single_net_config(mesh__data=1, mesh__fsdp=8), devices="8", quick="yes", json=file)
 """
     text, values = eight_devices(source), json.loads((tmp_path / "plan.json").read_text())
     assert "compiled: peak" in text and "all-gather" in text
@@ -161,7 +166,6 @@ def test_a_topology_that_libtpu_does_not_know_is_one_line():
 def test_a_long_stage_says_that_it_runs(monkeypatch, caplog):
     monkeypatch.setattr("kaleido_jax.plan.stage.EVERY_SEC", 0.01)
     with caplog.at_level(logging.INFO), stage("compiling"):
-        np.asarray(jax.numpy.zeros(3))
-        __import__("time").sleep(0.1)
+        time.sleep(0.1)
     assert caplog.messages[0] == "compiling ..." and any("so far" in line for line in caplog.messages)
     assert caplog.messages[-1] == "compiling took 0:00"
