@@ -15,7 +15,8 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computati
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r"\bcondition=%?([^\s,}]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_INTEGER = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
+_LAYOUT = re.compile(r"\{[^}]*\}")
+_RESULTS = re.compile(r"^\(\([^()]*\), \(([^()]*)\)")  # of a collective that starts with several arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def communication(text: str) -> Communication:
                     total[kind] += _bytes(op, shape, rest)
                     number[kind] += 1
                 times = _iterations(rest, computations) if op == "while" else 1
-                for called in _called(rest):
+                for called in () if op in ("async-update", "async-done") else _called(rest):
                     inner = visit(called)
                     if times is None and inner[1]:
                         unknown.add(called)
@@ -101,9 +102,11 @@ def _iterations(rest: str, computations: Mapping[str, list[tuple[str, str, str, 
 
 
 def _bytes(op: str, shape: str, rest: str) -> int:
+    shape = _LAYOUT.sub("", shape)
     arrays = [_array_bytes(*array) for array in _ARRAY.findall(shape)]
-    if op.endswith("-start") and op != "all-reduce-start":  # (operand, result, ...) of one array
-        return max(arrays)
+    if op in ("all-gather-start", "collective-permute-start"):  # (operands, results, ...), as many of each
+        gathered = _RESULTS.search(shape)
+        return sum(_array_bytes(*array) for array in _ARRAY.findall(gathered[1])) if gathered else arrays[1]
     if op == "reduce-scatter":
         return sum(arrays) * _group_size(rest)
     return sum(arrays)

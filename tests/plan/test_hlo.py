@@ -54,9 +54,20 @@ def test_an_asynchronous_pair_counts_once():
         "%d = f32[4]{0} collective-permute-done(%s)",
         "%g = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), replica_groups=[1,8]<=[8], dimensions={0}",
         "%h = f32[32]{0} all-gather-done(%g)",
+        "%a = ((f32[4,8]{1,0}), f32[4,64]{1,0}, u32[]) async-start(%p), calls=%body",
+        "%b = f32[4,64]{1,0} async-done(%a), calls=%body",
+        before=LOOP,
     )
-    assert found.bytes_by_collective["collective-permute"] == 16 and found.bytes_by_collective["all-gather"] == 128
-    assert sum(found.count_by_collective.values()) == 2
+    assert (
+        found.bytes_by_collective["collective-permute"] == 16 and found.bytes_by_collective["all-gather"] == 128 + 1024
+    )
+    assert sum(found.count_by_collective.values()) == 3
+
+
+def test_a_collective_of_several_arrays_has_the_bytes_of_all():
+    operands, results = "f32[4]{0:T(128)}, bf16[2,2]{1,0}", "f32[32]{0:T(128)}, bf16[16,2]{1,0:T(8,128)(2,1)}"
+    found = read(f"%g = (({operands}), ({results})) all-gather-start(%p, %q), dimensions={{0}}")
+    assert found.bytes_by_collective["all-gather"] == 128 + 64
 
 
 def test_the_body_of_a_loop_counts_for_each_iteration():
