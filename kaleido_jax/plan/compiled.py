@@ -34,7 +34,8 @@ def topology_devices(name: str) -> np.ndarray:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise user_error(f"--topology={name} without libtpu", "the TPU compiler", "pip install libtpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU VM to ask
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a TPU that only one process may hold
     from jax.experimental import topologies
 
     try:

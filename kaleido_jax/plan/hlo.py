@@ -40,33 +40,33 @@ def communication(text: str) -> Communication:
     all-to-all or permutation, the operand of a reduce-scatter. Of conditional branches each counts once.
     """
     computations, entry = _computations(text)
-    sums, counts, unknown = Counter(), Counter(), set()
-    memo: dict[str, tuple[Counter, Counter]] = {}
+    done: dict[str, tuple[Counter[str], Counter[str]]] = {}  # computation -> (bytes, numbers) of its collectives
+    unknown = set()
 
-    def visit(name: str) -> tuple[Counter, Counter]:
-        if name not in memo:
-            total, number = Counter(), Counter()
-            for line in computations.get(name, ()):
-                _, shape, op, rest = line
-                kind = op.removesuffix("-start")
-                if kind in COLLECTIVES:
-                    total[kind] += _bytes(op, shape, rest)
-                    number[kind] += 1
-                times = _iterations(rest, computations) if op == "while" else 1
-                for called in () if op in ("async-update", "async-done") else _called(rest):
-                    inner = visit(called)
-                    if times is None and inner[1]:
-                        unknown.add(called)
-                    for mine, theirs in zip((total, number), inner, strict=True):
-                        for key, value in theirs.items():
-                            mine[key] += value * (times or 1)
-            memo[name] = total, number
-        return memo[name]
+    def visit(name: str) -> tuple[Counter[str], Counter[str]]:
+        if name in done:
+            return done[name]
+        size, number = Counter(), Counter()
+        for _, shape, op, rest in computations.get(name, ()):
+            if (kind := op.removesuffix("-start")) in COLLECTIVES:
+                size[kind] += _bytes(op, shape, rest)
+                number[kind] += 1
+            times = _iterations(rest, computations) if op == "while" else 1
+            # The later halves of an asynchronous pair name the same computation again.
+            for called in () if op in ("async-update", "async-done") else _called(rest):
+                sizes, numbers = visit(called)
+                if times is None and numbers:
+                    unknown.add(called)
+                for kind in numbers:
+                    size[kind] += sizes[kind] * (times or 1)
+                    number[kind] += numbers[kind] * (times or 1)
+        done[name] = size, number
+        return done[name]
 
-    sums, counts = visit(entry)
+    size, number = visit(entry)
     return Communication(
-        bytes_by_collective={kind: sums[kind] for kind in COLLECTIVES},
-        count_by_collective={kind: counts[kind] for kind in COLLECTIVES},
+        bytes_by_collective={kind: size[kind] for kind in COLLECTIVES},
+        count_by_collective={kind: number[kind] for kind in COLLECTIVES},
         unknown_loops=len(unknown),
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json as json_format
 import math
+import os
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
@@ -46,6 +47,7 @@ def run(
         raise user_error("--topology and --devices", "one of them", "leave one out")
     if devices:
         add_virtual_devices(virtual := int(_number("devices", devices, 0, whole=True)))
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator's memory may be another process's
     check_backend()
     from kaleido_jax.latents.tokenizer import load_tokenizer
     from kaleido_jax.plan.compiled import compile_step, topology_devices, virtual_devices
