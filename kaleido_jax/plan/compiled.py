@@ -14,6 +14,12 @@ from kaleido_jax.plan.program import build_program, lower
 from kaleido_jax.plan.stage import stage
 
 TOPOLOGIES = "v4:2x2x1, v5e:4x4, v5p:2x2x2 or v6e:4x4"  # what an error shows as examples
+_WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU VM to ask,
+    "TPU_WORKER_HOSTNAMES": "localhost",  # so these need not be looked for; the topology comes from its name
+    "TPU_ACCELERATOR_TYPE": "v5p-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor is there a TPU that only one process may hold
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +40,8 @@ def topology_devices(name: str) -> np.ndarray:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise user_error(f"--topology={name} without libtpu", "the TPU compiler", "pip install libtpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a TPU that only one process may hold
+    for name, value in _WITHOUT_TPU.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     try:
