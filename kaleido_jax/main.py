@@ -165,7 +165,7 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
         elif known[name].sets:
             overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
         else:
-            given[name] = value
+            given[name] = value or known[name].bare
     config = f"--{CONFIG.name}"
     for name in (f"--{flag.name}" for flag in verb.FLAGS if flag.configures):
         given.setdefault(config, given.get(name, ""))

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from kaleido_jax.errors import UserError
+from kaleido_jax.main import parse_flags
 from kaleido_jax.models.flops import StepFlops
 from kaleido_jax.plan.cost import DEVICES, run_cost
 from kaleido_jax.plan.memory import bytes_by_kind
@@ -114,6 +115,11 @@ def test_the_json_has_the_same_numbers(printed):
     assert arithmetic["flops_per_image"] * CONFIG.train.batch_size == arithmetic["step_flops"]
     assert values["ratio"] > 1 and values["compiled"] is None
     assert values["runs"]["this config"]["images_per_sec"] > 0
+
+
+def test_a_flag_without_a_value_has_its_bare_one():
+    assert parse_flags(plan, ["--config=emoji_combined", "--quick"])["quick"] == "yes"
+    assert parse_flags(plan, ["--config=emoji_combined"])["quick"] is None
 
 
 @pytest.mark.parametrize(
