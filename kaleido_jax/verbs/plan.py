@@ -17,7 +17,11 @@ FLAGS = (
     CONFIG,
     dataclasses.replace(WORKDIR, missing=""),  # so that any command with this verb becomes a plan
     Flag(name="num_devices", value="N", help="devices of the mesh; without it those of --topology or --devices, or 1"),
-    Flag(name="device", value="KIND", help="their kind, for time and memory: h100, a100, v5p, ... (default h100)"),
+    Flag(
+        name="device",
+        value="KIND",
+        help="their kind, for time and memory: h100, a100, v5p, ... (default: that of --topology, or h100)",
+    ),
     Flag(name="utilization", value="SHARE", help="of the peak that a step's FLOPs reach (default 0.4)"),
     Flag(name="price", value="USD", help="of a device hour (default 2.0)"),
     Flag(name="topology", value="TPU", help="compile the step for a TPU topology such as v5p:2x2x2; needs libtpu"),
@@ -54,7 +58,10 @@ def run(
     from kaleido_jax.plan.cost import DEVICES
     from kaleido_jax.plan.report import make_plan, to_json, to_text
 
-    kind = device or "h100"
+    if json and not json.parent.is_dir():  # before minutes of work
+        raise user_error(f"--json={json}", "a file in a folder that exists", "make the folder")
+    of_topology = (topology or "").partition(":")[0]
+    kind = device or (of_topology if of_topology in DEVICES else "h100")
     if kind not in DEVICES:
         raise user_error(f"--device={kind}", f"one of {', '.join(DEVICES)}", "choose the nearest")
     compiled = None
