@@ -40,8 +40,8 @@ def topology_devices(name: str) -> np.ndarray:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise user_error(f"--topology={name} without libtpu", "the TPU compiler", "pip install libtpu")
-    for name, value in _WITHOUT_TPU.items():
-        os.environ.setdefault(name, value)
+    for variable, value in _WITHOUT_TPU.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     try:

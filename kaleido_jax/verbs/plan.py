@@ -20,7 +20,7 @@ FLAGS = (
     Flag(
         name="device",
         value="KIND",
-        help="their kind, for time and memory: h100, a100, v5p, ... (default: that of --topology, or h100)",
+        help="their kind: h100, a100, v5p, ...; without it that of --topology, or h100",
     ),
     Flag(name="utilization", value="SHARE", help="of the peak that a step's FLOPs reach (default 0.4)"),
     Flag(name="price", value="USD", help="of a device hour (default 2.0)"),
