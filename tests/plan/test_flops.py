@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from kaleido_jax.config.checks import validate
+from kaleido_jax.models import attention, cpu
 from kaleido_jax.models.flops import step_flops, sum_parts
 from kaleido_jax.plan.flops import count_flops
 from kaleido_jax.plan.program import build_program, trace
@@ -51,6 +52,15 @@ def test_what_nothing_reads_is_not_counted():
         return (x @ x, jnp.sum(x))[1]
 
     assert counted(jax.jit(function), ((4, 4), "float32")).total() == 0
+
+
+def test_products_that_only_a_cpu_takes_for_sums_are_not_counted():
+    def flops():
+        return counted(lambda x: attention.sum_last(x), ((2, 8), "float32")).total()  # jax keeps a function's trace
+
+    with cpu.plain():
+        assert flops() == 0
+    assert flops() == 2 * 2 * 8
 
 
 @pytest.mark.parametrize("stride", [1, 2])
