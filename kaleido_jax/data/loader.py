@@ -1,29 +1,41 @@
-"""Batches of records with Grain: shuffled, split over processes, read by threads, resumable to the sample.
+"""Batches of records with Grain: shuffled, in buckets of length, read by threads or processes, resumable to the sample.
 
-A batch has B = batch_size / process_count samples as numpy arrays (without segments no `decoder_*`):
+A batch has B samples, this process's rows of the batch, as numpy arrays (without segments no `decoder_*`):
 
-  encoder_input_tokens   (B, max_caption_tokens) int32    caption and eos, padded with 0
-  decoder_target_tokens  (B, max_latents_tokens) int32    z and eos, padded with 0
-  decoder_input_tokens   (B, max_latents_tokens) int32    the targets shifted right by a 0
-  decoder_loss_weights   (B, max_latents_tokens) float32  1 where the target is valid
-  image                  (B, H, W, 3) float32         in the model range
-  sample_id              (B,) int64                   index of the record
-  micro_scale            (B,) float32                 px of the photo's shorter side, if `micros` has "scale"
+  encoder_input_tokens   (B, c) int32               caption and eos, padded with 0
+  decoder_target_tokens  (B, z) int32               z and eos, padded with 0; z = the batch's bucket length
+  decoder_input_tokens   (B, z) int32               the targets shifted right by a 0
+  decoder_loss_weights   (B, z) float32             1 where the target is valid
+  image                  (B, H, W, 3) uint8         of records of the denoiser's size
+                         (B, H, W, 3) float32       of larger ones: means of their pixels, in the model range
+  sample_id              (B,) int64                 index of the record
+  replaced               (B,) float32               1 where the record could not be read and another stands in for it
+  micro_scale            (B,) float32               px of the photo's shorter side, if `micros` has "scale"
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float, UInt8
+from absl import flags
+from jaxtyping import Array, Float, Int, UInt8
 
+from kaleido_jax.data.order import Order, buckets_of
 from kaleido_jax.data.records import Record, Records, decode_image
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.models.decode import shift_right
 
+log = logging.getLogger(__name__)
+
 _BUFFERED_BATCHES = 4  # read ahead while the device computes
-_NUM_THREADS = 4  # that read and decode records
+_NUM_THREADS = 4  # that read and decode records, in each process
+_MAX_TRIES = 8  # records that may stand in for one that cannot be read, one after the other
 
 
 def make_loader(
@@ -34,64 +46,153 @@ def make_loader(
     max_caption_tokens: int,
     max_latents_tokens: int,
     seed: int,
+    length_buckets: Sequence[int] = (),
     shuffle: bool = True,
     num_epochs: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: slice | Int[np.ndarray, " r"] = slice(None),
     micros: Sequence[str] = (),
-) -> grain.DatasetIterator:
-    """An iterator of batches with get_state() and set_state(); the last incomplete batch is left out.
+    num_workers: int = 0,
+) -> "Batches":
+    """An iterator of batches with get_state() and set_state(); with `num_epochs`, incomplete batches are left out.
 
     Args:
       records: as of open_records.
       codec: writes z; it has the records' vocabulary, and no segments for the baseline.
       batch_size: samples of all processes together.
       max_caption_tokens: bucket length of c, eos included.
-      max_latents_tokens: bucket length of z, eos included.
+      max_latents_tokens: bucket length of the longest z, eos included.
       seed: of the order, 0..2**32-1; each epoch has its own.
+      length_buckets: shorter bucket lengths of z, ascending. A batch has one bucket, so that short z are not padded to
+        the length of the longest.
       shuffle: False keeps the records' order.
       num_epochs: None never ends.
-      process_index: this process's share of every batch.
-      process_count: the batches of all processes together are the same samples whatever this number.
+      rows: those of every batch that this process reads; the batches are the same however many processes share them.
       micros: micro conditions of the denoiser; records have "scale" only.
+      num_workers: processes that read, with threads of their own; 0 = threads of this process.
 
     Raises:
-      UserError: a sample is longer than its bucket (it is named, before the first batch), or the sizes do not divide.
+      UserError: a sample is longer than its bucket (it is named, before the first batch), or no batch is full.
     """
     _check_lengths(records, codec, max_caption_tokens, max_latents_tokens)
-    if batch_size % process_count:
-        raise user_error(f"train.batch_size = {batch_size}", f"a multiple of {process_count} processes", "change it")
+    bounds = (*length_buckets, max_latents_tokens) if codec.segments else (0,)
+    bucket_of = np.zeros(len(records), np.int64)
+    if len(bounds) > 1:
+        bucket_of = buckets_of(records.latents_lengths(codec), bounds)
+    order = Order(bucket_of, batch_size, seed=seed, shuffle=shuffle, num_epochs=num_epochs)
+    reader = _Reader(records, codec, order, rows, max_caption_tokens, bounds, tuple(micros))
+    return Batches(reader, num_workers)
 
-    def read(index: int) -> dict[str, np.ndarray]:
-        record = records[int(index)]
-        image = shrink(to_model_range(decode_image(record.image)), records.image_size)
-        sample = _tokens(record, codec, max_caption_tokens, max_latents_tokens)
-        if "scale" in micros:  # a photo of unknown size counts as one that was not enlarged
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Batches from the next one on, whose number is the whole state."""
+
+    def __init__(self, reader: "_Reader", num_workers: int) -> None:
+        """Starts no thread before the first batch is asked for."""
+        self._reader, self._num_workers = reader, num_workers
+        self._next, self._iterator = 0, None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._read_from(self._next)
+        batch = next(self._iterator)
+        self._next += 1
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._reader.order)
+
+    def get_state(self) -> dict[str, Any]:
+        """The place of the next batch, as JSON can store it."""
+        return {"batch": self._next, "batch_size": self._reader.order.batch_size}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a place that get_state returned, with any number of processes.
+
+        Raises:
+          UserError: it is the place in batches of another size.
+        """
+        size = self._reader.order.batch_size
+        if state["batch_size"] != size:
+            raise user_error(f"a place in batches of {state['batch_size']}", f"batches of {size}", "use that size")
+        self.close()
+        self._next = state["batch"]
+
+    def close(self) -> None:
+        """Ends the reading threads and processes."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+    def _read_from(self, batch: int) -> grain.DatasetIterator:
+        reader = dataclasses.replace(self._reader, first=batch)
+        number = min(len(reader.order) - batch, sys.maxsize // reader.rows_a_batch)
+        samples = grain.MapDataset.range(reader.rows_a_batch * number).map(reader)
+        options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
+        batches = samples.batch(reader.rows_a_batch, drop_remainder=True).to_iter_dataset(options)
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads some of absl's flags, which our command line does not parse
+                flags.FLAGS.mark_as_parsed()
+            processes = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
+            batches = batches.mp_prefetch(processes)
+        return iter(batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads sample i of this process's rows, counted from batch `first`."""
+
+    records: Records
+    codec: Codec
+    order: Order
+    rows: slice | Int[np.ndarray, " r"]
+    max_caption_tokens: int
+    bounds: tuple[int, ...]  # bucket lengths of z, ascending
+    micros: tuple[str, ...]
+    first: int = 0
+
+    @functools.cached_property
+    def rows_a_batch(self) -> int:
+        """This process's rows of a batch."""
+        return len(np.arange(self.order.batch_size)[self.rows])
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        batch, row = divmod(int(number), self.rows_a_batch)
+        index = wanted = int(self.order[self.first + batch][self.rows][row])
+        for _ in range(_MAX_TRIES - 1):
+            try:
+                return self._sample(index) | {"replaced": np.float32(index != wanted)}
+            except UserError as error:
+                log.warning("%s; the next record of its length stands in for it", error)
+                index = self.order.next_of_bucket(index)
+        return self._sample(index) | {"replaced": np.float32(1)}
+
+    def _sample(self, index: int) -> dict[str, np.ndarray]:
+        record = self.records[index]
+        image = _decoded(record)
+        if image.shape[0] != self.records.image_size:
+            image = shrink(to_model_range(image), self.records.image_size)
+        length = self.bounds[self.order.bucket_of[index]]
+        sample = _tokens(record, self.codec, self.max_caption_tokens, length)
+        if "scale" in self.micros:  # a photo of unknown size counts as one that was not enlarged
             sample["micro_scale"] = np.float32(record.shorter_side_px or image.shape[0])
         return sample | {"image": image, "sample_id": np.int64(index)}
 
-    order = grain.MapDataset.range(len(records))
-    if shuffle:
-        order = order.shuffle(seed=seed)
-    # Repeat before the split and the batch, so that neither depends on how the records divide.
-    mine = order.repeat(num_epochs)[process_index::process_count]
-    batches = mine.map(read).batch(batch_size // process_count, drop_remainder=True)
-    if not len(batches):
-        raise user_error(f"{len(records)} records", f"a full batch of {batch_size}", "lower train.batch_size")
-    options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
-    return iter(batches.to_iter_dataset(options))
+
+def _decoded(record: Record) -> UInt8[np.ndarray, "s s 3"]:
+    try:
+        return decode_image(record.image)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged bytes
+        raise user_error(f"the image of record {record.id} is damaged ({error})", "a PNG", "annotate again") from error
 
 
 def shrink(image: Float[np.ndarray, "s s 3"], image_size: int) -> Float[np.ndarray, "p p 3"]:
-    """The mean of each square of pixels, as in the denoiser's own pyramid; unchanged at its own size."""
+    """The mean of each square of pixels, as in the denoiser's own pyramid."""
     factor = image.shape[0] // image_size
-    if factor == 1:
-        return image
     return image.reshape(image_size, factor, image_size, factor, 3).mean((1, 3), dtype=np.float32)
 
 
-def to_model_range(image: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
-    """uint8 -> float32 in the denoiser's range: (image - 127) / 128, about -1..1."""
+def to_model_range(image: UInt8[np.ndarray | Array, "*b h w 3"]) -> Float[np.ndarray | Array, "*b h w 3"]:
+    """uint8 -> float32 in the denoiser's range: (image - 127) / 128, about -1..1. On the host or on a device."""
     return (image.astype(np.float32) - 127) / 128
 
 

@@ -6,8 +6,10 @@ A file is written under a temporary name and renamed, so a reader gets the old o
 import hashlib
 import io
 import json
+import logging
 import operator
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,15 +19,18 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.sources import open_source, source_kind
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.runtime.files import refuse_lfs_pointer, replacing, write_atomically
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer, replacing, write_atomically
+from kaleido_jax.runtime.progress import progress
+
+log = logging.getLogger(__name__)
 
 VERSION = 4  # of the record and manifest layout
 MANIFEST = "manifest.json"
@@ -106,6 +111,43 @@ class Records:
             raise user_error(
                 f"record {index} in {self._folder} is damaged", "the shards as annotated", _REMAKE
             ) from error
+
+    def latents_lengths(self, codec: Codec) -> Int[np.ndarray, " n"]:
+        """Length of every record's z in tokens, eos included, as `codec` joins it.
+
+        The first call reads all records once and keeps their lengths in a file beside the manifest.
+        """
+        lengths = self._segment_lengths()
+        separators = len(codec.separator) * (len(codec.segments) - 1)
+        return sum(lengths[segment] for segment in codec.segments) + separators + 1
+
+    def _segment_lengths(self) -> dict[str, Int[np.ndarray, " n"]]:
+        made_of = fingerprint(*(shard.sha256 for shard in self.manifest.shards))
+        path = self._folder / f".lengths-{made_of}.npz"
+        if path.exists():
+            try:
+                with np.load(path) as stored:
+                    return dict(stored)
+            except (OSError, ValueError, zipfile.BadZipFile) as error:
+                log.warning("%s is damaged (%s) and is made again", path, error)
+        lengths = {segment: np.zeros(len(self), np.int64) for segment in self.manifest.counts}
+        with progress("lengths of the latents", len(self), "record") as advance:
+            for index in range(len(self)):
+                try:
+                    tokens = self[index].tokens
+                except UserError as error:  # training leaves it out too
+                    log.warning("%s", error)
+                    tokens = {}
+                for segment, ids in tokens.items():
+                    lengths[segment][index] = len(ids)
+                advance(1)
+        out = io.BytesIO()
+        np.savez(out, **lengths)
+        try:
+            write_atomically(path, out.getvalue())
+        except OSError as error:  # shared folders are often read-only
+            log.warning("%s cannot be written (%s), so every start reads all records once", path, error.strerror)
+        return lengths
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -69,7 +69,7 @@ for kind, segments in seqio_tasks.kinds().items():
     theirs = seqio_batches("kaleido_prior_" + kind, sizes, shuffle=False)
     assert len(ours) == len(theirs) == 3
     for a, b in zip(ours, theirs):
-        assert a.keys() - b.keys() == {"image", "sample_id"} and not b.keys() - a.keys()
+        assert a.keys() - b.keys() == {"image", "sample_id", "replaced"} and not b.keys() - a.keys()
         for key in b:
             np.testing.assert_array_equal(a[key], b[key], err_msg=kind + " " + key)
             assert a[key].dtype == b[key].dtype or key == "decoder_loss_weights"  # seqio's are 0 and 1 as int32
