@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config = base_config("annotate_imagenet")
     config.name = "annotate_cc12m"
     config.data.source = "table"
+    config.data.max_caption_tokens = 128
     config.data.split = "train"  # hence train.jsonl
     config.annotate.text.instruction = "caption"
     return config

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.source = "folder"
     config.data.root = None  # --config.data.root
     config.data.split = "train"
+    config.data.max_caption_tokens = 16  # that of imagenet_combined
     config.annotate.image_size = 256
 
     config.latents.segments = config.annotate.segments = ("text", "bbox", "voken")  # blob: see docs/annotate.md

@@ -32,6 +32,8 @@ def get_config(variant: str = "short") -> ConfigDict:
     config.latents.vokens_per_image = 4
     config.latents.coordinate_step = 10  # the vocabulary has these numbers as pieces
     config.latents.max_latents_tokens = 96  # holds the longest z but for one in 25,000
+    if variant in ("long", "64"):  # 1.2 times as fast; each bucket compiles, which a short run does not get back
+        config.data.length_buckets = (48, 80)
 
     # Two orders of magnitude below T5-small; no pretrained T5 of this size exists, so the encoder trains.
     t5 = config.model.t5

@@ -3,7 +3,6 @@
 What concerns one field alone (type, range, words) is at the field, in schema.py. Nothing here imports JAX.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -158,12 +157,48 @@ def _check_training(config: Config, path: str) -> None:
             f"{heads}, one for each resolution of config.model.denoiser",
             "give one weight for each, high to low",
         )
+    train, buckets = config.train, config.data.length_buckets
+    if train.batch_size % train.accumulate:
+        raise user_error(
+            f"config.train.accumulate = {train.accumulate}",
+            f"a divisor of config.train.batch_size = {train.batch_size}",
+            "change one of them",
+        )
+    if train.scheduled_sampling and train.logits_chunk:
+        raise user_error(
+            "config.train.logits_chunk with scheduled_sampling, which draws from all logits",
+            "one of them",
+            "set config.train.logits_chunk to 0",
+        )
+    if list(buckets) != sorted({*buckets}) or (buckets and buckets[-1] >= config.latents.max_latents_tokens):
+        raise user_error(
+            f"config.data.length_buckets = {buckets}",
+            f"ascending lengths below config.latents.max_latents_tokens = {config.latents.max_latents_tokens}",
+            "correct it",
+        )
+    if len(train.profile_steps) not in (0, 2):
+        raise user_error(f"config.train.profile_steps = {train.profile_steps}", "(first, number) or ()", "correct it")
+    unknown = [part for part, _ in train.clip_part_norms if part not in ("encoder", "prior", "denoiser")]
+    if unknown:
+        raise user_error(
+            f"config.train.clip_part_norms has {unknown[0]!r}", "encoder, prior or denoiser", "correct the name"
+        )
     ratio = config.train.mixed_ratio
     if ratio and (len(ratio) != heads or ratio[0] * config.train.batch_size < sum(ratio)):
         raise user_error(
             f"config.train.mixed_ratio = {ratio}",
             f"{heads} numbers from 0, one for each resolution, whose first leaves a row of the batch",
             "give one for each, high to low",
+        )
+    if (
+        ratio
+        and any((train.batch_size // train.accumulate * sum(ratio[: r + 1])) % sum(ratio) for r in range(heads))
+        and train.accumulate > 1
+    ):
+        raise user_error(
+            f"config.train.accumulate = {train.accumulate} with mixed_ratio = {ratio}",
+            "parts of the batch that the ratio divides evenly",
+            "change the batch size or one of them",
         )
     steps = max(config.sample.num_steps, config.eval.num_steps)
     if steps > config.diffusion.num_steps:
@@ -277,20 +312,33 @@ def check_devices(config: Config, num_devices: int) -> None:
       UserError: the sizes do not fit.
     """
     sizes = mesh_sizes(config.mesh, num_devices)
-    shards = sizes["data"] * sizes["fsdp"]
+    shards = sizes["data"] * sizes["fsdp"] * config.train.accumulate
     if config.train.batch_size % shards:
+        parts = " x config.train.accumulate" if config.train.accumulate > 1 else ""
         raise user_error(
             f"config.train.batch_size = {config.train.batch_size}",
-            f"a multiple of {shards}, the devices over which samples are split (mesh data x fsdp)",
+            f"a multiple of {shards}, the devices over which samples are split (mesh data x fsdp){parts}",
             f"use {max(1, config.train.batch_size // shards) * shards} or change config.mesh",
         )
 
 
 @cross_check(Mesh)
 def _check_axes(mesh: Mesh, path: str) -> None:
-    for name, size in dataclasses.asdict(mesh).items():
+    for name, size in _axes(mesh).items():
         if not size:
             raise user_error(f"config.{path}.{name} = 0", "at least 1, or -1 for all remaining devices", "correct it")
+    known, rules = dict(Mesh().rules), dict(mesh.rules)
+    if wrong := sorted(known.keys() ^ rules.keys()):
+        found = f"config.{path}.rules {'without' if wrong[0] in known else 'with'} {wrong[0]!r}"
+        raise user_error(found, f"one for each of {', '.join(known)}", "correct it")
+    for name, axes in rules.items():
+        if wrong := [axis for axis in axes.split("+") if axes and axis not in _axes(mesh)]:
+            found = f"config.{path}.rules has ({name!r}, {axes!r})"
+            raise user_error(found, "data, fsdp and tensor, joined by +", f"correct {wrong[0]!r}")
+
+
+def _axes(mesh: Mesh) -> dict[str, int]:
+    return {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
 
 
 def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
@@ -299,7 +347,7 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
     Raises:
       UserError: the product is not the number of devices.
     """
-    sizes = dataclasses.asdict(mesh)
+    sizes = _axes(mesh)
     free = [name for name, size in sizes.items() if size == -1]
     fixed = 1
     for size in sizes.values():

@@ -32,8 +32,9 @@ from kaleido_jax.errors import user_error
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# What a layer keeps for the backward pass: everything, the products with its weights, or its inputs only.
-Remat = Literal["none", "dots", "full"]
+# What a layer keeps for the backward pass: everything, the products with its weights, these in the host's memory, or
+# its inputs only.
+Remat = Literal["none", "dots", "offload", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Model:
     t5: T5 = field(default_factory=T5)
     denoiser: UNet | None = field(default_factory=UNet)
     point_denoiser: PointNet | None = None
-    precision: Literal["bfloat16", "float32"] = "bfloat16"  # compute dtype; parameters are always float32
+    precision: Literal["bfloat16", "float16", "float32"] = "bfloat16"  # compute dtype; parameters are always float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,9 @@ class Data:
     records: MayChange[PathText | None] = None  # folder with manifest.json or split folders; None = the workdir's
     max_caption_tokens: Annotated[int, Range(2)] = 128  # bucket length of c in tokens, eos included
     class_captions: tuple[str, ...] = ()  # all captions of the data, if they are few: each is then encoded once
+    length_buckets: tuple[Count, ...] = ()  # shorter bucket lengths of z: a batch has one, so short z need less padding
+    num_workers: MayChange[Whole] = 0  # processes that read and decode records; 0 = threads of the training process
+    max_bad_share: MayChange[Share] = 0.001  # share of records that may be unreadable before training stops
     verify: MayChange[Literal["full", "size"]] = "full"  # check of record shards when opened: sha256 or size
     fetch: MayChange[str] = ""  # shown when the records are missing: where to get the data
     emoji: DataEmoji = field(default_factory=DataEmoji)
@@ -293,6 +297,7 @@ class Train:
 
     batch_size: Count = 512  # samples per step over all devices
     num_steps: MayChange[Count] = 400_000
+    accumulate: Count = 1  # parts of a batch that run one after the other, for a batch too large for the memory
     mixed_ratio: tuple[Whole, ...] = ()  # (2, 1): the outer net trains on 2/3 of a batch, the inner on all; () = off
     eta: Weight = 1.0  # weight of the AR loss
     scheduled_sampling: Share = 0.0  # share of the AR loss's input tokens that are sampled, not given; 0 = off
@@ -302,11 +307,19 @@ class Train:
     adam_b1: Share = 0.9
     adam_b2: Share = 0.99
     adam_eps: Positive = 1e-8
+    adam_mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
     clip_norm: Weight = 2.0  # global L2 norm of all gradients
+    clip_part_norms: tuple[tuple[str, Positive], ...] = ()  # L2 norms of single parts before that, e.g. (("prior", 1),)
     ema_decay: Share = 0.9999
+    ema_every_steps: Count = 1  # steps from one EMA update to the next, which then decays as much as all of them
+    logits_chunk: Whole = 0  # positions of z whose logits exist at once, in training; 0 = all
+    max_skipped_steps: MayChange[Count] = 10  # steps in a row without a finite gradient before training stops
     log_every_steps: MayChange[Count] = 100
     checkpoint_every_steps: MayChange[Count] = 5_000
-    keep_checkpoints: MayChange[Count] = 2
+    keep_checkpoints: MayChange[Count] = 2  # the newest
+    keep_every_steps: MayChange[Whole] = 0  # checkpoints at multiples of this are kept as well; 0 = none
+    full_disk: MayChange[Literal["stop", "continue"]] = "stop"  # when a checkpoint does not fit on the disk
+    profile_steps: MayChange[tuple[Whole, ...]] = ()  # (first, number): steps that profile/ shows to TensorBoard
     sample_at_end: MayChange[bool] = True  # write the grid when training ends
 
 
@@ -341,8 +354,11 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """What is measured when training ends, and by the verb `evaluate`."""
+    """What is measured when training ends and by the verb `evaluate`, and what is looked at while it trains."""
 
+    every_steps: Whole = 0  # between looks while training: held-out losses and a grid of the EMA; 0 = none
+    held_out_batches: Whole = 4  # of each look, always the same; 0 = no held-out losses
+    grid: bool = True  # of each look: the same captions, latents and noise
     protocol: Literal["none", "emoji"] = "none"  # emoji: images against captions and z, and how many modes are drawn
     num_samples: Count = 2_000  # captions take turns; the modes of ten kinds want some 200 of each
     gamma: float = 2.0
@@ -353,11 +369,33 @@ class Eval:
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Device mesh; -1 for one axis means all remaining devices."""
+    """Device mesh and what is split over it; -1 for one axis means all remaining devices."""
 
     data: Annotated[int, Range(-1)] = -1  # samples
-    fsdp: Annotated[int, Range(-1)] = 1  # parameters, optimizer and EMA
+    fsdp: Annotated[int, Range(-1)] = 1  # samples, and parameters, optimizer and EMA
     tensor: Annotated[int, Range(-1)] = 1  # heads, mlp and vocabulary
+    across_slices: Literal["data", "fsdp"] = "data"  # the axis on which several TPU slices follow each other
+    # (logical axis, mesh axes joined by "+"); "" = not split. `batch` and `act_*` are of activations, the others of
+    # weights.
+    rules: tuple[tuple[str, str], ...] = (
+        ("embed", "fsdp"),
+        ("mlp", "tensor"),
+        ("heads", "tensor"),
+        ("vocab", "tensor"),
+        ("conv_in", ""),
+        ("conv_out", "fsdp"),
+        ("height", ""),
+        ("width", ""),
+        ("layers", ""),
+        ("norm", ""),
+        ("buckets", ""),
+        ("batch", "data+fsdp"),
+        ("act_embed", ""),
+        ("act_mlp", "tensor"),
+        ("act_heads", "tensor"),
+        ("act_vocab", "tensor"),
+        ("act_conv", ""),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

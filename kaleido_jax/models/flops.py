@@ -16,6 +16,7 @@ Kind = Literal["dense", "attention", "conv"]
 RECOMPUTED = {  # policy of models/remat.py -> kinds of products that the backward pass computes again
     "none": (),
     "dots": ("attention", "conv"),
+    "offload": ("attention", "conv"),
     "full": ("attention", "conv", "dense"),
 }
 

@@ -17,7 +17,7 @@ from kaleido_jax.models.point_net import PointNet
 from kaleido_jax.models.t5 import EOS, PAD, Decoder, Encoder, LayerCache
 from kaleido_jax.models.unet import Condition
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 class Kaleido(nn.Module):
@@ -55,6 +55,14 @@ class Kaleido(nn.Module):
     ) -> tuple[States, Logits]:
         """Teacher-forced prior: (H_z, float32 logits of each position's next token) for decoder inputs."""
         return self.prior(inputs, h_c, c_mask)
+
+    def latents_states(self, h_c: Float[Array, "b s d"], c_mask: Bool[Array, "b s"], inputs: Tokens) -> States:
+        """H_z of `read_latents` alone."""
+        return self.prior.read(inputs, h_c, c_mask)
+
+    def latents_logits(self, h_z: States) -> Logits:
+        """The logits of `read_latents`, for any positions of H_z."""
+        return self.prior.logits(h_z)
 
     def start_decoding(self, h_c: States, max_len: int) -> LayerCache | cpu.Unstacked:
         """An empty cache for sampling z."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from kaleido_jax.array_types import PerChannel
 from kaleido_jax.models import cpu
+from kaleido_jax.runtime.mesh import constrain
 
 NORM_EPS = 1e-5  # PyTorch's; Flax's default is 1e-6
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -52,18 +53,20 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 # ------------------------------------------------------------------------------------------ layers
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis; no bias without bias_init."""
+    """x @ kernel + bias over the last axis; no bias without bias_init. The first axis is the batch."""
 
     features: int
     dtype: DTypeLike
     kernel_init: Callable
     bias_init: Callable | None = None
+    out_axis: str = "embed"  # logical name of the last axis
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows a"]) -> Float[Array, "*rows b"]:
         """In dtype, from parameters in float32."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = project(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = constrain(y, "batch", *(None,) * (y.ndim - 2), f"act_{self.out_axis}")
         if self.bias_init is None:
             return y
         return add_bias(y, self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype))
@@ -91,6 +94,7 @@ class Conv(nn.Module):
             ((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        y = constrain(y, "batch", None, None, "act_conv")
         return add_bias(y, self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype))
 
 
@@ -127,7 +131,7 @@ def linear(
 ) -> Dense:
     """A dense layer with PyTorch's initialization: uniform in +-1/sqrt(fan_in), also for the bias."""
     inits = _inits(fan_in, zero, axes)
-    return Dense(features, dtype, inits["kernel_init"], inits["bias_init"] if bias else None)
+    return Dense(features, dtype, inits["kernel_init"], inits["bias_init"] if bias else None, axes[-1])
 
 
 def conv(fan_in: int, features: int, dtype: DTypeLike, *, size: int = 3, stride: int = 1, zero: bool = False) -> Conv:

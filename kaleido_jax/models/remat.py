@@ -9,6 +9,8 @@ POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,  # the inputs of a layer only
     # Products with weights. Convolutions are no dots and attention's products have batch axes, so both are recomputed.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The same products, in the host's memory until the backward pass: for machines whose host is fast to reach.
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -19,7 +21,7 @@ def rematerialize(
 
     Args:
       layer: the class.
-      policy: config.model.t5.remat, or that of a UNet: "none", "dots" or "full".
+      policy: config.model.t5.remat, or that of a UNet: "none", "dots", "offload" or "full".
       scanned: the layer runs in a scan, where XLA cannot merge the second computation with the first. Otherwise
         barriers prevent that, which costs some fusions.
       methods: of the layer that training runs.

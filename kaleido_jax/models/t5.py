@@ -1,7 +1,8 @@
 """T5 v1.1: encoder and decoder (Raffel et al. 2020, arXiv 1910.10683; Shazeer 2020, arXiv 2002.05202).
 
 Parameters have t5x's names. Layers are scanned, so every layer leaf has a leading layer axis; the relative bias is one
-table for each stack and enters the scan as a constant. Parameters and norms are float32, the rest runs in `dtype`.
+table for each stack and enters the scan as a constant. Parameters and norms are float32, the rest runs in `dtype`. In
+float16, where the pretrained models are known to overflow, the residual stream and the end of each MLP stay float32.
 """
 
 import math
@@ -22,6 +23,7 @@ from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import Dense
 from kaleido_jax.models.remat import rematerialize
+from kaleido_jax.runtime.mesh import constrain
 
 PAD, EOS, UNK = 0, 1, 2  # the decoder starts from PAD
 NUM_BUCKETS, MAX_DISTANCE, NORM_EPS = 32, 128, 1e-6
@@ -49,7 +51,16 @@ _FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 def _dense(features: int, axes: tuple[str, str], init: Callable, dtype: DTypeLike) -> Dense:
     """A projection without bias, like all of T5's."""
-    return Dense(features, dtype, nn.with_logical_partitioning(init, axes))
+    return Dense(features, dtype, nn.with_logical_partitioning(init, axes), out_axis=axes[-1])
+
+
+def _residual_dtype(dtype: DTypeLike) -> DTypeLike:
+    return jnp.float32 if dtype == jnp.float16 else dtype
+
+
+def _residual(x: Float[Array, "b t d"], dtype: DTypeLike) -> States:
+    """The residual stream, whose placement XLA would otherwise guess anew in every layer."""
+    return constrain(x.astype(_residual_dtype(dtype)), "batch", None, "act_embed")
 
 
 class RMSNorm(nn.Module):
@@ -141,11 +152,12 @@ class GatedMLP(nn.Module):
         c = self.config
         self.wi_0 = _dense(c.d_ff, ("embed", "mlp"), _FAN_IN, self.dtype)
         self.wi_1 = _dense(c.d_ff, ("embed", "mlp"), _FAN_IN, self.dtype)
-        self.wo = _dense(c.d_model, ("mlp", "embed"), _FAN_IN, self.dtype)
+        self.wo = _dense(c.d_model, ("mlp", "embed"), _FAN_IN, _residual_dtype(self.dtype))
 
     def __call__(self, x: States) -> States:
         """Position-wise."""
-        return self.wo(nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x))
+        wide = _residual_dtype(self.dtype)
+        return self.wo(nn.gelu(self.wi_0(x), approximate=True).astype(wide) * self.wi_1(x).astype(wide))
 
 
 class EncoderLayer(nn.Module):
@@ -165,7 +177,7 @@ class EncoderLayer(nn.Module):
         """Returns (x, None) for the scan."""
         h = self.pre_attention_layer_norm(x)
         x = x + self.attention(h, h, bias, mask)
-        x = x + self.mlp(self.pre_mlp_layer_norm(x))
+        x = _residual(x + self.mlp(self.pre_mlp_layer_norm(x)), self.dtype)
         self.sow("intermediates", "state", x)
         return x, None
 
@@ -216,7 +228,7 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attention(h, h, bias, self_mask)
         h = self.pre_cross_attention_layer_norm(x)
         x = x + self.encoder_decoder_attention(h, states, None, cross_mask)
-        x = x + self.mlp(self.pre_mlp_layer_norm(x))
+        x = _residual(x + self.mlp(self.pre_mlp_layer_norm(x)), self.dtype)
         self.sow("intermediates", "state", x)
         return x, None
 
@@ -286,7 +298,8 @@ class Encoder(nn.Module):
         """States after the final norm; rows at pad tokens are meaningless, and the caller must mask them."""
         length = tokens.shape[1]
         mask = (tokens != PAD)[:, None, None, :]
-        x, _ = self.layers(self.token_embedder(tokens), self.relpos_bias(length, length), mask)
+        x = _residual(self.token_embedder(tokens), self.dtype)
+        x, _ = self.layers(x, self.relpos_bias(length, length), mask)
         return self.encoder_norm(x)
 
 
@@ -320,12 +333,20 @@ class Decoder(nn.Module):
 
         Returns the states after the final norm and float32 logits of each position's next token.
         """
+        x = self.read(tokens, states, states_mask)
+        return x, self.logits(x)
+
+    def read(self, tokens: Tokens, states: Float[Array, "b s d"], states_mask: Bool[Array, "b s"]) -> States:
+        """The states of `__call__` alone."""
         length = tokens.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
         bias, cross_mask = self.relpos_bias(length, length), states_mask[:, None, None, :]
-        x, _ = self.layers(self.token_embedder(tokens), states, bias, causal, cross_mask)
-        x = self.decoder_norm(x)
-        return x, self.logits_dense(x)
+        x, _ = self.layers(_residual(self.token_embedder(tokens), self.dtype), states, bias, causal, cross_mask)
+        return self.decoder_norm(x)
+
+    def logits(self, states: States) -> Logits:
+        """Float32 logits of each position's next token."""
+        return self.logits_dense(states)
 
     def init_cache(self, states: Float[Array, "b s d"], max_len: int) -> LayerCache | cpu.Unstacked:
         """An empty cache for `max_len` positions with the cross-attention part filled in."""
@@ -344,7 +365,7 @@ class Decoder(nn.Module):
         states_mask: Bool[Array, "b s"],
     ) -> tuple[Float[Array, "b d"], TokenLogits, LayerCache | cpu.Unstacked]:
         """The state and logits of position `index`, given its input token and the cache of those before."""
-        x = self.token_embedder(token[:, None])
+        x = _residual(self.token_embedder(token[:, None]), self.dtype)
         known = (jnp.arange(cache.max_len) <= index)[None, None, None, :]
         args = index, self.relpos_bias.row(index, cache.max_len), known, states_mask[:, None, None, :]
         if isinstance(cache, cpu.Unstacked):

@@ -20,6 +20,7 @@ from kaleido_jax.config.schema import UNet as UNetConfig
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.layers import GroupNorm, conv, gelu, layer_norm, linear
 from kaleido_jax.models.remat import rematerialize
+from kaleido_jax.runtime.mesh import constrain
 
 NUM_HEADS = 8  # everywhere in MDM
 ATTENTION_GROUPS = 32  # of the norms in attention blocks, whatever num_groups is
@@ -200,7 +201,7 @@ class ResNet(nn.Module):
         h = self.conv1(nn.silu(self.norm1(x)))
         scale, shift = jnp.split(self.time_layer(nn.silu(temb)), 2, -1)
         h = self.conv2(nn.silu(self.norm2(h, scale, shift)))
-        return h + (x if self.in_channels == self.channels else self.conv3(x))
+        return _placed(h + (x if self.in_channels == self.channels else self.conv3(x)))
 
 
 class AttentionBlock(nn.Module):
@@ -238,7 +239,11 @@ class AttentionBlock(nn.Module):
         x = x + self.proj_out(merge_heads(a).reshape(b, h, w, c))
         if self.config.attention_ffn:
             x = x + self.ffn_out(gelu(self.ffn_in(self.ffn_norm(x))))
-        return x
+        return _placed(x)
+
+
+def _placed(x: Features) -> Features:
+    return constrain(x, "batch", None, None, "act_conv")
 
 
 class Level(nn.Module):

@@ -39,7 +39,11 @@ class Program:
 
 
 def build_program(
-    config: Config, base_vocab_size: int, num_devices: int = 1, devices: np.ndarray | None = None
+    config: Config,
+    base_vocab_size: int,
+    num_devices: int = 1,
+    devices: np.ndarray | None = None,
+    placed: bool = True,
 ) -> Program:
     """The step of train/loop.py on config.mesh.
 
@@ -48,6 +52,7 @@ def build_program(
       base_vocab_size: rows of T5's vocabulary.
       num_devices: that the mesh spans.
       devices: those devices, to compile for; None = nameless ones, which suffice for everything else.
+      placed: activations are placed by config.mesh.rules, as in training; False leaves them to XLA, to compare.
 
     Raises:
       UserError: the mesh does not fit the devices, or the batch does not divide over them.
@@ -73,7 +78,7 @@ def build_program(
             for tree, leaf in ((frozen, table), (frozen_shardings, replicated(mesh)))
         )
     return Program(
-        step=make_train_step(model, config, optimizer),
+        step=make_train_step(model, config, optimizer, mesh if placed else None),
         state=state,
         frozen=frozen,
         batch=batch_shapes(config),
@@ -95,7 +100,8 @@ def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
     batch = {
         "encoder_input_tokens": leaf(jnp.int32, config.data.max_caption_tokens),
-        "image": leaf(jnp.float32, *sample_shapes(config.model)[0]),
+        # Points are no bytes.
+        "image": leaf(jnp.uint8 if config.model.denoiser else jnp.float32, *sample_shapes(config.model)[0]),
         "sample_id": leaf(jnp.int32),  # as jax stores the loader's int64
     }
     if config.latents.segments:

@@ -24,7 +24,7 @@ config = dataclasses.replace(CONFIG, mesh=Mesh(data=2, fsdp=2, tensor=2))
 codec = open_codec(config)
 mesh = make_mesh(mesh_sizes(config.mesh, 8))
 boxed = jax.eval_shape(lambda: init_params(build_model(config, codec.tokenizer.base_vocab_size), jax.random.key(0)))
-shardings = shardings_of(boxed, mesh)
+shardings = shardings_of(boxed, mesh, config.mesh.rules)
 params = jax.device_put(random_params(codec, 0), shardings)
 assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
 
