@@ -16,3 +16,7 @@ def user_error(found: str, expected: str, do: str) -> UserError:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word closest to a misspelled one, or ""."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), "")
+
+
+class Terminated(KeyboardInterrupt):
+    """Stopped by SIGTERM: a scheduler wants the machine back, and the run may go on elsewhere."""

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 from kaleido_jax.config.fields import expand
 from kaleido_jax.config.load import config_from_flags
-from kaleido_jax.errors import UserError, nearest, user_error
+from kaleido_jax.errors import Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.signals import raise_on_sigterm
 from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_flag
 from kaleido_jax.verbs import VERBS
 from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, Verb
@@ -28,10 +29,12 @@ Every field with its unit or reason: kaleido_jax/config/schema.py"""
 
 
 def run() -> None:
-    """Entry point: exits with 0, 2 (bad input) or 3 (a loss is not finite), each with one line, or 130 (stopped).
+    """Entry point: exits with 0, or with one line and one of these codes.
 
-    What a verb ends with by SystemExit stays: 75, stopped by a signal after saving.
+    2 bad input; 3 no finite gradient; 75 stopped by SIGTERM, and the same command goes on (EX_TEMPFAIL, on which
+    schedulers may be told to requeue); 130 stopped by Ctrl-C.
     """
+    raise_on_sigterm()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not stop the run
     try:
         main(sys.argv[1:])
@@ -42,6 +45,8 @@ def run() -> None:
     except OSError as error:  # what the system says of a path that the user gave: missing, full, read-only, ...
         found = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _fail(str(user_error(found, "a readable and writable path", "correct the path or its permissions")), 2)
+    except Terminated:
+        sys.exit(75)  # of all processes, which wait for each other there
     except KeyboardInterrupt:
         distributed.leave(130)
 
@@ -127,7 +132,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     if record.levelno < logging.WARNING and not distributed.is_main():
         return False
     # The parts of our checkpoints hold no metadata of Orbax's own, on purpose.
-    return not str(record.msg).startswith("Metadata file does not exist")
+    if str(record.msg).startswith("Metadata file does not exist"):
+        return False
+    # A save that fails in the background: pages of its tracebacks, and then our own line about it.
+    return record.filename not in ("future.py", "async_checkpointer.py")
 
 
 def split_verb(argv: list[str]) -> tuple[str, list[str]]:

@@ -1,53 +1,80 @@
-"""Checkpoints of a run: the state and the data iterator, written and read by Orbax.
+"""Checkpoints of a run: the state and the place in the data, written and read by Orbax.
 
 Damage is detected on reading, by Orbax or by stored checksums, since Orbax misses most flipped bits in an array. The
 newest undamaged checkpoint is then used instead.
 """
 
+import errno
+import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import make_folder
 
 log = logging.getLogger(__name__)
 
 FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
-CHECKSUMS = "checksums"
+WAIT_SEC = 600.0  # for other processes
+CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which checkpoints are kept."""
+
+    newest: int = 1
+    every_steps: int = 0  # those at multiples of this too; 0 = none
+
+
+class NotWritten(UserError):
+    """A checkpoint could not be written, for example on a full disk; those before it are intact."""
+
+
+@runtime_checkable
+class Place(Protocol):
+    """An iterator over data that can go on from where another one was."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The place as JSON can store it, the same in every process."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes there."""
 
 
 # --------------------------------------------------------------------------------------------- writing
 @contextmanager
-def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """A manager that keeps the last `keep` checkpoints; on exit, even after an error, it finishes a pending save.
+def open_manager(workdir: Path, settings: Settings) -> Iterator[ocp.CheckpointManager]:
+    """A manager of the checkpoints in a workdir; on exit, even after an error, it finishes a pending save.
 
     Raises:
       UserError: the last checkpoint could not be written, the folder is not writable, or no old one can be read.
     """
-    folder, damaged, steps = (workdir / FOLDER).absolute(), {}, steps_of(workdir)
-    for step in steps:  # a new manager reads this of every checkpoint, and would fail on a damaged one
-        try:
-            ocp.path.step.Metadata(step, epath.Path(folder / str(step))).commit_timestamp  # noqa: B018
-        except Exception as error:  # noqa: BLE001  Orbax raises anything, even bare Exceptions
-            damaged[step] = error
-    if damaged and len(damaged) == len(steps):
-        raise _none_whole(folder, damaged)
-    _set_aside(folder, damaged)
-    make_folder(folder, "--workdir")  # in a folder that is not writable, Orbax waits for minutes
-    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    folder = (workdir / FOLDER).absolute()
+    if distributed.is_main():
+        _set_unreadable_aside(folder, steps_of(workdir))
+        make_folder(folder, "--workdir")  # in a folder that is not writable, Orbax waits for minutes
+    distributed.barrier("checkpoints are looked through", WAIT_SEC)
+    options = ocp.CheckpointManagerOptions(max_to_keep=settings.newest, keep_period=settings.every_steps or None)
+    manager = ocp.CheckpointManager(folder, options=options)
     try:
         yield manager
     except BaseException:
@@ -59,23 +86,52 @@ def open_manager(workdir: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         manager.close()
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any, iterator: Iterator) -> None:
+def _set_unreadable_aside(folder: Path, steps: list[int]) -> None:
+    damaged = {}
+    for step in steps:  # a new manager reads this of every checkpoint, and would fail on a damaged one
+        try:
+            ocp.path.step.Metadata(step, epath.Path(folder / str(step))).commit_timestamp  # noqa: B018
+        except Exception as error:  # noqa: BLE001  Orbax raises anything, even bare Exceptions
+            damaged[step] = error
+    if damaged and len(damaged) == len(steps):
+        raise _none_whole(folder, damaged)
+    _set_aside(folder, damaged)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, place: Place) -> None:
     """Writes checkpoints/<step> in the background.
 
     Raises:
-      UserError: this or the last checkpoint could not be written, e.g. on a full disk.
+      NotWritten: this or the last checkpoint could not be written, e.g. on a full disk.
     """
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
-    sums = checksums(state)
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(place.get_state()))
+    # The place twice, since a damaged digit of one of them would not be noticed.
+    metadata = {CHECKSUMS: checksums(state), PLACE: place.get_state(), VERSION: _version()}
     with _written_or_user_error(manager.directory):
-        manager.save(step, args=items, custom_metadata={CHECKSUMS: sums})
+        _check_room(Path(manager.directory), state)
+        manager.save(step, args=items, custom_metadata=metadata)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("kaleido_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _check_room(folder: Path, state: Any) -> None:
+    """Checks that a checkpoint fits, since one that is torn by a full disk takes minutes to fail."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
     """Waits until the last checkpoint is on disk.
 
     Raises:
-      UserError: it could not be written.
+      NotWritten: it could not be written.
     """
     with _written_or_user_error(manager.directory):
         manager.wait_until_finished()
@@ -86,11 +142,12 @@ def _written_or_user_error(folder: os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
-        raise user_error(
-            f"a checkpoint cannot be written to {folder} ({_reason(error)})",
+        line = user_error(
+            f"a checkpoint cannot be written to {folder} ({reason(error)})",
             "free space and permission",
             "provide them; the same command then resumes from the last whole checkpoint",
-        ) from error
+        )
+        raise NotWritten(str(line)) from error
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -100,8 +157,8 @@ def steps_of(workdir: Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
-def restore(manager: ocp.CheckpointManager, abstract_state: Any, iterator: Iterator) -> tuple[Any, Iterator]:
-    """(state, iterator) of the newest whole checkpoint, sharded as the abstract state.
+def restore(manager: ocp.CheckpointManager, abstract_state: Any, place: Place) -> Any:
+    """The state of the newest whole checkpoint, sharded as the abstract state; `place` goes to its place in the data.
 
     Newer damaged ones are moved to checkpoints_damaged/, since their steps will be written again.
 
@@ -110,19 +167,26 @@ def restore(manager: ocp.CheckpointManager, abstract_state: Any, iterator: Itera
     """
     folder, damaged = Path(manager.directory), {}
     for step in sorted(manager.all_steps(), reverse=True):
-        state, data = ocp.args.StandardRestore(abstract_state), grain.checkpoint.CheckpointRestore(iterator)
+        state, data = ocp.args.StandardRestore(abstract_state), ocp.args.JsonRestore()
         try:
             restored = manager.restore(step, args=ocp.args.Composite(state=state, data=data))
-            _check(folder / str(step), restored["state"])
+            _check(folder / str(step), restored["state"], restored["data"])
+            place.set_state(restored["data"])
+        except UserError:  # of the place: the config has changed, the checkpoint is whole
+            raise
         except jax.errors.JaxRuntimeError:  # out of memory, for example
             raise
         except Exception as error:  # noqa: BLE001  as above
             damaged[step] = error
+        if not distributed.agree("a whole checkpoint", step not in damaged, WAIT_SEC):
+            damaged.setdefault(step, ValueError("another process cannot read it"))
             continue
         if damaged:
-            _set_aside(folder, damaged)
+            if distributed.is_main():
+                _set_aside(folder, damaged)
+            distributed.barrier("damaged checkpoints are set aside", WAIT_SEC)
             manager.reload()
-        return restored["state"], restored["data"]
+        return restored["state"]
     raise _none_whole(folder, damaged)
 
 
@@ -162,11 +226,54 @@ def ema_shapes(workdir: Path) -> dict:
     return _newest_whole(workdir, read)[0]
 
 
+def certificates(workdir: Path) -> Iterator[tuple[int, dict[str, str] | Exception]]:
+    """(step, certificate) of every checkpoint, oldest first, or the error of a damaged one.
+
+    A certificate has the program's version and 16 hex digits for each part of the state and for the place in the data.
+    They change with any bit of it and do not depend on the devices, so equal runs have equal certificates.
+
+    Raises:
+      UserError: the workdir holds no checkpoint.
+    """
+    folder, steps = (workdir / FOLDER).absolute(), steps_of(workdir)
+    if not steps:
+        raise _no_checkpoint(workdir)
+    for step in steps:
+        try:
+            yield step, _certificate(folder / str(step))
+        except Exception as error:  # noqa: BLE001  as above
+            yield step, error
+
+
+def _certificate(folder: Path) -> dict[str, str]:
+    checkpointer = ocp.PyTreeCheckpointer()
+    tree = checkpointer.metadata(folder / "state").item_metadata.tree
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    state = checkpointer.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=on_host))
+    place = json.loads((folder / "data" / "metadata").read_text())
+    _check(folder, state, place)
+    stored = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    digests = {}
+    for part, tree in sorted(state.items()):
+        digest = hashlib.sha256()
+        for path, leaf in sorted((_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)):
+            digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
+            digest.update(np.asarray(leaf).tobytes())
+        digests[part] = digest.hexdigest()[:16]
+    digests["place"] = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
+    return {VERSION: stored.get(VERSION, "unknown")} | digests
+
+
+def _no_checkpoint(workdir: Path) -> UserError:
+    folder = (workdir / FOLDER).absolute()
+    return user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
+
+
 def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[Any, int]:
     """(what `read` makes of the folder of a step, step)."""
     folder, steps = (workdir / FOLDER).absolute(), steps_of(workdir)
     if not steps:
-        raise user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
+        raise _no_checkpoint(workdir)
     if step is not None and step not in steps:
         kept = ", ".join(str(s) for s in steps)
         raise user_error(f"no checkpoint {step} in {workdir}", f"one of the steps {kept}", "name one of these")
@@ -181,7 +288,7 @@ def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[An
             log.warning(
                 "checkpoint %s is damaged (%s); delete it and train again to get it back, the next older one is tried",
                 folder / str(candidate),
-                _reason(error),
+                reason(error),
             )
     raise _none_whole(folder, damaged)
 
@@ -192,11 +299,11 @@ def _set_aside(folder: Path, damaged: dict[int, Exception]) -> None:
         aside = folder.with_name(DAMAGED) / f"{step}_{uuid.uuid4().hex[:8]}"
         aside.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(aside)
-        log.warning("checkpoint %s is damaged (%s); moved to %s", folder / str(step), _reason(error), aside)
+        log.warning("checkpoint %s is damaged (%s); moved to %s", folder / str(step), reason(error), aside)
 
 
 def _none_whole(folder: Path, damaged: dict[int, Exception]) -> UserError:
-    reasons = "; ".join(f"{step}: {_reason(error)}" for step, error in damaged.items())
+    reasons = "; ".join(f"{step}: {reason(error)}" for step, error in damaged.items())
     return user_error(
         f"no checkpoint in {folder} can be read ({reasons})",
         "a whole one of this model",
@@ -204,7 +311,8 @@ def _none_whole(folder: Path, damaged: dict[int, Exception]) -> UserError:
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """An error in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
@@ -215,13 +323,23 @@ def checksums(tree: Any) -> dict[str, int]:
     A flipped bit always changes it. Each shape is compiled separately: one function for all leaves took minutes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
-    return {_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+    sums = [[_checksum(part) for part in _own_parts(leaf)] for _, leaf in leaves]
+    mine = np.asarray([sum(int(value) for value in each) % 2**32 for each in jax.device_get(sums)], np.uint32)
+    if jax.process_count() > 1:  # one collective for all: hundreds of small ones at a time deadlock on CPU
+        mine = multihost_utils.process_allgather(mine).sum(0, dtype=np.uint32)
+    return {_name(path): int(value) for (path, _), value in zip(leaves, mine, strict=True)}
+
+
+def _own_parts(leaf: Array | np.ndarray) -> list[Array | np.ndarray]:
+    """The parts of an array on this process's devices, each part of the whole once over all processes."""
+    if not isinstance(leaf, jax.Array):
+        return [leaf]
+    return [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
 
 
 @jax.jit
-def _checksum(leaf: Array) -> UInt32[Array, ""]:
-    words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+def _checksum(part: Array) -> UInt32[Array, ""]:
+    words = jax.lax.bitcast_convert_type(part, jnp.dtype(f"uint{8 * part.dtype.itemsize}"))
     return words.astype(jnp.uint32).sum(dtype=jnp.uint32)
 
 
@@ -230,10 +348,12 @@ def _name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _check(folder: Path, restored: Any) -> None:
-    """Compares what was read with the stored checksums; a checkpoint without any passes."""
+def _check(folder: Path, restored: Any, place: dict[str, Any] | None = None) -> None:
+    """Compares what was read with the stored checksums and place; a checkpoint without any passes."""
     stored = json.loads((folder / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
     expected = stored.get(CHECKSUMS)
+    if place is not None and place != stored.get(PLACE, place):
+        raise ValueError("the place in the data is not as it was saved")
     if expected is None:
         return
     wrong = [name for name, found in checksums(restored).items() if expected.get(name) != found]

@@ -12,7 +12,7 @@ from kaleido_jax.runtime.files import make_folder
 
 log = logging.getLogger(__name__)
 
-CONFIG, METRICS, LOCK = "config.json", "metrics.jsonl", ".lock"
+CONFIG, METRICS, SKIPPED, LOCK = "config.json", "metrics.jsonl", "skipped.jsonl", ".lock"
 
 
 def read_config(workdir: Path) -> dict | None:

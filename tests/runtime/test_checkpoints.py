@@ -3,7 +3,6 @@
 import random
 import shutil
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +25,29 @@ ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=ONE), state_at(0))
 
 
-def batches():
-    return iter(grain.MapDataset.range(100).to_iter_dataset())
+class Numbers:
+    """0, 1, ..., with a place."""
+
+    next = 0
+
+    def __next__(self):
+        self.next += 1
+        return self.next - 1
+
+    def get_state(self):
+        return {"next": self.next}
+
+    def set_state(self, state):
+        self.next = state["next"]
+
+
+TWO = checkpoints.Settings(newest=2)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    folder, iterator = tmp_path_factory.mktemp("run"), batches()
-    with checkpoints.open_manager(folder, keep=2) as manager:
+    folder, iterator = tmp_path_factory.mktemp("run"), Numbers()
+    with checkpoints.open_manager(folder, TWO) as manager:
         for step in (5, 10):
             next(iterator)
             checkpoints.save(manager, step, state_at(step), iterator)
@@ -64,14 +78,15 @@ DAMAGES = {
         b'{"a": 1, "custom_metadata": {"b": 1}}'
     ),
     "no data": lambda newest: shutil.rmtree(newest / "data"),
-    "cut data": lambda newest: [path.write_bytes(b"\0\0") for path in newest.glob("data/*.json")],
-    "strange data": lambda newest: [path.write_bytes(b"[]") for path in newest.glob("data/*.json")],
+    "cut data": lambda newest: [path.write_bytes(b"\0\0") for path in newest.glob("data/*")],
+    "strange data": lambda newest: [path.write_bytes(b"[]") for path in newest.glob("data/*")],
 }
 
 
 def restored(workdir):
-    with checkpoints.open_manager(workdir, keep=2) as manager:
-        return checkpoints.restore(manager, ABSTRACT, batches())
+    with checkpoints.open_manager(workdir, TWO) as manager:
+        iterator = Numbers()
+        return checkpoints.restore(manager, ABSTRACT, iterator), iterator
 
 
 def equal(found, expected):
@@ -91,8 +106,9 @@ def test_the_newest_is_read_with_its_place_in_the_data(whole):
 def test_training_resumes_from_the_one_before_and_writes_the_step_again(damage, run, caplog):
     workdir, newest = run
     DAMAGES[damage](newest)
-    with checkpoints.open_manager(workdir, keep=2) as manager:
-        state, iterator = checkpoints.restore(manager, ABSTRACT, batches())
+    with checkpoints.open_manager(workdir, TWO) as manager:
+        iterator = Numbers()
+        state = checkpoints.restore(manager, ABSTRACT, iterator)
         equal(state, state_at(5))
         assert next(iterator) == 1
         checkpoints.save(manager, 10, state_at(10), iterator)
@@ -134,6 +150,64 @@ def test_no_flipped_bit_changes_weights(run):
         path.write_bytes(content)
 
 
+def test_no_flipped_bit_changes_a_run_that_goes_on(whole, tmp_path, caplog):
+    """Anywhere in the newest checkpoint, metadata and the place in the data included: 60 places."""
+    rng, older = random.Random(1), 0
+    for i in range(60):
+        workdir = tmp_path / str(i)
+        shutil.copytree(whole, workdir)
+        files = [path for path in (workdir / "checkpoints" / "10").rglob("*") if path.is_file()]
+        # Every fourth in the small files, where a bit is rarely hit by chance.
+        weights = [path.stat().st_size if i % 4 else 1 for path in files]
+        path = rng.choices(files, weights)[0]
+        flipped = bytearray(path.read_bytes())
+        if not flipped:
+            continue
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        caplog.clear()
+        state, iterator = restored(workdir)
+        step = int(state["step"])
+        equal(state, state_at(step))
+        assert next(iterator) == step // 5
+        if step == 5:
+            older += 1
+            [message] = [record.getMessage() for record in caplog.records if record.name == checkpoints.__name__]
+            assert "checkpoints/10 is damaged" in message and "\n" not in message
+    assert older > 20
+
+
+def test_checkpoints_at_multiples_are_kept_and_others_only_while_new(tmp_path):
+    with checkpoints.open_manager(tmp_path, checkpoints.Settings(newest=1, every_steps=4)) as manager:
+        for step in range(1, 8):
+            checkpoints.save(manager, step, state_at(step), Numbers())
+    assert checkpoints.steps_of(tmp_path) == [4, 7]
+
+
+def test_a_checkpoint_larger_than_the_disk_is_not_begun(run, monkeypatch):
+    workdir, newest = run
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
+    with (
+        pytest.raises(checkpoints.NotWritten, match=r"it needs 0.00 GB and 0.00 GB are free.*free space"),
+        checkpoints.open_manager(workdir, TWO) as manager,
+    ):
+        checkpoints.save(manager, 15, state_at(15), Numbers())
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["10", "5"]
+
+
+def test_after_a_save_that_failed_the_next_one_is_whole(run):
+    """As with config.train.full_disk = "continue"."""
+    workdir, _ = run
+    with checkpoints.open_manager(workdir, TWO) as manager:
+        with pytest.raises(checkpoints.NotWritten), full_disk():
+            checkpoints.save(manager, 15, state_at(15), Numbers())
+            checkpoints.wait(manager)
+        checkpoints.save(manager, 20, state_at(20), Numbers())
+        checkpoints.wait(manager)
+    equal(restored(workdir)[0], state_at(20))
+    assert 15 not in checkpoints.steps_of(workdir)
+
+
 def test_where_none_is_whole_it_is_one_line_and_nothing_is_moved(run):
     workdir, newest = run
     for folder in (newest, newest.with_name("5")):
@@ -152,8 +226,8 @@ def test_where_none_is_whole_it_is_one_line_and_nothing_is_moved(run):
 def test_a_checkpoint_that_cannot_be_written_is_one_line(run):
     workdir, _ = run
     refused = pytest.raises(UserError, match="a checkpoint cannot be written to .*; the same command")
-    with refused as caught, checkpoints.open_manager(workdir, keep=2) as manager, full_disk():
-        checkpoints.save(manager, 15, state_at(15), batches())
+    with refused as caught, checkpoints.open_manager(workdir, TWO) as manager, full_disk():
+        checkpoints.save(manager, 15, state_at(15), Numbers())
         checkpoints.wait(manager)
     assert "\n" not in str(caught.value)
     equal(restored(workdir)[0], state_at(10))
@@ -164,8 +238,8 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(run):
 
 def test_an_error_beside_a_save_leaves_that_save_whole(run):
     workdir, _ = run
-    with pytest.raises(FloatingPointError), checkpoints.open_manager(workdir, keep=2) as manager:
-        checkpoints.save(manager, 15, state_at(15), batches())
+    with pytest.raises(FloatingPointError), checkpoints.open_manager(workdir, TWO) as manager:
+        checkpoints.save(manager, 15, state_at(15), Numbers())
         raise FloatingPointError
     equal(restored(workdir)[0], state_at(15))
 
