@@ -1,5 +1,6 @@
 """The whole road at the smallest size: records, training, checkpoint, latents, images, measures."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -15,16 +16,18 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.runtime.mesh import put_batch
+from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.runtime.mesh import make_mesh, put_batch
 from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.sampling.output import load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train import loop
 from kaleido_jax.train.fit import make_batches
-from kaleido_jax.verbs import evaluate, sample, train
+from kaleido_jax.train.watching import Looks
+from kaleido_jax.verbs import evaluate, sample, train, verify
 from tests.tiny import small_nest_config
 
-CONFIG = small_nest_config(eval__protocol="emoji")
+CONFIG = small_nest_config(eval__protocol="emoji", eval__every_steps=4, eval__held_out_batches=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,11 @@ def _stored(folder, step=4):
 def test_a_run_leaves_everything(workdir):
     samples = workdir / "samples" / "step_00000004"
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]
+    assert [line["step"] for line in lines] == [2, 4, 4]
     assert {"loss", "loss_dm", "loss_ar", "loss_dm_r0", "grad_norm_prior", "grad_norm_denoiser", "img_per_sec"} <= set(
         lines[0]
     )
+    assert {"goodput", "time_data", "time_compile", "skipped_steps", "replaced"} <= set(lines[0])
     assert any(workdir.glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["name"] == CONFIG.name
     width, height = Image.open(samples / "grid.png").size
@@ -61,6 +65,40 @@ def test_a_run_leaves_everything(workdir):
     assert Image.open(samples / row["files"][0]).size == (16, 16)
     report = json.loads((workdir / "eval" / "emoji.json").read_text())
     assert {"kind_right", "latents_parsed", "modes_found", "reader", "real"} <= set(report)
+
+
+def test_training_is_looked_at_by_held_out_losses_and_a_grid(workdir, pipeline):
+    """The same captions, latents, times and noise at every look."""
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 4 and 0 < last["held_out_loss_dm"] < 2 and last["held_out_loss_ar"] > 1
+    with Image.open(workdir / "samples" / "training" / "step_00000004.png") as grid:
+        assert grid.width > 2 * 192 and grid.height > 4 * 192
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    look = Looks(
+        dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, grid=False)),
+        workdir,
+        build_model(CONFIG, pipeline.codec.tokenizer.base_vocab_size),
+        None,
+        mesh,
+    )
+    again = [look(4, pipeline.params, {}) for _ in range(2)]
+    assert again[0] == again[1]
+    np.testing.assert_allclose([again[0][key] for key in again[0]], [last[key] for key in again[0]], rtol=1e-5)
+
+
+def test_every_checkpoint_has_a_certificate(workdir, tmp_path, capsys):
+    verify.run(workdir)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["step", "2", "whole"], ["step", "4", "whole"]]
+    parts = [dict(zip(line.split()[3::2], line.split()[4::2], strict=True)) for line in lines]
+    assert set(parts[0]) == {"version", "params", "ema", "opt_state", "guard", "step", "place"}
+    assert all(parts[0][name] != parts[1][name] for name in ("params", "ema", "opt_state", "step", "place"))
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    place = tmp_path / "checkpoints" / "4" / "data" / "metadata"
+    place.write_text(place.read_text().replace("4", "5", 1))
+    with pytest.raises(UserError, match="damaged checkpoints 4 in"):
+        verify.run(tmp_path)
+    assert "damaged (ValueError: the place in the data is not as it was saved)" in capsys.readouterr().out
 
 
 def test_run_again_redoes_nothing(workdir, capsys):
@@ -86,7 +124,7 @@ def test_resume_is_bit_identical(workdir, tmp_path):
 
 
 def test_a_checkpoint_holds_the_state_and_the_place_in_the_data(workdir):
-    assert set(_stored(workdir)) == {"step", "params", "ema", "opt_state"}
+    assert set(_stored(workdir)) == {"step", "params", "ema", "opt_state", "guard"}
     assert {p.name for p in (workdir / "checkpoints" / "4").iterdir() if p.is_dir()} == {"state", "data"}
 
 
@@ -178,22 +216,33 @@ def test_nothing_to_sample_from_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_with_the_evidence_written(workdir, tmp_path, monkeypatch):
+def test_steps_without_a_finite_gradient_are_noted_and_end_the_run(workdir, tmp_path, monkeypatch):
     shutil.copytree(workdir / "records", tmp_path / "records")
     codec = open_codec(CONFIG)
-    open_workdir(CONFIG, tmp_path)
-    batches = make_batches(CONFIG, prepare_records(CONFIG, tmp_path, codec), codec)
+    config = small_nest_config(
+        train__max_skipped_steps=3, train__num_steps=20, train__log_every_steps=1, train__keep_checkpoints=9
+    )
+    open_workdir(config, tmp_path)
+    batches = make_batches(config, prepare_records(config, tmp_path, codec), codec)
     count = itertools.count(1)
 
-    def from_the_third_on(batch, mesh):
-        return put_batch(batch | {"image": batch["image"] * (np.nan if next(count) >= 3 else 1)}, mesh)
+    def damaged(batch, mesh):
+        factor = np.float32(np.nan if next(count) in (2, 4, 5, 6) else 1)
+        return put_batch(batch | {"decoder_loss_weights": batch["decoder_loss_weights"] * factor}, mesh)
 
-    monkeypatch.setattr(loop, "put_batch", from_the_third_on)
-    with pytest.raises(FloatingPointError, match="lower config.train.learning_rate"):
-        loop.train(CONFIG, tmp_path, codec.tokenizer, batches)
-    assert "NaN" in (tmp_path / "metrics.jsonl").read_text()
-    # The save that was under way is finished, and none is of what is not finite.
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    monkeypatch.setattr(loop, "put_batch", damaged)
+    with pytest.raises(
+        FloatingPointError, match=r"3 steps in a row .* up to step 6 .*lower config.train.learning_rate"
+    ):
+        loop.train(config, tmp_path, codec.tokenizer, batches)
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in skipped] == [2, 4, 5, 6]
+    assert all(len(line["sample_id"]) == 8 and line["loss"] == "nan" for line in skipped)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite(lines[2]["loss"]) and lines[2]["skipped_steps"] == 1
+    # No checkpoint is of what is not finite: skipped steps change nothing.
+    for step in (2, 4, 6):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_stored(tmp_path, step)))
 
 
 def test_a_second_training_run_in_a_workdir_is_refused_and_changes_nothing(workdir):

@@ -25,6 +25,16 @@ def prepare_records(config: Config, workdir: Path, codec: Codec) -> Records:
             f"ArrayRecord shards of {config.name} with the latents {', '.join(config.latents.segments) or 'none'}",
             config.data.fetch or "make them with `annotate`, or set config.data.records to their folder",
         )
+    return open_prepared(config, workdir, codec)
+
+
+def open_prepared(config: Config, workdir: Path, codec: Codec) -> Records:
+    """The training records that `prepare_records` has made or found, maybe in another process.
+
+    Raises:
+      UserError: as `prepare_records`.
+    """
+    folder = records_folder(config, workdir)
     return open_records(
         find_records(folder),
         codec=codec,

@@ -33,6 +33,7 @@ def diffusion_loss(
     alpha_bars: AlphaBars,
     weight: PerSample | None = None,
     mixed_ratio: tuple[int, ...] = (),
+    mean_weight: Scalar | None = None,
 ) -> tuple[Scalar, list[Scalar]]:
     """L_DM = sum_r w_r E ||prediction_r - target_r||^2, a mean over a sample's numbers and over the batch (MDM, Eq. 4).
 
@@ -40,11 +41,13 @@ def diffusion_loss(
     models' choice, that is alpha_bar ||v_hat - v||^2, so very noisy steps count little.
 
     A resolution may have fewer rows than the innermost (mixed batches). `weight`, from `loss_weight`, makes the mean
-    over the batch sum(loss * weight) / sum(weight).
+    over the batch sum(loss * weight) / sum(weight); `mean_weight` is that of the whole batch if this is a part of one.
 
     Returns (loss, list of each resolution's loss before `loss_weights`), float32 scalars.
     """
     losses = []
+    if weight is not None:
+        weight = weight / (weight.mean() if mean_weight is None else mean_weight)
     for r, (prediction, noisy, x, e, alpha_bar) in enumerate(
         zip(predictions, x_t, clean, eps, alpha_bars, strict=True)
     ):
@@ -52,7 +55,7 @@ def diffusion_loss(
         target = from_x0_eps(x, e, alpha_bar, config.loss_space)
         squared = (predicted - target) ** 2
         if weight is not None:
-            squared = squared * expand(weight[: len(x)] / weight.mean(), squared)
+            squared = squared * expand(weight[: len(x)], squared)
         loss = jnp.mean(squared)
         if mixed_ratio:
             # MDM divides the sum over the rows by the resolution's share of the batch, not by the number of rows, which

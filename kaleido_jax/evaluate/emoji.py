@@ -28,12 +28,14 @@ from kaleido_jax.evaluate.latents import latents_report
 from kaleido_jax.evaluate.scene_reading import Seen, agreement, see
 from kaleido_jax.evaluate.sprite_reader import VERSION, SpriteReader, open_reader
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import fingerprint, replacing, write_atomically
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
 
 log = logging.getLogger(__name__)
 
+READING_SEC = 3600  # for the main process to read all samples, while the others wait
 PART = 200  # samples that are stored together; a run that was stopped loses at most as many
 
 
@@ -65,22 +67,32 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
     sample = pipeline.override({"gamma": config.eval.gamma, "num_steps": config.eval.num_steps})
     metadata = measured_with(pipeline, sample, config.eval.num_samples, config.seed)
     metadata |= {"real_scenes": config.eval.real_scenes, "reader_steps": config.eval.reader_steps}
-    if path.exists():
-        report = json.loads(path.read_text())
-        if report["of"] == metadata:
-            return report
+    report = distributed.tell("measured before", lambda: _stored(path, metadata), distributed.START_SEC)
+    if report is not None:
+        return report
     image_size = image_size_of(config)
-    reader = open_reader(image_size, workdir / "eval", config.eval.reader_steps)
-    accuracy = 100 * reader.metadata["accuracy"]
-    log.info("the reader of %d px is right on %.1f %% of held-out scenes", reader.image_size, accuracy)
-    report = {"of": metadata, "reader": reader.metadata}
     parts = workdir / "eval" / "emoji_samples" / fingerprint(json.dumps(metadata))
     samples = draw(pipeline, sample, config.eval.num_samples, config.seed, parts)
-    report |= report_of(samples, reader)
-    report["real"] = report_of(real_samples(config.eval.real_scenes, config.seed, image_size), reader)
-    write_atomically(path, json.dumps(report, indent=2).encode())
-    shutil.rmtree(parts.parent)
-    return report
+
+    def make() -> dict[str, Any]:
+        reader = open_reader(image_size, workdir / "eval", config.eval.reader_steps)
+        accuracy = 100 * reader.metadata["accuracy"]
+        log.info("the reader of %d px is right on %.1f %% of held-out scenes", reader.image_size, accuracy)
+        report = {"of": metadata, "reader": reader.metadata} | report_of(samples, reader)
+        report["real"] = report_of(real_samples(config.eval.real_scenes, config.seed, image_size), reader)
+        write_atomically(path, json.dumps(report, indent=2).encode())
+        shutil.rmtree(parts.parent)
+        return json.loads(json.dumps(report))
+
+    return distributed.tell("the report", make, READING_SEC)
+
+
+def _stored(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """The report in a file, if it is of this."""
+    if not path.exists():
+        return None
+    report = json.loads(path.read_text())
+    return report if report["of"] == metadata else None
 
 
 def measured_with(pipeline: KaleidoPipeline, sample: Sample, num_samples: int, seed: int) -> dict[str, Any]:
@@ -111,9 +123,10 @@ def draw(pipeline: KaleidoPipeline, sample: Sample, number: int, seed: int, fold
     kinds, parts = np.arange(number) % len(KINDS), []
     for start in range(0, number, PART):
         path, rows = folder / f"{start:06d}.npz", np.arange(start, min(start + PART, number))
-        if not path.exists():
+        if not distributed.tell("a part is there", path.exists, distributed.START_SEC):
             log.info("samples %d to %d of %d at gamma %g", start + 1, rows[-1] + 1, number, sample.gamma)
             _draw_part(pipeline, sample, rows, [KINDS[kind] for kind in kinds[rows]], seed, path)
+        distributed.barrier("a part is written", distributed.START_SEC)
         with np.load(path, allow_pickle=False) as arrays:
             parts.append((arrays["pixels"], [read_latents(row, pipeline.codec) for row in arrays["tokens"]]))
     pixels = np.concatenate([part[0] for part in parts])
@@ -124,6 +137,8 @@ def _draw_part(
     pipeline: KaleidoPipeline, sample: Sample, rows: Int[np.ndarray, "n"], captions: list[str], seed: int, path: Path
 ) -> None:
     z, pixels = _draw_rows(pipeline, sample, rows.tolist(), captions, seed)
+    if not distributed.is_main():
+        return
     stored = pad_rows([row.tokens for row in z], pipeline.config.latents.max_latents_tokens)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, pixels=pixels, tokens=stored)

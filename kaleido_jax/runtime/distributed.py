@@ -6,6 +6,7 @@ Imports JAX only where there are several processes. JAX's private API stands in 
 import atexit
 import collections
 import functools
+import json
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from kaleido_jax.errors import UserError, user_error
 log = logging.getLogger(__name__)
 
 START_SEC = 300  # JAX's own default
+COMPILE_SEC = 3600  # from the first process that has compiled a function to the last
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _DAY_SEC = 24 * 3600
 _GRACE_SEC = 2.0
@@ -139,6 +141,54 @@ def barrier(name: str, timeout_s: float) -> None:
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(point)}
         raise _missing(name, timeout_s, sorted(set(range(count)) - here)) from error
     client.key_value_delete(f"{point}/{process_index()}")  # all have passed, so nobody will read it
+
+
+def tell(name: str, make: Callable[[], Any], timeout_s: float) -> Any:
+    """What `make` returns in the main process (JSON's types), in every process; the others do not call it.
+
+    So decisions that depend on files are taken once, and no process waits in a collective for one that decided
+    otherwise.
+
+    Raises:
+      UserError: the main process did not come within `timeout_s`.
+    """
+    if process_count() == 1:
+        return make()
+    _uses[name] += 1
+    key = f"kaleido_jax/told/{name}/{_uses[name]}"
+    if is_main():
+        value = make()
+        _service().client.key_value_set(key, json.dumps(value))
+        return value
+    found = []
+    if not _wait(lambda: found.append(_service().client.blocking_key_value_get(key, int(timeout_s * 1000))), timeout_s):
+        raise user_error(f"'{name}' not told after {timeout_s:.0f} s", "the main process there", "look at its log")
+    return json.loads(found[0])
+
+
+def agree(name: str, mine: bool, timeout_s: float) -> bool:
+    """Whether it holds in every process.
+
+    Raises:
+      UserError: as `barrier`.
+    """
+    if process_count() == 1:
+        return mine
+    _uses[name] += 1
+    client, key = _service().client, f"kaleido_jax/agreed/{name}/{_uses[name]}"
+    client.key_value_set(f"{key}/{process_index()}", "yes" if mine else "no")
+    barrier(f"agree on {name}", timeout_s)
+    return all(answer == "yes" for _, answer in client.key_value_dir_get(key))
+
+
+def compile_together(function: Any, *args: Any, **keywords: Any) -> None:
+    """Compiles a jitted function for these arguments, and waits until all processes have done so.
+
+    Its first call starts the collectives, for which processes wait only half a minute on CPU; how long a compilation
+    takes differs by more than that between busy machines. The call then finds the compiled function.
+    """
+    function.lower(*args, **keywords).compile()
+    barrier("compiled", COMPILE_SEC)
 
 
 def leave(code: int) -> NoReturn:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
@@ -18,6 +19,7 @@ from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.latents.tokenizer import round_up
 from kaleido_jax.models.kaleido import Kaleido
+from kaleido_jax.runtime import distributed
 from kaleido_jax.sampling import functional
 from kaleido_jax.sampling.functional import EncodedCaptions
 
@@ -59,14 +61,15 @@ class BatchedModel:
 
     def encode(self, params: Params, tokens: HostTokens) -> EncodedCaptions:
         """The states of captions, on their devices."""
-        return _encode_captions(self.model, params, self._split(tokens))
+        return _together(_encode_captions, self.model, params, self._split(tokens))
 
     def sample_latents(
         self, params: Params, captions: EncodedCaptions, rows: Int[np.ndarray, "b"], inputs: PriorInputs
     ) -> HostTokens:
         """Tokens of z for each caption; `rows` point into the inputs."""
         keys, per_row = jax.tree.map(lambda leaf: self._split(leaf[rows]), (inputs.keys, inputs.per_row))
-        z = _sample_latents(
+        z = _together(
+            _sample_latents,
             params,
             captions,
             keys,
@@ -76,7 +79,7 @@ class BatchedModel:
             max_len=self.max_latents_tokens,
             settings=inputs.settings,
         )
-        return np.asarray(z)
+        return fetched(z)
 
     def sample_images(
         self,
@@ -89,23 +92,43 @@ class BatchedModel:
         sample: Sample,
     ) -> Float[np.ndarray, "b ..."]:
         """One image for each of `rows`, which point into captions and z."""
-        x = _sample_images(
+        x = _together(
+            _sample_images,
             params,
             captions,
             self._split(rows),
             self._split(z[rows]),
             self._split(keys),
             # As an array, so that one compiled function serves every gamma; None without guidance.
-            None if sample.gamma == 1 else jnp.float32(sample.gamma),
+            None if sample.gamma == 1 else np.float32(sample.gamma),
             bad,
             model=self.model,
             diffusion=self.diffusion,
             sample=_compiled_in(sample),
         )
-        return np.asarray(x)
+        return fetched(x)
 
     def _split(self, rows: np.ndarray | Array) -> Array:
-        return jax.device_put(rows, self.sharding)
+        if self.sharding.is_fully_addressable:
+            return jax.device_put(rows, self.sharding)
+        # Over several processes, each of which has all rows: it puts those of its own devices there.
+        if keys := jnp.issubdtype(rows.dtype, jax.dtypes.prng_key):
+            rows = jax.random.key_data(rows)
+        host = np.asarray(rows)
+        placed = jax.make_array_from_callback(host.shape, self.sharding, lambda index: host[index])
+        return jax.random.wrap_key_data(placed) if keys else placed
+
+
+def _together(function: Any, *args: Any, **keywords: Any) -> Any:
+    """function(...), which several processes compile before any of them calls it."""
+    if distributed.process_count() > 1:
+        distributed.compile_together(function, *args, **keywords)
+    return function(*args, **keywords)
+
+
+def fetched(x: Array) -> np.ndarray:
+    """A whole array on the host, also the rows that other processes' devices hold."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
 _encode_captions = jax.jit(functional.encode_captions, static_argnums=0)

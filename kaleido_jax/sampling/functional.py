@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from kaleido_jax.array_types import Keys, Mask, Scalar, States, TokenLogits, Tokens
@@ -157,16 +159,34 @@ def weights_checksum(params: dict) -> str:
     is read once, on its own devices.
     """
     leaves = flatten_dict(params, sep="/")
-    sums = jax.device_get({name: _bit_sum(leaf) for name, leaf in leaves.items()})
-    return fingerprint(*(f"{name} {leaves[name].shape} {leaves[name].dtype} {sums[name]}\n" for name in sorted(leaves)))
+    parts = jax.device_get({name: _own_sums(leaf) for name, leaf in leaves.items()})
+    sums = np.asarray([sum(map(int, each)) % 2**32 for each in parts.values()], np.uint32)
+    if jax.process_count() > 1:
+        sums = multihost_utils.process_allgather(sums).sum(0, dtype=np.uint32)
+    lines = dict(zip(parts, sums, strict=True))
+    return fingerprint(
+        *(f"{name} {leaves[name].shape} {leaves[name].dtype} {lines[name]}\n" for name in sorted(leaves))
+    )
 
 
-@jax.jit
-def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
-    """Sum of the values' bits, each times an odd number of its own position."""
-    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
-    position = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis in range(leaf.ndim):
-        stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
-        position += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
+def _own_sums(leaf: Array | np.ndarray) -> list[UInt32[Array, ""]]:
+    """Bit sums of the parts of an array on this process's devices, each part of the whole once over all processes.
+
+    Part by part, without collectives: hundreds of these at a time deadlock on CPU.
+    """
+    if not isinstance(leaf, jax.Array):
+        return [_bit_sum(leaf, (0,) * leaf.ndim, leaf.shape)]
+    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    return [_bit_sum(shard.data, tuple(part.start or 0 for part in shard.index), leaf.shape) for shard in shards]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _bit_sum(part: Array, start: tuple[Array, ...], shape: tuple[int, ...]) -> UInt32[Array, ""]:
+    """Sum of the values' bits, each times an odd number of its position in the whole array of that shape."""
+    bits = jax.lax.bitcast_convert_type(part, f"uint{8 * part.dtype.itemsize}").astype(jnp.uint32)
+    position = jnp.zeros(part.shape, jnp.uint32)
+    for axis in range(part.ndim):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        index = jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis) + jnp.uint32(start[axis])
+        position += index * jnp.uint32(stride)
     return jnp.sum(bits * (position * jnp.uint32(2654435761) | 1), dtype=jnp.uint32)

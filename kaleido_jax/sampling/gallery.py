@@ -7,6 +7,7 @@ from typing import Any
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import class_names
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime import distributed
 from kaleido_jax.sampling.output import GRID, RECIPE, Recipe, load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
@@ -21,14 +22,23 @@ def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
     """
     config, folder = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
     captions, each = captions_to_sample(config, workdir), config.sample.images_per_caption
-    if (folder / RECIPE).exists():
-        wanted = pipeline.recipe(captions, each, config.seed, config.sample)
-        if _request(load_recipe(folder / RECIPE)) == _request(wanted):
-            return folder / GRID
-        for file in folder.glob("[0-9]*-*"):  # otherwise images of two recipes would be beside one grid
-            file.unlink()
+    wanted = pipeline.recipe(captions, each, config.seed, config.sample)  # in every process: it sums up all weights
+    if distributed.tell("samples are there", lambda: _are_there(folder, wanted), distributed.START_SEC):
+        return folder / GRID
     log.info("sampling latents and %d images for %d captions", each, len(captions))
-    return pipeline(captions, images_per_caption=each, seed=config.seed, grammar=config.sample.grammar).save(folder)
+    out = pipeline(captions, images_per_caption=each, seed=config.seed, grammar=config.sample.grammar)
+    return out.save(folder) if distributed.is_main() else folder / GRID
+
+
+def _are_there(folder: Path, wanted: Recipe) -> bool:
+    """Whether the folder holds the samples of a recipe; those of another are removed."""
+    if not (folder / RECIPE).exists():
+        return False
+    if _request(load_recipe(folder / RECIPE)) == _request(wanted):
+        return True
+    for file in folder.glob("[0-9]*-*"):  # otherwise images of two recipes would be beside one grid
+        file.unlink()
+    return False
 
 
 def _request(recipe: Recipe) -> list[Any]:

@@ -8,16 +8,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, nested
 from kaleido_jax.data.loader import pad_tokens
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.tokenizer import Tokenizer, round_up
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.runtime.mesh import replicated
 
 TABLE = "caption_table"  # beside the model's parts: {"states": (n + 1, t, d)}, the empty caption last
 ROW = "caption_row"  # in a batch: (B,) int32, each sample's row of the table
 CHUNK = 64  # captions encoded at once
+MULTIPLE = 8  # tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +47,30 @@ class ClassCaptions:
 
 
 def class_captions(config: Config, tokenizer: Tokenizer) -> ClassCaptions | None:
-    """The captions of config.data.class_captions; None if it is empty.
+    """The captions of config.data.class_captions, padded to the longest; None if it is empty.
 
     Raises:
       UserError: one is longer than config.data.max_caption_tokens.
     """
-    length, captions = config.data.max_caption_tokens, config.data.class_captions
+    captions = config.data.class_captions
     if not captions:
         return None
     ids = [[*tokenizer.encode(caption), tokenizer.eos_id] for caption in captions]
+    length = bucket_length(config, max(map(len, ids)), config.data.max_caption_tokens)
     named = zip(ids, captions, strict=True)
     tokens = np.stack([pad_tokens(row, length, "caption", name, "data.max_caption_tokens") for row, name in named])
     return ClassCaptions(tokens, {row.tobytes(): i for i, row in enumerate(tokens)})
+
+
+def bucket_length(config: Config, longest: int, limit: int) -> int:
+    """The length to pad to: the longest in the data, rounded up to what devices compute well, at most the limit.
+
+    It is the limit itself for a net that attends to padding, which then is a part of the model.
+    """
+    denoiser = config.model.denoiser
+    if denoiser is not None and not nested(denoiser)[-1].masked_cross_attention:
+        return limit
+    return min(round_up(longest, MULTIPLE), limit)
 
 
 def encode_once(captions: ClassCaptions, model: Kaleido, frozen: dict, mesh: Mesh) -> tuple[dict, dict]:

@@ -1,22 +1,22 @@
 """Training from a config: checks weights and devices, locks the workdir, prepares the records, runs the loop."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
-import grain
 import jax
 
-from kaleido_jax.annotate.prepare import prepare_records
+from kaleido_jax.annotate.prepare import open_prepared, prepare_records
 from kaleido_jax.config.checks import check_devices
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.schema import Config, micro_names
+from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir, open_workdir
-from kaleido_jax.data.loader import make_loader
-from kaleido_jax.data.records import Records
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.codec import Codec
-from kaleido_jax.runtime import checkpoints
+from kaleido_jax.runtime import checkpoints, distributed
 from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.train import loop
+from kaleido_jax.train.batches import make_batches
+
+RECORDS_SEC = 6 * 3600  # for the main process to make records, while the others wait
 
 
 def fit(config: Config, workdir: str | Path) -> bool:
@@ -32,11 +32,15 @@ def fit(config: Config, workdir: str | Path) -> bool:
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
     codec = open_codec(config)
-    with locked(workdir):
+    with locked(workdir) if distributed.is_main() else nullcontext():
         check_workdir(config, workdir)
-        records = prepare_records(config, workdir, codec)
-        open_workdir(config, workdir)  # after the records, so that a start that they refuse does not claim the workdir
-        if max(checkpoints.steps_of(workdir), default=0) >= config.train.num_steps:
+        if distributed.is_main():
+            prepare_records(config, workdir, codec)
+            open_workdir(config, workdir)  # after the records: a start that they refuse does not claim the workdir
+        distributed.barrier("records", RECORDS_SEC)
+        records = open_prepared(config, workdir, codec)
+        steps = distributed.tell("checkpoints", lambda: checkpoints.steps_of(workdir), distributed.START_SEC)
+        if max(steps, default=0) >= config.train.num_steps:
             return False
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
     return True
@@ -68,18 +72,3 @@ def check_weights(config: Config, fresh: bool = True) -> None:
             "fetch gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000 or the Hugging Face files of "
             "google/flan-t5-xl, put them there, or set config.model.t5.checkpoint to their path",
         )
-
-
-def make_batches(config: Config, records: Records, codec: Codec) -> grain.DatasetIterator:
-    """This process's share of the training batches, as a checkpointable iterator."""
-    return make_loader(
-        records,
-        codec=codec,
-        batch_size=config.train.batch_size,
-        max_caption_tokens=config.data.max_caption_tokens,
-        max_latents_tokens=config.latents.max_latents_tokens,
-        seed=config.seed,
-        micros=micro_names(config.model),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )

@@ -1,154 +1,227 @@
 """Training loop, top to bottom: mesh, model, state, step, restore, loop."""
 
+import contextlib
 import logging
-import math
-import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 from orbax.checkpoint import CheckpointManager
 
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
+from kaleido_jax.data.loader import Batches
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.kaleido import build_model, count_params
-from kaleido_jax.runtime import checkpoints
+from kaleido_jax.runtime import checkpoints, distributed
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch, replicated
+from kaleido_jax.runtime.signals import StopSignal
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
 from kaleido_jax.train.caption_cache import ClassCaptions, class_captions, encode_once
-from kaleido_jax.train.metrics import Averages, MetricWriter, Progress
+from kaleido_jax.train.guard import Watch
+from kaleido_jax.train.metrics import Averages, MetricWriter, NoWriter, Progress, Stopwatch
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.step import make_train_step
+from kaleido_jax.train.watching import Looks
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: Iterator[dict[str, Any]]) -> State:
+def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: Batches) -> State:
     """Trains to config.train.num_steps, from the newest whole checkpoint of the workdir if it has one.
 
     Args:
       config: the experiment.
-      workdir: receives metrics.jsonl, events and checkpoints.
+      workdir: receives metrics.jsonl, events, checkpoints and skipped.jsonl.
       tokenizer: gives the sizes of the token tables.
-      batches: a Grain iterator of numpy batches (this process's rows); checkpoints hold its state.
+      batches: numpy batches (this process's rows); checkpoints hold the place of the next one.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: the sizes do not fit the devices (before anything compiles), or a checkpoint cannot be read or written.
-      FloatingPointError: a loss is not finite; metrics.jsonl then holds the evidence.
-      KeyboardInterrupt: stopped by a signal, after saving a checkpoint.
+      UserError: the sizes do not fit the devices (before anything compiles), a checkpoint cannot be read or written, or
+        too many records cannot be read.
+      FloatingPointError: config.train.max_skipped_steps in a row had no finite gradient; skipped.jsonl names their
+        samples.
+      KeyboardInterrupt: stopped by a signal, after saving a checkpoint; Terminated if that was SIGTERM.
     """
-    # ---------------------------------------------------------------- mesh and model
-    check_devices(config, jax.device_count())
-    warn_of_wrong_reductions(jax.default_backend())
-    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
-    model = build_model(config, tokenizer.base_vocab_size)
-    optimizer = make_optimizer(config.train)
+    with StopSignal() as stop, contextlib.closing(batches):
+        # ------------------------------------------------------------ mesh and model
+        check_devices(config, jax.device_count())
+        warn_of_wrong_reductions(jax.default_backend())
+        mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)
+        model = build_model(config, tokenizer.base_vocab_size)
+        optimizer = make_optimizer(config.train)
 
-    # ---------------------------------------------------------------- state, born sharded
-    fresh = not checkpoints.steps_of(workdir)  # otherwise only shapes, which the checkpoint fills
-    state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh, fresh)
-    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    (workdir / "parameters.txt").write_text(overview)
-    trainable, others = count_params(state.params), count_params(frozen)
-    log.info("%.2fM trainable, %.2fM frozen parameters", trainable / 1e6, others / 1e6)
+        # ------------------------------------------------------------ state, born sharded
+        # Otherwise only shapes, which the checkpoint fills.
+        fresh = distributed.tell("fresh", lambda: not checkpoints.steps_of(workdir), distributed.START_SEC)
+        state, frozen, (state_shardings, frozen_shardings) = create_state(config, model, optimizer, mesh, fresh)
+        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        if distributed.is_main():
+            (workdir / "parameters.txt").write_text(overview)
+        trainable, others = count_params(state.params), count_params(frozen)
+        log.info("%.2fM trainable, %.2fM frozen parameters", trainable / 1e6, others / 1e6)
 
-    captions = class_captions(config, tokenizer)
-    if captions:
-        frozen, frozen_shardings = encode_once(captions, model, frozen, mesh)
+        captions = class_captions(config, tokenizer)
+        if captions:
+            frozen, frozen_shardings = encode_once(captions, model, frozen, mesh)
 
-    # ---------------------------------------------------------------- step
-    train_step = jax.jit(
-        make_train_step(model, config, optimizer),
-        in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
+        # ------------------------------------------------------------ step
+        train_step = jax.jit(
+            make_train_step(model, config, optimizer, mesh),
+            in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
+            out_shardings=(state_shardings, replicated(mesh)),
+            donate_argnums=0,
+        )
 
-    # ---------------------------------------------------------------- restore, then loop
-    with checkpoints.open_manager(workdir, keep=config.train.keep_checkpoints) as manager:
-        if not fresh:
-            state, batches = checkpoints.restore(manager, state, batches)
-            log.info("resumed from step %d", int(state.step))
-        return _loop(config, workdir, manager, train_step, state, frozen, batches, captions, mesh)
+        # ------------------------------------------------------------ restore, then loop
+        settings = checkpoints.Settings(config.train.keep_checkpoints, config.train.keep_every_steps)
+        with checkpoints.open_manager(workdir, settings) as manager:
+            if not fresh:
+                state = checkpoints.restore(manager, state, batches)
+                log.info("resumed from step %d", int(state.step))
+            looks = Looks(config, workdir, model, captions, mesh) if config.eval.every_steps else None
+            run = _Run(config, workdir, manager, train_step, frozen, captions, mesh, looks)
+            return run(state, batches, stop)
 
 
-def _loop(
-    config: Config,
-    workdir: Path,
-    manager: CheckpointManager,
-    train_step: jax.stages.Wrapped,
-    state: State,
-    frozen: dict,
-    batches: Iterator[dict[str, Any]],
-    captions: ClassCaptions | None,
-    mesh: Mesh,
-) -> State:
-    """From the step of `state` to the last; the checkpoints are on disk when it returns."""
-    first, last = int(state.step), config.train.num_steps
-    writer, averages = MetricWriter(workdir, first), Averages()
-    progress = Progress(last, first, config.train.batch_size)
+class _Run:
+    """The loop and what does not change in it."""
 
-    def report(step: int) -> None:
-        scalars = averages.compute()
-        scalars |= progress.report(step, scalars)
-        writer.write_scalars(step, scalars)
-        writer.flush()
-        if bad := [key for key, value in scalars.items() if not math.isfinite(value)]:
-            raise FloatingPointError(
-                f"{', '.join(bad)} not finite in the steps up to {step} (see metrics.jsonl); "
-                "lower config.train.learning_rate or config.train.clip_norm and start from an earlier checkpoint"
-            )
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        manager: CheckpointManager,
+        train_step: jax.stages.Wrapped,
+        frozen: dict,
+        captions: ClassCaptions | None,
+        mesh: Mesh,
+        looks: Looks | None = None,
+    ) -> None:
+        self.config, self.train, self.workdir, self.manager = config, config.train, workdir, manager
+        self.step, self.frozen, self.captions, self.mesh = train_step, frozen, captions, mesh
+        self.looks = looks
+        self.alone, self.profiling = jax.process_count() == 1, False
+        self.stopwatch, self.averages = Stopwatch(), Averages()
+        self.shapes: set[tuple] = set()  # of batches whose step is compiled
 
-    due = None  # the step to report next
-    with _StopSignal() as stop:
+    def __call__(self, state: State, batches: Batches, stop: StopSignal) -> State:
+        """From the step of `state` to the last; the checkpoints are on disk when it returns."""
+        first, last = int(state.step), self.train.num_steps
+        self.watch = Watch(self.workdir, self.train.max_skipped_steps, self.config.data.max_bad_share)
+        self.writer = MetricWriter(self.workdir, first) if distributed.is_main() else NoWriter()
+        self.progress = Progress(last, first, self.train.batch_size)
+        due = None  # the step to report next
         for step in range(first + 1, last + 1):
-            batch = next(batches)
-            batch = put_batch(captions.add_rows(batch) if captions else batch, mesh)
-            with jax.transfer_guard("disallow"):
-                state, scalars = train_step(state, frozen, batch)
+            if self.alone and stop.asked and step == first + 1:
+                break  # while it was restored: what is on disk is the newest
+            self._profile(step)
+            batch = self._next_batch(batches, stop)
+            state, scalars = self._dispatch(state, batch)
             if due is not None:  # one step late, so that fetching never leaves the device idle
-                report(due)
-            averages.add(scalars)
-            progress.tick(step)
-            stopping = stop.asked  # read once: a signal from here on ends the next step
-            saving = step % config.train.checkpoint_every_steps == 0 or step == last or stopping
-            due = step if step % config.train.log_every_steps == 0 else None
-            if saving:  # after its report, so that no checkpoint has a loss that is not finite
-                report(step)
+                self._report(due)
+            self.averages.add(scalars)
+            agreed = self.watch.add(step, batch, scalars)
+            self.progress.tick(step)
+            # Read once: a signal from here on ends the next step. Several processes stop when all know of it.
+            stopping = stop.asked if self.alone else agreed
+            saving = step % self.train.checkpoint_every_steps == 0 or step == last or stopping
+            due = step if step % self.train.log_every_steps == 0 else None
+            if saving:
+                self._report(step)
                 due = None
-                checkpoints.save(manager, step, state, batches)
+                self._save(step, state, batches)
             if stopping:
                 break
-        progress.close()
-        writer.close()
-        checkpoints.wait(manager)  # here, where a second signal does not cut it short
-    if int(state.step) < last:
-        log.warning("stopped at step %d by a signal; the same command resumes from there", int(state.step))
-        raise KeyboardInterrupt
-    return state
+            self._look(step, state)
+        self.watch.finish()
+        self.progress.close()
+        self.writer.close()
+        self._end_profile()
+        self._wait()  # here, where a second signal does not cut it short
+        if int(state.step) < last:
+            log.warning("stopped at step %d by a signal; the same command resumes from there", int(state.step))
+            raise stop.as_error()
+        return state
 
+    def _next_batch(self, batches: Batches, stop: StopSignal) -> dict[str, np.ndarray]:
+        with self.stopwatch("data"):
+            batch = next(batches)
+            batch = self.captions.add_rows(batch) if self.captions else batch
+        if not self.alone:  # a sum over all rows tells every process whether one of them was asked to stop
+            batch["stop"] = np.full(len(batch["image"]), stop.asked, np.float32)
+        return batch
 
-class _StopSignal:
-    """SIGTERM and Ctrl-C request a checkpoint and a clean end after the current step."""
+    def _dispatch(self, state: State, batch: dict[str, np.ndarray]) -> tuple[State, dict[str, jax.Array]]:
+        placed = put_batch(batch, self.mesh)
+        shape = tuple(value.shape for value in batch.values())
+        if shape not in self.shapes:
+            self._compile(state, placed)
+            self.shapes.add(shape)
+        with jax.transfer_guard("disallow"):
+            state, scalars = self.step(state, self.frozen, placed)
+        if not self.alone and jax.default_backend() == "cpu":  # where collectives of two steps may wait for each other
+            jax.block_until_ready(scalars)
+        return state, scalars
 
-    asked = False
+    def _compile(self, state: State, placed: dict[str, jax.Array]) -> None:
+        start, length = time.monotonic(), placed.get("decoder_input_tokens", placed["encoder_input_tokens"]).shape[1]
+        log.info("compiling the training step for %d tokens", length)
+        with self.stopwatch("compile"):
+            distributed.compile_together(self.step, state, self.frozen, placed)
+        log.info("compiled in %.0f s", time.monotonic() - start)
 
-    def __enter__(self) -> "_StopSignal":
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
+    def _report(self, step: int) -> None:
+        scalars = {key: value for key, value in self.averages.compute().items() if key not in ("rows", "stop")}
+        scalars |= self.progress.report(step, scalars) | self.stopwatch.shares()
+        self.writer.write_scalars(step, scalars)
+        self.writer.flush()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _look(self, step: int, state: State) -> None:
+        if self.looks is not None and step % self.config.eval.every_steps == 0:
+            with self.stopwatch("evaluation"):
+                self.writer.write_scalars(step, self.looks(step, state.ema, self.frozen))
 
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _save(self, step: int, state: State, batches: Batches) -> None:
+        with self.stopwatch("checkpoint"):
+            self._wait()
+            with self._on_full_disk():
+                checkpoints.save(self.manager, step, state, batches)
+
+    def _wait(self) -> None:
+        with self._on_full_disk():
+            checkpoints.wait(self.manager)
+
+    @contextlib.contextmanager
+    def _on_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except checkpoints.NotWritten as error:
+            if self.train.full_disk == "stop":
+                raise
+            log.warning("%s; training goes on as config.train.full_disk says", error)
+
+    def _profile(self, step: int) -> None:
+        """Starts and ends the profile of config.train.profile_steps."""
+        if not self.train.profile_steps:
+            return
+        begin, count = self.train.profile_steps
+        if step == begin:
+            jax.profiler.start_trace(self.workdir / "profile")
+            self.profiling = True
+        elif step == begin + count:
+            self._end_profile()
+
+    def _end_profile(self) -> None:
+        if self.profiling:
+            jax.profiler.stop_trace()
+            self.profiling = False
+            log.info("profile: %s", self.workdir / "profile")

@@ -8,6 +8,8 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -15,11 +17,15 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import clock
 from kaleido_jax.runtime.workdir import METRICS
 
 log = logging.getLogger(__name__)
+
+
+COUNTERS = ("skipped_steps", "skipped_in_row", "loss_scale")
 
 
 class MetricWriter:
@@ -53,6 +59,22 @@ class MetricWriter:
         self._events.close()
 
 
+class NoWriter(MetricWriter):
+    """Of a process that is not the main one: writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _step(line: bytes) -> float:
     """The step of a line of metrics.jsonl; infinity for a broken line, as a killed run or a full disk leaves it."""
     try:
@@ -62,7 +84,10 @@ def _step(line: bytes) -> float:
 
 
 class Averages:
-    """Means of device scalars over an interval, like clu.metrics.Average; nothing is fetched before `compute`."""
+    """Means of device scalars over an interval, like clu.metrics.Average; nothing is fetched before `compute`.
+
+    Steps that were skipped are left out, since their loss is not finite; of COUNTERS the last value counts.
+    """
 
     def __init__(self) -> None:
         self._steps: list[dict] = []
@@ -74,10 +99,40 @@ class Averages:
     def compute(self) -> dict[str, float]:
         """The means so far, then resets. One fetch for all: merging device scalars one by one took 0.5 s per report."""
         steps, self._steps = jax.device_get(self._steps), []
-        count = np.float32(len(steps))
+        if not steps:
+            return {}
+        counted = [step for step in steps if not step.get("skipped_in_row", 0)] or steps[-1:]
+        count = np.float32(len(counted))
         # Summed in order, like clu's Average.
-        keys = steps[0] if steps else ()
-        return {key: float(np.cumsum([s[key] for s in steps], dtype=np.float32)[-1] / count) for key in keys}
+        means = {key: float(np.cumsum([s[key] for s in counted], dtype=np.float32)[-1] / count) for key in steps[0]}
+        return means | {key: float(steps[-1][key]) for key in COUNTERS if key in steps[0]}
+
+
+class Stopwatch:
+    """Where the time of a run goes between two reports, besides training."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Times what runs inside."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[what] = self._spent.get(what, 0.0) + time.monotonic() - start
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the time since the last call, such as {"time_data": 0.01, ...}, and "goodput", what is left."""
+        now = time.monotonic()
+        total, self._since = max(now - self._since, 1e-9), now
+        spent, self._spent = self._spent, {}
+        shares = {
+            f"time_{what}": spent.get(what, 0.0) / total for what in ("data", "compile", "checkpoint", "evaluation")
+        }
+        return shares | {"goodput": 1 - sum(shares.values())}
 
 
 class Progress:
@@ -86,7 +141,7 @@ class Progress:
     def __init__(self, total_steps: int, first_step: int, batch_size: int, title: str = "train") -> None:
         self._total, self._batch, self._title = total_steps, batch_size, title
         self._last = (first_step, time.monotonic())
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and distributed.is_main()
         self._bar = tqdm(total=total_steps, initial=first_step, desc=title, unit="step") if terminal else None
 
     def tick(self, step: int) -> None:

@@ -1,5 +1,8 @@
 """The optimizer: Adam with a global clip and warm-up (paper, table B.2)."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,11 +26,23 @@ def learning_rate(config: Train) -> optax.Schedule:
 
 
 def make_optimizer(config: Train) -> optax.GradientTransformation:
-    """Global clip, then Adam without weight decay."""
+    """Clips of single parts and of the whole gradient, then Adam without weight decay."""
     rate = learning_rate(config)
     return optax.chain(
+        *([optax.stateless(_clip_parts(dict(config.clip_part_norms)))] if config.clip_part_norms else []),
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps),
+        optax.scale_by_adam(
+            b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps, mu_dtype=jnp.dtype(config.adam_mu_dtype)
+        ),
         # Without the barrier XLA recomputes the schedule inside the update of every leaf.
         optax.scale_by_schedule(lambda step: jax.lax.optimization_barrier(jnp.float32(-rate(step)))),
     )
+
+
+def _clip_parts(norms: Mapping[str, float]) -> Callable[[dict[str, Any], Any], dict[str, Any]]:
+    def clip(grads: dict[str, Any], params: Any) -> dict[str, Any]:
+        del params
+        clips = {part: optax.clip_by_global_norm(norm) for part, norm in norms.items() if part in grads}
+        return grads | {part: clip.update(grads[part], optax.EmptyState())[0] for part, clip in clips.items()}
+
+    return clip

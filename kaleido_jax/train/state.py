@@ -1,5 +1,6 @@
 """State of a run as one pytree, and how a fresh one is made."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Int, Key
 
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, Train
 from kaleido_jax.interop.t5.load import load_pretrained
 from kaleido_jax.models.kaleido import Kaleido, init_params, split_frozen
 from kaleido_jax.runtime.checkpoints import abstract
@@ -23,13 +24,57 @@ from kaleido_jax.train.warm_start import load_inner
 _QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+FIRST_SCALE, MAX_SCALE, SCALE_GROWS_AFTER = 2.0**15, 2.0**24, 2000  # of the loss in float16
+
+
 class State(struct.PyTreeNode):
-    """What a checkpoint holds; params are the trainable ones only, float32 like ema and opt_state."""
+    """What a checkpoint holds; params are the trainable ones only, float32 like ema and opt_state's moments."""
 
     step: Any  # int32 (); every leaf may also be a shape, a sharding or a spec
     params: Any
     ema: Any
     opt_state: Any
+    guard: "Guard"
+
+
+class Guard(struct.PyTreeNode):
+    """Steps without a finite gradient, and float16's loss scale."""
+
+    skipped: Any  # int32 (): such steps so far
+    skipped_in_row: Any  # int32 (): up to the last step
+    loss_scale: Any  # float32 (): the loss is multiplied by it in float16
+    since: Any  # int32 (): finite steps since the scale last changed
+
+    @staticmethod
+    def fresh() -> "Guard":
+        """At the start of a run."""
+        zero = jnp.zeros((), jnp.int32)
+        return Guard(skipped=zero, skipped_in_row=zero, loss_scale=jnp.float32(FIRST_SCALE), since=zero)
+
+
+def adjusted(guard: Guard, finite: Bool[Array, ""]) -> Guard:
+    """After one more step: dynamic loss scaling (Micikevicius et al. 2018) halves the scale where it overflows."""
+    since = jnp.where(finite, guard.since + 1, 0)
+    grows = since >= SCALE_GROWS_AFTER
+    scale = jnp.where(finite, guard.loss_scale * jnp.where(grows, 2, 1), jnp.maximum(guard.loss_scale / 2, 1))
+    return Guard(
+        skipped=guard.skipped + ~finite,
+        skipped_in_row=jnp.where(finite, 0, guard.skipped_in_row + 1),
+        loss_scale=jnp.minimum(scale, MAX_SCALE),
+        since=jnp.where(grows, 0, since),
+    )
+
+
+def kept_if(good: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """`new` if good, else `old`, for every leaf of two trees."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
+def moved_ema(ema: Any, params: Any, step: Int[Array, ""], train: Train) -> Any:
+    """The EMA after step `step`, 0..; it moves every train.ema_every_steps, by the decay of all these steps."""
+    every = train.ema_every_steps
+    moved = functools.partial(optax.incremental_update, params, ema, 1 - train.ema_decay**every)
+    return moved() if every == 1 else jax.lax.cond((step + 1) % every == 0, moved, lambda: ema)
 
 
 def create_state(
@@ -69,7 +114,7 @@ def abstract_state(
 ) -> tuple[tuple[State, dict], Any]:
     """((state, frozen parameters) of a fresh run as shapes with shardings, the shardings); nothing is computed."""
     boxed = jax.eval_shape(_initializer(config, model, optimizer), jax.random.key(0), {})
-    shardings = shardings_of(boxed, mesh)
+    shardings = shardings_of(boxed, mesh, config.mesh.rules)
     return abstract(nn.meta.unbox(boxed), shardings), shardings
 
 
@@ -83,6 +128,7 @@ def _initializer(
             params=trainable,
             ema=jax.tree.map(jnp.copy, trainable),
             opt_state=optimizer.init(trainable),
+            guard=Guard.fresh(),
         )
         return state, frozen
 

@@ -22,7 +22,7 @@ from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.train.fit import check_weights
 from kaleido_jax.train.optimizer import make_optimizer
-from kaleido_jax.train.state import State, create_state
+from kaleido_jax.train.state import Guard, State, create_state
 from kaleido_jax.train.warm_start import CARRIED, load_inner
 from kaleido_jax.verbs import convert
 from tests.interop.files import torch_files
@@ -57,8 +57,10 @@ def run(ema, tmp_path_factory):
     """A workdir with that checkpoint."""
     folder = open_workdir(LOW, tmp_path_factory.mktemp("low") / "run")
     params = jax.tree.map(np.zeros_like, ema)
-    state = State(step=np.int32(2), params=params, ema=ema, opt_state=make_optimizer(LOW.train).init(params))
-    with checkpoints.open_manager(folder, keep=LOW.train.keep_checkpoints) as manager:
+    state = State(
+        step=np.int32(2), params=params, ema=ema, opt_state=make_optimizer(LOW.train).init(params), guard=Guard.fresh()
+    )
+    with checkpoints.open_manager(folder, checkpoints.Settings(LOW.train.keep_checkpoints)) as manager:
         manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
     return folder
 
@@ -209,8 +211,14 @@ def test_a_frozen_encoder_comes_along_from_its_file(run, ema, tmp_path):
     )
     folder = open_workdir(config, tmp_path / "run")
     trained = {"prior": jax.tree.map(lambda leaf: leaf + 1, ema["prior"]), "denoiser": ema["denoiser"]}
-    state = State(step=np.int32(2), params=trained, ema=trained, opt_state=make_optimizer(config.train).init(trained))
-    with checkpoints.open_manager(folder, keep=config.train.keep_checkpoints) as manager:
+    state = State(
+        step=np.int32(2),
+        params=trained,
+        ema=trained,
+        opt_state=make_optimizer(config.train).init(trained),
+        guard=Guard.fresh(),
+    )
+    with checkpoints.open_manager(folder, checkpoints.Settings(config.train.keep_checkpoints)) as manager:
         manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
     convert.run(folder, tmp_path / "out", "t5x")
     equal(stored_t5(ema, tmp_path / "out"), {"encoder": ema["encoder"], "prior": trained["prior"]})

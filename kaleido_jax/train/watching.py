@@ -1,0 +1,108 @@
+"""Looks at a run while it trains: held-out losses, and a grid of the same captions with the same latents and noise."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.config.schema import Config
+from kaleido_jax.data.records import MANIFEST, Records, find_records, open_records, records_folder
+from kaleido_jax.errors import user_error
+from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.types import select
+from kaleido_jax.models.kaleido import Kaleido
+from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.files import replacing
+from kaleido_jax.runtime.mesh import placing, put_batch, replicated
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.train.batches import make_batches
+from kaleido_jax.train.caption_cache import ClassCaptions
+from kaleido_jax.train.step import joint_loss
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = "test"  # the split
+FOLDER = "samples/training"
+ROWS = 6  # of the grid
+
+
+class Looks:
+    """What config.eval.every_steps asks for; the first look compiles."""
+
+    def __init__(
+        self, config: Config, workdir: Path, model: Kaleido, captions: ClassCaptions | None, mesh: Mesh
+    ) -> None:
+        """Opens the held-out records; without any, the grid shows training records and there are no held-out losses.
+
+        Raises:
+          UserError: class captions, whose encoder is no longer there to sample with.
+        """
+        if captions and config.eval.grid:
+            raise user_error(
+                "config.eval.grid with config.data.class_captions, after which the encoder's memory is freed",
+                "one of them",
+                "set config.eval.grid to False",
+            )
+        self.config, self.workdir, self.mesh, self.captions = config, workdir, mesh, captions
+        self.codec = open_codec(config)
+        self.records = _held_out(config, workdir, self.codec)
+        self.batches = self._batches() if self.records and config.eval.held_out_batches else []
+
+        def losses(params: dict[str, Any], frozen: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+            with placing(mesh, config.mesh.rules):
+                return joint_loss(params | frozen, model, config, batch, 0)[1]
+
+        self._losses = jax.jit(losses, out_shardings=replicated(mesh))
+
+    def __call__(self, step: int, ema: dict[str, Any], frozen: dict[str, Any]) -> dict[str, float]:
+        """Held-out losses of the EMA, under names with `held_out_`; the grid is in samples/training/."""
+        found = []
+        for batch in self.batches:
+            placed = put_batch(batch, self.mesh)
+            distributed.compile_together(self._losses, ema, frozen, placed)
+            found.append(jax.device_get(self._losses(ema, frozen, placed)))
+        if self.config.eval.grid:
+            self._draw(step, ema | frozen)
+        return {f"held_out_{name}": float(np.mean([each[name] for each in found])) for name in (found or [{}])[0]}
+
+    def _batches(self) -> list[dict[str, np.ndarray]]:
+        """The first batches of the held-out records, the same for every look; their times and noise are fixed too."""
+        loader = make_batches(self.config, self.records, self.codec, shuffle=False, num_epochs=1)
+        number = min(self.config.eval.held_out_batches, len(loader))
+        batches = [next(loader) for _ in range(number)]
+        loader.close()
+        return [self.captions.add_rows(batch) if self.captions else batch for batch in batches]
+
+    def _draw(self, step: int, params: dict[str, Any]) -> None:
+        records = self.records or _train_records(self.config, self.workdir, self.codec)
+        chosen = [records[i] for i in range(min(ROWS, len(records)))]
+        given = {}
+        if self.codec.segments:
+            given = {"latents": [select(record.latents, self.codec.segments) for record in chosen]}
+        pipeline = KaleidoPipeline(self.config, params, self.codec, step)
+        names = [record.caption for record in chosen]
+        out = pipeline(names, images_per_caption=2, seed=self.config.seed, **given)
+        path = self.workdir / FOLDER / f"step_{step:08d}.png"
+        if distributed.is_main():
+            with replacing(path) as temporary:
+                out.grid().save(temporary, "png")
+        log.info("grid of held-out captions and latents: %s", path)
+
+
+def _held_out(config: Config, workdir: Path, codec: Codec) -> Records | None:
+    folder = find_records(records_folder(config, workdir), HELD_OUT)
+    train = find_records(records_folder(config, workdir))
+    if folder == train or not (folder / MANIFEST).exists():
+        log.warning("no held-out records (%s), so no held-out losses", folder)
+        return None
+    size = config.model.denoiser.image_size
+    return open_records(folder, codec=codec, image_size=size, verify=config.data.verify)
+
+
+def _train_records(config: Config, workdir: Path, codec: Codec) -> Records:
+    folder = find_records(records_folder(config, workdir))
+    return open_records(folder, codec=codec, image_size=config.model.denoiser.image_size, verify="size")
