@@ -42,7 +42,7 @@ def make_step(config_name: str, batch_size: int) -> tuple[jax.stages.Wrapped, An
     # No layer may be zero: XLA would not notice, but a reader of the loss would.
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.01, nn.meta.unbox(state.params)))
     step = jax.jit(
-        make_train_step(model, config, optimizer),
+        make_train_step(model, config, optimizer, mesh),
         in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,

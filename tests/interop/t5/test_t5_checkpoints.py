@@ -780,7 +780,7 @@ def test_the_pipeline_takes_a_frozen_encoder_from_the_checkpoint(t5_file, tmp_pa
     config = toy(path, trainable=False)
     state, frozen, _ = start(config)
     saved = ocp.args.Composite(state=ocp.args.StandardSave(state))
-    with checkpoints.open_manager(tmp_path, keep=config.train.keep_checkpoints) as manager:
+    with checkpoints.open_manager(tmp_path, checkpoints.Settings(config.train.keep_checkpoints)) as manager:
         manager.save(1, args=saved)
     pipeline = KaleidoPipeline.from_pretrained(tmp_path, config)
     assert set(pipeline.params) == {"encoder", "prior", "denoiser"}
