@@ -53,7 +53,7 @@ def test_a_run_leaves_everything(workdir):
     assert {"loss", "loss_dm", "loss_ar", "loss_dm_r0", "grad_norm_prior", "grad_norm_denoiser", "img_per_sec"} <= set(
         lines[0]
     )
-    assert {"goodput", "time_data", "time_compile", "skipped_steps", "replaced"} <= set(lines[0])
+    assert {"goodput", "tflops", "time_data", "time_compile", "skipped_steps", "replaced"} <= set(lines[0])
     assert any(workdir.glob("events.out.tfevents.*"))
     assert json.loads((workdir / "config.json").read_text())["name"] == CONFIG.name
     width, height = Image.open(samples / "grid.png").size

@@ -107,6 +107,16 @@ def step_flops(config: Config, base_vocab_size: int) -> dict[str, StepFlops]:
     return parts | {"denoiser": total}
 
 
+def flops_at(config: Config, base_vocab_size: int, caption: int, latents: int) -> StepFlops:
+    """The whole step on captions and latents padded to these lengths."""
+    at = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, max_caption_tokens=caption),
+        latents=dataclasses.replace(config.latents, max_latents_tokens=latents),
+    )
+    return sum_parts(step_flops(at, base_vocab_size))
+
+
 def sum_parts(parts: Mapping[str, StepFlops]) -> StepFlops:
     """The whole step."""
     return sum(parts.values(), StepFlops(forward=0, backward=0, recomputed=0))

@@ -4,27 +4,7 @@ import dataclasses
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.models.flops import StepFlops
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Device:
-    """One accelerator, as its maker describes it."""
-
-    tflops: float  # 1e12 FLOP/s, dense bfloat16 products
-    memory_gb: float  # 1e9 bytes
-    source: str
-
-
-DEVICES = {
-    "a100": Device(tflops=312, memory_gb=80, source="NVIDIA A100 80GB datasheet (SXM)"),
-    "a100-40": Device(tflops=312, memory_gb=40, source="NVIDIA A100 40GB datasheet (SXM)"),
-    "h100": Device(tflops=989, memory_gb=80, source="NVIDIA H100 datasheet (SXM, without sparsity)"),
-    "h200": Device(tflops=989, memory_gb=141, source="NVIDIA H200 datasheet (SXM, without sparsity)"),
-    "v4": Device(tflops=275, memory_gb=32, source="Cloud TPU documentation, v4, per chip"),
-    "v5e": Device(tflops=197, memory_gb=16, source="Cloud TPU documentation, v5e, per chip"),
-    "v5p": Device(tflops=459, memory_gb=95, source="Cloud TPU documentation, v5p, per chip"),
-    "v6e": Device(tflops=918, memory_gb=32, source="Cloud TPU documentation, v6e, per chip"),
-}
+from kaleido_jax.runtime.accelerators import Device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.flops import StepFlops, step_flops, sum_parts
 from kaleido_jax.models.kaleido import abstract_params, build_model, count_params, split_frozen
 from kaleido_jax.plan.compiled import Compiled
-from kaleido_jax.plan.cost import DEVICES, Run, run_cost
+from kaleido_jax.plan.cost import Run, run_cost
 from kaleido_jax.plan.flops import count_flops
 from kaleido_jax.plan.memory import bytes_by_kind
 from kaleido_jax.plan.program import Program, build_program, trace

@@ -16,8 +16,10 @@ from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.loader import Batches
 from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.models.flops import flops_at
 from kaleido_jax.models.kaleido import build_model, count_params
 from kaleido_jax.runtime import checkpoints, distributed
+from kaleido_jax.runtime.accelerators import accelerator
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch, replicated
 from kaleido_jax.runtime.signals import StopSignal
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
@@ -88,7 +90,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: Batches)
                 state = checkpoints.restore(manager, state, batches)
                 log.info("resumed from step %d", int(state.step))
             looks = Looks(config, workdir, model, captions, mesh) if config.eval.every_steps else None
-            run = _Run(config, workdir, manager, train_step, frozen, captions, mesh, looks)
+            run = _Run(config, workdir, manager, train_step, frozen, captions, mesh, tokenizer.base_vocab_size, looks)
             return run(state, batches, stop)
 
 
@@ -104,14 +106,17 @@ class _Run:
         frozen: dict,
         captions: ClassCaptions | None,
         mesh: Mesh,
-        looks: Looks | None = None,
+        base_vocab_size: int,
+        looks: Looks | None,
     ) -> None:
         self.config, self.train, self.workdir, self.manager = config, config.train, workdir, manager
         self.step, self.frozen, self.captions, self.mesh = train_step, frozen, captions, mesh
-        self.looks = looks
+        self.base_vocab_size, self.looks = base_vocab_size, looks
         self.alone, self.profiling = jax.process_count() == 1, False
-        self.stopwatch, self.averages = Stopwatch(), Averages()
-        self.shapes: set[tuple] = set()  # of batches whose step is compiled
+        self.averages = Averages()
+        self.shapes: dict[tuple, int] = {}  # of batches whose step is compiled -> its FLOPs
+        known = accelerator(jax.devices()[0].device_kind)
+        self.stopwatch = Stopwatch(known and jax.device_count() * known.tflops)
 
     def __call__(self, state: State, batches: Batches, stop: StopSignal) -> State:
         """From the step of `state` to the last; the checkpoints are on disk when it returns."""
@@ -165,7 +170,8 @@ class _Run:
         shape = tuple(value.shape for value in batch.values())
         if shape not in self.shapes:
             self._compile(state, placed)
-            self.shapes.add(shape)
+            self.shapes[shape] = flops_at(self.config, self.base_vocab_size, *_lengths(placed)).model
+        self.stopwatch.count(self.shapes[shape])
         with jax.transfer_guard("disallow"):
             state, scalars = self.step(state, self.frozen, placed)
         if not self.alone and jax.default_backend() == "cpu":  # where collectives of two steps may wait for each other
@@ -173,8 +179,8 @@ class _Run:
         return state, scalars
 
     def _compile(self, state: State, placed: dict[str, jax.Array]) -> None:
-        start, length = time.monotonic(), placed.get("decoder_input_tokens", placed["encoder_input_tokens"]).shape[1]
-        log.info("compiling the training step for %d tokens", length)
+        start, lengths = time.monotonic(), " and ".join(map(str, _lengths(placed)))
+        log.info("compiling the training step for %s tokens", lengths)
         with self.stopwatch("compile"):
             distributed.compile_together(self.step, state, self.frozen, placed)
         log.info("compiled in %.0f s", time.monotonic() - start)
@@ -225,3 +231,9 @@ class _Run:
             jax.profiler.stop_trace()
             self.profiling = False
             log.info("profile: %s", self.workdir / "profile")
+
+
+def _lengths(batch: dict[str, jax.Array]) -> tuple[int, int]:
+    """Bucket lengths of captions and latents; 0 without any."""
+    latents = batch["decoder_input_tokens"].shape[1] if "decoder_input_tokens" in batch else 0
+    return batch["encoder_input_tokens"].shape[1], latents

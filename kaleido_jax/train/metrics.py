@@ -109,11 +109,16 @@ class Averages:
 
 
 class Stopwatch:
-    """Where the time of a run goes between two reports, besides training."""
+    """Where the time of a run goes between two reports, and what was computed in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        """`peak_tflops` is that of all devices together, 1e12 FLOP/s, if it is known."""
         self._spent: dict[str, float] = {}
-        self._since = time.monotonic()
+        self._since, self._flops, self._peak = time.monotonic(), 0, peak_tflops
+
+    def count(self, flops: int) -> None:
+        """Adds a step's FLOPs."""
+        self._flops += flops
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
@@ -125,14 +130,20 @@ class Stopwatch:
             self._spent[what] = self._spent.get(what, 0.0) + time.monotonic() - start
 
     def shares(self) -> dict[str, float]:
-        """Shares of the time since the last call, such as {"time_data": 0.01, ...}, and "goodput", what is left."""
+        """Shares of the time since the last call, such as {"time_data": 0.01, ...}, and "goodput", what is left.
+
+        And "tflops", the 1e12 FLOP/s of the model (without what is recomputed) over all that time, and if the devices'
+        peak is known, "utilization", its share of that (MFU).
+        """
         now = time.monotonic()
         total, self._since = max(now - self._since, 1e-9), now
         spent, self._spent = self._spent, {}
         shares = {
             f"time_{what}": spent.get(what, 0.0) / total for what in ("data", "compile", "checkpoint", "evaluation")
         }
-        return shares | {"goodput": 1 - sum(shares.values())}
+        rate, self._flops = self._flops / total / 1e12, 0
+        peak = {} if self._peak is None else {"utilization": rate / self._peak}
+        return shares | {"goodput": 1 - sum(shares.values()), "tflops": rate} | peak
 
 
 class Progress:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.accelerators import DEVICES
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.runtime.xla_flags import add_virtual_devices
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
@@ -55,7 +56,6 @@ def run(
     check_backend()
     from kaleido_jax.latents.tokenizer import load_tokenizer
     from kaleido_jax.plan.compiled import compile_step, topology_devices, virtual_devices
-    from kaleido_jax.plan.cost import DEVICES
     from kaleido_jax.plan.report import make_plan, to_json, to_text
 
     if json and not json.parent.is_dir():  # before minutes of work

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from clu import metrics as clu_metrics
 
-from kaleido_jax.train.metrics import Averages, MetricWriter
+from kaleido_jax.runtime.accelerators import accelerator
+from kaleido_jax.train.metrics import Averages, MetricWriter, Stopwatch
 
 
 def test_averages_are_means_and_start_anew():
@@ -49,3 +50,42 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(10, 10.0), (20, 20.0), (30, 3.0)]
+
+
+def test_the_stopwatch_shares_the_time_out_and_knows_the_peak(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("kaleido_jax.train.metrics.time.monotonic", lambda: now[0])
+    watch = Stopwatch(peak_tflops=8.0)
+    with watch("data"):
+        now[0] += 1
+    with watch("compile"):
+        now[0] += 2
+    now[0] += 7
+    watch.count(20 * 10**12)
+    shares = watch.shares()
+    assert shares["time_data"] == 0.1 and shares["time_compile"] == 0.2 and abs(shares["goodput"] - 0.7) < 1e-9
+    assert shares["tflops"] == 2.0 and shares["utilization"] == 0.25
+    now[0] += 1
+    assert watch.shares()["goodput"] == 1 and "utilization" not in Stopwatch().shares()
+
+
+@pytest.mark.parametrize(
+    ("kind", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_what_jax_calls_a_device(kind, tflops):
+    found = accelerator(kind)
+    assert (found and found.tflops) == tflops
+
+
+def test_steps_that_were_skipped_are_in_no_mean():
+    averages = Averages()
+    for loss, in_row in ((1.0, 0), (float("nan"), 1), (3.0, 0)):
+        averages.add({"loss": np.float32(loss), "skipped_in_row": np.int32(in_row), "skipped_steps": np.int32(1)})
+    assert averages.compute() == {"loss": 2.0, "skipped_in_row": 0.0, "skipped_steps": 1.0}
