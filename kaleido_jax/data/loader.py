@@ -16,9 +16,12 @@ A batch has B samples, this process's rows of the batch, as numpy arrays (withou
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -81,6 +84,23 @@ def make_loader(
     order = Order(bucket_of, batch_size, seed=seed, shuffle=shuffle, num_epochs=num_epochs)
     reader = _Reader(records, codec, order, rows, max_caption_tokens, bounds, tuple(micros))
     return Batches(reader, num_workers)
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """Batches for training; Grain's iterators are such ones too."""
+
+    def __next__(self) -> dict[str, Any]:
+        """The next batch."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The place of the next batch, as JSON can store it."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+
+    def close(self) -> None:
+        """Ends what reads."""
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -156,6 +176,7 @@ class _Reader:
         return len(np.arange(self.order.batch_size)[self.rows])
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
+        _end_with_parent()
         batch, row = divmod(int(number), self.rows_a_batch)
         index = wanted = int(self.order[self.first + batch][self.rows][row])
         for _ in range(_MAX_TRIES - 1):
@@ -176,6 +197,20 @@ class _Reader:
         if "scale" in self.micros:  # a photo of unknown size counts as one that was not enlarged
             sample["micro_scale"] = np.float32(record.shorter_side_px or image.shape[0])
         return sample | {"image": image, "sample_id": np.int64(index)}
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """In a worker process: ends it when the training process is gone, which a killed one cannot do itself."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _decoded(record: Record) -> UInt8[np.ndarray, "s s 3"]:

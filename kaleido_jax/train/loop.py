@@ -14,7 +14,7 @@ from orbax.checkpoint import CheckpointManager
 
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.loader import Batches
+from kaleido_jax.data.loader import BatchIterator
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.flops import flops_at
 from kaleido_jax.models.kaleido import build_model, count_params
@@ -34,7 +34,7 @@ from kaleido_jax.train.watching import Looks
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: Batches) -> State:
+def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIterator) -> State:
     """Trains to config.train.num_steps, from the newest whole checkpoint of the workdir if it has one.
 
     Args:
@@ -118,7 +118,7 @@ class _Run:
         known = accelerator(jax.devices()[0].device_kind)
         self.stopwatch = Stopwatch(known and jax.device_count() * known.tflops)
 
-    def __call__(self, state: State, batches: Batches, stop: StopSignal) -> State:
+    def __call__(self, state: State, batches: BatchIterator, stop: StopSignal) -> State:
         """From the step of `state` to the last; the checkpoints are on disk when it returns."""
         first, last = int(state.step), self.train.num_steps
         self.watch = Watch(self.workdir, self.train.max_skipped_steps, self.config.data.max_bad_share)
@@ -157,7 +157,7 @@ class _Run:
             raise stop.as_error()
         return state
 
-    def _next_batch(self, batches: Batches, stop: StopSignal) -> dict[str, np.ndarray]:
+    def _next_batch(self, batches: BatchIterator, stop: StopSignal) -> dict[str, np.ndarray]:
         with self.stopwatch("data"):
             batch = next(batches)
             batch = self.captions.add_rows(batch) if self.captions else batch
@@ -196,7 +196,7 @@ class _Run:
             with self.stopwatch("evaluation"):
                 self.writer.write_scalars(step, self.looks(step, state.ema, self.frozen))
 
-    def _save(self, step: int, state: State, batches: Batches) -> None:
+    def _save(self, step: int, state: State, batches: BatchIterator) -> None:
         with self.stopwatch("checkpoint"):
             self._wait()
             with self._on_full_disk():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -54,10 +55,22 @@ def stored(workdir, step):
     return state, json.loads((folder / "data" / "metadata").read_text())
 
 
-def wait_for(condition, process):
+def wait_for(condition, process=None):
+    end = time.monotonic() + 240
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process is None or process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +87,11 @@ def test_a_killed_run_ends_bit_identical(straight, tmp_path):
     shutil.copytree(straight / "records", tmp_path / "records")
     process = start(tmp_path)
     wait_for((tmp_path / "checkpoints" / "20").exists, process)
+    workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert len(workers) >= 2
+    wait_for(lambda: not any(alive(worker) for worker in workers))  # a killed process cannot end them
     assert not (tmp_path / "checkpoints" / "40").exists()
     again = start(tmp_path)
     assert again.wait(300) == 0, again.stderr.read()
