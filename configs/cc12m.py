@@ -30,8 +30,6 @@ def get_config(latents: str = "combined") -> ConfigDict:
     config.name = f"cc12m_{latents}"
     config.init.inner = f"runs/cc12m_64_{latents}"  # its denoiser becomes the inner net; its prior trains on
     config.latents.segments, config.latents.max_latents_tokens = LATENTS[latents]
-    longest = config.latents.max_latents_tokens
-    config.data.length_buckets = tuple(length for length in config.data.length_buckets if length < longest)
 
     config.data.max_caption_tokens = 128
     config.data.class_captions = ()

@@ -170,12 +170,8 @@ def _check_training(config: Config, path: str) -> None:
             "one of them",
             "set config.train.logits_chunk to 0",
         )
-    if list(buckets) != sorted({*buckets}) or (buckets and buckets[-1] >= config.latents.max_latents_tokens):
-        raise user_error(
-            f"config.data.length_buckets = {buckets}",
-            f"ascending lengths below config.latents.max_latents_tokens = {config.latents.max_latents_tokens}",
-            "correct it",
-        )
+    if list(buckets) != sorted({*buckets}):
+        raise user_error(f"config.data.length_buckets = {buckets}", "ascending lengths", "correct it")
     if len(train.profile_steps) not in (0, 2):
         raise user_error(f"config.train.profile_steps = {train.profile_steps}", "(first, number) or ()", "correct it")
     unknown = [part for part, _ in train.clip_part_norms if part not in ("encoder", "prior", "denoiser")]

@@ -191,7 +191,7 @@ class Data:
     records: MayChange[PathText | None] = None  # folder with manifest.json or split folders; None = the workdir's
     max_caption_tokens: Annotated[int, Range(2)] = 128  # bucket length of c in tokens, eos included
     class_captions: tuple[str, ...] = ()  # all captions of the data, if they are few: each is then encoded once
-    length_buckets: tuple[Count, ...] = ()  # shorter bucket lengths of z: a batch has one, so short z need less padding
+    length_buckets: tuple[Count, ...] = ()  # of z below max_latents_tokens: a batch has one, so short z are padded less
     num_workers: MayChange[Whole] = 0  # processes that read and decode records; 0 = threads of the training process
     max_bad_share: MayChange[Share] = 0.001  # share of records that may be unreadable before training stops
     verify: MayChange[Literal["full", "size"]] = "full"  # check of record shards when opened: sha256 or size

@@ -16,6 +16,7 @@ from kaleido_jax.plan.flops import count_flops
 from kaleido_jax.plan.memory import bytes_by_kind
 from kaleido_jax.plan.program import Program, build_program, trace
 from kaleido_jax.plan.stage import stage
+from kaleido_jax.runtime.accelerators import DEVICES
 
 PAPER = "imagenet_combined"  # the shipped config of the paper's run
 
