@@ -148,15 +148,8 @@ def _check_parts(config: Config, path: str) -> None:
 
 # --------------------------------------------------------------------------------- training and sampling
 @cross_check(Config)
-def _check_training(config: Config, path: str) -> None:
+def _check_batches(config: Config, path: str) -> None:
     del path
-    heads = len(nested(config.model.denoiser)) if config.model.denoiser else 1
-    if len(config.diffusion.loss_weights) not in (0, heads):
-        raise user_error(
-            f"config.diffusion.loss_weights has {len(config.diffusion.loss_weights)} entries",
-            f"{heads}, one for each resolution of config.model.denoiser",
-            "give one weight for each, high to low",
-        )
     train, buckets = config.train, config.data.length_buckets
     if train.batch_size % train.accumulate:
         raise user_error(
@@ -172,12 +165,30 @@ def _check_training(config: Config, path: str) -> None:
         )
     if list(buckets) != sorted({*buckets}):
         raise user_error(f"config.data.length_buckets = {buckets}", "ascending lengths", "correct it")
+    if config.eval.every_steps and config.eval.grid and config.data.class_captions:
+        raise user_error(
+            "config.eval.grid while training with config.data.class_captions, whose encoder is then gone",
+            "one of them",
+            "set config.eval.grid to False",
+        )
     if len(train.profile_steps) not in (0, 2):
         raise user_error(f"config.train.profile_steps = {train.profile_steps}", "(first, number) or ()", "correct it")
     unknown = [part for part, _ in train.clip_part_norms if part not in ("encoder", "prior", "denoiser")]
     if unknown:
         raise user_error(
             f"config.train.clip_part_norms has {unknown[0]!r}", "encoder, prior or denoiser", "correct the name"
+        )
+
+
+@cross_check(Config)
+def _check_training(config: Config, path: str) -> None:
+    del path
+    heads = len(nested(config.model.denoiser)) if config.model.denoiser else 1
+    if len(config.diffusion.loss_weights) not in (0, heads):
+        raise user_error(
+            f"config.diffusion.loss_weights has {len(config.diffusion.loss_weights)} entries",
+            f"{heads}, one for each resolution of config.model.denoiser",
+            "give one weight for each, high to low",
         )
     ratio = config.train.mixed_ratio
     if ratio and (len(ratio) != heads or ratio[0] * config.train.batch_size < sum(ratio)):
@@ -186,11 +197,9 @@ def _check_training(config: Config, path: str) -> None:
             f"{heads} numbers from 0, one for each resolution, whose first leaves a row of the batch",
             "give one for each, high to low",
         )
-    if (
-        ratio
-        and any((train.batch_size // train.accumulate * sum(ratio[: r + 1])) % sum(ratio) for r in range(heads))
-        and train.accumulate > 1
-    ):
+    train = config.train
+    rows = train.batch_size // train.accumulate  # of a part; each resolution's share of it must be whole
+    if train.accumulate > 1 and any(rows * sum(ratio[: r + 1]) % sum(ratio) for r in range(len(ratio))):
         raise user_error(
             f"config.train.accumulate = {train.accumulate} with mixed_ratio = {ratio}",
             "parts of the batch that the ratio divides evenly",

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import MANIFEST, Records, find_records, open_records, records_folder
-from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import select
 from kaleido_jax.models.kaleido import Kaleido
@@ -36,17 +35,7 @@ class Looks:
     def __init__(
         self, config: Config, workdir: Path, model: Kaleido, captions: ClassCaptions | None, mesh: Mesh
     ) -> None:
-        """Opens the held-out records; without any, the grid shows training records and there are no held-out losses.
-
-        Raises:
-          UserError: class captions, whose encoder is no longer there to sample with.
-        """
-        if captions and config.eval.grid:
-            raise user_error(
-                "config.eval.grid with config.data.class_captions, after which the encoder's memory is freed",
-                "one of them",
-                "set config.eval.grid to False",
-            )
+        """Opens the held-out records; without any, the grid shows training records and there are no held-out losses."""
         self.config, self.workdir, self.mesh, self.captions = config, workdir, mesh, captions
         self.codec = open_codec(config)
         self.records = _held_out(config, workdir, self.codec)

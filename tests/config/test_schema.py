@@ -4,7 +4,7 @@ import pytest
 
 from kaleido_jax.config import Config, fields
 from kaleido_jax.config.fields import MAY_CHANGE, PATH, hints_of, marked, read_type
-from kaleido_jax.config.schema import allow
+from kaleido_jax.config.schema import Mesh, allow
 from kaleido_jax.errors import UserError
 from tests.tiny import single_net_config, tiny_config
 
@@ -35,6 +35,19 @@ from tests.tiny import single_net_config, tiny_config
         ({"train__mixed_ratio": (0, 1)}, "config.train.mixed_ratio = "),
         ({"train__mixed_ratio": (1, 99)}, "whose first leaves a row"),
         ({"train__mixed_ratio": (2.5, 1)}, r"config.train.mixed_ratio\[0\] = 2.5"),
+        ({"train__mixed_ratio": (1, 2), "train__accumulate": 2}, "that the ratio divides evenly"),
+        ({"train__accumulate": 3}, "a divisor of config.train.batch_size = 8"),
+        ({"train__logits_chunk": 16, "train__scheduled_sampling": 0.5}, "draws from all logits"),
+        ({"train__clip_part_norms": (("head", 1.0),)}, "encoder, prior or denoiser"),
+        ({"train__profile_steps": (100,)}, r"\(first, number\) or \(\)"),
+        ({"data__length_buckets": (64, 32)}, "ascending lengths"),
+        ({"mesh__rules": (("batch", "data"),)}, "config.mesh.rules without 'act_conv'"),
+        ({"mesh__rules": (*((n, a) for n, a in Mesh().rules if n != "batch"), ("batch", "date"))}, "correct 'date'"),
+        (
+            {"eval__every_steps": 2, "data__class_captions": ("fruit",), "model__t5__encoder__trainable": False}
+            | {"model__t5__checkpoint": "x"},
+            "whose encoder is then gone",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_its_key(changes, message):
