@@ -1,5 +1,6 @@
 """The launchers: scripts parse, pass on commands, signals and exit codes; dry runs say what would be started."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -81,7 +82,10 @@ def test_local_stops_the_others_when_one_fails_and_ends_with_its_code():
 def test_local_passes_a_signal_to_all_and_waits_for_them(number):
     source = "def save(*_):\n    time.sleep(0.3 * me)\n    print('saved', flush=True)\n    sys.exit(75)\n"
     source += f"signal.signal({int(number)}, save)\nprint('ready', flush=True)\ntime.sleep(100)"
-    process = subprocess.Popen(local(source), cwd=REPO, env=environment(), stdout=subprocess.PIPE, text=True)
+    # Background shells ignore Ctrl-C, and bash cannot trap what it was started to ignore.
+    heed = functools.partial(signal.signal, number, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed}
+    process = subprocess.Popen(local(source), cwd=REPO, env=environment(), **pipes)
     ready = [process.stdout.readline() for _ in range(2)]
     assert sorted(ready) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(number)

@@ -12,10 +12,11 @@ import pytest
 from kaleido_jax.errors import UserError
 from kaleido_jax.main import parse_flags
 from kaleido_jax.models.flops import StepFlops
-from kaleido_jax.plan.cost import DEVICES, run_cost
+from kaleido_jax.plan.cost import run_cost
 from kaleido_jax.plan.memory import bytes_by_kind
 from kaleido_jax.plan.program import build_program
 from kaleido_jax.plan.stage import stage
+from kaleido_jax.runtime.accelerators import DEVICES
 from kaleido_jax.verbs import plan
 from tests.tiny import single_net_config, tiny_batch
 
