@@ -73,7 +73,7 @@ class KaleidoPipeline:
             model=build_model(config, codec.tokenizer.base_vocab_size),
             diffusion=config.diffusion,
             max_latents_tokens=config.latents.max_latents_tokens,
-            sharding=batch_sharding(make_mesh(mesh_sizes(config.mesh, jax.device_count()))),
+            sharding=batch_sharding(make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)),
             chunk=chunk,
         )
 

@@ -48,7 +48,7 @@ def load_workdir(config: Config, folder: Path, base_vocab_size: int) -> Weights:
     if config.sample.guidance == "autoguidance":
         bad_folder = Path(config.sample.autoguidance_workdir or folder).expanduser()
         bad, _ = checkpoints.restore_ema(bad_folder, _placed(config, trainable), config.sample.autoguidance_step)
-    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)
     loaded = load_pretrained(config, nn.meta.unbox(frozen), shardings_of(frozen, mesh, config.mesh.rules))
     return Weights(params=ema | loaded, step=step, bad_params=bad | loaded if bad else None)
 
@@ -85,5 +85,5 @@ def _boxed(config: Config, base_vocab_size: int) -> dict[str, Any]:
 
 def _placed(config: Config, boxed: dict[str, Any]) -> dict[str, Any]:
     """Shapes with dtypes and shardings."""
-    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()))
+    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)
     return checkpoints.abstract(nn.meta.unbox(boxed), shardings_of(boxed, mesh, config.mesh.rules))

@@ -89,7 +89,13 @@ def _held_out(config: Config, workdir: Path, codec: Codec) -> Records | None:
         log.warning("no held-out records (%s), so no held-out losses", folder)
         return None
     size = config.model.denoiser.image_size
-    return open_records(folder, codec=codec, image_size=size, verify=config.data.verify)
+    records = open_records(folder, codec=codec, image_size=size, verify=config.data.verify)
+    if config.eval.held_out_batches and len(records) < config.train.batch_size:
+        log.warning(
+            "%d held-out records fill no batch of %d, so no held-out losses", len(records), config.train.batch_size
+        )
+        return None
+    return records
 
 
 def _train_records(config: Config, workdir: Path, codec: Codec) -> Records:
