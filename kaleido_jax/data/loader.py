@@ -29,7 +29,7 @@ from absl import flags
 from jaxtyping import Array, Float, Int, UInt8
 
 from kaleido_jax.data.order import Order, buckets_of
-from kaleido_jax.data.records import Record, Records, decode_image
+from kaleido_jax.data.records import Records, TrainingRecord, decode_image
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.models.decode import shift_right
@@ -188,7 +188,7 @@ class _Reader:
         return self._sample(index) | {"replaced": np.float32(1)}
 
     def _sample(self, index: int) -> dict[str, np.ndarray]:
-        record = self.records[index]
+        record = self.records.training_record(index)
         image = _decoded(record)
         if image.shape[0] != self.records.image_size:
             image = shrink(to_model_range(image), self.records.image_size)
@@ -213,7 +213,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _decoded(record: Record) -> UInt8[np.ndarray, "s s 3"]:
+def _decoded(record: TrainingRecord) -> UInt8[np.ndarray, "s s 3"]:
     try:
         return decode_image(record.image)
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged bytes
@@ -248,7 +248,9 @@ def pad_tokens(ids: Sequence[int], length: int, name: str, sample: str, field: s
     return padded
 
 
-def _tokens(record: Record, codec: Codec, max_caption_tokens: int, max_latents_tokens: int) -> dict[str, np.ndarray]:
+def _tokens(
+    record: TrainingRecord, codec: Codec, max_caption_tokens: int, max_latents_tokens: int
+) -> dict[str, np.ndarray]:
     caption = [*record.caption_tokens, codec.tokenizer.eos_id]
     padded = pad_tokens(caption, max_caption_tokens, "caption", record.id, "data.max_caption_tokens")
     tokens = {"encoder_input_tokens": padded}
@@ -269,4 +271,4 @@ def _check_lengths(records: Records, codec: Codec, max_caption_tokens: int, max_
     if longest["caption"] <= max_caption_tokens and joined <= max_latents_tokens:
         return
     for index in range(len(records)):  # some sample is too long: find it now, not hours into a run
-        _tokens(records[index], codec, max_caption_tokens, max_latents_tokens)
+        _tokens(records.training_record(index), codec, max_caption_tokens, max_latents_tokens)

@@ -47,6 +47,7 @@ class Order:
     def __len__(self) -> int:
         return sys.maxsize if self._num_epochs is None else self._through(self._num_epochs)
 
+    @functools.lru_cache(maxsize=16)  # noqa: B019  samples are read one by one, by several threads
     def __getitem__(self, number: int) -> Int[np.ndarray, " b"]:
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")

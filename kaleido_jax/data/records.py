@@ -10,10 +10,10 @@ import logging
 import operator
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import msgpack
 import numpy as np
@@ -50,6 +50,21 @@ class Record:
     provenance: dict[str, dict[str, str]]  # segment -> who made it: model, version, prompt (a hash), date ...
     credit: str = ""  # whom to name where the image is shown, and its license
     shorter_side_px: int = 0  # of the photo before it was resized; 0 = unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """What training reads of a Record; the fields are the same ones."""
+
+    id: str
+    image: bytes
+    caption_tokens: list[int]
+    tokens: dict[str, list[int]]
+    shorter_side_px: int
+
+
+_TRAINING_FIELDS = tuple(field.name for field in fields(TrainingRecord))
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +117,18 @@ class Records:
         return self.manifest.num_records
 
     def __getitem__(self, index: SupportsIndex) -> Record:
+        return self._read(index, unpack)
+
+    def training_record(self, index: SupportsIndex) -> TrainingRecord:
+        """What training reads of a record: its latents as tokens only, which takes a third of the time."""
+        return self._read(index, unpack_for_training)
+
+    def _read(self, index: SupportsIndex, unpacked: Callable[[bytes], _T]) -> _T:
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         try:
-            return unpack(self._source[index])
+            return unpacked(self._source[index])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise user_error(
                 f"record {index} in {self._folder} is damaged", "the shards as annotated", _REMAKE
@@ -134,7 +156,7 @@ class Records:
         with progress("lengths of the latents", len(self), "record") as advance:
             for index in range(len(self)):
                 try:
-                    tokens = self[index].tokens
+                    tokens = self.training_record(index).tokens
                 except UserError as error:  # training leaves it out too
                     log.warning("%s", error)
                     tokens = {}
@@ -196,6 +218,16 @@ def unpack(payload: bytes) -> Record:
     """
     plain = msgpack.unpackb(payload)
     return Record(**plain | {"latents": Latents.from_json(plain["latents"])})
+
+
+def unpack_for_training(payload: bytes) -> TrainingRecord:
+    """What training needs of the record in a msgpack payload.
+
+    Raises:
+      ValueError, TypeError or KeyError: the payload is not a record.
+    """
+    plain = msgpack.unpackb(payload)
+    return TrainingRecord(**{name: plain[name] for name in _TRAINING_FIELDS})
 
 
 def encode_image(image: UInt8[np.ndarray, "s s 3"]) -> bytes:

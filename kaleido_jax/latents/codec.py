@@ -30,7 +30,7 @@ class Codec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "segments", check_segments(self.segments))
 
-    @property
+    @functools.cached_property
     def separator(self) -> list[int]:
         """The ids between two segments, of " | "."""
         return self.tokenizer.encode(SEPARATOR)

@@ -184,14 +184,14 @@ def test_damage_met_while_training_is_a_user_error(records, tokenizer, tmp_path)
 def test_another_record_of_its_length_stands_in_for_one_that_cannot_be_read(loader, records, monkeypatch, caplog):
     expected, lost = next(loader()), 3
     index = int(expected["sample_id"][lost])
-    read = type(records).__getitem__
+    read = type(records).training_record
 
     def damaged(self, number):
         if number == index:
             raise UserError(f"record {number} is damaged")
         return read(self, number)
 
-    monkeypatch.setattr(type(records), "__getitem__", damaged)
+    monkeypatch.setattr(type(records), "training_record", damaged)
     batch = next(loader())
     assert batch["sample_id"][lost] == (index + 1) % 44 and list(batch["replaced"]) == [0, 0, 0, 1, 0, 0, 0, 0]
     assert f"record {index} is damaged; the next record" in caplog.text

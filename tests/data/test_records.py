@@ -56,6 +56,15 @@ def test_records_hold_what_the_source_and_the_annotator_gave(made, opening):
         records[40]
 
 
+def test_training_reads_the_same_without_the_latents(made, opening):
+    records = open_records(made / "train", **opening)
+    for index in (0, 39):
+        whole, read = records[index], records.training_record(index)
+        assert dataclasses.asdict(read) == {name: getattr(whole, name) for name in dataclasses.asdict(read)}
+    with pytest.raises(IndexError, match="record 40 of 40"):
+        records.training_record(40)
+
+
 def test_manifest_tells_how_the_records_were_made(made, opening, tokenizer):
     manifest = open_records(made / "train", **opening).manifest
     sizes = {"num_train": 40, "num_test": 1, "two_share": 0.2, "image_size": 32}
