@@ -26,6 +26,7 @@ CORE = [
     "numpy>=2.1,<3",  # jax wants 2; 2.1 is the first for Python 3.13
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<1",  # the v0 manager; v1 renames its functions
+    "packaging>=24",
     "pillow>=11",  # the first for Python 3.13
     "protobuf>=6.33,<7",  # generated code in the seqio and cluster extras stops at 6
     "safetensors>=0.5",

@@ -1,11 +1,14 @@
 """The step compiled for devices that need not be there: a TPU topology or virtual CPU devices."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 
 import jax
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
@@ -36,10 +39,9 @@ def topology_devices(name: str) -> np.ndarray:
     """The devices of a TPU topology such as "v5p:2x2x2", as libtpu describes them without any TPU.
 
     Raises:
-      UserError: libtpu is not installed, or knows no such topology.
+      UserError: libtpu is not installed or of another version than this jax reads, or knows no such topology.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise user_error(f"--topology={name} without libtpu", "the TPU compiler", "pip install libtpu")
+    _check_libtpu(name)
     for variable, value in _WITHOUT_TPU.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
@@ -51,6 +53,18 @@ def topology_devices(name: str) -> np.ndarray:
         raise user_error(
             f"--topology={name} ({reason})", f"one that libtpu knows, e.g. {TOPOLOGIES}", "correct it"
         ) from error
+
+
+def _check_libtpu(topology: str) -> None:
+    """Before an hour of compiling: the programs of a newer libtpu are ones that jaxlib cannot read."""
+    requirements = map(Requirement, importlib.metadata.requires("jax") or ())
+    wanted = next((r.specifier for r in requirements if r.name == "libtpu"), SpecifierSet())
+    install = f"pip install 'libtpu{wanted}'"
+    if importlib.util.find_spec("libtpu") is None:
+        raise user_error(f"--topology={topology} without libtpu", "the TPU compiler", install)
+    found = importlib.metadata.version("libtpu")
+    if found not in wanted:
+        raise user_error(f"libtpu {found}", f"libtpu{wanted}, which jax {jax.__version__} reads", install)
 
 
 def virtual_devices(count: int) -> np.ndarray:

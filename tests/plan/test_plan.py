@@ -1,6 +1,7 @@
 """The plan: memory against real arrays, cost by hand, and what the verb prints and refuses."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -143,7 +144,15 @@ def test_wrong_flags_are_one_line(flags, message):
 
 def test_a_topology_without_libtpu_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="without libtpu; expected the TPU compiler; pip install libtpu"):
+    with pytest.raises(UserError, match="without libtpu; expected the TPU compiler; pip install 'libtpu=="):
+        plan.run(CONFIG, topology="v5p:2x2x2")
+
+
+def test_a_libtpu_whose_programs_jax_cannot_read_is_refused_before_compiling(monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "libtpu" else version(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match=r"libtpu 0.0.1; expected libtpu==[\d.*]+, which jax .* reads; pip install"):
         plan.run(CONFIG, topology="v5p:2x2x2")
 
 
