@@ -1,11 +1,11 @@
-"""Where the device's time goes: a trace of jax.profiler summed by kernel and by class of kernels."""
+"""Where the device's time goes: a trace of jax.profiler summed by kernel, class and part of the model."""
 
 import collections
 import dataclasses
 import gzip
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,39 @@ CLASSES = (  # the first pattern found in a kernel's name decides
     ("copies, transposes", r"copy|transpose|slice|concatenate|(?<![a-z])pad(?![a-z])|gather|scatter|bitcast"),
     ("elementwise fusions", r"fusion|loop|wrapped|triton|broadcast|convert|add|multiply|select|tanh|exp"),
 )
+PARTS = (  # the first pattern found in an operation's path decides; "inner." is a net inside another one
+    ("prior: logits", r"latents_logits"),
+    ("prior: self-attention", r"latents_states.*self_attention"),
+    ("prior: attention to the caption", r"latents_states.*encoder_decoder_attention"),
+    ("prior: GEGLU", r"latents_states.*/mlp"),
+    ("prior: norms, residuals, scan", r"latents_states"),
+    ("encoder", r"Kaleido\.encode\)"),
+    ("denoiser: text layers, keys and values", r"Kaleido\.condition\)"),
+    ("denoiser: residual blocks of the inner net", r"denoise\).*/inner\.(down|up|run).*resnets"),
+    ("denoiser: attention of the inner net", r"denoise\).*/inner\.(down|up|run).*attn"),
+    ("denoiser: residual blocks", r"denoise\).*resnets"),
+    ("denoiser: attention", r"denoise\).*attn"),
+    ("denoiser: resampling, concatenation, in and out", r"denoise\)"),
+    ("random numbers", r"threefry|normal|uniform|randint|bernoulli|sample_keys|purpose_key"),
+    ("losses", r"jvp\("),
+    ("optimizer, EMA, norms of gradients", r"train_step"),
+)
 OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """All runs of the kernels of one name."""
+    """All runs of the kernels of one name for one operation of the program."""
 
     name: str
+    operation: str  # of the compiled program's text; "" = the trace does not tell
     ms: float  # of one step
     calls: float  # in one step
 
 
-def class_of(name: str) -> str:
-    """The class of a kernel by its name, as CUDA or XLA gives it."""
-    return next((title for title, pattern in CLASSES if re.search(pattern, name, re.IGNORECASE)), OTHER)
+def first_match(table: Sequence[tuple[str, str]], text: str) -> str:
+    """The title of the first pattern of CLASSES or PARTS that is in the text; OTHER if none is."""
+    return next((title for title, pattern in table if re.search(pattern, text, re.IGNORECASE)), OTHER)
 
 
 def kernels_of(events: Iterable[Mapping[str, Any]], steps: int) -> list[Kernel]:
@@ -42,22 +60,20 @@ def kernels_of(events: Iterable[Mapping[str, Any]], steps: int) -> list[Kernel]:
     loop, they are XLA's operations without the loops.
     """
     events = list(events)
-    metadata = [event for event in events if event.get("ph") == "M"]
-    processes = {e["pid"]: e["args"]["name"] for e in metadata if e["name"] == "process_name"}
-    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in metadata if e["name"] == "thread_name"}
-    devices = {pid for pid, name in processes.items() if name.startswith("/device:")}
+    named = [event for event in events if event.get("ph") == "M"]
+    devices = {e["pid"] for e in named if e["name"] == "process_name" and e["args"]["name"].startswith("/device:")}
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in named if e["name"] == "thread_name"}
     streams = {key for key, name in threads.items() if key[0] in devices and name.startswith("Stream")}
     times, calls = collections.Counter(), collections.Counter()
     for event in events:
         if event.get("ph") != "X":
             continue
-        name, where = event["name"], (event["pid"], event.get("tid"))
         operation = event.get("args", {}).get("hlo_op", "")
-        inside = not operation.startswith(("while", "call", "conditional"))
-        if where in streams if streams else (operation and inside and (event["pid"] in devices or not devices)):
-            times[name] += event.get("dur", 0) / 1e3  # us
-            calls[name] += 1
-    return [Kernel(name, ms / steps, calls[name] / steps) for name, ms in times.most_common()]
+        loop = operation.startswith(("while", "call", "conditional"))
+        if (event["pid"], event.get("tid")) in streams if streams else operation and not loop:
+            times[event["name"], operation] += event.get("dur", 0) / 1e3  # from us
+            calls[event["name"], operation] += 1
+    return [Kernel(*key, ms / steps, calls[key] / steps) for key, ms in times.most_common()]
 
 
 def read_trace(folder: Path) -> list[dict[str, Any]]:
@@ -73,22 +89,51 @@ def read_trace(folder: Path) -> list[dict[str, Any]]:
         return json.load(file)["traceEvents"]
 
 
-def by_class(kernels: Iterable[Kernel]) -> dict[str, float]:
-    """Class -> ms of a step, the longest first."""
-    total = collections.Counter()
+def paths_of(program: str) -> dict[str, str]:
+    """Operation -> its path in the model, from the text of a compiled program."""
+    found = {}
+    for line in program.splitlines():
+        operation, path = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = ", line), re.search(r'op_name="([^"]*)"', line)
+        if operation and path:
+            found[_plain(operation[1])] = path[1]
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[.-]", "_", name)  # a kernel has its operation's name in this form
+
+
+def summary(kernels: Sequence[Kernel], paths: Mapping[str, str], top: int = 20) -> dict[str, Any]:
+    """ms of a step by class and by part of the model, and the `top` kernels by name, each the longest first."""
+    classes, parts, names = (collections.Counter() for _ in range(3))
+    calls, where = collections.Counter(), {}
     for kernel in kernels:
-        total[class_of(kernel.name)] += kernel.ms
-    return dict(total.most_common())
+        path = paths.get(_plain(kernel.operation)) or paths.get(_plain(kernel.name), "")
+        classes[first_match(CLASSES, kernel.name)] += kernel.ms
+        parts[first_match(PARTS, path)] += kernel.ms
+        names[kernel.name] += kernel.ms
+        calls[kernel.name] += kernel.calls
+        where.setdefault(kernel.name, path)  # of its longest operation
+    return {
+        "device_ms": sum(names.values()),
+        "classes": dict(classes.most_common()),
+        "parts": dict(parts.most_common()),
+        "kernels": [
+            {"name": name, "class": first_match(CLASSES, name), "ms": ms, "calls": calls[name], "path": where[name]}
+            for name, ms in names.most_common(top)
+        ],
+    }
 
 
-def to_markdown(kernels: list[Kernel], top: int = 20) -> str:
-    """Two tables: by class, and the `top` names."""
-    whole = sum(kernel.ms for kernel in kernels) or 1.0
-    lines = ["| class of kernels | ms a step | share |", "|---|---|---|"]
-    lines += [f"| {name} | {ms:.1f} | {ms / whole:.1%} |" for name, ms in by_class(kernels).items()]
-    lines += ["", "| kernel | class | ms a step | share | calls a step |", "|---|---|---|---|---|"]
-    for kernel in kernels[:top]:
-        name = kernel.name.replace("|", "/")[:80]
-        cells = f"{class_of(kernel.name)} | {kernel.ms:.2f} | {kernel.ms / whole:.1%} | {kernel.calls:.1f}"
+def to_markdown(found: Mapping[str, Any]) -> str:
+    """Three tables of a `summary`."""
+    whole, lines = found["device_ms"] or 1.0, []
+    for heading, key in (("class of kernels", "classes"), ("part of the step", "parts")):
+        lines += [f"| {heading} | ms a step | share |", "|---|---|---|"]
+        lines += [f"| {name} | {ms:.1f} | {ms / whole:.1%} |" for name, ms in found[key].items()] + [""]
+    lines += ["| kernel | class | ms a step | share | calls a step | of |", "|---|---|---|---|---|---|"]
+    for kernel in found["kernels"]:
+        name, path = (text.replace("|", "/") for text in (kernel["name"][:70], kernel["path"][-70:]))
+        cells = f"{kernel['class']} | {kernel['ms']:.2f} | {kernel['ms'] / whole:.1%} | {kernel['calls']:.0f} | {path}"
         lines.append(f"| `{name}` | {cells} |")
     return "\n".join(lines)

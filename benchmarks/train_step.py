@@ -17,7 +17,6 @@ import gc
 import json
 import math
 import os
-import re
 import statistics
 import sys
 import time
@@ -25,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
 from kaleido_jax.runtime.xla_flags import keep_memory, set_cpu_flag
 
 set_cpu_flag()
@@ -36,6 +34,7 @@ import jax.monitoring  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import trace  # noqa: E402
+from benchmarks.tables import described, first_line, table  # noqa: E402
 from benchmarks.training_step import jitted, made_up_batch, made_up_state  # noqa: E402
 from kaleido_jax.config.codec import open_codec  # noqa: E402
 from kaleido_jax.config.load import config_from_flags  # noqa: E402
@@ -94,10 +93,19 @@ def cases_of(args: argparse.Namespace, batch: int) -> list[Case]:
 
 
 # ------------------------------------------------------------------------------------------ compilation
-def compile_all(cases: Sequence[Case]) -> list[Compiled]:
-    """All cases side by side: XLA compiles without the interpreter's lock."""
+def compile_all(cases: Sequence[Case], failed: dict[str, str] | None = None) -> list[Compiled]:
+    """All cases side by side: XLA compiles without the interpreter's lock. Errors go to `failed` if it is there."""
+    done = []
     with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
-        return list(pool.map(compile_case, cases))
+        futures = [pool.submit(compile_case, case) for case in cases]
+        for case, future in zip(cases, futures, strict=True):
+            try:
+                done.append(future.result())
+            except jax.errors.JaxRuntimeError as error:
+                if failed is None:
+                    raise
+                failed[case.name] = first_line(error)
+    return done
 
 
 def compile_case(case: Case) -> Compiled:
@@ -178,11 +186,17 @@ def sides_of(compiled: Sequence[Compiled]) -> list[list[Compiled]]:
     return [group for group in grouped if group]
 
 
+def memory_gb() -> float:
+    """What JAX may use of a device's memory; infinite where it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf) / GB
+
+
 def side_by_side(compiled: Sequence[Compiled]) -> bool:
     """Whether the states of all models and the largest step fit the device's memory together."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf) / GB
     arguments = [group[0].facts.get("argument_gb", 0) for group in sides_of(compiled)]
-    return sum(arguments) + max(each.facts.get("peak_gb", 0) for each in compiled) - min(arguments) < SHARE * limit
+    return (
+        sum(arguments) + max(each.facts.get("peak_gb", 0) for each in compiled) - min(arguments) < SHARE * memory_gb()
+    )
 
 
 def time_all(compiled: Sequence[Compiled], args: argparse.Namespace, together: bool) -> Iterator[Compiled]:
@@ -259,7 +273,7 @@ class Report:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.results, self.profiles = args, [], {}
-        self.failed: dict[int, str] = {}  # images a device -> why they do not fit
+        self.failed: dict[str, str] = {}  # what was tried -> why it failed
         self.cache = {"hits": 0, "misses": 0}
         jax.monitoring.register_event_listener(self._count)
         mean, std = map(float, args.z_length.split(","))
@@ -299,23 +313,20 @@ class Report:
         """Heading, table, ratios, profiles."""
         kind, count = jax.devices()[0].device_kind, jax.device_count()
         peak = accelerator(kind)
-        made = describe("jax", "jaxlib", "flax", "optax")
         lines = [
-            re.sub(r" --(out|profile|wait_for)=[^\s`]+", "", made),
+            described("jax", "jaxlib", "flax", "optax"),
             f"- devices: {count} x {kind}" + (f", peak {peak.tflops:g} TFLOP/s in bfloat16" if peak else ""),
             f"- XLA_FLAGS: `{os.environ.get('XLA_FLAGS', '')}`, load {os.getloadavg()[0]:.1f}",
             "",
-            *self._table(),
+            *table(COLUMNS, self.results),
             "",
             *self._ratios(),
-            *[f"- {batch} images a device: {reason}" for batch, reason in self.failed.items()],
+            *[f"- {name}: {reason}" for name, reason in self.failed.items()],
         ]
         for name, each in self.profiles.items():
-            lines += ["", f"## {name}", "", each.get("table") or f"no profile: {each['error']}"]
+            found = trace.to_markdown(each) if "classes" in each else f"no profile: {each['error']}"
+            lines += ["", f"## {name}", "", found]
         return "\n".join(lines)
-
-    def _table(self) -> list[str]:
-        return table(COLUMNS, self.results)
 
     def _ratios(self) -> list[str]:
         found = ratios(self.results, self.padded)
@@ -348,14 +359,11 @@ COLUMNS = (  # heading, key, format
 )
 
 
-def table(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of a Markdown table; a value that a row does not have is a blank."""
-    shown = [[text.format(row[key]) if key in row else "" for _, key, text in columns] for row in rows]
-    head = [f"| {' | '.join(name for name, *_ in columns)} |", "|---" * len(columns) + "|"]
-    return head + [f"| {' | '.join(cells)} |" for cells in shown]
-
-
 # ------------------------------------------------------------------------------------------ one batch size
+class DoesNotFit(RuntimeError):
+    """A step needs more memory than there is."""
+
+
 def out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
@@ -364,7 +372,8 @@ def run(batch: int, args: argparse.Namespace, report: Report) -> list[Compiled]:
     """Compiles and times one batch size.
 
     Raises:
-      jax.errors.JaxRuntimeError: it does not fit the memory.
+      DoesNotFit: by what the compiler says.
+      jax.errors.JaxRuntimeError: it ran out of memory.
     """
     compiled = compile_all(cases_of(args, batch))
     report.results = [each.facts for each in compiled]
@@ -373,6 +382,8 @@ def run(batch: int, args: argparse.Namespace, report: Report) -> list[Compiled]:
         say(f"waiting for {args.wait_for}")
         while not args.wait_for.exists():
             time.sleep(0.5)
+    if (needed := max(each.facts.get("peak_gb", 0) for each in compiled)) > memory_gb():
+        raise DoesNotFit(f"the compiled step needs {needed:.1f} GB of {memory_gb():.1f} GB")
     choices = (True, False) if side_by_side(compiled) and len(sides_of(compiled)) > 1 else (False,)
     for together in choices:
         try:
@@ -389,10 +400,6 @@ def run(batch: int, args: argparse.Namespace, report: Report) -> list[Compiled]:
     return compiled
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
-
-
 # ------------------------------------------------------------------------------------------ profile
 def profile(compiled: Sequence[Compiled], args: argparse.Namespace, report: Report) -> None:
     """Traces three steps of each program, after everything is timed: a trace slows what comes after it."""
@@ -405,12 +412,8 @@ def profile(compiled: Sequence[Compiled], args: argparse.Namespace, report: Repo
                 with jax.profiler.trace(str(folder)):
                     side.run(each, 2)  # three, one of them to fill the queue
                 kernels = trace.kernels_of(trace.read_trace(folder), steps=3)
-                report.profiles[each.case.name] = {
-                    "device_ms": sum(kernel.ms for kernel in kernels),
-                    "classes": trace.by_class(kernels),
-                    "kernels": [dataclasses.asdict(kernel) for kernel in kernels[:20]],
-                    "table": trace.to_markdown(kernels),
-                }
+                found = trace.summary(kernels, trace.paths_of(each.step.as_text()))
+                report.profiles[each.case.name] = found
             except Exception as error:  # noqa: BLE001  the timings are worth more than a profile
                 report.profiles[each.case.name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
                 say(f"no profile of {each.case.name}: {first_line(error)}")
@@ -448,7 +451,7 @@ def main() -> None:
     )  # it may compile quickly, but run on a lent device
     report = Report(args)
     if args.compile_only:
-        compiled = compile_all([case for batch in args.batch for case in cases_of(args, batch)])
+        compiled = compile_all([case for batch in args.batch for case in cases_of(args, batch)], report.failed)
         report.results = [each.facts for each in compiled]
     else:
         compiled = first_that_fits(args, report)
@@ -465,11 +468,11 @@ def first_that_fits(args: argparse.Namespace, report: Report) -> list[Compiled]:
     for batch in args.batch:
         try:
             return run(batch, args, report)
-        except jax.errors.JaxRuntimeError as error:
-            if not out_of_memory(error):
+        except (DoesNotFit, jax.errors.JaxRuntimeError) as error:
+            if not (isinstance(error, DoesNotFit) or out_of_memory(error)):
                 raise
-            report.failed[batch] = first_line(error)
-            say(f"{batch} images a device do not fit: {report.failed[batch]}")
+            report.failed[f"{batch} images a device"] = first_line(error)
+            say(f"{batch} images a device do not fit: {first_line(error)}")
         report.write()
         gc.collect()
     return []
