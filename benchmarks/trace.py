@@ -12,6 +12,7 @@ from typing import Any
 CLASSES = (  # the first pattern found in a kernel's name decides
     ("collectives", r"nccl|all[-_]?(reduce|gather|to[-_]all)|reduce[-_]scatter|collective"),
     ("copies, transposes", r"nchwTo|nhwcTo|memcpy|memset"),
+    ("fused attention", r"sdpa|flash|fmha"),
     ("convolutions", r"conv(?!ert)|fprop|dgrad|wgrad|implicit_gemm|cudnn"),
     ("matrix products", r"gemm|nvjet|cutlass|cublas|matmul|splitK|(?<![a-z])dot(?![a-z])"),
     ("softmax, sums, maxima", r"softmax|reduce|norm|row_sum"),

@@ -246,7 +246,7 @@ def mean_padded_length(mean: float, std: float, buckets: Sequence[int]) -> float
     """The mean of lengths ~ N(mean, std), each padded to its bucket; longer ones than the last are cut to it."""
     below = [0.5 * (1 + math.erf((bucket - mean) / (std * math.sqrt(2)))) for bucket in buckets[:-1]]
     edges = [0.0, *below, 1.0]
-    return sum(bucket * (b - a) for bucket, a, b in zip(buckets, edges, edges[1:], strict=True))
+    return sum(bucket * (b - a) for bucket, a, b in zip(buckets, edges[:-1], edges[1:], strict=True))
 
 
 def at_length(length: float, measured: dict[int, float]) -> float | None:
