@@ -193,10 +193,9 @@ def memory_gb() -> float:
 
 def side_by_side(compiled: Sequence[Compiled]) -> bool:
     """Whether the states of all models and the largest step fit the device's memory together."""
-    arguments = [group[0].facts.get("argument_gb", 0) for group in sides_of(compiled)]
-    return (
-        sum(arguments) + max(each.facts.get("peak_gb", 0) for each in compiled) - min(arguments) < SHARE * memory_gb()
-    )
+    states = sum(group[0].facts.get("argument_gb", 0) for group in sides_of(compiled))
+    steps = max(each.facts.get("peak_gb", 0) - each.facts.get("argument_gb", 0) for each in compiled)
+    return states + steps < SHARE * memory_gb()
 
 
 def time_all(compiled: Sequence[Compiled], args: argparse.Namespace, together: bool) -> Iterator[Compiled]:
