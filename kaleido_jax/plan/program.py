@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config, micro_names, sample_shapes
@@ -60,7 +60,10 @@ def build_program(
     check_devices(config, num_devices)
     sizes = mesh_sizes(config.mesh, num_devices)
     shape, names = tuple(sizes.values()), tuple(sizes)
-    mesh = AbstractMesh(shape, names) if devices is None else Mesh(np.reshape(devices, shape), names)
+    if devices is None:  # axes of the kind that Mesh has; JAX's default differs among its versions
+        mesh = AbstractMesh(shape, names, axis_types=(AxisType.Auto,) * len(names))
+    else:
+        mesh = Mesh(np.reshape(devices, shape), names)
     model, optimizer = build_model(config, base_vocab_size), make_optimizer(config.train)
     (state, frozen), (state_shardings, frozen_shardings) = abstract_state(config, model, optimizer, mesh)
     if config.model.t5.checkpoint is not None:  # loaded weights may be stored narrower than random ones
