@@ -445,9 +445,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parsed()
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0
-    )  # it may compile quickly, but run on a lent device
+    # Everything is kept, however fast it compiled: the run that is timed may come later.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     report = Report(args)
     if args.compile_only:
         compiled = compile_all([case for batch in args.batch for case in cases_of(args, batch)], report.failed)
