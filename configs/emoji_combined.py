@@ -3,12 +3,15 @@
 Command:  python -m kaleido_jax.main --config=configs/emoji_combined.py --workdir=runs/emoji
           python -m kaleido_jax.main --config=configs/emoji_combined.py:long --workdir=runs/emoji_long
           python -m kaleido_jax.main --config=configs/emoji_combined.py:baseline --workdir=runs/emoji_baseline
-          ":long" trains the quickstart's model for longer, ":baseline" the same net without latents, ":64" a nested net
-          of 64 px around it, which may start from a long run and takes its vokens then:
+          python -m kaleido_jax.main --config=configs/emoji_combined.py:accelerator --workdir=runs/emoji_tiny
+          ":long" trains the quickstart's model for longer, ":baseline" the same net without latents. ":accelerator" and
+          ":accelerator-baseline" made the package's emoji-tiny and emoji-tiny-baseline. ":64" is a nested net of 64 px
+          around the quickstart's, which may start from a long run and takes its vokens then:
           python -m kaleido_jax.main --config=configs/emoji_combined.py:64 --workdir=runs/emoji_64
             --config.init.inner=runs/emoji_long
             --config.annotate.voken.model=runs/emoji_long/records/quantizer.safetensors
-Hardware: two CPU cores; 1,000 steps without a colon, 150,000 with one.
+Hardware: two CPU cores; 1,000 steps without a colon, 150,000 with one. ":accelerator": one H200 and 16 CPU cores, where
+          it and its baseline took five minutes beside each other, 3.6 million images each.
 """
 
 from ml_collections import ConfigDict
@@ -16,18 +19,18 @@ from ml_collections import ConfigDict
 from kaleido_jax.config import UNet, default_config, to_config_dict
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("short", "long", "baseline", "64")
+VARIANTS = ("short", "long", "baseline", "accelerator", "accelerator-baseline", "64")
 
 
 def get_config(variant: str = "short") -> ConfigDict:
     if variant not in VARIANTS:
         raise user_error(f"emoji_combined.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
     config = default_config()
-    names = {"short": "emoji_combined", "long": "emoji-tiny", "baseline": "emoji-tiny-baseline", "64": "emoji-64"}
-    config.name = names[variant]
+    accelerator, baseline = variant.startswith("accelerator"), variant.endswith("baseline")
+    config.name = {"short": "emoji_combined", "64": "emoji-64"}.get(variant, f"emoji-tiny{'-baseline' * baseline}")
 
     # The paper's combined latents plus the blob, which tells the tilt.
-    config.latents.segments = () if variant == "baseline" else ("text", "bbox", "blob", "voken")
+    config.latents.segments = () if baseline else ("text", "bbox", "blob", "voken")
     config.latents.codebook_size = 64  # codebook of the fitted residual quantizer
     config.latents.vokens_per_image = 4
     config.latents.coordinate_step = 10  # the vocabulary has these numbers as pieces
@@ -102,4 +105,9 @@ def get_config(variant: str = "short") -> ConfigDict:
     config.eval.protocol = "emoji"
     config.eval.num_samples = 200 if variant == "short" else 1_200
     config.eval.num_steps = 50 if variant == "short" else 20
+    config.eval.gamma = 2.0 if variant == "short" else 4.0
+    if accelerator:  # 1/16 of the gradient's variance bears a higher rate; the device waits for nothing but records
+        train.batch_size, train.num_steps, train.learning_rate, train.warmup_steps = 256, 14_000, 3e-3, 500
+        train.ema_decay, train.log_every_steps, train.checkpoint_every_steps = 0.999, 250, 3_500
+        config.data.num_workers = 5
     return config

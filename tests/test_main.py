@@ -198,11 +198,17 @@ def test_the_baseline_is_the_same_without_latents():
         assert getattr(config, group) == getattr(combined, group)
 
 
-def test_the_emoji_baseline_differs_by_its_latents_and_the_64_px_net_grows_around_the_long_run():
-    long, baseline, larger = (load_config(f"emoji_combined:{variant}") for variant in ("long", "baseline", "64"))
-    assert baseline.latents.segments == ()
+@pytest.mark.parametrize("pair", [("long", "baseline"), ("accelerator", "accelerator-baseline")])
+def test_an_emoji_baseline_differs_by_its_latents(pair):
+    kaleido, baseline = (load_config(f"emoji_combined:{variant}") for variant in pair)
+    assert kaleido.latents.segments and baseline.latents.segments == ()
+    assert (kaleido.name, baseline.name) == ("emoji-tiny", "emoji-tiny-baseline")
     for group in ("model", "diffusion", "train", "sample"):
-        assert getattr(baseline, group) == getattr(long, group)
+        assert getattr(baseline, group) == getattr(kaleido, group)
+
+
+def test_the_64_px_net_grows_around_the_long_run():
+    long, larger = (load_config(f"emoji_combined:{variant}") for variant in ("long", "64"))
     assert larger.model.denoiser.inner == long.model.denoiser and larger.latents == long.latents
 
 

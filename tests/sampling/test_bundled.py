@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import kaleido_jax as kj
-from kaleido_jax.config.load import MODELS
+from kaleido_jax.config.load import MODELS, load_config
+from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate.scene_pixels import background_of
 from kaleido_jax.evaluate.scene_reading import said_by
@@ -19,7 +20,7 @@ def test_the_pair_is_in_the_package_and_small():
     assert sum(path.stat().st_size for path in files) <= 12_000_000
     for name in PAIR:
         card = (MODELS / name / "README.md").read_text()
-        assert "steps of 16 samples" in card and "kind_right" in card  # how long it was trained, and what was measured
+        assert "steps of 256 samples" in card and "kind_right" in card  # how long it was trained, and what was measured
 
 
 def test_the_pair_differs_by_the_latents_alone():
@@ -29,6 +30,13 @@ def test_the_pair_differs_by_the_latents_alone():
         assert getattr(kaleido.config, group) == getattr(baseline.config, group)
     assert kaleido.config.latents.segments == ("text", "bbox", "blob", "voken")
     assert baseline.config.latents.segments == ()
+
+
+@pytest.mark.parametrize(("name", "variant"), zip(PAIR, ("accelerator", "accelerator-baseline"), strict=True))
+def test_the_config_that_made_a_bundled_model_is_shipped(name, variant):
+    stored, shipped = Config.from_json(MODELS / name), load_config(f"emoji_combined:{variant}")
+    for group in ("model", "latents", "diffusion", "train", "sample"):
+        assert getattr(stored, group) == getattr(shipped, group)
 
 
 def test_a_bundled_model_draws_on_the_background_that_its_latents_name():
