@@ -28,6 +28,7 @@ from kaleido_jax.config.fields import (
     marked,
 )
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.posthoc_ema import MAX_SIGMA_REL
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -312,6 +313,9 @@ class Train:
     clip_part_norms: tuple[tuple[str, Positive], ...] = ()  # L2 norms of single parts before that, e.g. (("prior", 1),)
     ema_decay: Share = 0.9999
     ema_every_steps: Count = 1  # steps from one EMA update to the next, which then decays as much as all of them
+    # sigma_rel of averages beside the EMA, e.g. (0.05, 0.1), of which `export --sigma_rel` makes any other; () = none
+    ema_profiles: tuple[Annotated[float, Range(0, MAX_SIGMA_REL, open=True)], ...] = ()
+    ema_snapshot_every_steps: MayChange[Whole] = 0  # from one snapshot of these to the next; 0 = with every checkpoint
     logits_chunk: Whole = 0  # positions of z whose logits exist at once, in training; 0 = all
     max_skipped_steps: MayChange[Count] = 10  # steps in a row without a finite gradient before training stops
     log_every_steps: MayChange[Count] = 100

@@ -7,7 +7,7 @@ import jax
 
 from kaleido_jax.plan.program import Program
 
-NAMES = {"params": "parameters", "ema": "EMA", "opt_state": "optimizer"}  # field of State -> kind
+NAMES = {"params": "parameters", "ema": "EMA", "profiles": "EMA", "opt_state": "optimizer"}  # field of State -> kind
 OTHER = "other state"
 
 

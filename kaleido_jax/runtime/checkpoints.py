@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the state and the place in the data, written and read by Orbax.
+"""Checkpoints of a run, the state and the place in the data, and snapshots of averages, written and read by Orbax.
 
 Damage is detected on reading, by Orbax or by stored checksums, since Orbax misses most flipped bits in an array. The
 newest undamaged checkpoint is then used instead.
@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from kaleido_jax.runtime.files import make_folder
 
 log = logging.getLogger(__name__)
 
-FOLDER, DAMAGED = "checkpoints", "checkpoints_damaged"
+FOLDER, DAMAGED, SNAPSHOTS = "checkpoints", "checkpoints_damaged", "ema_snapshots"
 WAIT_SEC = 600.0  # for other processes
 CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
 
@@ -104,12 +104,18 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, place: Place) ->
     Raises:
       NotWritten: this or the last checkpoint could not be written, e.g. on a full disk.
     """
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(place.get_state()))
+    items = ocp.args.Composite(state=ocp.args.StandardSave(_filled(state)), data=ocp.args.JsonSave(place.get_state()))
     # The place twice, since a damaged digit of one of them would not be noticed.
     metadata = {CHECKSUMS: checksums(state), PLACE: place.get_state(), VERSION: _version()}
     with _written_or_user_error(manager.directory):
         _check_room(Path(manager.directory), state)
         manager.save(step, args=items, custom_metadata=metadata)
+
+
+def _filled(state: Any) -> dict[str, Any]:
+    """The parts of a state that hold arrays: Orbax tells an empty part from none, which older checkpoints have."""
+    parts = state if isinstance(state, dict) else vars(state)
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 
 def _version() -> str:
@@ -138,12 +144,12 @@ def wait(manager: ocp.CheckpointManager) -> None:
 
 
 @contextmanager
-def _written_or_user_error(folder: os.PathLike) -> Iterator[None]:
+def _written_or_user_error(folder: os.PathLike, what: str = "a checkpoint") -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
         line = user_error(
-            f"a checkpoint cannot be written to {folder} ({reason(error)})",
+            f"{what} cannot be written to {folder} ({reason(error)})",
             "free space and permission",
             "provide them; the same command then resumes from the last whole checkpoint",
         )
@@ -151,9 +157,9 @@ def _written_or_user_error(folder: os.PathLike) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------- reading
-def steps_of(workdir: Path) -> list[int]:
-    """Steps of the checkpoints in a workdir, oldest first."""
-    folder = workdir / FOLDER
+def steps_of(workdir: Path, name: str = FOLDER) -> list[int]:
+    """Steps of the checkpoints in a workdir, oldest first; with name=SNAPSHOTS those of the snapshots."""
+    folder = workdir / name
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
@@ -167,7 +173,7 @@ def restore(manager: ocp.CheckpointManager, abstract_state: Any, place: Place) -
     """
     folder, damaged = Path(manager.directory), {}
     for step in sorted(manager.all_steps(), reverse=True):
-        state, data = ocp.args.StandardRestore(abstract_state), ocp.args.JsonRestore()
+        state, data = ocp.args.StandardRestore(_filled(abstract_state)), ocp.args.JsonRestore()
         try:
             restored = manager.restore(step, args=ocp.args.Composite(state=state, data=data))
             _check(folder / str(step), restored["state"], restored["data"])
@@ -186,7 +192,8 @@ def restore(manager: ocp.CheckpointManager, abstract_state: Any, place: Place) -
                 _set_aside(folder, damaged)
             distributed.barrier("damaged checkpoints are set aside", WAIT_SEC)
             manager.reload()
-        return restored["state"]
+        whole = restored["state"]
+        return abstract_state | whole if isinstance(abstract_state, dict) else abstract_state.replace(**whole)
     raise _none_whole(folder, damaged)
 
 
@@ -197,19 +204,17 @@ def restore_ema(workdir: Path, abstract_ema: Any, step: int | None = None) -> tu
       UserError: the workdir holds no checkpoint, none of `step`, or only damaged ones.
     """
 
-    def read(folder: Path) -> Any:
-        restored = ocp.PyTreeCheckpointer().restore(
-            folder / "state",
-            args=ocp.args.PyTreeRestore(
-                item={"ema": abstract_ema},
-                restore_args=ocp.checkpoint_utils.construct_restore_args({"ema": abstract_ema}),
-                partial_restore=True,
-            ),
-        )
-        _check(folder, restored)
-        return restored["ema"]
+    return _newest_whole(workdir, lambda folder: _read_part(folder, "ema", abstract_ema), step)
 
-    return _newest_whole(workdir, read, step)
+
+def _read_part(folder: Path, name: str, abstract: Any) -> Any:
+    """One part of the state in the folder of a step, as far as the abstract tree goes."""
+    item = {name: abstract}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    restored = ocp.PyTreeCheckpointer().restore(folder / "state", args=args)
+    _check(folder, restored)
+    return restored[name]
 
 
 def ema_shapes(workdir: Path) -> dict:
@@ -314,6 +319,83 @@ def _none_whole(folder: Path, damaged: dict[int, Exception]) -> UserError:
 def reason(error: BaseException) -> str:
     """An error in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+# ------------------------------------------------------------------------------------------- snapshots
+@contextmanager
+def open_snapshots(workdir: Path) -> Iterator[ocp.AsyncCheckpointer]:
+    """A writer of ema_snapshots/; on exit, even after an error, it finishes a pending one.
+
+    What a killed run left there unfinished is removed.
+
+    Raises:
+      UserError: the last snapshot could not be written, or the folder is not writable.
+    """
+    folder = workdir / SNAPSHOTS
+    if distributed.is_main():
+        for path in make_folder(folder, "--workdir").iterdir():
+            if not path.name.isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
+    distributed.barrier("snapshots can be written", WAIT_SEC)
+    writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    try:
+        yield writer
+    except BaseException:
+        with suppress(Exception):
+            writer.close()
+        raise
+    with _written_or_user_error(folder, "an EMA snapshot"):
+        writer.close()
+
+
+def save_snapshot(writer: ocp.AsyncCheckpointer, workdir: Path, step: int, profiles: Sequence[Any]) -> None:
+    """Writes ema_snapshots/<step> as float16 in the background, in place of an earlier one of this step.
+
+    float16 has three bits more than bfloat16, and sums of snapshots within the profiles' range do not enlarge its
+    rounding (Karras et al. 2024 store it too). No other save may be under way: of two, several processes would mix up
+    which they wait for.
+
+    Raises:
+      NotWritten: this or the last snapshot could not be written, e.g. on a full disk.
+    """
+    folder = (workdir / SNAPSHOTS).absolute()
+    trees = {str(i): jax.tree.map(lambda leaf: leaf.astype(jnp.float16), tree) for i, tree in enumerate(profiles)}
+    with _written_or_user_error(folder, "an EMA snapshot"):
+        _check_room(folder, trees)
+        metadata = {CHECKSUMS: checksums(trees), VERSION: _version()}
+        if distributed.is_main() and (folder / str(step)).exists():
+            # Orbax's `force` would leave a part of it under its name if the process is killed meanwhile.
+            replaced = (folder / str(step)).rename(folder / f"{step}.replaced.{uuid.uuid4().hex[:8]}")
+            shutil.rmtree(replaced)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(trees))
+        writer.save(folder / str(step), args=items, custom_metadata=metadata)
+
+
+def wait_for_snapshot(writer: ocp.AsyncCheckpointer, workdir: Path) -> None:
+    """Waits until the last snapshot is on disk.
+
+    Raises:
+      NotWritten: it could not be written.
+    """
+    with _written_or_user_error(workdir / SNAPSHOTS, "an EMA snapshot"):
+        writer.wait_until_finished()
+
+
+def restore_snapshot(workdir: Path, step: int, number: int, abstract: Any) -> Any:
+    """The profile of this number in ema_snapshots/<step> as float16, sharded as the abstract parameters.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    folder = (workdir / SNAPSHOTS / str(step)).absolute()
+    halves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float16, sharding=leaf.sharding), abstract)
+    try:
+        return _read_part(folder, str(number), halves)
+    except jax.errors.JaxRuntimeError:
+        raise
+    except Exception as error:  # noqa: BLE001  as above
+        found = f"EMA snapshot {folder} cannot be read ({reason(error)})"
+        raise user_error(found, "a whole one", "delete it; the others serve without it") from error
 
 
 # ------------------------------------------------------------------------------------------- checksums

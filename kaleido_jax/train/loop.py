@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
-from orbax.checkpoint import CheckpointManager
+from orbax.checkpoint import AsyncCheckpointer, CheckpointManager
 
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
@@ -39,7 +39,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIte
 
     Args:
       config: the experiment.
-      workdir: receives metrics.jsonl, events, checkpoints and skipped.jsonl.
+      workdir: receives metrics.jsonl, events, checkpoints, ema_snapshots and skipped.jsonl.
       tokenizer: gives the sizes of the token tables.
       batches: numpy batches (this process's rows); checkpoints hold the place of the next one.
 
@@ -85,13 +85,14 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIte
 
         # ------------------------------------------------------------ restore, then loop
         settings = checkpoints.Settings(config.train.keep_checkpoints, config.train.keep_every_steps)
-        with checkpoints.open_manager(workdir, settings) as manager:
+        snapshots = checkpoints.open_snapshots(workdir) if config.train.ema_profiles else contextlib.nullcontext()
+        with checkpoints.open_manager(workdir, settings) as manager, snapshots as writer:
             if not fresh:
                 state = checkpoints.restore(manager, state, batches)
                 log.info("resumed from step %d", int(state.step))
             looks = Looks(config, workdir, model, captions, mesh) if config.eval.every_steps else None
-            run = _Run(config, workdir, manager, train_step, frozen, captions, mesh, tokenizer.base_vocab_size, looks)
-            return run(state, batches, stop)
+            fixed = train_step, frozen, captions, mesh, tokenizer.base_vocab_size, looks
+            return _Run(config, workdir, manager, writer, *fixed)(state, batches, stop)
 
 
 class _Run:
@@ -102,6 +103,7 @@ class _Run:
         config: Config,
         workdir: Path,
         manager: CheckpointManager,
+        snapshots: AsyncCheckpointer | None,
         train_step: jax.stages.Wrapped,
         frozen: dict,
         captions: ClassCaptions | None,
@@ -111,7 +113,7 @@ class _Run:
     ) -> None:
         self.config, self.train, self.workdir, self.manager = config, config.train, workdir, manager
         self.step, self.frozen, self.captions, self.mesh = train_step, frozen, captions, mesh
-        self.base_vocab_size, self.looks = base_vocab_size, looks
+        self.base_vocab_size, self.looks, self.snapshots = base_vocab_size, looks, snapshots
         self.alone, self.profiling = jax.process_count() == 1, False
         self.averages = Averages()
         self.shapes: dict[tuple, int] = {}  # of batches whose step is compiled -> its FLOPs
@@ -140,6 +142,7 @@ class _Run:
             stopping = stop.asked if self.alone else agreed
             saving = step % self.train.checkpoint_every_steps == 0 or step == last or stopping
             due = step if step % self.train.log_every_steps == 0 else None
+            self._take_snapshot(step, state)
             if saving:
                 self._report(step)
                 due = None
@@ -202,9 +205,22 @@ class _Run:
             with self._on_full_disk():
                 checkpoints.save(self.manager, step, state, batches)
 
+    def _take_snapshot(self, step: int, state: State) -> None:
+        """Before the checkpoint of the same step, so that a run which resumes there lacks none."""
+        every = self.train.ema_snapshot_every_steps or self.train.checkpoint_every_steps
+        if self.snapshots is None or (step % every and step < self.train.num_steps):
+            return
+        with self.stopwatch("checkpoint"):
+            self._wait()
+            with self._on_full_disk():
+                checkpoints.save_snapshot(self.snapshots, self.workdir, step, state.profiles)
+
     def _wait(self) -> None:
         with self._on_full_disk():
             checkpoints.wait(self.manager)
+        if self.snapshots is not None:
+            with self._on_full_disk():
+                checkpoints.wait_for_snapshot(self.snapshots, self.workdir)
 
     @contextlib.contextmanager
     def _on_full_disk(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from kaleido_jax.interop.t5.load import load_pretrained
 from kaleido_jax.models.kaleido import Kaleido, init_params, split_frozen
 from kaleido_jax.runtime.checkpoints import abstract
 from kaleido_jax.runtime.mesh import shardings_of
+from kaleido_jax.runtime.posthoc_ema import gamma_of
 from kaleido_jax.runtime.randomness import purpose_key
 from kaleido_jax.train.warm_start import load_inner
 
@@ -28,13 +29,14 @@ FIRST_SCALE, MAX_SCALE, SCALE_GROWS_AFTER = 2.0**15, 2.0**24, 2000  # of the los
 
 
 class State(struct.PyTreeNode):
-    """What a checkpoint holds; params are the trainable ones only, float32 like ema and opt_state's moments."""
+    """What a checkpoint holds; params are the trainable ones only, float32 like the averages and Adam's moments."""
 
     step: Any  # int32 (); every leaf may also be a shape, a sharding or a spec
     params: Any
     ema: Any
     opt_state: Any
     guard: "Guard"
+    profiles: Any = ()  # trees like params: the averages of train.ema_profiles, in that order
 
 
 class Guard(struct.PyTreeNode):
@@ -75,6 +77,24 @@ def moved_ema(ema: Any, params: Any, step: Int[Array, ""], train: Train) -> Any:
     every = train.ema_every_steps
     moved = functools.partial(optax.incremental_update, params, ema, 1 - train.ema_decay**every)
     return moved() if every == 1 else jax.lax.cond((step + 1) % every == 0, moved, lambda: ema)
+
+
+def moved_profiles(profiles: tuple[Any, ...], params: Any, step: Int[Array, ""], train: Train) -> tuple[Any, ...]:
+    """The averages of train.ema_profiles after step `step`, 0..; they move when the EMA does.
+
+    Karras et al. 2024, section 3.1: theta_gamma(t) = beta * theta_gamma(t - 1) + (1 - beta) * theta(t), t = 1.., with
+    beta(t) = (1 - 1 / t)**(gamma + 1). The betas of k steps multiply to (1 - k / t)**(gamma + 1), so an average that
+    moves every k steps has the power function exactly, over the parameters at these steps. The first move forgets what
+    the average began with. A step that was skipped counts with the parameters that it left.
+    """
+    every = train.ema_every_steps
+
+    def moved() -> tuple[Any, ...]:
+        kept = jnp.log1p(-every / (step + 1).astype(jnp.float32))  # 1 - beta has all its digits late in a run too
+        shares = [-jnp.expm1((gamma_of(width) + 1) * kept) for width in train.ema_profiles]
+        return tuple(optax.incremental_update(params, old, share) for old, share in zip(profiles, shares, strict=True))
+
+    return moved() if every == 1 or not profiles else jax.lax.cond((step + 1) % every == 0, moved, lambda: profiles)
 
 
 def create_state(
@@ -129,6 +149,7 @@ def _initializer(
             ema=jax.tree.map(jnp.copy, trainable),
             opt_state=optimizer.init(trainable),
             guard=Guard.fresh(),
+            profiles=tuple(jax.tree.map(jnp.copy, trainable) for _ in config.train.ema_profiles),
         )
         return state, frozen
 

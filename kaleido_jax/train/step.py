@@ -21,7 +21,7 @@ from kaleido_jax.runtime.mesh import constrain, placing
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.train.caption_cache import ROW, TABLE
 from kaleido_jax.train.optimizer import learning_rate
-from kaleido_jax.train.state import State, adjusted, kept_if, moved_ema
+from kaleido_jax.train.state import State, adjusted, kept_if, moved_ema, moved_profiles
 
 Metrics = dict[str, Scalar]
 
@@ -184,7 +184,7 @@ def sample_times(config: Config, step: int | Int[Array, ""], rows: Int[Array, "b
 def make_train_step(
     model: Kaleido, config: Config, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh | None = None
 ) -> TrainStep:
-    """(state, frozen, batch) -> (state, metrics): Adam on the gradient of the joint loss, then the EMA.
+    """(state, frozen, batch) -> (state, metrics): Adam on the gradient of the joint loss, then the averages.
 
     A step whose loss or gradient is not finite changes no weight; it is counted. On a mesh of several processes all of
     them see the same sums, so they agree on it.
@@ -211,6 +211,7 @@ def make_train_step(
             ema=moved_ema(state.ema, params, state.step, config.train),
             opt_state=opt_state,
             guard=guard,
+            profiles=moved_profiles(state.profiles, params, state.step, config.train),
         )
         metrics |= norms | {"learning_rate": jnp.float32(learning_rate(config.train)(state.step - 1))}
         metrics |= {"skipped_in_row": guard.skipped_in_row, "skipped_steps": guard.skipped}

@@ -44,8 +44,10 @@ def _mesh(**sizes):
 
 
 def test_a_table_of_class_captions_takes_the_encoders_place():
-    config = single_net_config(model__t5__encoder__trainable=False, data__class_captions=("fruit", "bird"))
+    given = {"data__class_captions": ("fruit", "bird"), "train__ema_profiles": (0.05, 0.1)}
+    config = single_net_config(model__t5__encoder__trainable=False, **given)
     kinds = bytes_by_kind(build_program(config, 300))
+    assert kinds["EMA"] == 3 * kinds["parameters"]  # each average is as large
     width, length = config.model.t5.d_model, config.data.max_caption_tokens
     assert kinds["frozen caption_table"] == 3 * length * width * 4 and "frozen encoder" not in kinds
 

@@ -1,12 +1,16 @@
 """Checkpoints of a small state: whatever is damaged in the newest, the one before it is read instead."""
 
+import json
 import random
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from flax import struct
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.runtime import checkpoints
@@ -177,6 +181,99 @@ def test_no_flipped_bit_changes_a_run_that_goes_on(whole, tmp_path, caplog):
     assert older > 20
 
 
+class Old(struct.PyTreeNode):
+    step: Any
+    ema: Any
+
+
+class New(Old):
+    averages: Any = ()
+
+
+def test_a_state_with_an_empty_part_reads_a_checkpoint_from_before_it_was_there(tmp_path):
+    step, ema = jnp.int32(5), state_at(5)["ema"]
+    with checkpoints.open_manager(tmp_path, TWO) as manager:
+        manager.save(
+            5, args=ocp.args.Composite(state=ocp.args.StandardSave(Old(step, ema)), data=ocp.args.JsonSave({"next": 3}))
+        )
+        manager.wait_until_finished()
+        checkpoints.save(manager, 6, New(step, ema), Numbers())
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=ONE), New(step, ema))
+    for number in (6, 5):
+        with checkpoints.open_manager(tmp_path, TWO) as manager:
+            found = checkpoints.restore(manager, shapes, Numbers())
+        assert isinstance(found, New) and found.averages == ()
+        equal(found, New(step, ema))
+        assert set(dict(checkpoints.certificates(tmp_path))[number]) == {"version", "step", "ema", "place"}
+        shutil.rmtree(tmp_path / "checkpoints" / "6", ignore_errors=True)
+
+
+# --------------------------------------------------------------------------------------------- snapshots
+def averages(step):
+    return tuple({"a": jnp.linspace(-step, step, 3000), "b": jnp.full((4, 5), 0.1 * i + step)} for i in range(2))
+
+
+SHAPES = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=ONE), averages(1)[0])
+
+
+@pytest.fixture
+def snapshots(tmp_path):
+    with checkpoints.open_snapshots(tmp_path) as writer:
+        for step in (4, 8):
+            checkpoints.save_snapshot(writer, tmp_path, step, averages(step))
+    return tmp_path
+
+
+def test_snapshots_hold_the_averages_as_float16_and_are_written_again_in_place(snapshots):
+    def check(step, expected):
+        for i, tree in enumerate(averages(expected)):
+            halves = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16), tree)
+            equal(checkpoints.restore_snapshot(snapshots, step, i, SHAPES), halves)
+
+    assert checkpoints.steps_of(snapshots, checkpoints.SNAPSHOTS) == [4, 8]
+    check(4, 4)
+    check(8, 8)
+    for left in ("12.orbax-checkpoint-tmp", "4.replaced.01234567"):  # by a process that was killed
+        (snapshots / "ema_snapshots" / left / "state").mkdir(parents=True)
+    with checkpoints.open_snapshots(snapshots) as writer:
+        checkpoints.save_snapshot(writer, snapshots, 8, averages(7))
+        checkpoints.save_snapshot(writer, snapshots, 12, averages(12))
+    assert checkpoints.steps_of(snapshots, checkpoints.SNAPSHOTS) == [4, 8, 12]
+    assert {path.name for path in (snapshots / "ema_snapshots").iterdir()} == {"4", "8", "12"}
+    check(8, 7)
+    check(12, 12)
+
+
+@pytest.mark.parametrize("harm", ["change", "remove"])
+def test_a_damaged_snapshot_is_named(snapshots, harm):
+    folder = snapshots / "ema_snapshots" / "8" / "state"
+    if harm == "remove":
+        shutil.rmtree(folder)
+    else:  # as if other arrays had been written
+        path = folder.parent / "_CHECKPOINT_METADATA"
+        metadata = json.loads(path.read_text())
+        metadata["custom_metadata"]["checksums"]["1/b"] ^= 1
+        path.write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match=r"EMA snapshot .*ema_snapshots/8 cannot be read \(.*; delete it") as caught:
+        for number in (0, 1):
+            checkpoints.restore_snapshot(snapshots, 8, number, SHAPES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_snapshot_that_does_not_fit_is_one_line_and_the_next_is_whole(snapshots, monkeypatch):
+    with checkpoints.open_snapshots(snapshots) as writer:
+        with monkeypatch.context() as full:
+            full.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
+            with pytest.raises(checkpoints.NotWritten, match="an EMA snapshot cannot be written to .*it needs 0.00 GB"):
+                checkpoints.save_snapshot(writer, snapshots, 12, averages(12))
+        with pytest.raises(checkpoints.NotWritten, match="an EMA snapshot cannot be written to"), full_disk():
+            checkpoints.save_snapshot(writer, snapshots, 12, averages(12))
+            checkpoints.wait_for_snapshot(writer, snapshots)
+        checkpoints.save_snapshot(writer, snapshots, 16, averages(16))
+    assert checkpoints.steps_of(snapshots, checkpoints.SNAPSHOTS) == [4, 8, 16]
+
+
+# ------------------------------------------------------------------------------------------ which are kept
 def test_checkpoints_at_multiples_are_kept_and_others_only_while_new(tmp_path):
     with checkpoints.open_manager(tmp_path, checkpoints.Settings(newest=1, every_steps=4)) as manager:
         for step in range(1, 8):

@@ -67,7 +67,12 @@ print("equal", losses["one"][0], losses["one"][-1])
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"train__accumulate": 1}, {"latents__segments": ()}], ids=["kaleido", "baseline"])
 def test_every_mesh_trains_alike_and_reads_what_another_saved(changes, eight_devices):
-    fast = {"train__batch_size": 8, "train__learning_rate": 1e-3, "train__ema_decay": 0.5}
+    fast = {
+        "train__batch_size": 8,
+        "train__learning_rate": 1e-3,
+        "train__ema_decay": 0.5,
+        "train__ema_profiles": (0.1,),
+    }
     assert "equal" in eight_devices(SAME.format(changes=changes | fast, meshes=MESHES), timeout=900)
 
 

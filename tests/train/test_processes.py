@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.tiny import small_nest_config
@@ -19,6 +21,7 @@ CHANGES = {
     "train__keep_checkpoints": 4,
     "train__log_every_steps": 1,
     "train__ema_decay": 0.5,
+    "train__ema_profiles": (0.05, 0.1),
     "eval__protocol": "emoji",
     "sample__captions": ("fruit",),
     "mesh__data": 2,
@@ -42,6 +45,14 @@ def losses(workdir):
     return [json.loads(line)["loss"] for line in lines]
 
 
+def snapshot(workdir, step):
+    """On the host, since its devices are not here."""
+    folder, checkpointer = (workdir / "ema_snapshots" / str(step) / "state").absolute(), ocp.PyTreeCheckpointer()
+    tree = checkpointer.metadata(folder).item_metadata.tree
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=on_host))
+
+
 @pytest.mark.slow
 def test_two_processes_train_sample_and_measure_and_one_goes_on(tmp_path):
     (tmp_path / "config.json").write_text(small_nest_config(**CHANGES).to_json())
@@ -55,6 +66,9 @@ def test_two_processes_train_sample_and_measure_and_one_goes_on(tmp_path):
     assert len(losses(moving)) == 6
     places = [json.loads((w / "checkpoints" / "6" / "data" / "metadata").read_text()) for w in (moving, alone)]
     assert places == [{"batch": 6, "batch_size": 8}] * 2
+    for step in (2, 4, 6):  # the first and the last of two processes, each of which wrote its own parts
+        found, expected = (snapshot(workdir, step) for workdir in (moving, alone))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), found, expected)
     names = [sorted(path.name for path in (w / "samples" / "step_00000006").iterdir()) for w in (moving, alone)]
     assert names[0] == names[1] and "grid.png" in names[0]
     reports = [json.loads((w / "eval" / "emoji.json").read_text()) for w in (moving, alone)]

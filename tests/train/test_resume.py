@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from kaleido_jax.config.codec import open_codec
+from kaleido_jax.runtime import checkpoints
 from kaleido_jax.train.fit import fit, make_batches
 from tests.tiny import single_net_config
 
@@ -22,6 +23,8 @@ EVERYTHING = {
     "data__num_workers": 2,
     "train__accumulate": 2,
     "train__ema_every_steps": 2,
+    "train__ema_profiles": (0.05, 0.1),
+    "train__ema_snapshot_every_steps": 15,
     "train__num_steps": 40,
     "train__checkpoint_every_steps": 20,
     "train__keep_checkpoints": 2,
@@ -55,6 +58,10 @@ def stored(workdir, step):
     return state, json.loads((folder / "data" / "metadata").read_text())
 
 
+def snapshot(workdir, step):
+    return ocp.PyTreeCheckpointer().restore((workdir / "ema_snapshots" / str(step) / "state").absolute())
+
+
 def wait_for(condition, process=None):
     end = time.monotonic() + 240
     while not condition():
@@ -83,7 +90,7 @@ def straight(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_bit_identical(straight, tmp_path):
-    """With buckets, two worker processes, accumulation, a loss scale and an EMA of every second step."""
+    """With buckets, two worker processes, accumulation, a loss scale, an EMA of every second step and snapshots."""
     shutil.copytree(straight / "records", tmp_path / "records")
     process = start(tmp_path)
     wait_for((tmp_path / "checkpoints" / "20").exists, process)
@@ -99,7 +106,10 @@ def test_a_killed_run_ends_bit_identical(straight, tmp_path):
         (state, place), (expected, expected_place) = (stored(folder, step) for folder in (tmp_path, straight))
         jax_tree_equal(state, expected)
         assert place == expected_place == {"batch": step, "batch_size": 8}
-    assert {"params", "ema", "opt_state", "guard", "step"} == set(state)
+    assert {"params", "ema", "profiles", "opt_state", "guard", "step"} == set(state)
+    assert checkpoints.steps_of(tmp_path, checkpoints.SNAPSHOTS) == [15, 30, 40]
+    for step in (15, 30, 40):
+        jax_tree_equal(*(snapshot(folder, step) for folder in (tmp_path, straight)))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 41, 5))
 

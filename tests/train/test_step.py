@@ -12,8 +12,9 @@ from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime.mesh import make_mesh
+from kaleido_jax.runtime.posthoc_ema import gamma_of
 from kaleido_jax.train.optimizer import learning_rate, make_optimizer
-from kaleido_jax.train.state import Guard, State, adjusted, create_state, moved_ema
+from kaleido_jax.train.state import Guard, State, adjusted, create_state, moved_ema, moved_profiles
 from kaleido_jax.train.step import _gradients, joint_loss, make_train_step, mixed_inputs, token_loss
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
 
@@ -218,7 +219,8 @@ BAD = BATCH | {"image": BATCH["image"] * jnp.nan}
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
-    first, bad, worse, good = _stepped(CONFIG, [BATCH, BAD, BAD, BATCH])
+    config = _change(CONFIG, "train", ema_profiles=(0.1,))
+    first, bad, worse, good = _stepped(config, [BATCH, BAD, BAD, BATCH])
     for state, _ in (bad, worse):
         jax.tree.map(np.testing.assert_array_equal, state.params, first[0].params)
         jax.tree.map(np.testing.assert_array_equal, state.opt_state, first[0].opt_state)
@@ -226,6 +228,12 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
     assert counts == [(0, 0), (1, 1), (2, 2), (0, 2)]
     assert int(good[0].step) == 4  # so the next batch has new noise
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good[0]))
+    # In the averages, skipped steps count with the parameters that they left.
+    early = 0.75 ** (gamma_of(0.1) + 1)
+    jax.tree.map(
+        lambda found, a, b: np.testing.assert_allclose(found, early * a + (1 - early) * b, rtol=1e-5, atol=1e-7),
+        *(good[0].profiles[0], first[0].params, good[0].params),
+    )
 
 
 @pytest.mark.slow
@@ -258,6 +266,31 @@ def test_an_ema_of_every_third_step_decays_as_much_as_three():
         ema = moved_ema(ema, {"a": jnp.float32(0)}, jnp.int32(step), train)
         values.append(float(ema["a"]))
     np.testing.assert_allclose(values, [1, 1, 0.9**3, 0.9**3, 0.9**3, 0.9**6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_averages_are_means_of_the_history_by_powers_of_its_steps(every):
+    """From the first step on, whatever they begin with."""
+    widths, steps = (0.02, 0.05, 0.1, 0.28), 2000
+    train = dataclasses.replace(CONFIG.train, ema_profiles=widths, ema_every_steps=every)
+    history = np.random.default_rng(0).normal(size=(steps, 3)).astype(np.float32).cumsum(axis=0)
+
+    def move(profiles, step):
+        profiles = moved_profiles(profiles, {"a": history_on_device[step]}, step, train)
+        return profiles, profiles
+
+    history_on_device = jnp.asarray(history)
+    start = tuple({"a": jnp.full(3, 1e3, jnp.float32)} for _ in widths)
+    _, found = jax.lax.scan(move, start, jnp.arange(steps))
+    for time in (every, 7 * every, steps):
+        edges = np.arange(0, time + 1, every) / time
+        for width, profile in zip(widths, found, strict=True):
+            shares = np.diff(edges ** (gamma_of(width) + 1))
+            expected = shares @ history[every - 1 : time : every].astype(np.float64)
+            np.testing.assert_allclose(profile["a"][time - 1], expected, rtol=2e-5, atol=1e-4)
+    if every > 1:
+        np.testing.assert_array_equal(found[0]["a"][every - 1], found[0]["a"][2 * every - 2])
+        np.testing.assert_array_equal(found[0]["a"][every - 2], start[0]["a"])
 
 
 def test_the_optimizer_clips_parts_and_keeps_its_first_moment_in_bfloat16():
