@@ -194,6 +194,8 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
 def _typed(flag: Flag, value: str) -> Any:
     if flag.kind is int and not value.isdecimal():
         raise user_error(f"--{flag.name}={value}", "a whole number", "correct it")
+    if flag.kind is float and not value.replace(".", "", 1).isdecimal():
+        raise user_error(f"--{flag.name}={value}", "a number such as 0.08", "correct it")
     return flag.kind(expand(value, f"--{flag.name}") if flag.kind is Path else value)
 
 

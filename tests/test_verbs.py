@@ -1,6 +1,7 @@
 """The whole road at the smallest size: records, training, checkpoint, latents, images, measures."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -16,18 +17,27 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.main import main
 from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh, put_batch
+from kaleido_jax.runtime.posthoc_ema import coefficients
 from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.sampling.output import load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.weights import _plan
 from kaleido_jax.train import loop
 from kaleido_jax.train.fit import make_batches
 from kaleido_jax.train.watching import Looks
 from kaleido_jax.verbs import evaluate, sample, train, verify
 from tests.tiny import small_nest_config
 
-CONFIG = small_nest_config(eval__protocol="emoji", eval__every_steps=4, eval__held_out_batches=1)
+
+def tiny(**changes):
+    return small_nest_config(train__ema_profiles=(0.05, 0.1), **changes)
+
+
+CONFIG = tiny(eval__protocol="emoji", eval__every_steps=4, eval__held_out_batches=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +52,7 @@ def pipeline(workdir):
     return KaleidoPipeline.from_pretrained(workdir, CONFIG)
 
 
+@functools.cache
 def _stored(folder, step=4):
     return ocp.PyTreeCheckpointer().restore((folder / "checkpoints" / str(step) / "state").absolute())
 
@@ -91,7 +102,7 @@ def test_every_checkpoint_has_a_certificate(workdir, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines] == [["step", "2", "whole"], ["step", "4", "whole"]]
     parts = [dict(zip(line.split()[3::2], line.split()[4::2], strict=True)) for line in lines]
-    assert set(parts[0]) == {"version", "params", "ema", "opt_state", "guard", "step", "place"}
+    assert set(parts[0]) == {"version", "params", "ema", "profiles", "opt_state", "guard", "step", "place"}
     assert all(parts[0][name] != parts[1][name] for name in ("params", "ema", "opt_state", "step", "place"))
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     place = tmp_path / "checkpoints" / "4" / "data" / "metadata"
@@ -115,27 +126,101 @@ def test_resume_is_bit_identical(workdir, tmp_path):
     folder.mkdir()
     shutil.copytree(workdir / "records", folder / "records")
     for steps in (2, 4):
-        config = small_nest_config(train__num_steps=steps, train__sample_at_end=False)
+        config = tiny(train__num_steps=steps, train__sample_at_end=False)
         train.run(config, folder)
     unbroken, resumed = _stored(workdir), _stored(folder)
     assert jax.tree.structure(unbroken) == jax.tree.structure(resumed)
     for a, b in zip(jax.tree.leaves(unbroken), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert checkpoints.steps_of(folder, checkpoints.SNAPSHOTS) == [2, 4]
 
 
 def test_a_checkpoint_holds_the_state_and_the_place_in_the_data(workdir):
-    assert set(_stored(workdir)) == {"step", "params", "ema", "opt_state", "guard"}
+    assert set(_stored(workdir)) == {"step", "params", "ema", "profiles", "opt_state", "guard"}
     assert {p.name for p in (workdir / "checkpoints" / "4").iterdir() if p.is_dir()} == {"state", "data"}
 
 
 def test_autoguidance_takes_the_ema_of_an_earlier_checkpoint(workdir, pipeline):
     settings = {"sample__guidance": "autoguidance", "sample__autoguidance_workdir": str(workdir)}
-    early = KaleidoPipeline.from_pretrained(workdir, small_nest_config(sample__autoguidance_step=2, **settings))
+    early = KaleidoPipeline.from_pretrained(workdir, tiny(sample__autoguidance_step=2, **settings))
     stored = _stored(workdir, 2)["ema"]
     jax.tree.map(np.testing.assert_array_equal, early.bad_params, stored)
     jax.tree.map(np.testing.assert_array_equal, early.params, pipeline.params)
     with pytest.raises(UserError, match=r"no checkpoint 3 in .*; expected one of the steps 2, 4"):
-        KaleidoPipeline.from_pretrained(workdir, small_nest_config(sample__autoguidance_step=3, **settings))
+        KaleidoPipeline.from_pretrained(workdir, tiny(sample__autoguidance_step=3, **settings))
+    assert KaleidoPipeline.from_pretrained(workdir, step=2).step == 2
+
+
+# ------------------------------------------------------------------------------------------ post-hoc EMA
+@pytest.fixture(scope="module")
+def third(workdir, tmp_path_factory):
+    """(folder, pipeline) of the export of a width that no one kept, in float32."""
+    folder = tmp_path_factory.mktemp("export") / "third"
+    main(["export", f"--workdir={workdir}", f"--output={folder}", "--sigma_rel=0.08", "--precision=float32"])
+    return folder, KaleidoPipeline.from_pretrained(folder)
+
+
+def test_every_snapshot_is_the_averages_of_its_step(workdir):
+    assert sorted(path.name for path in (workdir / "ema_snapshots").iterdir()) == ["2", "4"]
+    for step in (2, 4):
+        written = ocp.PyTreeCheckpointer().restore((workdir / "ema_snapshots" / str(step) / "state").absolute())
+        for number, average in enumerate(_stored(workdir, step)["profiles"]):
+            halves = jax.tree.map(lambda leaf: leaf.astype(np.float16), average)
+            jax.tree.map(np.testing.assert_array_equal, written[str(number)], halves)
+
+
+def test_an_export_is_an_average_of_another_width(workdir, third):
+    """Beside the sum by hand: the averages at both snapshots, times the factors of least squares."""
+    folder, found = third
+    assert json.loads((folder / "export.json").read_text())["sigma_rel"] == 0.08
+    assert "| weights | post-hoc EMA with sigma_rel 0.08 |" in (folder / "README.md").read_text()
+    assert found.step == 4 and not (folder / "eval").exists()  # measured of other weights
+    factors, _ = coefficients(np.asarray([2, 2, 4, 4]), np.asarray([0.05, 0.1] * 2), 4, 0.08)
+    averages = [average for step in (2, 4) for average in _stored(workdir, step)["profiles"]]
+    expected = jax.tree.map(lambda *leaves: sum(f * leaf for f, leaf in zip(factors, leaves, strict=True)), *averages)
+    rounding = {"rtol": 2**-10, "atol": 2e-7}  # of float16
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **rounding), found.params, expected)
+    lag = jax.tree.map(lambda a, b: np.abs(a - b).max(), found.params, _stored(workdir)["ema"])
+    assert max(jax.tree.leaves(lag)) > 1e-3  # the ordinary EMA has hardly moved in four steps
+    with pytest.raises(UserError, match="step or sigma_rel of .*, an export; expected a workdir"):
+        KaleidoPipeline.from_pretrained(folder, sigma_rel=0.08)
+
+
+def test_a_width_that_was_kept_is_the_snapshot_of_the_step(workdir, tmp_path, caplog):
+    for step in (2, 4):
+        factors, found = _plan(CONFIG, workdir, 0.1, step)
+        assert found == step and {one for one, _ in factors} == {2, step}
+        assert all(abs(factor - (one == (step, 1))) < 1e-6 for one, factor in factors.items())
+    assert "take a width nearer" not in caplog.text
+    _plan(CONFIG, workdir, 0.25, None)  # of two snapshots
+    assert "the profile of sigma_rel 0.25 is 73 % off; take a width nearer to" in caplog.text
+    (tmp_path / "ema_snapshots").mkdir()
+    (tmp_path / "ema_snapshots" / "2").symlink_to(workdir / "ema_snapshots" / "2")
+    assert set(_plan(CONFIG, tmp_path, 0.08, None)[0]) == {(2, 0), (2, 1)}
+
+
+def test_an_export_is_the_worse_model_of_autoguidance(third):
+    folder, weak = third
+    config = tiny(sample__guidance="autoguidance", sample__autoguidance_workdir=str(folder))
+    guided = KaleidoPipeline.from_pretrained(folder, config)
+    jax.tree.map(np.testing.assert_array_equal, guided.bad_params, weak.params)
+    jax.tree.map(np.testing.assert_array_equal, guided.params, weak.params)
+
+
+def test_what_no_snapshot_can_give_is_one_line(workdir, tmp_path):
+    for flags, message in (
+        (["--sigma_rel=0.08", "--step=6"], r"no EMA snapshot 6 in .*; expected one of the steps 2, 4; name one"),
+        (["--sigma_rel=0.5"], r"sigma_rel = 0.5; expected a number between 0 and 0.2886; use"),
+        (["--sigma_rel=wide"], r"--sigma_rel=wide; expected a number such as 0.08; correct it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}", *flags])
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"no EMA snapshots in .* config.train.ema_profiles = \(\); expected ema_snap"):
+        KaleidoPipeline.from_pretrained(workdir, small_nest_config(), sigma_rel=0.08)
+
+
+# ------------------------------------------------------------------------------------------ what it draws
 
 
 @pytest.mark.slow
@@ -175,10 +260,10 @@ def test_latents_written_by_a_person_become_tokens_and_change_the_image(pipeline
 
 def test_a_workdir_of_another_config_is_refused(workdir):
     with pytest.raises(UserError, match=r"belongs to another config: train.learning_rate"):
-        train.run(small_nest_config(train__learning_rate=0.5), workdir)
+        train.run(tiny(train__learning_rate=0.5), workdir)
     for verb in (sample, evaluate):
         with pytest.raises(UserError, match="belongs to another config: model.t5.d_ff"):
-            verb.run(small_nest_config(model__t5__d_ff=64, eval__protocol="emoji"), workdir)
+            verb.run(tiny(model__t5__d_ff=64, eval__protocol="emoji"), workdir)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
@@ -193,7 +278,7 @@ def test_a_damaged_record_file_is_named(workdir, tmp_path, harm):
         shard.write_bytes(content)
     else:
         shard.unlink()
-    config = small_nest_config(data__source="records", data__records=str(tmp_path / "records"))
+    config = tiny(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match=shard.name):
         prepare_records(config, tmp_path, open_codec(config))
 
@@ -204,7 +289,7 @@ def test_records_without_the_latents_asked_for_are_refused(workdir, tmp_path):
     manifest = json.loads(path.read_text())
     del manifest["counts"]["voken"]
     path.write_text(json.dumps(manifest))
-    config = small_nest_config(data__source="records", data__records=str(tmp_path / "records"))
+    config = tiny(data__source="records", data__records=str(tmp_path / "records"))
     with pytest.raises(UserError, match="without voken"):
         prepare_records(config, tmp_path, open_codec(config))
 
@@ -219,9 +304,7 @@ def test_nothing_to_sample_from_is_one_line(tmp_path):
 def test_steps_without_a_finite_gradient_are_noted_and_end_the_run(workdir, tmp_path, monkeypatch):
     shutil.copytree(workdir / "records", tmp_path / "records")
     codec = open_codec(CONFIG)
-    config = small_nest_config(
-        train__max_skipped_steps=3, train__num_steps=20, train__log_every_steps=1, train__keep_checkpoints=9
-    )
+    config = tiny(train__max_skipped_steps=3, train__num_steps=20, train__log_every_steps=1, train__keep_checkpoints=9)
     open_workdir(config, tmp_path)
     batches = make_batches(config, prepare_records(config, tmp_path, codec), codec)
     count = itertools.count(1)

@@ -239,10 +239,10 @@ def _check_guidance(sample: Sample, path: str) -> None:
         )
     if low > high:
         raise user_error(f"config.{path}.cads_tau = {(low, high)}", "two shares from 0 to 1 in order", "correct it")
-    if sample.guidance == "autoguidance" and not sample.autoguidance_step:
+    if sample.guidance == "autoguidance" and not (sample.autoguidance_step or sample.autoguidance_workdir):
         raise user_error(
-            f"config.{path}.guidance = 'autoguidance' without a checkpoint",
-            f"config.{path}.autoguidance_step",
+            f"config.{path}.guidance = 'autoguidance' without a worse model",
+            f"config.{path}.autoguidance_step, or autoguidance_workdir with an exported folder",
             "set it to the step of an early checkpoint",
         )
 

@@ -345,7 +345,8 @@ class Sample:
     apg_threshold: Weight = 0.0  # largest L2 norm of an x0 update at the innermost resolution; 0 = no limit
     apg_momentum: Annotated[float, Range(-1, 1, open=True)] = -0.5  # of the update over steps; negative: repels
     autoguidance_step: Whole = 0  # checkpoint whose EMA is the worse model; keep it by train.keep_checkpoints
-    autoguidance_workdir: PathText | None = None  # where that checkpoint is; None = the workdir itself
+    # Where that checkpoint is, or an exported folder that is the worse model itself; None = the workdir
+    autoguidance_workdir: PathText | None = None
     ddim_eta: Share = 0.0  # noise of DDIM; 1 equals ancestral
     threshold: Literal["none", "clip", "dynamic", "dynamic_capped"] = "clip"  # of predicted x0
     start_at_n: bool = False  # start the step list at N instead of MDM's first step (997 of 250)

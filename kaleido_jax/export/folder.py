@@ -26,23 +26,33 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 CARD = "README.md"
 
 
-def export_folder(workdir: Path, output: Path, precision: str = "float16") -> Path:
+def export_folder(
+    workdir: Path,
+    output: Path,
+    precision: str = "float16",
+    step: int | None = None,
+    sigma_rel: float | None = None,
+) -> Path:
     """Writes the EMA of a workdir's latest checkpoint as a folder: config.json, model.safetensors, README.md, eval/.
+
+    With `step` or `sigma_rel` it has no eval/, since the workdir's measures are of other weights.
 
     Args:
       workdir: has a checkpoint.
       output: a folder that does not exist or is empty.
       precision: dtype of the stored weights, one of PRECISIONS; sampling computes in the config's all the same.
+      step: the step to take instead of the latest.
+      sigma_rel: relative width of an average made of the run's snapshots, instead of the EMA; between 0 and 0.2886.
 
     Returns:
       The folder.
 
     Raises:
-      UserError: no checkpoint, another precision, a weight that float16 cannot hold, or the output exists.
+      UserError: no checkpoint or snapshot, another precision, a weight that float16 cannot hold, or the output exists.
     """
     if precision not in PRECISIONS:
         raise user_error(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one")
-    pipeline = KaleidoPipeline.from_pretrained(workdir)
+    pipeline = KaleidoPipeline.from_pretrained(workdir, step=step, sigma_rel=sigma_rel)
     config = portable(pipeline.config)
     with new_folder(output, "--output") as folder:
         vocabulary = config.model.t5.vocabulary
@@ -52,11 +62,13 @@ def export_folder(workdir: Path, output: Path, precision: str = "float16") -> Pa
         write_safetensors(_tensors(pipeline.params, precision), folder)
         (folder / "config.json").write_text(config.to_json())
         metadata = {"step": pipeline.step, "precision": precision}
+        if sigma_rel is not None:
+            metadata["sigma_rel"] = sigma_rel
         (folder / EXPORT).write_text(json.dumps(metadata, indent=2) + "\n")
-        reports = measures(workdir)
+        reports = measures(workdir) if (step, sigma_rel) == (None, None) else {}
         for name, report in reports.items():
             write_atomically(folder / "eval" / f"{name}.json", json.dumps(report).encode())
-        (folder / CARD).write_text(model_card(pipeline, reports))
+        (folder / CARD).write_text(model_card(pipeline, reports, sigma_rel))
     return output
 
 
@@ -103,8 +115,11 @@ def measures(workdir: Path) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------- the card
-def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any]) -> str:
-    """A model card in Markdown: what the model is, how it was trained, what was measured, how it is used."""
+def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any], sigma_rel: float | None = None) -> str:
+    """A model card in Markdown: what the model is, how it was trained, what was measured, how it is used.
+
+    `sigma_rel` is that of a post-hoc EMA, None for the ordinary one.
+    """
     config, step = pipeline.config, pipeline.step
     counts = {part: sum(leaf.size for _, leaf in _leaves(tree)) for part, tree in pipeline.params.items()}
     segments = ", ".join(config.latents.segments) or "none: a baseline, which draws from the caption alone"
@@ -120,7 +135,7 @@ def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any]) -> str:
             + (f", stopped before the planned {planned:,}" if step < planned else ""),
         ),
         ("data", f"source {config.data.source}"),
-        ("weights", "EMA of training"),
+        ("weights", "EMA of training" if sigma_rel is None else f"post-hoc EMA with sigma_rel {sigma_rel:g}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     measured = "\n".join(_measured(name, report) for name, report in reports.items()) or "Nothing was measured.\n"

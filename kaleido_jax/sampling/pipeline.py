@@ -40,7 +40,7 @@ from kaleido_jax.sampling.tokens import (
     prefix_rows,
     read_latents,
 )
-from kaleido_jax.sampling.weights import load_export, load_workdir
+from kaleido_jax.sampling.weights import is_export, load_export, load_workdir
 
 BUNDLED = tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))  # names of models in the package
 VOCABULARY = "spiece.model"  # in an exported folder with a vocabulary of its own
@@ -78,29 +78,42 @@ class KaleidoPipeline:
         )
 
     @staticmethod
-    def from_pretrained(path_or_name: str | Path, config: Config | None = None) -> "KaleidoPipeline":
+    def from_pretrained(
+        path_or_name: str | Path,
+        config: Config | None = None,
+        *,
+        step: int | None = None,
+        sigma_rel: float | None = None,
+    ) -> "KaleidoPipeline":
         """The model of a workdir (EMA of its latest checkpoint) or of an exported folder.
 
         Args:
           path_or_name: a folder, or the name of a bundled model.
           config: replaces the folder's config.json. Of that, the mesh is ignored: all devices here split the samples,
             and each holds all parameters.
+          step: of a workdir, the step to take instead of the latest.
+          sigma_rel: of a workdir with config.train.ema_profiles, the relative width of another average, between 0 and
+            0.2886, made of its snapshots up to the latest or to `step`.
 
         Raises:
-          UserError: no such folder, no checkpoint or a damaged one, or no T5 weights for a frozen encoder.
+          UserError: no such folder, no checkpoint or a damaged one, no such step or snapshots, or no T5 weights for a
+            frozen encoder.
         """
         folder = _folder_of(path_or_name)
         if config is None and not folder.is_dir():
             raise _no_model(str(path_or_name))
         if config is None:
             config = dataclasses.replace(Config.from_json(folder), mesh=Mesh())
-        exported = not (folder / "checkpoints").is_dir() and any(folder.glob("*.safetensors"))
+        exported = is_export(folder)
+        if exported and (step, sigma_rel) != (None, None):
+            raise user_error(f"step or sigma_rel of {path_or_name}, an export", "a workdir", "leave them out")
         t5 = config.model.t5
         if exported and t5.vocabulary not in SHIPPED and (folder / VOCABULARY).is_file():
             t5 = dataclasses.replace(t5, vocabulary=str(folder / VOCABULARY))
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
         codec = open_codec(config)
-        weights = (load_export if exported else load_workdir)(config, folder, codec.tokenizer.base_vocab_size)
+        where = config, folder, codec.tokenizer.base_vocab_size
+        weights = load_export(*where) if exported else load_workdir(*where, step, sigma_rel)
         return KaleidoPipeline(config, weights.params, codec, weights.step, bad_params=weights.bad_params)
 
     # ------------------------------------------------------------------------------------------ sampling

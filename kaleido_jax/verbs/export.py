@@ -1,4 +1,4 @@
-"""export: the EMA of a workdir's latest checkpoint as a folder for inference."""
+"""export: an EMA of a workdir, by default its latest checkpoint's, as a folder for inference."""
 
 from pathlib import Path
 
@@ -15,12 +15,23 @@ FLAGS = (
         help="float16 (the default), bfloat16 or float32, of the stored weights",
         words=("float16", "bfloat16", "float32"),
     ),
+    Flag(
+        name="step", value="N", help="the checkpoint, or with --sigma_rel the snapshot, instead of the latest", kind=int
+    ),
+    Flag(
+        name="sigma_rel",
+        value="WIDTH",
+        help="another average than the EMA, e.g. 0.08, made of the snapshots of config.train.ema_profiles",
+        kind=float,
+    ),
 )
 
 
-def run(workdir: Path, output: Path, precision: str | None) -> None:
+def run(
+    workdir: Path, output: Path, precision: str | None, step: int | None = None, sigma_rel: float | None = None
+) -> None:
     """Writes the folder, which `from_pretrained` and `sample --model` read."""
     check_backend()
     from kaleido_jax.export.folder import export_folder
 
-    say(f"exported to {export_folder(workdir, output, precision or 'float16')}")
+    say(f"exported to {export_folder(workdir, output, precision or 'float16', step, sigma_rel)}")

@@ -17,7 +17,7 @@ class Flag:
     value: str  # what the help shows after "=", e.g. "DIR"
     help: str  # one line
     missing: str = ""  # what to do if the flag is missing, "name ..."; "" = it is optional
-    kind: type[str] | type[Path] | type[int] = str
+    kind: type[str] | type[Path] | type[int] | type[float] = str
     words: tuple[str, ...] = ()  # the allowed values; () = any
     sets: str = ""  # the config field that the flag is short for; run() then gets it in its config
     bare: str = ""  # the value of the flag without "="
