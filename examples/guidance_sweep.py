@@ -33,6 +33,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--caption", default=KINDS[0], choices=KINDS, help="of the picture")
     parser.add_argument("--sampler", help="instead of the models' own")
     parser.add_argument("--num_steps", type=int, help="reverse steps, instead of the models' own")
+    parser.add_argument(
+        "--guidance_interval", type=float, nargs="*", help="LOW HIGH, or nothing for all of it, instead of their own"
+    )
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args(argv)
     chosen = {"baseline": flags.baseline, "Kaleido": flags.kaleido}
@@ -42,8 +45,8 @@ def main(argv: list[str]) -> None:
     keep_memory()
     start_logging()
     models = {name: KaleidoPipeline.from_pretrained(path) for name, path in chosen.items() if path}
-    given = {"gammas": flags.gammas, "sampler": flags.sampler, "num_steps": flags.num_steps}
-    settings = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(flags, name) for name in ("gammas", "sampler", "num_steps", "guidance_interval")}
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
     settings |= {"seed": flags.seed, "caption": flags.caption}
     folder = make_folder(flags.out.expanduser(), "--out")
     if flags.picture_only:
