@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kaleido_jax.runtime.xla_flags import keep_memory, set_cpu_flag
+from kaleido_jax.runtime.xla_flags import keep_memory, runs_on_cpu, set_cpu_flag
 
 set_cpu_flag()
 keep_memory()
@@ -445,6 +445,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parsed()
+    if jax.default_backend() == "cpu" and not runs_on_cpu():
+        sys.exit("train_step: error: JAX fell back to the CPU; correct what it warns of, or set JAX_PLATFORMS=cpu")
     # Everything is kept, however fast it compiled: the run that is timed may come later.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     report = Report(args)

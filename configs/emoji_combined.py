@@ -109,7 +109,7 @@ def get_config(variant: str = "short") -> ConfigDict:
     config.eval.num_samples = 200 if variant == "short" else 1_200
     config.eval.num_steps = 50 if variant == "short" else 20
     config.eval.gamma = 2.0 if variant == "short" else 4.0
-    if accelerator:  # 1/16 of the gradient's variance bears a higher rate; the device waits for nothing but records
+    if accelerator:  # batches of 16 would leave it idle; less noise in the gradient bears a higher rate
         train.batch_size, train.num_steps, train.learning_rate, train.warmup_steps = 256, 14_000, 3e-3, 500
         train.ema_decay, train.log_every_steps, train.checkpoint_every_steps = 0.999, 250, 3_500
         config.data.num_workers = 5

@@ -120,7 +120,7 @@ class Records:
         return self._read(index, unpack)
 
     def training_record(self, index: SupportsIndex) -> TrainingRecord:
-        """What training reads of a record: its latents as tokens only, which takes a third of the time."""
+        """What training reads of a record: its latents as tokens only, which takes a quarter of the time."""
         return self._read(index, unpack_for_training)
 
     def _read(self, index: SupportsIndex, unpacked: Callable[[bytes], _T]) -> _T:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh
+from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh, Sample
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
@@ -175,7 +175,9 @@ def _measured(name: str, report: dict[str, Any]) -> str:
     numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
     of = report.get("of", {})
     sample = of.get("sample", {})
-    known = {"samples": of.get("num_samples")} | {key: sample.get(key) for key in ("gamma", "sampler", "num_steps")}
+    defaults = json.loads(json.dumps(dataclasses.asdict(Sample())))
+    shown = {"gamma", "sampler", "num_steps"} | {key for key in sample if sample[key] != defaults.get(key)}
+    known = {"samples": of.get("num_samples")} | {key: sample[key] for key in sample if key in shown}
     settings = ", ".join(f"{key} {value}" for key, value in known.items() if value is not None)
     return f"`eval/{name}.json`{f' ({settings})' if settings else ''}:\n\n| measure | value |\n|---|---|\n" + "".join(
         f"| {key} | {value:.4g} |\n" for key, value in numbers.items()

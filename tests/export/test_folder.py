@@ -22,7 +22,8 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.weights import Weights
 from tests.sampling.test_pipeline import CONFIG, random_params
 
-REPORT = {"accuracy": 0.1234, "of": {"step": 7, "num_samples": 20, "sample": {"gamma": 4.0, "sampler": "ddim"}}}
+SAMPLE = {"gamma": 4.0, "sampler": "ddim", "cads_tau": [0.6, 0.9], "guidance_interval": [0.8, 9.0]}
+REPORT = {"accuracy": 0.1234, "of": {"step": 7, "num_samples": 20, "sample": SAMPLE}}
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
     batch = CONFIG.train.batch_size
     assert f"7 steps of {batch} samples ({7 * batch} images)" in texts[1] and "| accuracy | 0.1234 |" in texts[1]
     assert all(line.count("|") == 3 for line in texts[1].splitlines() if line.startswith("|"))  # no cell is cut
-    assert "`eval/some.json` (samples 20, gamma 4.0, sampler ddim):" in texts[1]
+    assert "`eval/some.json` (samples 20, gamma 4.0, sampler ddim, guidance_interval [0.8, 9.0]):" in texts[1]
     with pytest.raises(UserError, match="exists; expected a new folder"):
         main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
 
