@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kaleido_jax.latents.segments.blob import Blob as Blob
     from kaleido_jax.latents.types import Latents as Latents
     from kaleido_jax.sampling.output import KaleidoOutput as KaleidoOutput
-    from kaleido_jax.sampling.output import load_recipe as load_recipe
     from kaleido_jax.sampling.pipeline import KaleidoPipeline as KaleidoPipeline
+    from kaleido_jax.sampling.recipe import load_recipe as load_recipe
     from kaleido_jax.train.fit import fit as fit
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ _WITH_JAX = {
     "KaleidoOutput": "sampling.output",
     "KaleidoPipeline": "sampling.pipeline",
     "fit": "train.fit",
-    "load_recipe": "sampling.output",
+    "load_recipe": "sampling.recipe",
     "measure": "evaluate.protocols",
 }
 

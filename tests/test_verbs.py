@@ -23,8 +23,8 @@ from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh, put_batch
 from kaleido_jax.runtime.posthoc_ema import coefficients
 from kaleido_jax.runtime.workdir import locked
-from kaleido_jax.sampling.output import load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.sampling.weights import _plan
 from kaleido_jax.train import loop
 from kaleido_jax.train.fit import make_batches

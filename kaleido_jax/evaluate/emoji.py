@@ -30,6 +30,7 @@ from kaleido_jax.evaluate.sprite_reader import VERSION, SpriteReader, open_reade
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import fingerprint, replacing, write_atomically
+from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
 
@@ -163,7 +164,7 @@ def _draw_rows(
     x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows, sample=sample)
     if not np.isfinite(x).all():
         raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
-    return z, np.clip(np.round(x * 128 + 127), 0, 255).astype(np.uint8)
+    return z, pixels_of(x)
 
 
 def real_samples(number: int, seed: int, image_size: int) -> Samples:

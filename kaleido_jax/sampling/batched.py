@@ -26,6 +26,9 @@ from kaleido_jax.sampling.functional import EncodedCaptions
 Params = dict[str, Any]
 OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that say what is sampled, not how
 OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # used when the weights are read
+SETTINGS = tuple(
+    field.name for field in dataclasses.fields(Sample) if field.name not in OF_THE_GRID + OF_LOADING
+)  # what a call may set, and a recipe keeps
 OF_THE_PRIOR = ("temperature", "top_k", "top_p")
 
 
@@ -54,10 +57,14 @@ class BatchedModel:
 
         The size is that for `of` rows: at most the chunk, and a multiple of the devices. The last row is repeated.
         """
-        mesh = self.sharding.mesh
-        size = round_up(min(self.chunk, of), mesh.shape["data"] * mesh.shape["fsdp"])
+        size = round_up(min(self.chunk, of), self.smallest)
         for start in range(0, total, size):
             yield np.minimum(np.arange(start, start + size), total - 1), min(size, total - start)
+
+    @property
+    def smallest(self) -> int:
+        """Rows of the smallest batch: one for each device."""
+        return self.sharding.mesh.shape["data"] * self.sharding.mesh.shape["fsdp"]
 
     def encode(self, params: Params, tokens: HostTokens) -> EncodedCaptions:
         """The states of captions, on their devices."""

@@ -6,10 +6,11 @@ from typing import Any
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import class_names
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime import distributed
-from kaleido_jax.sampling.output import GRID, RECIPE, Recipe, load_recipe
+from kaleido_jax.sampling.output import GRID, RECIPE
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.recipe import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,11 @@ def _are_there(folder: Path, wanted: Recipe) -> bool:
     """Whether the folder holds the samples of a recipe; those of another are removed."""
     if not (folder / RECIPE).exists():
         return False
-    if _request(load_recipe(folder / RECIPE)) == _request(wanted):
-        return True
+    try:
+        if _request(load_recipe(folder / RECIPE)) == _request(wanted):
+            return True
+    except UserError as error:  # of an earlier version, or damaged: it is drawn again
+        log.info("%s", error)
     for file in folder.glob("[0-9]*-*"):  # otherwise images of two recipes would be beside one grid
         file.unlink()
     return False

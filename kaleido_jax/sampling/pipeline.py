@@ -20,7 +20,7 @@ from kaleido_jax.config.schema import Config, Mesh, Sample
 from kaleido_jax.errors import UserError, nearest, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.constrain import Constraint
-from kaleido_jax.latents.tokenizer import SHIPPED
+from kaleido_jax.latents.tokenizer import SHIPPED, round_up
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime.files import fingerprint
@@ -28,9 +28,19 @@ from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
-from kaleido_jax.sampling.batched import OF_LOADING, OF_THE_GRID, OF_THE_PRIOR, BatchedModel, PriorInputs
+from kaleido_jax.sampling.batched import OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs
 from kaleido_jax.sampling.functional import weights_checksum
-from kaleido_jax.sampling.output import KaleidoOutput, ModelRecipe, Recipe, new_recipe
+from kaleido_jax.sampling.output import KaleidoOutput, pixels_of
+from kaleido_jax.sampling.recipe import (
+    Batch,
+    ModelRecipe,
+    Recipe,
+    RowRecipe,
+    check_same_model,
+    load_recipe,
+    new_recipe,
+    settings_in,
+)
 from kaleido_jax.sampling.tokens import (
     Prefix,
     SampledLatents,
@@ -43,6 +53,7 @@ from kaleido_jax.sampling.tokens import (
 from kaleido_jax.sampling.weights import is_export, load_export, load_workdir
 
 BUNDLED = tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))  # names of models in the package
+LARGEST_AGAIN = 256  # rows of a batch that `draw` repeats for the last bits of one image
 VOCABULARY = "spiece.model"  # in an exported folder with a vocabulary of its own
 
 
@@ -154,14 +165,43 @@ class KaleidoPipeline:
         recipe = self.recipe(captions, images_per_caption, seed, sample, given=latents is not None)
         z = self._given(captions, seed, sample, latents, prefix)
         keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
-        found, x = self._sample(captions, z, images_per_caption, keys, sample)
-        if not np.isfinite(x).all():
-            raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
+        found, x, batches = self._sample(captions, z, images_per_caption, keys, sample)
+        x = _finite(x).reshape(len(captions), -1, *x.shape[1:])
         samples = found if self._batched.model.has_prior else []
         for row, one in zip(recipe["rows"], samples, strict=False):
             row["tokens"], row["problem"] = list(one.spelled(self.codec)), one.problem
             row["latents"] = one.latents.to_json() if one.latents else None
-        return KaleidoOutput(x=x.reshape(len(captions), -1, *x.shape[1:]), samples=samples, recipe=recipe)
+        for i, row in enumerate(recipe["rows"]):
+            row["batch"] = batches[i * images_per_caption : (i + 1) * images_per_caption]
+            row["pixels"] = _fingerprints(x[i])
+        return KaleidoOutput(x=x, samples=samples, recipe=recipe)
+
+    def draw(self, recipe: Recipe | str | Path) -> KaleidoOutput:
+        """The images of a recipe again, bit for bit on the machine that drew them.
+
+        Each image is drawn alone. Where its pixels are not those that the recipe remembers (sums of floats may depend
+        on the size of a batch), it is drawn again in batches of the sizes that it was drawn in, at its place in them.
+        If they still differ, as on another machine or with another version of a library, the recipe of the output has
+        another fingerprint.
+
+        Args:
+          recipe: of some images of this model, or a path that `load_recipe` reads.
+
+        Raises:
+          UserError: a recipe that cannot be read, of another model, or whose tokens are not those of its latents.
+          FloatingPointError: the model's samples are not finite.
+        """
+        recipe = load_recipe(recipe)
+        sample = self.settings_of(recipe)
+        drawn, samples = [], []
+        for row in recipe["rows"]:
+            z = self._latents_of(row)
+            keys = sample_keys(recipe["seed"], "image", 0, np.asarray(row["noise_indices"], np.int32))
+            each = [self._draw_again(row, i, z, keys, sample) for i in range(len(keys))]
+            drawn.append(np.stack([x for x, _ in each]))
+            row["batch"], row["pixels"] = [batch for _, batch in each], _fingerprints(drawn[-1])
+            samples += [z] if z else []
+        return KaleidoOutput(x=_finite(np.stack(drawn)), samples=samples, recipe=recipe)
 
     def sample_latents(
         self,
@@ -223,6 +263,7 @@ class KaleidoPipeline:
         z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
         return self._sample(captions, z, 1, keys, sample or self.config.sample)[1]
 
+    # ------------------------------------------------------------------------------------------- recipes
     def recipe(
         self, captions: Sequence[str], images_per_caption: int, seed: int, sample: Sample, given: bool = False
     ) -> Recipe:
@@ -232,16 +273,101 @@ class KaleidoPipeline:
           UserError: no captions, or a number out of range.
         """
         has_z = self._batched.model.has_prior and not given
-        return new_recipe(
-            self._identity, captions, images_per_caption=images_per_caption, seed=seed, sample=sample, has_z=has_z
-        )
+        model = self._identity(sample)
+        return new_recipe(model, captions, images_per_caption=images_per_caption, seed=seed, sample=sample, has_z=has_z)
+
+    def settings_of(self, recipe: Recipe) -> Sample:
+        """The settings of a recipe of this model.
+
+        Raises:
+          UserError: it is of another model, or has settings that this one does not allow.
+        """
+        check_same_model(recipe, self._identity(sample := settings_in(recipe)))
+        return self.override({n: getattr(sample, n) for n in SETTINGS})
+
+    def _identity(self, sample: Sample) -> ModelRecipe:
+        worse = sample.guidance == "autoguidance" and sample.gamma != 1 and self.bad_params is not None
+        return {
+            "name": self.config.name,
+            "step": self.step,
+            **self._digits,
+            "worse": self._worse if worse else None,
+            "precision": self.config.model.precision,
+        }
 
     @functools.cached_property
-    def _identity(self) -> ModelRecipe:
-        parts = [dataclasses.asdict(getattr(self.config, part)) for part in ("model", "diffusion", "latents")]
-        digits = fingerprint(json.dumps(parts))
-        weights = weights_checksum(self.params)
-        return {"name": self.config.name, "step": self.step, "config": digits, "weights": weights}
+    def _digits(self) -> dict[str, str]:
+        parts = {part: dataclasses.asdict(getattr(self.config, part)) for part in ("model", "diffusion", "latents")}
+        # Where T5 and the vocabulary lie is no part of the model; what they hold is.
+        parts["model"]["t5"] |= {"checkpoint": None, "vocabulary": self.codec.tokenizer.fingerprint}
+        return {"config": fingerprint(json.dumps(list(parts.values()))), "weights": weights_checksum(self.params)}
+
+    @functools.cached_property
+    def _worse(self) -> str:
+        return weights_checksum(self.bad_params)
+
+    def _latents_of(self, row: RowRecipe) -> SampledLatents | None:
+        """The z of a row of a recipe; None for a baseline.
+
+        Raises:
+          UserError: a row without z, or whose tokens are not those of its latents, or of a baseline with z.
+        """
+        tokens, latents = row.get("tokens"), row.get("latents")
+        if not self._batched.model.has_prior:
+            if tokens or latents:
+                raise user_error("a recipe with latents for a model without", "none", "use another model")
+            return None
+        z, ids = None, tuple(tokens or ())
+        if latents is not None:
+            z = self.codec.snap(Latents.from_json(latents))
+            spelled = SampledLatents(tokens=ids, latents=z).spelled(self.codec) if ids else self.latents_tokens(z)
+            if ids and spelled != ids:
+                raise user_error(
+                    "a recipe whose tokens are not those of its latents", "the same z", "edit a recipe by `edit`"
+                )
+            ids = spelled
+        limit, vocab_size = 2 * self.config.latents.max_latents_tokens, self.codec.tokenizer.vocab_size
+        if not 0 < len(ids) <= limit or not all(0 < token < vocab_size for token in ids):
+            found = f"a recipe with {len(ids)} tokens of latents"
+            raise user_error(found, f"1 to {limit}, ids 1..{vocab_size - 1}", "correct the recipe")
+        return SampledLatents(tokens=ids, latents=z, problem=row.get("problem", ""))
+
+    def _draw_again(
+        self, row: RowRecipe, image: int, z: SampledLatents | None, keys: Keys, sample: Sample
+    ) -> tuple[Float[np.ndarray, "..."], Batch]:
+        """One image of a row, and the batches in which it came out as the row remembers it, or the last tried."""
+        spelled = pad_rows([z.tokens if z else ()], self.config.latents.max_latents_tokens)
+        alone = self._batched.smallest
+        ways: list[Batch] = [{"captions": [alone, 0], "images": [alone, 0], "tokens": spelled.shape[1]}]
+        if (
+            row.get("batch")
+            and (known := row["batch"][image]) != ways[0]
+            and self._may_draw_in(known, spelled.shape[1])
+        ):
+            ways.append(known)
+        wanted = row["pixels"][image] if row.get("pixels") else None
+        tokens = self.caption_tokens([row["caption"]])
+        for way in ways if wanted else ways[::-1]:
+            rows, place = way["captions"]
+            repeated = tokens.repeat(rows, axis=0)
+            encoded, bad = self._batched.encode(self.params, repeated), None
+            if self.bad_params is not None:
+                bad = self.bad_params, self._batched.encode(self.bad_params, repeated)
+            wide = np.pad(spelled, ((0, rows - 1), (0, way["tokens"] - spelled.shape[1])), mode="edge")
+            rows, own = way["images"]
+            noise = keys[np.full(rows, image)]
+            x = self._batched.sample_images(self.params, encoded, bad, np.full(rows, place), wide, noise, sample)[own]
+            if wanted in (None, *(_fingerprints(x[None]) or ())):
+                break
+        return x, way
+
+    def _may_draw_in(self, batch: Batch, tokens: int) -> bool:
+        """Whether these devices can hold such batches, and z fits into its width."""
+        sizes = batch["captions"][0], batch["images"][0]
+        fit = all(
+            size <= max(self._batched.chunk, LARGEST_AGAIN) and size % self._batched.smallest == 0 for size in sizes
+        )
+        return fit and tokens <= batch["tokens"] <= round_up(2 * self.config.latents.max_latents_tokens, 16)
 
     # ------------------------------------------------------------------------------------------ arguments
     def override(self, overrides: dict[str, Any]) -> Sample:
@@ -251,11 +377,11 @@ class KaleidoPipeline:
           UserError: an override that is unknown or out of range.
         """
         values = dataclasses.asdict(self.config)
-        known = [name for name in values["sample"] if name not in OF_THE_GRID + OF_LOADING]
         for name in overrides:
-            if name not in known:
-                near = nearest(name, known)
-                raise user_error(f"unknown argument {name!r}", near or f"one of {', '.join(known)}", "correct the name")
+            if name not in SETTINGS:
+                near = nearest(name, SETTINGS)
+                expected = near or f"one of {', '.join(SETTINGS)}"
+                raise user_error(f"unknown argument {name!r}", expected, "correct the name")
         return validate(values | {"sample": values["sample"] | overrides}).sample
 
     def caption_tokens(self, captions: Sequence[str]) -> HostTokens:
@@ -329,9 +455,9 @@ class KaleidoPipeline:
     # -------------------------------------------------------------------------------------------- batches
     def _sample(
         self, captions: Sequence[str], z: list[SampledLatents] | PriorInputs, each: int, keys: Keys, sample: Sample
-    ) -> tuple[list[SampledLatents], Float[np.ndarray, "b ..."]]:
-        """(z of each caption, `each` samples x of each), in batches; captions are encoded once."""
-        tokens, found, images = self.caption_tokens(captions), [], []
+    ) -> tuple[list[SampledLatents], Float[np.ndarray, "b ..."], list[Batch]]:
+        """(z of each caption, `each` samples x of each, where each was drawn); captions are encoded once."""
+        tokens, found, images, batches = self.caption_tokens(captions), [], [], []
         limit = self.config.latents.max_latents_tokens
         with progress("images", len(captions) * each, "img") as advance:
             for rows, real in self._batched.rows(len(captions), len(captions)):
@@ -349,8 +475,27 @@ class KaleidoPipeline:
                     noise = keys[rows[0] * each + local]
                     inputs = encoded, bad, local // each, spelled, noise, sample
                     images.append(self._batched.sample_images(self.params, *inputs)[:fresh])
+                    batches += [
+                        {
+                            "captions": [len(rows), int(one) // each],
+                            "images": [len(local), i],
+                            "tokens": spelled.shape[1],
+                        }
+                        for i, one in enumerate(local[:fresh])
+                    ]
                     advance(fresh)
-        return found, np.concatenate(images)
+        return found, np.concatenate(images), batches
+
+
+def _finite(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    if not np.isfinite(x).all():
+        raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
+    return x
+
+
+def _fingerprints(x: Float[np.ndarray, "k ..."]) -> list[str] | None:
+    """That of each image's pixels; None for points."""
+    return [fingerprint(str(image.shape), image.tobytes()) for image in pixels_of(x)] if x.ndim == 4 else None
 
 
 def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.ndarray, "b"]:

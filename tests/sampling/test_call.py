@@ -12,8 +12,8 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.sampling import batched
 from kaleido_jax.sampling.functional import weights_checksum
-from kaleido_jax.sampling.output import load_recipe
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.recipe import load_recipe
 from tests.sampling.test_pipeline import CONFIG, random_params
 
 CAPTIONS = ["fruit", "bird"]
