@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kaleido_jax.latents.segments.bbox import Box as Box
     from kaleido_jax.latents.segments.blob import Blob as Blob
     from kaleido_jax.latents.types import Latents as Latents
+    from kaleido_jax.sampling.editing import Edited as Edited
     from kaleido_jax.sampling.output import KaleidoOutput as KaleidoOutput
     from kaleido_jax.sampling.pipeline import KaleidoPipeline as KaleidoPipeline
     from kaleido_jax.sampling.recipe import load_recipe as load_recipe
@@ -34,6 +35,7 @@ _WITHOUT_JAX = {
     "load_config": "config.load",
 }
 _WITH_JAX = {
+    "Edited": "sampling.editing",
     "KaleidoOutput": "sampling.output",
     "KaleidoPipeline": "sampling.pipeline",
     "fit": "train.fit",

@@ -1,36 +1,20 @@
 """What an image of a scene shows and what its z says of it, in the same words, and how often the two agree."""
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from kaleido_jax import array_types as at
-from kaleido_jax.data.sources.emoji import (
-    BACKGROUNDS,
-    KINDS,
-    PLACES,
-    SIZES,
-    SPRITE_NAMES,
-    SPRITES_PER_KIND,
-    TILTS,
-    PlacedSprite,
-    Scene,
-    place_word,
-    render,
-    size_word,
-    tilt_word,
-)
+from kaleido_jax.data.scene_words import Said, placed_in, said_by, upright_mask
+from kaleido_jax.data.sources.emoji import KINDS, SPRITE_NAMES, SPRITES_PER_KIND, place_word, size_word, tilt_word
 from kaleido_jax.evaluate.scene_pixels import background_of, box_of
 from kaleido_jax.evaluate.sprite_reader import SpriteReader
 from kaleido_jax.latents.geometry import box_iou, mask_to_ellipse
 from kaleido_jax.latents.types import Latents
 
-_UPRIGHT_SIDE = 0.9  # of the sprites on which angles and outlines are measured, in parts of the canvas
 LONG_BELOW = 0.8  # minor / major axis of a sprite's ellipse; nearer to a circle its angle says little about the tilt
 
 
@@ -52,17 +36,6 @@ class Seen:
         return self.sprite // SPRITES_PER_KIND
 
 
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What a text says about the first sprite, in the source's words."""
-
-    name: str
-    size: str
-    place: str
-    tilt: str
-    background: str
-
-
 def see(images: at.Images, reader: SpriteReader) -> list[Seen]:
     """Reads images: sprite and tilt with the reader, background and box from the pixels, place and size from all.
 
@@ -78,39 +51,6 @@ def see(images: at.Images, reader: SpriteReader) -> list[Seen]:
         background = background_of(image)
         found.append(Seen(sprite=sprite, tilt=tilt, background=background, box=box, size=size, place=place))
     return found
-
-
-def placed_in(box: tuple[float, float, float, float], sprite: int, tilt: float) -> tuple[float, float, float]:
-    """(x, y, side), 0..1, of a tilted sprite that fills a box (0..1000).
-
-    A network's own reading of the center was off by three times as much.
-    """
-    points = _outline(sprite)
-    cos, sin = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
-    turned = points @ np.array([[cos, sin], [-sin, cos]])
-    low, high = turned.min(axis=0), turned.max(axis=0)  # of a sprite of side 1 around its center
-    corners = np.asarray(box).reshape(2, 2) / 1000
-    side = float(np.sqrt(np.prod(corners[1] - corners[0]) / np.prod(high - low)))
-    x, y = (corners[0] + corners[1]) / 2 - side * (low + high) / 2
-    return float(x), float(y), side
-
-
-def _any_of(words: Iterable[str]) -> str:
-    return "(" + "|".join(sorted(words, key=len, reverse=True)) + ")"
-
-
-_TEXT = re.compile(
-    rf"a {_any_of(SIZES)} ([^,]+), {_any_of(PLACES)}, {_any_of(TILTS)}(?: and .*)?, on {_any_of(BACKGROUNDS)}"
-)
-
-
-def said_by(text: str) -> Said | None:
-    """The words of a text as `emoji.describe` writes it; None where it is none."""
-    found = _TEXT.fullmatch(text)
-    if not found:
-        return None
-    size, name, place, tilt, background = found.groups()
-    return Said(name=name, size=size, place=place, tilt=tilt, background=background)
 
 
 # ---------------------------------------------------------------------------------------- agreement
@@ -168,23 +108,8 @@ def _angle_error(seen: Seen, theta: float) -> float | None:
 @functools.cache
 def _upright_ellipse(sprite: int) -> tuple[float, float]:
     """(theta in degrees, minor / major axis) of a sprite that is not tilted."""
-    _, _, major, minor, theta = mask_to_ellipse(_upright_mask(sprite))
+    _, _, major, minor, theta = mask_to_ellipse(upright_mask(sprite))
     return float(theta), float(minor / major)
-
-
-@functools.cache
-def _outline(sprite: int) -> Float[np.ndarray, "n 2"]:
-    """Corners (x, y) of the pixels that a sprite of side 1, not tilted, shows around its center."""
-    mask = _upright_mask(sprite)
-    rows, columns = np.nonzero(mask)
-    corners = np.stack([columns, rows], axis=-1)[:, None] + np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
-    points = np.unique(corners.reshape(-1, 2), axis=0)
-    return (points / len(mask) - 0.5) / _UPRIGHT_SIDE
-
-
-def _upright_mask(sprite: int) -> at.ImageMask:
-    upright = PlacedSprite(sprite=sprite, x=0.5, y=0.5, side=_UPRIGHT_SIDE, tilt=0)
-    return render(Scene(sprites=(upright,), background="white"), 128)[1][0]
 
 
 def _mean(values: Iterable[bool]) -> float | None:

@@ -18,10 +18,11 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.load import MODELS
 from kaleido_jax.config.schema import Config, Mesh, Sample
 from kaleido_jax.errors import UserError, nearest, user_error
+from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.latents.tokenizer import SHIPPED, round_up
-from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.types import Latents, segments_of, select
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
@@ -29,14 +30,25 @@ from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
 from kaleido_jax.sampling.batched import OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs
+from kaleido_jax.sampling.editing import (
+    Edited,
+    Plan,
+    contradiction_lines,
+    edit_recipe,
+    edited_recipe,
+    one_image,
+    plan_edit,
+)
 from kaleido_jax.sampling.functional import weights_checksum
 from kaleido_jax.sampling.output import KaleidoOutput, pixels_of
 from kaleido_jax.sampling.recipe import (
     Batch,
+    EditRecipe,
     ModelRecipe,
     Recipe,
     RowRecipe,
     check_same_model,
+    check_seed,
     load_recipe,
     new_recipe,
     settings_in,
@@ -203,6 +215,64 @@ class KaleidoPipeline:
             samples += [z] if z else []
         return KaleidoOutput(x=_finite(np.stack(drawn)), samples=samples, recipe=recipe)
 
+    def edit(
+        self,
+        recipe: Recipe | str | Path,
+        *,
+        caption: str | None = None,
+        latents: Latents | None = None,
+        lock: str | Sequence[str] = (),
+        resample: str | Sequence[str] = (),
+        follow: bool | None = None,
+        seed: int | None = None,
+        **changes: Any,
+    ) -> Edited:
+        """One image again with an edited z, from the same noise.
+
+        Segments that are set stay as they are set, the others as they were, except for those that are sampled anew:
+        the prior samples them under the segments before them. Since it samples segments in order, a segment behind a
+        resampled one is resampled too, and if that one is locked or edited, the edit is refused.
+
+        Args:
+          recipe: of one image of this model, e.g. `out.recipe_of(0, 0)` or that of an edit; or a path.
+          caption: another caption; z stays unless `follow` or `resample` says otherwise.
+          latents: all of z; or single segments as keywords, e.g. text="...", bbox=[Box(...)].
+          lock: segments that must stay.
+          resample: segments to sample anew.
+          follow: True samples what is behind the edited and locked segments anew. False keeps it; so does None, and
+            both say in `messages` that it may no longer fit.
+          seed: of what is sampled anew, by default one that follows from the recipe and differs from edit to edit.
+            The noise keeps the recipe's own.
+          **changes: segments, and fields of config.sample, e.g. gamma=3.0.
+
+        Raises:
+          UserError: a recipe that cannot be drawn or is of several images, latents that are invalid or do not fit,
+            an order that the prior cannot follow, an argument that is unknown.
+          FloatingPointError: the model's samples are not finite.
+        """
+        recipe = load_recipe(recipe)
+        row, old = self._editable(recipe)
+        given = {n: v for n, v in changes.items() if n in registry.names() and v is not None}
+        settings = {n: v for n, v in changes.items() if n not in registry.names()}
+        sample = self.override({**recipe["sample"], "grammar": True} | settings)
+        new_caption = row["caption"] if caption is None else caption
+        plan = plan_edit(
+            old,
+            self._edited(old, latents, given),
+            self.codec.segments,
+            given=segments_of(latents) if latents else tuple(given),
+            lock=(lock,) if isinstance(lock, str) else lock,
+            resample=(resample,) if isinstance(resample, str) else resample,
+            follow=follow,
+            caption_changed=new_caption != row["caption"],
+        )
+        if seed is None:
+            seed = (recipe["seed"] + len(recipe["history"]) + 1) % 2**32
+        z = self._resampled(plan, new_caption, seed, row["noise_indices"][0], sample)
+        edit = edit_recipe(recipe, plan, z, new_caption, seed, settings)
+        messages = [*plan.messages, *contradiction_lines(old, z, plan, self.codec.segments)]
+        return self._draw_edit(recipe, z, new_caption, edit, messages)
+
     def sample_latents(
         self,
         captions: Sequence[str],
@@ -305,6 +375,79 @@ class KaleidoPipeline:
     @functools.cached_property
     def _worse(self) -> str:
         return weights_checksum(self.bad_params)
+
+    def _editable(self, recipe: Recipe) -> tuple[RowRecipe, Latents]:
+        """The row and the z of a recipe of one image with latents.
+
+        Raises:
+          UserError: it is none, or of another model.
+        """
+        row = one_image(recipe)
+        self.settings_of(recipe)
+        if not self._batched.model.has_prior or self.config.model.denoiser is None:
+            raise user_error("an edit with a model without latents or images", "one with both", "use another model")
+        z = self._latents_of(row).latents
+        if z is None:
+            found = f"latents that do not parse ({row.get('problem') or 'unknown reason'})"
+            raise user_error(found, "latents that can be read", "take another image, or sample with grammar=True")
+        return row, z
+
+    def _edited(self, old: Latents, latents: Latents | None, given: dict[str, Any]) -> Latents:
+        """z with other segments, as the prior knows it.
+
+        Raises:
+          UserError: latents that are invalid, too long, or of other segments.
+        """
+        if latents is not None and given:
+            raise user_error(f"latents and {', '.join(given)}", "one of them", "leave out the other")
+        if latents is not None and not isinstance(latents, Latents):
+            raise user_error(f"latents of type {type(latents).__name__}", "Latents", "write kj.Latents(...)")
+        edits = given if latents is None else {name: getattr(latents, name) for name in segments_of(latents)}
+        for name in edits:
+            if name not in self.codec.segments:
+                raise user_error(f"{name} for a model of {', '.join(self.codec.segments)}", "its segments", "remove it")
+        new = self.codec.snap(old.replace(**edits))
+        self.latents_tokens(new)
+        return new
+
+    def _resampled(self, plan: Plan, caption: str, seed: int, index: int, sample: Sample) -> Latents:
+        """The z of a plan, with its last segments sampled by the prior under the others."""
+        check_seed(seed)
+        if not plan.resampled:
+            self.caption_tokens([caption])
+            return plan.z
+        prefix = [select(plan.z, plan.kept) if plan.kept else None]
+        (found,) = self.sample_latents([caption], seed=seed, indices=[index], sample=sample, prefix=prefix)
+        if found.latents is None:
+            raise user_error(f"resampled latents that do not parse ({found.problem})", "grammar=True", "leave it on")
+        return found.latents
+
+    def _draw_edit(self, recipe: Recipe, z: Latents, caption: str, edit: EditRecipe, messages: list[str]) -> Edited:
+        before = self.draw(recipe)
+        (old,) = before.latents
+        known = recipe["rows"][0].get("pixels")
+        if known and known != before.recipe["rows"][0]["pixels"]:
+            messages = [
+                "the saved image was drawn on another machine or by other versions: last bits differ",
+                *messages,
+            ]
+        after, same = before, z == old and caption == before.captions[0] and not edit["settings"]
+        if same:
+            messages = [*messages, "nothing was changed: the same image"]
+        else:
+            tokens, settings = self.latents_tokens(z), edit["settings"]
+            after = self.draw(
+                edited_recipe(before.recipe, caption=caption, tokens=tokens, z=z, settings=settings, edit=edit)
+            )
+        return Edited(
+            before=before.images[0][0],
+            after=after.images[0][0],
+            recipe=after.recipe,
+            recipe_before=before.recipe,
+            latents=z,
+            latents_before=old,
+            messages=messages,
+        )
 
     def _latents_of(self, row: RowRecipe) -> SampledLatents | None:
         """The z of a row of a recipe; None for a baseline.

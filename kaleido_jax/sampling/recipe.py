@@ -96,12 +96,8 @@ def new_recipe(
     """
     if not captions:
         raise user_error("no captions", "at least one", "give some")
-    for name, value, least, most in (
-        ("images_per_caption", images_per_caption, 1, 2**31 - 1),
-        ("seed", seed, 0, 2**32 - 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise user_error(f"{name} = {value!r}", f"a whole number from {least} to {most}", "correct it")
+    _check_whole("images_per_caption", images_per_caption, 1, 2**31 - 1)
+    check_seed(seed)
     rows: list[RowRecipe] = [
         {
             "caption": caption,
@@ -124,6 +120,16 @@ def new_recipe(
         "rows": rows,
         "history": [],
     }
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless the seed is a whole number 0..2**32-1."""
+    _check_whole("seed", seed, 0, 2**32 - 1)
+
+
+def _check_whole(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise user_error(f"{name} = {value!r:.40}", f"a whole number from {least} to {most}", "correct it")
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:

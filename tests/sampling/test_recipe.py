@@ -75,6 +75,15 @@ def test_the_batches_of_an_image_are_repeated_where_its_bits_are_not_those_remem
     assert sizes[3:] == [(1, 1, 0)]
 
 
+def test_one_image_of_a_large_call_is_edited_from_its_own_noise(pipe, out):  # noqa: F811
+    edited = pipe.edit(out.recipe_of(1, 1), text="a small bird")
+    np.testing.assert_array_equal(np.asarray(edited.before), out.pixels[1, 1])
+    noise = pipe.sample_images(["bird"], [pipe.latents_tokens(edited.latents)], seed=3, indices=[3])
+    np.testing.assert_allclose(128 * noise[0] + 127, np.asarray(edited.after, np.float32), atol=1)
+    with pytest.raises(UserError, match="a recipe of 4 images; expected of one"):
+        pipe.edit(out.recipe)
+
+
 def test_an_exported_model_draws_the_same_bits_under_another_path(pipe, out, tmp_path):  # noqa: F811
     named = {name: np.asarray(leaf) for name, leaf in flatten_dict(pipe.params, sep="/").items()}
     save_file(named, tmp_path / "model.safetensors")
