@@ -105,7 +105,8 @@ def help_text(names: Sequence[str] = ()) -> str:
     own = [(name, flag) for name, verb in verbs.items() for flag in verb.FLAGS if flag.name not in names]
     lines = []
     for name, flag in [*((None, flag) for flag in common), *own]:
-        left = f"--{flag.name}[={flag.value}]" if flag.bare else f"--{flag.name}={flag.value}"
+        joint = "." if flag.keyed else "="
+        left = f"--{flag.name}[={flag.value}]" if flag.bare else f"--{flag.name}{joint}{flag.value}"
         text = f"{name}: {flag.help}" if name else flag.help
         lines += textwrap.wrap(text, 120, initial_indent=f"  {left:<23}", subsequent_indent=" " * 25)
         if flag is CONFIG:
@@ -165,10 +166,16 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
     given, overrides = {}, []
     for arg in flags:
         name, equals, value = arg.partition("=")
+        group, _, key = name.partition(".")
         if CONFIG in verb.FLAGS and name.startswith("--config."):
             overrides.append(arg)
-        elif name not in known or not (equals or known[name].bare):
-            expected = [f"{flag}=" for flag in known] + (["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else [])
+        elif key and equals and group in known and known[group].keyed:
+            values = given.setdefault(group, {})
+            values.pop(key, None)
+            values[key] = value
+        elif name not in known or known[name].keyed or not (equals or known[name].bare):
+            expected = [f"{name}.{flag.value}" if flag.keyed else f"{name}=" for name, flag in known.items()]
+            expected += ["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else []
             raise user_error(f"unknown flag {arg}", ", ".join(expected), "see --help")
         elif known[name].sets:
             overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
@@ -191,7 +198,9 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
     return arguments
 
 
-def _typed(flag: Flag, value: str) -> Any:
+def _typed(flag: Flag, value: Any) -> Any:
+    if flag.keyed:
+        return value
     if flag.kind is int and not value.isdecimal():
         raise user_error(f"--{flag.name}={value}", "a whole number", "correct it")
     if flag.kind is float and not value.replace(".", "", 1).isdecimal():

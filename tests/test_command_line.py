@@ -72,6 +72,19 @@ def test_a_verb_from_outside_has_flags_help_and_a_config(called, capsys):
         main.main(["gret"])
 
 
+def test_keyed_flags_come_as_a_dict_in_their_order(called, capsys):
+    verbs.VERBS["greet"].FLAGS += (Flag(name="say", value="WHOM=WHAT", keyed=True, help="words for somebody"),)
+    main.main(["greet", EMOJI, "--to=me", "--say.a.0=x=y", "--say.b=", "--say.a.0=z"])
+    assert called[0]["say"] == {"b": "", "a.0": "z"} and list(called[0]["say"]) == ["b", "a.0"]
+    main.main(["greet", EMOJI, "--to=me"])
+    assert called[1]["say"] is None
+    main.main(["greet", "--help"])
+    assert "--say.WHOM=WHAT" in capsys.readouterr().out
+    for flag in ("--say=x", "--say.=x", "--say.a", "--to.a=x"):
+        with pytest.raises(UserError, match=rf"unknown flag {flag}; expected .*--say.WHOM=WHAT"):
+            main.main(["greet", EMOJI, "--to=me", flag])
+
+
 def test_the_last_of_two_equal_flags_wins(called):
     main.main(["greet", EMOJI, "--to=me", "--workdir=a", "--few=3", "--to=you", "--workdir=b", "--few=2"])
     assert (called[0]["to"], called[0]["workdir"]) == ("you", Path("b"))

@@ -51,8 +51,17 @@ def config_from_flags(spec: str, flags: Sequence[str]) -> Config:
         key, equals, text = flag.removeprefix("--config.").partition("=")
         if not equals:
             raise user_error(f"{flag} without a value", "--config.KEY=VALUE", "write the value after '='")
-        overrides[key] = _parsed(text, field_type(Config, key), key)
+        overrides[key] = parse_value(key, text)
     return _changed(load_values(spec), overrides)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value that the text of a flag means for a field, e.g. "sample.gamma"; its range is not checked.
+
+    Raises:
+      UserError: no such field, or a text that does not have its type.
+    """
+    return _parsed(text, field_type(Config, key), key)
 
 
 def base_config(name_or_path: str | Path) -> "ConfigDict":

@@ -21,6 +21,7 @@ class Flag:
     words: tuple[str, ...] = ()  # the allowed values; () = any
     sets: str = ""  # the config field that the flag is short for; run() then gets it in its config
     bare: str = ""  # the value of the flag without "="
+    keyed: bool = False  # --name.KEY=VALUE, any number of them; run() gets a dict, in the order of the flags
     configures: bool = False  # a folder with a config.json, which is used where --config is not given
 
 
