@@ -53,6 +53,7 @@ def check_files(folder):
     assert Image.open(folder / "fruit.png").size == (32, 32) and Image.open(folder / "grid.png").width > 4 * 192
     recipe = kj.load_recipe(folder / "edits" / "00-fruit-0.png")
     assert recipe["rows"][0]["latents"]["bbox"] == [{"phrase": "red apple", "box": [100, 420, 480, 900]}]
+    assert Image.open(folder / "edit.png").width > 3 * 256
     assert recipe == {**recipe, "seed": 0} and recipe["rows"][0]["noise_indices"] == [0]
     assert (folder / "runs" / "mine" / "checkpoints" / "2").is_dir()
 
@@ -64,6 +65,8 @@ assert [len(row) for row in out.images] == [4, 4] and out.captions == ["fruit", 
 assert varied.latents[0].text == out.latents[0].text and varied.latents[0] != out.latents[0]
 assert edited.latents[0].text == out.latents[0].text
 assert abs(edited.x[0, 0] - out.x[0, 0]).max() > 0
+assert (again.pixels == edited.pixels).all()
+assert edit.latents.bbox == z.bbox and edit.latents.text == z.text and edit.recipe["history"][0]["changed"] == ["bbox"]
 print(out.latents[0].text)
 """
 
@@ -97,7 +100,18 @@ def test_the_script_of_the_readme_runs_from_an_installed_wheel_in_another_folder
     check_files(elsewhere)
 
 
-FACE = ("KaleidoPipeline", "KaleidoOutput", "Latents", "Box", "Blob", "Config", "load_config", "fit", "measure")
+FACE = (
+    "KaleidoPipeline",
+    "KaleidoOutput",
+    "Edited",
+    "Latents",
+    "Box",
+    "Blob",
+    "Config",
+    "load_config",
+    "fit",
+    "measure",
+)
 LAZY = """
 import os, sys, kaleido_jax as kj
 kj.load_config("emoji_combined"), kj.Latents(bbox=[kj.Box("a", (0, 0, 1, 1))])
@@ -108,7 +122,7 @@ print(os.environ.get("XLA_FLAGS"), "jax" in sys.modules)
 
 
 def test_the_face_is_whole():
-    names = {*FACE, "load_recipe", "__version__"}
+    names = {*FACE, "Edited", "load_recipe", "__version__"}
     assert names <= set(dir(kj)) and all(getattr(kj, name) is not None for name in names)
     with pytest.raises(AttributeError, match="no attribute 'KaleidoPipelin'"):
         _ = kj.KaleidoPipelin
