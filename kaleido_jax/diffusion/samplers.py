@@ -1,6 +1,7 @@
-"""Samplers: the reverse process as one lax.scan over evaluations of the network, every resolution at once.
+"""Samplers: the reverse process, one evaluation of the network at a time, every resolution at once.
 
-Four definitions make one step: `reverse` evaluates the guided network, `reverse_step` turns each prediction into x0
+`start` draws the noise, `evaluate` moves x by one evaluation, `finish` clips the last x; `reverse` is all of it as one
+lax.scan. Within an evaluation the guided network predicts, `reverse_step` turns each prediction into x0
 (`process.to_x0_eps`), and the sampler's `update` moves x to the next noise level.
 
 A sampler is a small frozen dataclass: `times` says where the network is evaluated, `init` what is carried beside x, and
@@ -17,7 +18,7 @@ from jaxtyping import Array, Int, PyTree
 
 import kaleido_jax.config.schema as cfg
 from kaleido_jax.array_types import Keys, Pyramid, Sample, Scalar, Scales, Shapes
-from kaleido_jax.diffusion.guidance import Denoiser, Rule
+from kaleido_jax.diffusion.guidance import Denoiser, Rule, RuleState
 from kaleido_jax.diffusion.process import per_sample_normal, threshold, to_x0_eps
 from kaleido_jax.diffusion.schedule import alpha_bar_table, log_snr, shift, step_list
 
@@ -210,6 +211,63 @@ def register(name: str, build: BuildSampler) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- the loop
+class Reversing(NamedTuple):
+    """Where the reverse process is, between two evaluations; lists over resolutions, high to low."""
+
+    images: Pyramid  # x_t
+    carried: list[Carried]  # what the sampler carries beside them
+    rule: RuleState
+
+
+def evaluations(diffusion: cfg.Diffusion, sample: cfg.Sample) -> Evaluations:
+    """(at, t, s) of each evaluation of the network, as steps 0..N, in order."""
+    steps = step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n)
+    return SAMPLERS[sample.sampler](sample).times(steps)
+
+
+def start(rule: Rule, keys: Keys, diffusion: cfg.Diffusion, sample: cfg.Sample, shapes: Shapes) -> Reversing:
+    """Pure noise; sample i depends on its key alone."""
+    # Steps are 1..N and the start uses N + 1, so no draw is used twice.
+    images = _normal(keys, diffusion.num_steps + 1, shapes)
+    sampler = SAMPLERS[sample.sampler](sample)
+    return Reversing(images, [sampler.init(x) for x in images], rule.init(keys.shape[0], shapes))
+
+
+def evaluate(
+    model: Denoiser,
+    rule: Rule,
+    keys: Keys,
+    state: Reversing,
+    evaluation: Int[Array, "3"],
+    diffusion: cfg.Diffusion,
+    sample: cfg.Sample,
+    scales: Scales,
+) -> tuple[Reversing, Pyramid]:
+    """The state after one of the `evaluations`, and the x0 that was predicted, thresholded.
+
+    Nothing here depends on the number of steps, so one compiled function serves all of them.
+    """
+    sampler, at = SAMPLERS[sample.sampler](sample), evaluation[0]
+    times = jnp.full(keys.shape[:1], at - 1, jnp.int32)  # the network gets the step minus one
+    predictions, rule_state = rule(model, state.images, times, keys, state.rule)
+    shapes = tuple(x.shape[1:] for x in state.images)
+    noise = _normal(keys, at, shapes) if sampler.is_noisy else [0.0] * len(shapes)
+    levels = Levels(*jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps), float)[evaluation])
+    images, carried, x0 = reverse_step(
+        sampler, state.images, state.carried, predictions, noise, levels, diffusion, sample, scales
+    )
+    return Reversing(images, carried, rule_state), x0
+
+
+def finish(state: Reversing, sample: cfg.Sample) -> Pyramid:
+    """The last x of every resolution, clipped to [-1, 1] where the threshold is not "none"."""
+    return state.images if sample.threshold == "none" else [jnp.clip(x, -1, 1) for x in state.images]
+
+
+def _normal(keys: Keys, purpose: Int[Array, ""] | int, shapes: Shapes) -> Pyramid:
+    return per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), shapes)
+
+
 def reverse_step(
     sampler: Sampler,
     images: Pyramid,
@@ -220,17 +278,18 @@ def reverse_step(
     diffusion: cfg.Diffusion,
     sample: cfg.Sample,
     scales: Scales,
-) -> tuple[Pyramid, list[Carried]]:
-    """(images, carried) after one evaluation of the network; lists over resolutions, high to low.
+) -> tuple[Pyramid, list[Carried], Pyramid]:
+    """(images, carried, x0) after one evaluation of the network; lists over resolutions, high to low.
 
     `levels` are the innermost resolution's; the others' are shifted by their scale.
     """
-    moved = []
+    moved, predicted = [], []
     for x, kept, prediction, draw, scale in zip(images, carried, predictions, noise, scales, strict=True):
         shifted = Levels(*(shift(level, scale, diffusion.shift_power) for level in levels))
         x0, _ = to_x0_eps(prediction, x, jnp.full(x.shape[:1], shifted.at), diffusion.prediction)
-        moved.append(sampler.update(x, threshold(x0, sample.threshold), kept, shifted, draw))
-    return [x for x, _ in moved], [kept for _, kept in moved]
+        predicted.append(threshold(x0, sample.threshold))
+        moved.append(sampler.update(x, predicted[-1], kept, shifted, draw))
+    return [x for x, _ in moved], [kept for _, kept in moved], predicted
 
 
 def reverse(
@@ -242,7 +301,7 @@ def reverse(
     shapes: Shapes,
     scales: Scales,
 ) -> Pyramid:
-    """Samples x ~ p(x | condition) from pure noise.
+    """Samples x ~ p(x | condition) from pure noise, as one scan over the evaluations.
 
     Args:
       model: the network and its condition.
@@ -256,25 +315,10 @@ def reverse(
     Returns:
       The last x of every resolution, clipped to [-1, 1] where the threshold is not "none".
     """
-    sampler, batch = SAMPLERS[sample.sampler](sample), keys.shape[0]
-    alpha_bars = jnp.asarray(alpha_bar_table(diffusion.schedule, diffusion.num_steps), float)
-    evaluations = sampler.times(step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n))
 
-    def normal(purpose: Int[Array, ""] | int) -> Pyramid:
-        return per_sample_normal(jax.vmap(jax.random.fold_in, (0, None))(keys, purpose), shapes)
+    def one(state: Reversing, evaluation: Int[Array, "3"]) -> tuple[Reversing, None]:
+        return evaluate(model, rule, keys, state, evaluation, diffusion, sample, scales)[0], None
 
-    def evaluate(state: tuple, evaluation: Int[Array, "3"]) -> tuple[tuple, None]:
-        images, carried, rule_state = state
-        at = evaluation[0]
-        times = jnp.full((batch,), at - 1, jnp.int32)  # the network gets the step minus one
-        predictions, rule_state = rule(model, images, times, keys, rule_state)
-        # Steps are 1..N and the start uses N + 1, so no draw is used twice.
-        noise = normal(at) if sampler.is_noisy else [0.0] * len(shapes)
-        levels = Levels(*alpha_bars[evaluation])
-        images, carried = reverse_step(sampler, images, carried, predictions, noise, levels, diffusion, sample, scales)
-        return (images, carried, rule_state), None
-
-    start = normal(diffusion.num_steps + 1)
-    state = start, [sampler.init(x) for x in start], rule.init(batch, shapes)
-    (images, _, _), _ = jax.lax.scan(evaluate, state, jnp.asarray(evaluations))
-    return images if sample.threshold == "none" else [jnp.clip(x, -1, 1) for x in images]
+    state = start(rule, keys, diffusion, sample, shapes)
+    state, _ = jax.lax.scan(one, state, jnp.asarray(evaluations(diffusion, sample)))
+    return finish(state, sample)

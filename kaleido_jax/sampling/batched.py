@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,17 @@ from jaxtyping import Array, Float, Int
 from kaleido_jax.array_types import HostTokens, Keys, Scalar, Tokens
 from kaleido_jax.array_types import Sample as SampleArray
 from kaleido_jax.config.schema import Diffusion, Sample
+from kaleido_jax.diffusion import samplers
+from kaleido_jax.diffusion.samplers import Reversing
 from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.latents.tokenizer import round_up
 from kaleido_jax.models.kaleido import Kaleido
 from kaleido_jax.runtime import distributed
 from kaleido_jax.sampling import functional
-from kaleido_jax.sampling.functional import EncodedCaptions
+from kaleido_jax.sampling.functional import Conditioned, EncodedCaptions
 
 Params = dict[str, Any]
+Watch = Callable[[int, int, SampleArray], None]  # (evaluations done, of how many, x0 so far on its devices)
 OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that say what is sampled, not how
 OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # used when the weights are read
 SETTINGS = tuple(
@@ -97,23 +100,23 @@ class BatchedModel:
         z: Int[np.ndarray, "n t"],
         keys: Keys,
         sample: Sample,
+        watch: Watch | None = None,
     ) -> Float[np.ndarray, "b ..."]:
         """One image for each of `rows`, which point into captions and z."""
-        x = _together(
-            _sample_images,
-            params,
-            captions,
-            self._split(rows),
-            self._split(z[rows]),
-            self._split(keys),
-            # As an array, so that one compiled function serves every gamma; None without guidance.
-            None if sample.gamma == 1 else np.float32(sample.gamma),
-            bad,
-            model=self.model,
-            diffusion=self.diffusion,
-            sample=_compiled_in(sample),
-        )
-        return fetched(x)
+        settings = {"model": self.model, "diffusion": self.diffusion, "sample": _compiled_in(sample)}
+        # As an array, so that one compiled function serves every gamma; None without guidance.
+        gamma = None if sample.gamma == 1 else np.float32(sample.gamma)
+        keys, bad_params = self._split(keys), bad and bad[0]
+        inputs = params, captions, self._split(rows), self._split(z[rows]), bad
+        condition = _together(_condition_images, *inputs, model=self.model, sample=settings["sample"])
+        state = _together(_start_images, keys, gamma, **settings)
+        steps = samplers.evaluations(self.diffusion, sample)
+        for i, evaluation in enumerate(steps):
+            inputs = params, condition, keys, gamma, bad_params, state, evaluation
+            state, x0 = _together(_image_step, *inputs, **settings)
+            if watch is not None:
+                watch(i + 1, len(steps), x0)
+        return fetched(_finish(state, settings["sample"]))
 
     def _split(self, rows: np.ndarray | Array) -> Array:
         if self.sharding.is_fully_addressable:
@@ -157,26 +160,52 @@ def _sample_latents(
     return functional.sample_latents(model, params, captions, keys, **given)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"))
-def _sample_images(
+@functools.partial(jax.jit, static_argnames=("model", "sample"))
+def _condition_images(
     params: Params,
     captions: EncodedCaptions,
     rows: Int[Array, "b"],
     z: Tokens,
+    bad: tuple[Params, EncodedCaptions] | None,
+    *,
+    model: Kaleido,
+    sample: Sample,
+) -> Conditioned:
+    bad = bad and (bad[0], bad[1].take(rows))
+    return functional.condition_images(model, params, captions.take(rows), z, bad, sample=sample)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"))
+def _start_images(
+    keys: Keys, gamma: Scalar | None, *, model: Kaleido, diffusion: Diffusion, sample: Sample
+) -> Reversing:
+    return functional.start_images(model, keys, gamma, diffusion=diffusion, sample=sample)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"), donate_argnames="state")
+def _image_step(
+    params: Params,
+    condition: Conditioned,
     keys: Keys,
     gamma: Scalar | None,
-    bad: tuple[Params, EncodedCaptions] | None,
+    bad_params: Params | None,
+    state: Reversing,
+    evaluation: Int[Array, "3"],
     *,
     model: Kaleido,
     diffusion: Diffusion,
     sample: Sample,
-) -> SampleArray:
-    bad = bad and (bad[0], bad[1].take(rows))
-    captions = captions.take(rows)
-    return functional.sample_images(model, params, captions, z, keys, gamma, bad, diffusion=diffusion, sample=sample)
+) -> tuple[Reversing, SampleArray]:
+    inputs = model, params, condition, keys, gamma, bad_params, state, evaluation
+    return functional.image_step(*inputs, diffusion=diffusion, sample=sample)
+
+
+@functools.partial(jax.jit, static_argnames="sample")
+def _finish(state: Reversing, sample: Sample) -> SampleArray:
+    return samplers.finish(state, sample)[0]
 
 
 def _compiled_in(sample: Sample) -> Sample:
     """Only the fields that the image function is compiled for, so that other changes do not recompile it."""
-    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar")
+    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar", "num_steps", "start_at_n")
     return dataclasses.replace(sample, **{name: getattr(Sample(), name) for name in others})

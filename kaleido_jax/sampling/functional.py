@@ -4,6 +4,7 @@ Row i belongs to sample i and no row reads another, so rows may be split over de
 give outputs with the same placement, whatever the shardings of the parameters.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -16,11 +17,11 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from kaleido_jax.array_types import Keys, Mask, Scalar, States, TokenLogits, Tokens
+from kaleido_jax.array_types import Condition, Keys, Mask, Scalar, States, TokenLogits, Tokens
 from kaleido_jax.array_types import Sample as SampleArray
 from kaleido_jax.config.schema import Diffusion, Sample, sample_shapes, scales
-from kaleido_jax.diffusion import guidance
-from kaleido_jax.diffusion.samplers import reverse
+from kaleido_jax.diffusion import guidance, samplers
+from kaleido_jax.diffusion.samplers import Reversing
 from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.models.decode import sample_tokens, shift_right
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
@@ -97,6 +98,62 @@ def condition_states(model: Kaleido, params: dict, captions: EncodedCaptions, z:
     return cond, uncond
 
 
+class Conditioned(struct.PyTreeNode):
+    """What the denoiser reads at every evaluation: computed once a sample, keys and values included."""
+
+    cond: Condition
+    uncond: Condition
+    states: tuple[Array, ...]  # what `cond` was computed from
+    worse: "Conditioned | None"  # of a worse model, for autoguidance
+
+
+def condition_images(
+    model: Kaleido,
+    params: dict,
+    captions: EncodedCaptions,
+    z: Tokens,
+    bad: tuple[dict, EncodedCaptions] | None,
+    *,
+    sample: Sample,
+) -> Conditioned:
+    """The condition of images; the arguments are those of `sample_images`."""
+    cond, uncond = condition_states(model, params, captions, z)
+    read = _reader(model, params, z.shape[0], sample)
+    worse = bad and condition_images(model, *bad, z, None, sample=sample)
+    return Conditioned(cond=read(*cond), uncond=read(*uncond), states=cond, worse=worse)
+
+
+def start_images(
+    model: Kaleido, keys: Keys, gamma: Scalar | None, *, diffusion: Diffusion, sample: Sample
+) -> Reversing:
+    """The noise that images begin with, one key per sample."""
+    rule = guidance.from_config(sample, diffusion, scales(model.config), gamma)
+    return samplers.start(rule, keys, diffusion, sample, sample_shapes(model.config))
+
+
+def image_step(
+    model: Kaleido,
+    params: dict,
+    condition: Conditioned,
+    keys: Keys,
+    gamma: Scalar | None,
+    bad_params: dict | None,
+    state: Reversing,
+    evaluation: Int[Array, "3"],
+    *,
+    diffusion: Diffusion,
+    sample: Sample,
+) -> tuple[Reversing, SampleArray]:
+    """(state, x0) after one of `samplers.evaluations`; x0 is the prediction at the highest resolution."""
+    denoiser = _denoiser(model, params, condition, sample)
+    if bad_params is not None:
+        denoiser = dataclasses.replace(denoiser, worse=_denoiser(model, bad_params, condition.worse, sample))
+    sizes = scales(model.config)
+    rule = guidance.from_config(sample, diffusion, sizes, gamma)
+    state, x0 = samplers.evaluate(denoiser, rule, keys, state, evaluation, diffusion, sample, sizes)
+    return state, x0[0]
+
+
 def sample_images(
     model: Kaleido,
     params: dict,
@@ -109,7 +166,10 @@ def sample_images(
     diffusion: Diffusion,
     sample: Sample,
 ) -> SampleArray:
-    """x ~ p(x | c, z) at the highest resolution, in the model range.
+    """x ~ p(x | c, z) at the highest resolution, in the model range, as one program.
+
+    The pipeline calls `condition_images`, `start_images` and `image_step` instead: one compilation serves any number of
+    steps, and every step can be shown or be the last. The last bits of the results may differ.
 
     Args:
       model: gives the networks.
@@ -122,33 +182,31 @@ def sample_images(
       diffusion: the process.
       sample: sampler, steps, guidance rule, threshold.
     """
-    worse = bad and _denoiser(model, *bad, z, sample)
-    denoiser = _denoiser(model, params, captions, z, sample, worse)
-    shapes, sizes = sample_shapes(model.config), scales(model.config)
-    rule = guidance.from_config(sample, diffusion, sizes, gamma)
-    return reverse(denoiser, rule, keys, diffusion, sample, shapes, sizes)[0]
+    condition = condition_images(model, params, captions, z, bad, sample=sample)
+
+    def step(state: Reversing, evaluation: Int[Array, "3"]) -> tuple[Reversing, None]:
+        bad_params = bad and bad[0]
+        inputs = model, params, condition, keys, gamma, bad_params, state, evaluation
+        return image_step(*inputs, diffusion=diffusion, sample=sample)[0], None
+
+    state = start_images(model, keys, gamma, diffusion=diffusion, sample=sample)
+    state, _ = jax.lax.scan(step, state, jnp.asarray(samplers.evaluations(diffusion, sample)))
+    return samplers.finish(state, sample)[0]
 
 
-def _denoiser(
-    model: Kaleido,
-    params: dict,
-    captions: EncodedCaptions,
-    z: Tokens,
-    sample: Sample,
-    worse: guidance.Denoiser | None = None,
-) -> guidance.Denoiser:
-    cond, uncond = condition_states(model, params, captions, z)
-    apply = functools.partial(model.apply, {"params": params})
-    micros = {name: jnp.full(z.shape[0], value) for name, value in sample.micro}  # with and without a condition
-    read = functools.partial(apply, method="condition", micros=micros)
+def _denoiser(model: Kaleido, params: dict, condition: Conditioned, sample: Sample) -> guidance.Denoiser:
     return guidance.Denoiser(
-        denoise=functools.partial(apply, method="denoise"),
-        cond=read(*cond),
-        uncond=read(*uncond),
-        read=read,
-        states=cond,
-        worse=worse,
+        denoise=functools.partial(model.apply, {"params": params}, method="denoise"),
+        cond=condition.cond,
+        uncond=condition.uncond,
+        read=_reader(model, params, condition.states[0].shape[0], sample),
+        states=condition.states,
     )
+
+
+def _reader(model: Kaleido, params: dict, batch: int, sample: Sample) -> guidance.ReadCondition:
+    micros = {name: jnp.full(batch, value) for name, value in sample.micro}  # with and without a condition
+    return functools.partial(model.apply, {"params": params}, method="condition", micros=micros)
 
 
 # --------------------------------------------------------------------------------------------- identity

@@ -1,6 +1,7 @@
 """Output of the pipeline: images, latents and recipes; shown as a grid, saved as PNG and JSON."""
 
 import functools
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -111,11 +112,17 @@ def pixels_of(x: Float[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h w 3"]
 
 def save_png(image: Image.Image, path: Path, recipe: Recipe) -> None:
     """Writes an image with its recipe in a text chunk, which `load_recipe` reads."""
-    chunks = PngImagePlugin.PngInfo()
-    text = json.dumps(recipe)
-    chunks.add_text(CHUNK, text, zip=len(text) < 2**20)  # Pillow reads no more than that from a compressed chunk
-    with replacing(path) as temporary:
-        image.save(temporary, "png", pnginfo=chunks)
+    write_atomically(path, png_bytes(image, recipe))
+
+
+def png_bytes(image: Image.Image, recipe: Recipe | None = None) -> bytes:
+    """An image as a PNG file, with its recipe in a text chunk."""
+    chunks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    if recipe is not None:
+        text = json.dumps(recipe)
+        chunks.add_text(CHUNK, text, zip=len(text) < 2**20)  # Pillow reads no more than that from a compressed chunk
+    image.save(buffer, "png", pnginfo=chunks)
+    return buffer.getvalue()
 
 
 def _write_json(path: Path, value: Recipe) -> None:

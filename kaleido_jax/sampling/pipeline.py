@@ -29,7 +29,7 @@ from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
-from kaleido_jax.sampling.batched import OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs
+from kaleido_jax.sampling.batched import OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs, Watch
 from kaleido_jax.sampling.editing import (
     Edited,
     Plan,
@@ -107,6 +107,7 @@ class KaleidoPipeline:
         *,
         step: int | None = None,
         sigma_rel: float | None = None,
+        chunk: int = 50,
     ) -> "KaleidoPipeline":
         """The model of a workdir (EMA of its latest checkpoint) or of an exported folder.
 
@@ -117,6 +118,7 @@ class KaleidoPipeline:
           step: of a workdir, the step to take instead of the latest.
           sigma_rel: of a workdir with config.train.ema_profiles, the relative width of another average, between 0 and
             0.2886, made of its snapshots up to the latest or to `step`.
+          chunk: the largest batch, samples.
 
         Raises:
           UserError: no such folder, no checkpoint or a damaged one, no such step or snapshots, or no T5 weights for a
@@ -137,7 +139,7 @@ class KaleidoPipeline:
         codec = open_codec(config)
         where = config, folder, codec.tokenizer.base_vocab_size
         weights = load_export(*where) if exported else load_workdir(*where, step, sigma_rel)
-        return KaleidoPipeline(config, weights.params, codec, weights.step, bad_params=weights.bad_params)
+        return KaleidoPipeline(config, weights.params, codec, weights.step, chunk, bad_params=weights.bad_params)
 
     # ------------------------------------------------------------------------------------------ sampling
     def __call__(
@@ -181,14 +183,13 @@ class KaleidoPipeline:
         x = _finite(x).reshape(len(captions), -1, *x.shape[1:])
         samples = found if self._batched.model.has_prior else []
         for row, one in zip(recipe["rows"], samples, strict=False):
-            row["tokens"], row["problem"] = list(one.spelled(self.codec)), one.problem
-            row["latents"] = one.latents.to_json() if one.latents else None
+            self._set_latents(row, one)
         for i, row in enumerate(recipe["rows"]):
             row["batch"] = batches[i * images_per_caption : (i + 1) * images_per_caption]
             row["pixels"] = _fingerprints(x[i])
         return KaleidoOutput(x=x, samples=samples, recipe=recipe)
 
-    def draw(self, recipe: Recipe | str | Path) -> KaleidoOutput:
+    def draw(self, recipe: Recipe | str | Path, watch: Watch | None = None) -> KaleidoOutput:
         """The images of a recipe again, bit for bit on the machine that drew them.
 
         Each image is drawn alone. Where its pixels are not those that the recipe remembers (sums of floats may depend
@@ -198,6 +199,8 @@ class KaleidoPipeline:
 
         Args:
           recipe: of some images of this model, or a path that `load_recipe` reads.
+          watch: called after each evaluation of the network with (how many are done, of how many, x0 so far of the
+            image being drawn, on its device); what it raises ends the drawing.
 
         Raises:
           UserError: a recipe that cannot be read, of another model, or whose tokens are not those of its latents.
@@ -209,7 +212,7 @@ class KaleidoPipeline:
         for row in recipe["rows"]:
             z = self._latents_of(row)
             keys = sample_keys(recipe["seed"], "image", 0, np.asarray(row["noise_indices"], np.int32))
-            each = [self._draw_again(row, i, z, keys, sample) for i in range(len(keys))]
+            each = [self._draw_again(row, i, z, keys, sample, watch) for i in range(len(keys))]
             drawn.append(np.stack([x for x, _ in each]))
             row["batch"], row["pixels"] = [batch for _, batch in each], _fingerprints(drawn[-1])
             samples += [z] if z else []
@@ -225,6 +228,7 @@ class KaleidoPipeline:
         resample: str | Sequence[str] = (),
         follow: bool | None = None,
         seed: int | None = None,
+        watch: Watch | None = None,
         **changes: Any,
     ) -> Edited:
         """One image again with an edited z, from the same noise.
@@ -243,6 +247,7 @@ class KaleidoPipeline:
             both say in `messages` that it may no longer fit.
           seed: of what is sampled anew, by default one that follows from the recipe and differs from edit to edit.
             The noise keeps the recipe's own.
+          watch: of the drawing, as in `draw`; first of the image before, then of the edited one.
           **changes: segments, and fields of config.sample, e.g. gamma=3.0.
 
         Raises:
@@ -271,7 +276,7 @@ class KaleidoPipeline:
         z = self._resampled(plan, new_caption, seed, row["noise_indices"][0], sample)
         edit = edit_recipe(recipe, plan, z, new_caption, seed, settings)
         messages = [*plan.messages, *contradiction_lines(old, z, plan, self.codec.segments)]
-        return self._draw_edit(recipe, z, new_caption, edit, messages)
+        return self._draw_edit(recipe, z, new_caption, edit, messages, watch)
 
     def sample_latents(
         self,
@@ -346,6 +351,46 @@ class KaleidoPipeline:
         model = self._identity(sample)
         return new_recipe(model, captions, images_per_caption=images_per_caption, seed=seed, sample=sample, has_z=has_z)
 
+    def sampled_recipe(
+        self,
+        caption: str,
+        *,
+        seed: int,
+        indices: Sequence[int],
+        sample: Sample,
+        prefix: Latents | None = None,
+    ) -> Recipe:
+        """The recipe, with sampled z, of one image for each sample index; `draw` draws them.
+
+        Image i of `pipe([caption] * n, seed=seed)` is that of index i.
+
+        Args:
+          caption: of all images.
+          seed: together with an index it decides z and the noise of its image.
+          indices: sample index of each image.
+          sample: settings, from `override`.
+          prefix: what each z must begin with.
+
+        Raises:
+          UserError: a caption or a prefix that is invalid or too long, or no indices.
+        """
+        captions = [caption] * len(indices)
+        recipe, samples = self.recipe(captions, 1, seed, sample), []
+        if self._batched.model.has_prior:
+            # With a list of settings and prefixes one compiled function serves all values of both.
+            options = {"sample": [sample] * len(indices), "prefix": [prefix] * len(indices)}
+            samples = self.sample_latents(captions, seed=seed, indices=indices, **options)
+        for row, index in zip(recipe["rows"], indices, strict=True):
+            row["noise_indices"] = [int(index)]
+        for row, index, one in zip(recipe["rows"], indices, samples, strict=False):
+            row["latents_index"] = int(index)
+            self._set_latents(row, one)
+        return recipe
+
+    def _set_latents(self, row: RowRecipe, one: SampledLatents) -> None:
+        row["tokens"], row["problem"] = list(one.spelled(self.codec)), one.problem
+        row["latents"] = one.latents.to_json() if one.latents else None
+
     def settings_of(self, recipe: Recipe) -> Sample:
         """The settings of a recipe of this model.
 
@@ -417,13 +462,21 @@ class KaleidoPipeline:
             self.caption_tokens([caption])
             return plan.z
         prefix = [select(plan.z, plan.kept) if plan.kept else None]
-        (found,) = self.sample_latents([caption], seed=seed, indices=[index], sample=sample, prefix=prefix)
+        (found,) = self.sample_latents([caption], seed=seed, indices=[index], sample=[sample], prefix=prefix)
         if found.latents is None:
             raise user_error(f"resampled latents that do not parse ({found.problem})", "grammar=True", "leave it on")
         return found.latents
 
-    def _draw_edit(self, recipe: Recipe, z: Latents, caption: str, edit: EditRecipe, messages: list[str]) -> Edited:
-        before = self.draw(recipe)
+    def _draw_edit(
+        self,
+        recipe: Recipe,
+        z: Latents,
+        caption: str,
+        edit: EditRecipe,
+        messages: list[str],
+        watch: Watch | None,
+    ) -> Edited:
+        before = self.draw(recipe, watch)
         (old,) = before.latents
         known = recipe["rows"][0].get("pixels")
         if known and known != before.recipe["rows"][0]["pixels"]:
@@ -437,7 +490,7 @@ class KaleidoPipeline:
         else:
             tokens, settings = self.latents_tokens(z), edit["settings"]
             after = self.draw(
-                edited_recipe(before.recipe, caption=caption, tokens=tokens, z=z, settings=settings, edit=edit)
+                edited_recipe(before.recipe, caption=caption, tokens=tokens, z=z, settings=settings, edit=edit), watch
             )
         return Edited(
             before=before.images[0][0],
@@ -476,7 +529,7 @@ class KaleidoPipeline:
         return SampledLatents(tokens=ids, latents=z, problem=row.get("problem", ""))
 
     def _draw_again(
-        self, row: RowRecipe, image: int, z: SampledLatents | None, keys: Keys, sample: Sample
+        self, row: RowRecipe, image: int, z: SampledLatents | None, keys: Keys, sample: Sample, watch: Watch | None
     ) -> tuple[Float[np.ndarray, "..."], Batch]:
         """One image of a row, and the batches in which it came out as the row remembers it, or the last tried."""
         spelled = pad_rows([z.tokens if z else ()], self.config.latents.max_latents_tokens)
@@ -499,7 +552,8 @@ class KaleidoPipeline:
             wide = np.pad(spelled, ((0, rows - 1), (0, way["tokens"] - spelled.shape[1])), mode="edge")
             rows, own = way["images"]
             noise = keys[np.full(rows, image)]
-            x = self._batched.sample_images(self.params, encoded, bad, np.full(rows, place), wide, noise, sample)[own]
+            inputs = encoded, bad, np.full(rows, place), wide, noise, sample
+            x = self._batched.sample_images(self.params, *inputs, watch=_row(watch, own))[own]
             if wanted in (None, *(_fingerprints(x[None]) or ())):
                 break
         return x, way
@@ -628,6 +682,11 @@ class KaleidoPipeline:
                     ]
                     advance(fresh)
         return found, np.concatenate(images), batches
+
+
+def _row(watch: Watch | None, row: int) -> Watch | None:
+    """`watch` of one row of a batch."""
+    return watch and (lambda done, of, x0: watch(done, of, x0[row]))
 
 
 def _finite(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

@@ -174,11 +174,11 @@ def check_same_model(recipe: Recipe, model: ModelRecipe) -> None:
 
 
 # ------------------------------------------------------------------------------------------- reading
-def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
+def load_recipe(source: str | Path | bytes | Mapping[str, Any]) -> Recipe:
     """The recipe inside a saved PNG or a JSON, or a given one, checked; nothing in it is used as a path.
 
     Args:
-      source: a path, or a recipe as a mapping, which is copied.
+      source: a path, the content of such a file, or a recipe as a mapping, which is copied.
 
     Raises:
       UserError: no such file, one without a recipe, one that is too large, or a recipe of another form: a wrong type,
@@ -186,11 +186,11 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     """
     if isinstance(source, Mapping):
         return _checked(source, "the recipe")
-    path = Path(expand(str(source), "recipe"))
-    name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
+    path = None if isinstance(source, bytes) else Path(expand(str(source), "recipe"))
+    name = "the file" if path is None else str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
     try:
-        content = _text_of(path)
-        value = json.loads(content, parse_constant=_not_finite)
+        content = source if path is None else _content_of(path)
+        value = json.loads(_text_in(content, name), parse_constant=_not_finite)
     except RecursionError as error:
         raise user_error(f"{name} nests too deeply", SAVED, "name another file") from error
     # PIL raises SyntaxError for a broken PNG; OverflowError and struct's errors for some others.
@@ -202,20 +202,23 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     return _checked(value, name)
 
 
-def _text_of(path: Path) -> str:
-    """The JSON text of a file, or in the text chunk of a PNG; "null" if that has none."""
+def _content_of(path: Path) -> bytes:
     with path.open("rb") as file:
-        content = file.read(LARGEST_FILE + 1) if path.is_file() else b""  # not of a device without an end
+        return file.read(LARGEST_FILE + 1) if path.is_file() else b""  # not of a device without an end
+
+
+def _text_in(content: bytes, name: str) -> str:
+    """The JSON text that a file is, or that is in the text chunk of a PNG; "null" if that has none."""
     if len(content) > LARGEST_FILE:
-        raise user_error(f"{path} of more than {LARGEST_FILE:,} bytes", SAVED, "name another file")
+        raise user_error(f"{name} of more than {LARGEST_FILE:,} bytes", SAVED, "name another file")
     if not content.startswith(b"\x89PNG"):
         if len(content) > LARGEST_RECIPE:
-            raise _too_large(str(path), len(content))
+            raise _too_large(name, len(content))
         return content.decode("utf-8")
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     with quiet, Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > LARGEST_IMAGE_PX:
-            found = f"{path} of {image.width} x {image.height} px"
+            found = f"{name} of {image.width} x {image.height} px"
             raise user_error(found, f"at most {LARGEST_IMAGE_PX:,} px", "name another file")
         image.load()  # the text may also come after the pixels
         return str(image.info.get(CHUNK, "null"))

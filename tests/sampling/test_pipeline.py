@@ -1,6 +1,7 @@
 """Guidance and samplers through the public API, on random weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
 from kaleido_jax.models.kaleido import abstract_params, build_model
-from kaleido_jax.sampling.batched import _sample_images
+from kaleido_jax.runtime.randomness import sample_keys
+from kaleido_jax.sampling import functional
+from kaleido_jax.sampling.batched import _image_step
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.tiny import single_net_config
 
@@ -79,10 +82,11 @@ def test_autoguidance_away_from_the_same_weights_is_no_guidance(pipeline):
     np.testing.assert_array_equal(draw(without, gamma=1.0, guidance="autoguidance"), draw(without, gamma=1.0))
 
 
-def test_one_compiled_function_serves_every_gamma(pipeline, with_cfg):
-    before = _sample_images._cache_size()
+def test_one_compiled_function_serves_every_gamma_and_number_of_steps(pipeline, with_cfg):
+    before = _image_step._cache_size()
     assert np.abs(draw(pipeline, gamma=5.0) - with_cfg).max() > 1e-3
-    assert _sample_images._cache_size() == before
+    assert np.abs(draw(pipeline, num_steps=5) - with_cfg).max() > 1e-3
+    assert _image_step._cache_size() == before
 
 
 @pytest.mark.slow
@@ -94,3 +98,34 @@ def test_micro_conditions_of_the_settings_reach_the_denoiser():
     default, native, enlarged = (draw(pipeline, micro=micro) for micro in ((), (("scale", 8.0),), (("scale", 2.0),)))
     np.testing.assert_allclose(native, default, atol=1e-5)
     assert np.abs(enlarged - default).max() > 1e-3
+
+
+def test_each_step_can_be_watched_and_the_last_one_is_the_image(pipeline, with_cfg):
+    seen = []
+    captions = pipeline._batched.encode(pipeline.params, pipeline.caption_tokens(CAPTIONS))
+    z = np.asarray([[5, 6, 7, 1], [8, 9, 1, 0]], np.int32)
+    keys, settings = sample_keys(0, "image", 0, jnp.arange(2)), dataclasses.replace(CONFIG.sample)
+    args = pipeline.params, captions, None, np.arange(2), np.pad(z, ((0, 0), (0, 12))), keys, settings
+    x = pipeline._batched.sample_images(*args, watch=lambda *one: seen.append(one))
+    assert [(done, of) for done, of, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_allclose(seen[-1][2], x, atol=1e-5)  # DDIM's last step is x0
+    assert np.abs(seen[0][2] - seen[1][2]).max() > 1e-3
+
+    def cancel(done, of, x0):
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipeline._batched.sample_images(*args, watch=cancel)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "heun"}, {"sampler": "ddpm", "guidance": "apg", "gamma": 5.0}])
+def test_steps_one_by_one_are_the_one_program(pipeline, settings):
+    sample = dataclasses.replace(CONFIG.sample, **settings)
+    captions = pipeline._batched.encode(pipeline.params, pipeline.caption_tokens(CAPTIONS))
+    z, keys = np.asarray([[5, 6, 7, 1], [8, 9, 1, 0]], np.int32), sample_keys(0, "image", 0, jnp.arange(2))
+    options = {"diffusion": CONFIG.diffusion, "sample": sample}
+    args = pipeline.params, captions, z, keys, jnp.float32(sample.gamma), None
+    whole = jax.jit(functools.partial(functional.sample_images, pipeline._batched.model, **options))(*args)
+    steps = pipeline._batched.sample_images(pipeline.params, captions, None, np.arange(2), z, keys, sample)
+    np.testing.assert_allclose(steps, whole, atol=1e-4)

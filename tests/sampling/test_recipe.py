@@ -58,9 +58,9 @@ def test_the_batches_of_an_image_are_repeated_where_its_bits_are_not_those_remem
     """Sums of floats may depend on the size of a batch; then the image is drawn at its place in such batches."""
     sizes, sample_images = [], type(pipe._batched).sample_images
 
-    def counting(self, params, captions, bad, rows, *rest):
+    def counting(self, params, captions, bad, rows, *rest, **options):
         sizes.append((captions.states.shape[0], len(rows), rows[0]))
-        return sample_images(self, params, captions, bad, rows, *rest)
+        return sample_images(self, params, captions, bad, rows, *rest, **options)
 
     monkeypatch.setattr(type(pipe._batched), "sample_images", counting)
     assert pipe.draw(recipe).recipe["rows"][0]["batch"] == [{"captions": [1, 0], "images": [1, 0], "tokens": 64}]

@@ -31,7 +31,7 @@ assert not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(par
 outputs = []
 def spied(function):
     return lambda *args, **kwargs: outputs.append(function(*args, **kwargs)) or outputs[-1]
-batched._sample_latents, batched._sample_images = spied(batched._sample_latents), spied(batched._sample_images)
+batched._sample_latents, batched._finish = spied(batched._sample_latents), spied(batched._finish)
 out = KaleidoPipeline(config, params, codec)(CAPTIONS, images_per_caption=2, seed=3)
 
 assert len(outputs) == 2  # 6 captions fill up to 8 rows, 12 images are 12 rows
