@@ -32,10 +32,12 @@ CORE = [
     "safetensors>=0.5",
     "scipy>=1.14.1",  # jax wants 1.14; this is the first for Python 3.13
     "sentencepiece>=0.2.2,<0.2.3",  # 0.2.3 breaks `import seqio` under protobuf 6
+    "starlette>=1,<2",  # the studio's server
     "tensorboardX>=2.6.2",  # event files without TensorFlow
     "tensorflow-datasets>=4.9.9",  # reads prepared ArrayRecord data sets without TensorFlow
     "tensorstore>=0.1.84",  # what Orbax asks for
     "tqdm>=4.66",
+    "uvicorn>=0.35",  # runs the studio's server
 ]
 
 EXTRAS = {
@@ -53,7 +55,6 @@ EXTRAS = {
         "transformers>=5,<6",  # captions from a local model, with torch; interfaces move between majors
     ],
     "eval": ["onnxruntime>=1.22"],  # feature networks
-    "studio": ["gradio>=6.31,<7"],  # gr.HTML with a script of its own
     "cluster": ["submitit>=1.5", "xmanager>=0.8.5"],
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests
@@ -76,7 +77,7 @@ setup(
     # configs/ stays at the top of the repository; a wheel has it inside the package, where load_config looks first.
     packages=[*find_packages(include=["kaleido_jax", "kaleido_jax.*"]), "kaleido_jax.configs"],
     package_dir={"kaleido_jax.configs": "configs"},
-    package_data={"kaleido_jax": ["assets/**"]},
+    package_data={"kaleido_jax": ["assets/**", "studio/static/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -1,0 +1,173 @@
+"""Jobs of the studio: one bounded queue, one worker thread, the news of each job, and its end.
+
+The worker calls `Work`; pages listen. A job keeps only the last news of each kind, so a slow or reconnecting page never
+makes anything grow.
+"""
+
+import asyncio
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from kaleido_jax.errors import UserError, user_error
+
+log = logging.getLogger(__name__)
+
+WAITING, WAITING_EACH = 24, 8  # jobs that may wait: of all sessions, of one
+KEPT = 8  # finished jobs that are kept for each session
+SESSIONS = 64  # the one that was quiet for longest is forgotten
+ABANDONED_SEC = 20.0  # without a page that listens, after it had one
+FINAL = ("done", "failed", "cancelled")
+
+News = tuple[str, dict[str, Any]]  # kind, data
+
+
+class Cancelled(Exception):
+    """The job was cancelled; raised in the worker at its next step."""
+
+
+class Busy(Exception):
+    """The queue is full; the text says so."""
+
+
+class Job:
+    """One request, its news and whether it is to go on. Methods may be called from any thread."""
+
+    def __init__(self, session: str, request: Any) -> None:
+        self.id, self.session, self.request = secrets.token_urlsafe(12), session, request
+        self._lock = threading.Lock()
+        self._news: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._count = 0
+        self._listeners: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._quiet_since: float | None = None
+        self._cancelled = threading.Event()
+
+    def tell(self, kind: str, **data: Any) -> None:
+        """Replaces the news of this kind; after a final one nothing is told any more."""
+        with self._lock:
+            if any(final in self._news for final in FINAL):
+                return
+            self._count += 1
+            self._news[kind] = self._count, data
+            listeners = list(self._listeners.items())
+        for event, loop in listeners:
+            loop.call_soon_threadsafe(event.set)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether final news were told."""
+        with self._lock:
+            return any(kind in self._news for kind in FINAL)
+
+    def cancel(self) -> None:
+        """Ends the job: at once if it waits, at its next step if it runs."""
+        self._cancelled.set()
+
+    def check(self) -> None:
+        """Raises Cancelled if the job is not to go on."""
+        with self._lock:
+            quiet = not self._listeners and self._quiet_since is not None
+            abandoned = quiet and time.monotonic() - self._quiet_since > ABANDONED_SEC
+        if abandoned or self._cancelled.is_set():
+            raise Cancelled
+
+    async def news(self) -> AsyncIterator[News]:
+        """What is known, then what comes, until a final one; older news of a kind are skipped."""
+        event, seen = asyncio.Event(), 0
+        with self._lock:
+            self._listeners[event] = asyncio.get_running_loop()
+        try:
+            while True:
+                event.clear()
+                with self._lock:
+                    fresh = sorted((n, kind, data) for kind, (n, data) in self._news.items() if n > seen)
+                for count, kind, data in fresh:
+                    seen = count
+                    yield kind, data
+                    if kind in FINAL:
+                        return
+                await event.wait()
+        finally:
+            with self._lock:
+                del self._listeners[event]
+                self._quiet_since = time.monotonic()
+
+
+class Jobs:
+    """The queue, its worker thread, and the jobs of each session."""
+
+    def __init__(self, work: Callable[[Job], dict[str, Any]], prepare: Callable[[], None] = lambda: None) -> None:
+        """`work` gives the result of a job; it raises UserError for bad input, and calls job.check() often.
+
+        `prepare` is called once in the worker before the first job.
+        """
+        self._work, self._prepare = work, prepare
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._waiting: OrderedDict[str, Job] = OrderedDict()
+        self._sessions: OrderedDict[str, OrderedDict[str, Job]] = OrderedDict()
+
+    def start(self) -> None:
+        """Starts the worker, which ends with the process."""
+        threading.Thread(target=self._run, name="studio", daemon=True).start()
+
+    def add(self, session: str, request: Any) -> Job:
+        """A new job behind the others.
+
+        Raises:
+          Busy: too many wait.
+        """
+        job = Job(session, request)
+        with self._lock:
+            own = sum(other.session == session for other in self._waiting.values())
+            if len(self._waiting) >= WAITING or own >= WAITING_EACH:
+                raise Busy(f"busy: {len(self._waiting)} requests wait already; try again when one is done")
+            jobs = self._sessions.setdefault(session, OrderedDict())
+            self._sessions.move_to_end(session)
+            jobs[job.id] = job
+            self._forget(jobs)
+            self._waiting[job.id] = job
+            job.tell("queued", position=len(self._waiting) - 1)
+        self._queue.put(job)
+        return job
+
+    def get(self, session: str, job_id: str) -> Job | None:
+        """A job of this session."""
+        with self._lock:
+            return self._sessions.get(session, {}).get(job_id)
+
+    def _forget(self, jobs: OrderedDict[str, Job]) -> None:
+        over = [job_id for job_id, job in jobs.items() if job.is_over]
+        for job_id in over[: max(len(over) - KEPT, 0)]:
+            del jobs[job_id]
+        for session in list(self._sessions)[: max(len(self._sessions) - SESSIONS, 0)]:
+            for job in self._sessions.pop(session).values():
+                job.cancel()
+
+    def _run(self) -> None:
+        self._prepare()
+        while True:
+            job = self._queue.get()
+            with self._lock:
+                del self._waiting[job.id]
+                waiting = list(self._waiting.values())
+            for position, other in enumerate(waiting):
+                other.tell("queued", position=position + 1)
+            self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        try:
+            job.check()
+            job.tell("done", **self._work(job))
+        except Cancelled:
+            job.tell("cancelled")
+        except (UserError, FloatingPointError) as error:
+            job.tell("failed", message=str(error))
+        except Exception:  # noqa: BLE001  the worker must live; the reason is told and in the log
+            log.exception("a request failed")
+            job.tell("failed", message=str(user_error("an error inside", "a result", "see the terminal")))
