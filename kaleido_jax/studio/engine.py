@@ -22,6 +22,8 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import class_names
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents, segments_of
+from kaleido_jax.sampling.batched import OF_THE_PRIOR
+from kaleido_jax.sampling.batched import SETTINGS as ALL_SETTINGS
 from kaleido_jax.sampling.output import KaleidoOutput, pixels_of, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe
@@ -31,7 +33,8 @@ from kaleido_jax.studio.requests import LIMITS, SETTINGS, Draw, Edit, Generate, 
 log = logging.getLogger(__name__)
 
 PREVIEW_PX, PREVIEW_SEC = 256, 0.08  # largest side of a preview, least time between two
-FIRST_SEED = 0
+# Settings for which the image function is compiled.
+COMPILED_IN = sorted({*ALL_SETTINGS} - {*OF_THE_PRIOR, "gamma", "grammar", "num_steps", "start_at_n"})
 
 
 class Engine:
@@ -84,11 +87,9 @@ class Engine:
         return self._pipeline
 
     def _program(self, recipe: Recipe) -> tuple[Any, ...]:
-        """What the compiled function of these settings depends on."""
+        """What the compiled function of a recipe's settings depends on."""
         sample = recipe["sample"]
-        fixed = {name: value for name, value in sample.items() if name not in ("gamma", "num_steps", "temperature")}
-        fixed = {name: value for name, value in fixed.items() if name not in ("top_k", "top_p", "start_at_n")}
-        return tuple(map(str, fixed.values())), sample["gamma"] == 1
+        return *(str(sample[name]) for name in COMPILED_IN), sample["gamma"] == 1
 
     def describe(self) -> dict[str, Any]:
         """What a page shows before anything is sampled."""
