@@ -1,0 +1,187 @@
+// The middle of the page: toolbar, picture, the bar below it (changes or progress), pictures drawn at once, messages.
+
+import { keepAsIs, letFollow, redraw, savePicture, saveRecipe, splitFollow } from "./actions.js";
+import * as compare from "./compare.js";
+import { byId, h, iconButton, keyed, moveFocus, setText } from "./dom.js";
+import * as draft from "./draft.js";
+import * as history from "./history.js";
+import { progressBar } from "./progress.js";
+import { changed, segmentName, set, state } from "./store.js";
+
+let parts = {};
+
+export function start() {
+  const views = [["picture", "Picture"], ["slider", "Slider"], ["sides", "Side by side"]].map(([name, title]) =>
+    h("button", { type: "button", "data-name": name, text: title, on: { click: () => set({ compare: name }) } }),
+  );
+  const layers = ["bbox", "blob"].map((name) => h("button", { type: "button", "data-name": name, text: segmentName(name), class: "toggle", on: { click: () => toggle(name) } }));
+  parts = {
+    views,
+    layers,
+    undo: iconButton("undo", "Undo", draft.undo),
+    redo: iconButton("redo", "Redo", draft.redo),
+    save: iconButton("save", "Save the picture, recipe inside", savePicture, { id: "save-picture" }),
+    recipe: iconButton("recipe", "Save the recipe as JSON", saveRecipe, { id: "save-recipe" }),
+    bar: progressBar(["generate", "edit", "draw"]),
+    changes: changesBar(),
+  };
+  byId("toolbar").replaceChildren(
+    h("div", { class: "segmented", role: "group", "aria-label": "Compare with the picture before" }, views),
+    h("div", { class: "toggles", role: "group", "aria-label": "Shown over the picture" }, layers),
+    h("div", { class: "icons" }, parts.undo, parts.redo, parts.save, parts.recipe),
+  );
+  byId("action").replaceChildren(parts.bar, parts.changes);
+  byId("strip").addEventListener("keydown", (event) => moveFocus(event, [...byId("strip").children]));
+}
+
+function toggle(name) {
+  state.show[name] = !state.show[name];
+  changed();
+}
+
+export function update() {
+  const node = history.get(state.node);
+  const isDrawing = Boolean(state.job) && ["generate", "edit", "draw"].includes(state.job.kind);
+  updateToolbar(node);
+  parts.bar.update();
+  parts.changes.hidden = isDrawing;
+  parts.changes.update();
+  showPicture(node, isDrawing);
+  updateStrip(isDrawing);
+  keyed(byId("messages"), isDrawing ? [] : messagesOf(node), (message) => `${node.id} ${message.text}`, messageLine);
+}
+
+function updateToolbar(node) {
+  const canCompare = Boolean(node?.difference);
+  for (const button of parts.views) {
+    const { name } = button.dataset;
+    button.setAttribute("aria-pressed", name === (canCompare ? state.compare : "picture"));
+    button.disabled = name !== "picture" && !canCompare;
+    button.title = button.disabled ? "An edited picture can be compared with the one before" : "";
+  }
+  for (const button of parts.layers) {
+    button.hidden = !state.model.segments.includes(button.dataset.name);
+    button.setAttribute("aria-pressed", state.show[button.dataset.name]);
+  }
+  parts.undo.disabled = Boolean(state.job) || !draft.canUndo();
+  parts.redo.disabled = Boolean(state.job) || !draft.canRedo();
+  parts.save.disabled = parts.recipe.disabled = !node;
+}
+
+// ------------------------------------------------------------------------------------------------------ the picture
+function showPicture(node, isDrawing) {
+  const image = byId("image");
+  const preview = isDrawing ? state.job.previews[state.job.shown] : null;
+  const source = preview ?? node?.png ?? null;
+  const view = !isDrawing && node?.difference ? state.compare : "picture";
+  if (source && image.src !== source) image.src = source;
+  image.hidden = !source || view !== "picture";
+  image.alt = isDrawing ? "The picture, half drawn" : altOf(node);
+  byId("placeholder").hidden = Boolean(source);
+  byId("picture").classList.toggle("is-drawing", isDrawing);
+  byId("picture").setAttribute("aria-busy", isDrawing);
+  byId("picture").classList.toggle("is-wide", view === "sides");
+  compare.update(view, node);
+}
+
+function altOf(node) {
+  const text = node && history.latentsOf(node)?.text;
+  return node ? text || history.rowOf(node).caption : "";
+}
+
+// ------------------------------------------------------------------------------------------------------ what is edited
+function changesBar() {
+  const chips = h("ul", { class: "changes" });
+  const hint = h("p", { class: "hint" });
+  const follow = h("select", { "aria-label": "Segments behind an edited one", title: "What happens to the segments behind an edited one" }, [
+    h("option", { value: "null", text: "Others stay, with hints" }),
+    h("option", { value: "true", text: "Others follow" }),
+    h("option", { value: "false", text: "Others stay" }),
+  ]);
+  follow.addEventListener("change", () => set({ follow: JSON.parse(follow.value) }));
+  const go = h("button", { type: "button", class: "primary", id: "redraw", on: { click: () => redraw() } }, "Redraw");
+  const bar = h("div", { class: "change-bar" }, h("div", { class: "grow" }, chips, hint), follow, go);
+  bar.update = () => {
+    const { segments, caption, settings } = draft.changes();
+    const items = [
+      ...(caption ? [["caption", "Caption"]] : []),
+      ...segments.map((name) => [name, segmentName(name)]),
+      ...(Object.keys(settings).length ? [["settings", settingsLine(settings)]] : []),
+    ];
+    keyed(chips, items, ([name]) => name, changeChip);
+    chips.hidden = !items.length;
+    hint.hidden = items.length > 0;
+    setText(hint, hintLine());
+    follow.hidden = !state.model.segments.length;
+    follow.value = String(state.follow);
+    go.hidden = !state.model.segments.length;
+    go.disabled = !items.length || Boolean(state.job) || !history.get(state.node) || !state.draft.latents;
+  };
+  return bar;
+}
+
+function hintLine() {
+  if (!state.node) return "";
+  return state.draft.latents ? "Drag a box, turn an ellipse, change a word; then redraw." : "";
+}
+
+function settingsLine(settings) {
+  return Object.entries(settings).map(([name, value]) => `${name.replace("_", " ")} ${value}`).join(", ");
+}
+
+function changeChip([part]) {
+  const text = h("span");
+  const back = iconButton("remove", "", () => draft.revert(part));
+  const element = h("li", { class: "chip" }, text, back);
+  element.update = ([, title]) => {
+    setText(text, title);
+    back.setAttribute("aria-label", `Take back: ${title}`);
+    back.title = "Take back";
+  };
+  return element;
+}
+
+// ------------------------------------------------------------------------------------------------------ drawn at once
+function updateStrip(isDrawing) {
+  const { job } = state;
+  const root = history.rootOf(state.node);
+  const items = isDrawing && job.kind === "generate"
+    ? Array.from({ length: job.tiles }, (_, i) => ({ key: `job ${i}`, png: job.previews[i], isOn: i === job.shown, take: () => (job.shown = i) }))
+    : history.siblingsOf(state.node).map((node) => ({ key: node.id, png: node.png, isOn: node === root, take: () => isDrawing || draft.open(node.id) }));
+  keyed(byId("strip"), items, (item) => item.key, tile);
+}
+
+function tile() {
+  const image = h("img", { alt: "" });
+  const element = h("button", { type: "button", class: "tile" }, image);
+  element.addEventListener("click", () => {
+    element.item.take();
+    changed();
+  });
+  element.update = (item, i) => {
+    element.item = item;
+    if (item.png && image.src !== item.png) image.src = item.png;
+    image.hidden = !item.png;
+    element.classList.toggle("is-on", item.isOn);
+    element.setAttribute("aria-pressed", item.isOn);
+    element.setAttribute("aria-label", `Picture ${i + 1}`);
+    element.tabIndex = item.isOn ? 0 : -1;
+  };
+  return element;
+}
+
+// ------------------------------------------------------------------------------------------------------ messages
+function messagesOf(node) {
+  if (!node) return [];
+  const problem = node.problem ? [{ text: node.problem, segments: null }] : [];
+  return [...problem, ...node.messages.map(splitFollow)];
+}
+
+function messageLine({ text, segments }) {
+  const names = segments?.map((name) => segmentName(name).toLowerCase()).join(", ");
+  const buttons = segments?.length && [
+    h("button", { type: "button", on: { click: () => letFollow(history.get(state.node)) } }, `Let ${names} follow`),
+    h("button", { type: "button", class: "quiet", on: { click: () => keepAsIs(history.get(state.node)) } }, "Keep"),
+  ];
+  return h("div", { class: "message" }, h("p", { text: text[0].toUpperCase() + text.slice(1) }), buttons && h("div", { class: "buttons" }, buttons));
+}

@@ -1,0 +1,98 @@
+// One job of the server at a time: started by a POST, followed by its events, ended by done, failed or cancelled.
+
+import { changed, notice, set, state } from "./store.js";
+
+const MOST_RETRIES = 6; // reconnections without an event in between
+
+export async function request(path, options = {}) {
+  const response = await fetch(path, options);
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.message ?? `The server answered ${response.status}.`);
+  return answer;
+}
+
+export function post(path, body) {
+  return request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+}
+
+// `title` says what is done, `tiles` how many pictures are coming, `kind` where they are shown.
+export async function run(path, body, { title, tiles, kind }) {
+  if (state.job) return null;
+  const job = { kind, title, tiles, id: null, line: "Sending", step: 0, of: 0, previews: [], latents: [], shown: 0, ended: false };
+  set({ job, notices: [] });
+  try {
+    job.id = (await post(path, body)).job;
+    if (job.wantsEnd) cancel();
+    return await follow(job);
+  } catch (error) {
+    notice(lineOf(error), "error");
+    return null;
+  } finally {
+    job.ended = true;
+    set({ job: null, lastShown: job.shown });
+  }
+}
+
+// A network error of fetch has a message of the browser's own, which says little.
+export function lineOf(error) {
+  return error instanceof TypeError ? "The server does not answer; nothing is lost, try again." : error.message;
+}
+
+function follow(job) {
+  return new Promise((resolve, reject) => {
+    const source = new EventSource(`/api/jobs/${job.id}/events`);
+    let retries = 0;
+    job.close = (result) => {
+      source.close();
+      resolve(result);
+    };
+    const on = (name, handle) =>
+      source.addEventListener(name, (event) => {
+        retries = 0;
+        handle(JSON.parse(event.data));
+        changed();
+      });
+    on("queued", ({ position }) => (job.line = position ? `Waiting for ${position} before this` : "Starting"));
+    on("waiting", ({ message }) => (job.line = message[0].toUpperCase() + message.slice(1)));
+    on("latents", ({ latents }) => Object.assign(job, { latents, line: "Latents are sampled" }));
+    on("progress", ({ step, of, previews }) => Object.assign(job, { step, of, previews, line: `Step ${step} of ${of}` }));
+    on("done", (result) => job.close(result));
+    on("cancelled", () => {
+      notice("Cancelled.");
+      job.close(null);
+    });
+    on("failed", ({ message }) => {
+      source.close();
+      reject(new Error(message));
+    });
+    source.onerror = () => {
+      retries += 1;
+      job.line = "Connecting again";
+      changed();
+      if (source.readyState === EventSource.CLOSED || retries > MOST_RETRIES) {
+        source.close();
+        reject(new Error("The connection to the server was lost; nothing is lost here, try again."));
+      }
+    };
+  });
+}
+
+export async function cancel() {
+  const { job } = state;
+  if (!job || job.ended) return;
+  job.line = "Cancelling";
+  job.wantsEnd = true;
+  changed();
+  if (!job.id) return;
+  try {
+    await request(`/api/jobs/${job.id}`, { method: "DELETE" });
+  } catch (error) {
+    notice(lineOf(error), "error");
+    job.close?.(null);
+  }
+}
+
+// A page that goes away leaves no work behind.
+addEventListener("pagehide", () => {
+  if (state.job?.id) fetch(`/api/jobs/${state.job.id}`, { method: "DELETE", keepalive: true });
+});

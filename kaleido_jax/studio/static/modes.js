@@ -1,0 +1,86 @@
+// The modes of a caption: sampled latents in groups, with their shares; the pictures of one; the baseline's pictures.
+
+import { openGroup, takePicture } from "./actions.js";
+import { byId, h, keyed, setText } from "./dom.js";
+import { progressBar } from "./progress.js";
+import { state } from "./store.js";
+
+let bar;
+
+export function start() {
+  bar = progressBar(["modes", "group"]);
+  byId("modes-progress").replaceChildren(bar, h("p", { class: "hint", id: "modes-line" }));
+  byId("more-pictures").addEventListener("click", () => openGroup(state.modes.opened));
+}
+
+export function update() {
+  const { modes, job } = state;
+  const isSampling = job?.kind === "modes";
+  bar.update();
+  setText(byId("modes-line"), modes ? summary(modes) : "");
+  byId("modes-line").hidden = !bar.hidden;
+  byId("modes-progress").hidden = bar.hidden && !modes;
+  byId("no-modes").hidden = Boolean(modes) || isSampling;
+  keyed(byId("groups"), isSampling ? [] : (modes?.groups ?? []), (group, i) => `${modes.seed} ${i} ${group.label}`, groupRow);
+  updatePictures(modes, job);
+  updateBaseline(modes, job);
+}
+
+function summary({ caption, count, groups, seed }) {
+  return `${groups.length} ${groups.length === 1 ? "mode" : "modes"} in ${count} latents of “${caption}”, seed ${seed}`;
+}
+
+function groupRow(_, index) {
+  const label = h("span", { class: "group-label" });
+  const share = h("span", { class: "group-share" });
+  const fill = h("span", { class: "group-bar" });
+  const button = h("button", { type: "button", class: "group", on: { click: () => openGroup(index) } }, label, share, fill);
+  const element = h("li", {}, button);
+  element.update = (group) => {
+    setText(label, group.label);
+    setText(share, `${Math.round(100 * group.share)} %`);
+    fill.style.transform = `scaleX(${group.count / state.modes.groups[0].count})`;
+    button.setAttribute("aria-label", `${group.label}: ${group.count} of ${state.modes.count}, ${Math.round(100 * group.share)} %`);
+    button.setAttribute("aria-pressed", state.modes.opened === index);
+    button.title = `${group.count} of ${state.modes.count}`;
+    button.disabled = Boolean(state.job);
+  };
+  return element;
+}
+
+function updatePictures(modes, job) {
+  const group = modes && job?.kind !== "modes" ? modes.groups[modes.opened] : null;
+  setText(byId("group-title"), group ? group.label : "Pictures");
+  byId("no-group").hidden = Boolean(group);
+  const drawn = group ? modes.pictures.map((image) => ({ png: image.png, image })) : [];
+  const coming = job?.kind === "group" ? Array.from({ length: job.tiles }, (_, i) => ({ png: job.previews[i] })) : [];
+  keyed(byId("group-pictures"), [...drawn, ...coming], (_, i) => i, () => wallPicture(true));
+  const rest = group ? group.count - drawn.length - coming.length : 0;
+  byId("more-pictures").hidden = rest <= 0 || Boolean(job);
+  setText(byId("more-pictures"), `Draw ${Math.min(rest, state.model.limits.variations)} more`);
+}
+
+function updateBaseline(modes, job) {
+  const name = state.model.baseline;
+  byId("baseline").hidden = !name;
+  if (!name) return;
+  const isSampling = job?.kind === "modes";
+  const pictures = isSampling ? job.previews : (modes?.baseline ?? []);
+  setText(byId("no-baseline"), `What ${name} draws for the same caption: the same net, trained the same way, but without latents.`);
+  keyed(byId("baseline-pictures"), pictures.map((png) => ({ png })), (_, i) => i, () => wallPicture(false));
+}
+
+function wallPicture(canOpen) {
+  const image = h("img", { alt: "" });
+  const element = canOpen ? h("button", { type: "button", class: "tile" }, image) : h("div", { class: "tile" }, image);
+  if (canOpen) element.addEventListener("click", () => element.item.image && takePicture(element.item.image));
+  element.update = (item, i) => {
+    element.item = item;
+    if (item.png && image.src !== item.png) image.src = item.png;
+    image.hidden = !item.png;
+    if (!canOpen) image.alt = `Picture ${i + 1} of the baseline`;
+    else element.setAttribute("aria-label", `Open picture ${i + 1} in the studio`);
+    if (canOpen) element.disabled = !item.image;
+  };
+  return element;
+}

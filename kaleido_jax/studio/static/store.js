@@ -1,0 +1,62 @@
+// The page's state, and who is told when it changes.
+
+export const state = {
+  model: null, // answer of /api/model
+  waiting: "", // what the server waits for
+  view: "studio", // or "modes"
+  compare: "picture", // or "slider", "sides"
+  node: null, // id of the picture in the history that is shown
+  draft: { caption: "", latents: null, settings: {} }, // what the user made of it so far
+  locks: new Set(), // segments
+  follow: null, // what happens to segments behind an edited one: true, false, or null for the server's hints
+  seed: 0,
+  keepSeed: false,
+  variations: 4,
+  selected: null, // {segment, index} of a box or ellipse
+  show: { bbox: true, blob: true },
+  job: null,
+  lastShown: 0, // which of the last job's pictures was looked at
+  notices: [], // lines about what just happened: {text, kind}
+  modes: null, // the last answer of /api/modes, with the pictures of the opened group
+};
+
+const listeners = new Set();
+let due = false;
+
+export function subscribe(listener) {
+  listeners.add(listener);
+}
+
+// Listeners run once after a burst of changes.
+export function changed() {
+  if (due) return;
+  due = true;
+  queueMicrotask(() => {
+    due = false;
+    for (const listener of listeners) listener(state);
+  });
+}
+
+export function set(values) {
+  Object.assign(state, values);
+  changed();
+}
+
+export function notice(text, kind = "info") {
+  state.notices = [...state.notices.filter((one) => one.text !== text), { text, kind }].slice(-3);
+  changed();
+}
+
+export function clearNotices() {
+  set({ notices: [] });
+}
+
+const NAMES = { text: "Text", bbox: "Boxes", blob: "Ellipses", voken: "Visual tokens" };
+
+export function segmentName(segment) {
+  return NAMES[segment] ?? segment;
+}
+
+export function same(a, b) {
+  return JSON.stringify(a) === JSON.stringify(b);
+}
