@@ -3,7 +3,7 @@
 import * as draft from "./draft.js";
 import * as history from "./history.js";
 import { lineOf, request, run } from "./jobs.js";
-import { changed, notice, segmentName, set, state } from "./store.js";
+import { changed, notice, segmentNames, set, state } from "./store.js";
 
 // ------------------------------------------------------------------------------------------------ new pictures
 export async function generate() {
@@ -208,8 +208,7 @@ export function lockLine() {
   const kept = Object.keys(keptPrefix());
   const others = state.model.segments.filter((name) => state.locks.has(name) && !kept.includes(name));
   if (others.length && state.draft.latents) {
-    const names = others.map((name) => segmentName(name).toLowerCase()).join(", ");
-    return `New samples cannot keep ${names}: a segment is kept together with all before it.`;
+    return `New samples cannot keep ${segmentNames(others)}: a segment is kept together with all before it.`;
   }
-  return kept.length ? `New samples keep ${kept.map((name) => segmentName(name).toLowerCase()).join(", ")}.` : "";
+  return kept.length ? `New samples keep ${segmentNames(kept)}.` : "";
 }

@@ -148,13 +148,12 @@ function updateViews() {
     byId(`tab-${name}`).setAttribute("aria-selected", name === view);
     byId(`tab-${name}`).tabIndex = name === view ? 0 : -1;
   }
-  byId(`settings-of-${view}`).append(byId("settings"));
 }
 
 function startTools() {
   const file = byId("file");
   const theme = iconButton("system", "", nextTheme, { id: "theme" });
-  const help = iconButton("help", "Keys", () => byId("help").showModal());
+  const help = iconButton("help", "Keys", () => byId("help").showModal(), { id: "keys" });
   const open = h("button", { type: "button", class: "quiet with-icon", id: "open", title: "Open a saved picture or recipe; or drop it on the page", on: { click: () => file.click() } }, icon("open"), h("span", { text: "Open" }));
   byId("tools").replaceChildren(open, theme, help);
   showTheme();

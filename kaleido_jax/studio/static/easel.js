@@ -6,7 +6,7 @@ import { byId, h, iconButton, keyed, moveFocus, setText } from "./dom.js";
 import * as draft from "./draft.js";
 import * as history from "./history.js";
 import { progressBar } from "./progress.js";
-import { changed, segmentName, set, state } from "./store.js";
+import { changed, segmentName, segmentNames, set, state } from "./store.js";
 
 let parts = {};
 
@@ -48,7 +48,8 @@ export function update() {
   parts.changes.update();
   showPicture(node, isDrawing);
   updateStrip(isDrawing);
-  keyed(byId("messages"), isDrawing ? [] : messagesOf(node), (message) => `${node.id} ${message.text}`, messageLine);
+  byId("messages").inert = isDrawing;
+  keyed(byId("messages"), messagesOf(node), (message) => `${node.id} ${message.text}`, messageLine);
 }
 
 function updateToolbar(node) {
@@ -112,16 +113,16 @@ function changesBar() {
     chips.hidden = !items.length;
     hint.hidden = items.length > 0;
     setText(hint, hintLine());
-    follow.hidden = !state.model.segments.length;
+    follow.hidden = !state.draft.latents;
     follow.value = String(state.follow);
-    go.hidden = !state.model.segments.length;
+    go.hidden = !state.draft.latents;
     go.disabled = !items.length || Boolean(state.job) || !history.get(state.node) || !state.draft.latents;
   };
   return bar;
 }
 
 function hintLine() {
-  if (!state.node) return "";
+  if (!state.node) return "What you change will be listed here.";
   return state.draft.latents ? "Drag a box, turn an ellipse, change a word; then redraw." : "";
 }
 
@@ -178,10 +179,20 @@ function messagesOf(node) {
 }
 
 function messageLine({ text, segments }) {
-  const names = segments?.map((name) => segmentName(name).toLowerCase()).join(", ");
   const buttons = segments?.length && [
-    h("button", { type: "button", on: { click: () => letFollow(history.get(state.node)) } }, `Let ${names} follow`),
+    h("button", { type: "button", on: { click: () => letFollow(history.get(state.node)) } }, `Let ${segmentNames(segments)} follow`),
     h("button", { type: "button", class: "quiet", on: { click: () => keepAsIs(history.get(state.node)) } }, "Keep"),
   ];
-  return h("div", { class: "message" }, h("p", { text: text[0].toUpperCase() + text.slice(1) }), buttons && h("div", { class: "buttons" }, buttons));
+  return h("div", { class: "message" }, h("p", { text: inWords(text) }), buttons && h("div", { class: "buttons" }, buttons));
+}
+
+// The server names segments as Python does.
+function inWords(text) {
+  const line = text
+    .replace(/\bbbox\.(\d+)/g, (_, i) => `box ${Number(i) + 1}`)
+    .replace(/\bblob\.(\d+)/g, (_, i) => `ellipse ${Number(i) + 1}`)
+    .replace(/\b(bbox|blob|voken)\b/g, (name) => segmentName(name).toLowerCase())
+    .replace(/\b(boxes|ellipses|tokens) is\b/g, "$1 are")
+    .replace(/\b(boxes|ellipses|tokens) contradicts\b/g, "$1 contradict");
+  return line[0].toUpperCase() + line.slice(1);
 }

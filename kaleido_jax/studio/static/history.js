@@ -3,7 +3,7 @@
 // A node is {id, parent, batch, place, kind, png, recipe, difference, before, messages, matches, problem}; caption,
 // latents, settings and seed are those of its recipe.
 
-import { notice, segmentName } from "./store.js";
+import { notice, segmentNames } from "./store.js";
 
 const MOST_NODES = 60;
 const MOST_CHARACTERS = 4_000_000;
@@ -129,10 +129,9 @@ export function labelOf(node) {
   if (node.kind !== "edit") return rowOf(node).caption;
   const last = node.recipe.history.at(-1);
   if (!last) return "drawn again";
-  const names = (segments) => segments.map((name) => segmentName(name).toLowerCase()).join(", ");
   const parts = [];
-  if (last.changed.length) parts.push(`${names(last.changed)} edited`);
-  if (last.resampled.length) parts.push(`${names(last.resampled)} sampled anew`);
+  if (last.changed.length) parts.push(`${segmentNames(last.changed)} edited`);
+  if (last.resampled.length) parts.push(`${segmentNames(last.resampled)} sampled anew`);
   for (const [name, value] of Object.entries(last.settings)) parts.push(`${name.replace("_", " ")} ${value}`);
   const line = parts.join("; ") || "drawn again";
   return line[0].toUpperCase() + line.slice(1);

@@ -37,7 +37,7 @@ function card(name) {
   const badge = h("span", { class: "badge", text: "edited" });
   const lock = iconButton("unlock", "", () => toggleLock(name));
   const again = iconButton("again", `Sample ${segmentName(name).toLowerCase()} anew`, () => resample(name));
-  const head = h("header", { class: "card-head" }, h("h3", { text: segmentName(name) }), badge, h("span", { class: "hint", text: HINTS[name] ?? "" }), again, lock);
+  const head = h("header", { class: "card-head" }, h("h3", { text: segmentName(name) }), badge, h("span", { class: "hint", text: HINTS[name] ?? "" }), body.button, again, lock);
   const element = h("section", { class: "card", "data-segment": name, "aria-label": segmentName(name) }, head, body);
   element.update = () => {
     const value = (state.job?.latents[state.job.shown] ?? state.draft.latents)[name];

@@ -39,7 +39,7 @@ function groupRow(_, index) {
   element.update = (group) => {
     setText(label, group.label);
     setText(share, `${Math.round(100 * group.share)} %`);
-    fill.style.transform = `scaleX(${group.count / state.modes.groups[0].count})`;
+    fill.style.width = `${(100 * group.count) / state.modes.groups[0].count}%`;
     button.setAttribute("aria-label", `${group.label}: ${group.count} of ${state.modes.count}, ${Math.round(100 * group.share)} %`);
     button.setAttribute("aria-pressed", state.modes.opened === index);
     button.title = `${group.count} of ${state.modes.count}`;

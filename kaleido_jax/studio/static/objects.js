@@ -35,8 +35,9 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 export function objectList(kind) {
   const { one, limit } = KINDS[kind];
   const rows = h("ul", { class: "objects" });
-  const add = h("button", { type: "button", class: "quiet add", on: { click: () => addObject(kind) } }, `Add ${one === "ellipse" ? "an" : "a"} ${one}`);
-  const body = h("div", { class: "card-body" }, rows, add);
+  const add = iconButton("plus", `Add ${one === "ellipse" ? "an" : "a"} ${one}`, () => addObject(kind));
+  const body = h("div", { class: "card-body" }, rows);
+  body.button = add; // of the card's head
   body.update = (objects) => {
     keyed(rows, objects, (_, i) => i, (_, i) => row(kind, i));
     add.disabled = objects.length >= state.model.limits[limit];

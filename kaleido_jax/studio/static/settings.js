@@ -34,7 +34,7 @@ function gamma([low, high]) {
   slider.addEventListener("input", () => draft.editSetting("gamma", Number(slider.value), "gamma"));
   const { element, show, name } = number("gamma", "Gamma", low, high, 0.5);
   element.classList.add("with-slider");
-  element.querySelector("span").after(slider);
+  element.append(h("div", { class: "row" }, slider, element.querySelector("input")));
   return {
     name,
     element,
@@ -84,5 +84,6 @@ function seed() {
     state.keepSeed = keep.checked;
     changed();
   });
-  return h("div", { class: "setting seed" }, h("span", { text: "Seed" }), input, dice, h("label", { class: "check" }, keep, "keep"));
+  const title = h("span", {}, "Seed", h("label", { class: "check" }, keep, "keep"));
+  return h("div", { class: "setting seed" }, title, h("div", { class: "row" }, input, dice));
 }

@@ -72,9 +72,14 @@ export function update() {
   group.destroyChildren();
   labels.destroyChildren();
   transformer.nodes([]);
-  for (const kind of kinds) latents[kind].forEach((object, index) => group.add(shapeOf(kind, object, index, kinds)));
+  for (const kind of kinds) latents[kind].forEach((object, index) => addShape(kind, object, index, kinds));
   if (kinds.length) latents[kinds[0]].forEach((object, index) => addLabel(kinds[0], object, index));
   holdSelected();
+}
+
+function addShape(kind, object, index, kinds) {
+  const shape = shapeOf(kind, object, index, kinds);
+  group.add(shape.rim, shape);
 }
 
 function shapeOf(kind, object, index, kinds) {
@@ -86,15 +91,13 @@ function shapeOf(kind, object, index, kinds) {
     strokeWidth: isSelected ? 3 : 2,
     strokeScaleEnabled: false,
     hitStrokeWidth: 16,
-    shadowColor: "#000",
-    shadowBlur: 3,
-    shadowOpacity: 0.75,
     // An ellipse inside its box is taken at its line, so that the box stays within reach.
     fillEnabled: isSelected || kind === "bbox" || !kinds.includes("bbox"),
     fill: "rgba(255, 255, 255, 0.001)",
-    shadowForStrokeEnabled: true,
   };
   const shape = kind === "bbox" ? new Konva.Rect({ ...common, ...rectangleOf(object.box) }) : new Konva.Ellipse({ ...common, dash: [7, 5], ...ellipseOf(object, index) });
+  // A dark rim, for pictures of the line's own color.
+  shape.rim = shape.clone({ name: "", listening: false, draggable: false, stroke: "#101014", strokeWidth: common.strokeWidth + 2, opacity: 0.55 });
   listen(shape, kind, index);
   return shape;
 }
@@ -124,6 +127,7 @@ function holdSelected() {
   const { selected } = state;
   const shape = selected && group.findOne(`.${selected.segment}-${selected.index}`);
   if (!shape) return;
+  shape.rim.moveToTop();
   shape.moveToTop();
   transformer.setAttrs({
     rotateEnabled: selected.segment === "blob",
@@ -185,6 +189,8 @@ function report(shape, kind, index) {
     rotations.set(index, shape.rotation());
     numbers = snapBlob([shape.x(), shape.y(), shape.radiusX(), shape.radiusY(), shape.rotation()], step);
   }
+  const { x, y, width, height, radiusX, radiusY, rotation } = shape.attrs;
+  shape.rim.setAttrs(kind === "bbox" ? { x, y, width, height } : { x, y, radiusX, radiusY, rotation });
   setNumbers(kind, index, numbers, `gesture ${gesture}`);
 }
 

@@ -57,6 +57,12 @@ export function segmentName(segment) {
   return NAMES[segment] ?? segment;
 }
 
+// A list of segments inside a sentence.
+export function segmentNames(segments) {
+  const names = segments.map((segment) => segmentName(segment).toLowerCase());
+  return [names.slice(0, -1).join(", "), names.at(-1)].filter(Boolean).join(" and ");
+}
+
 export function same(a, b) {
   return JSON.stringify(a) === JSON.stringify(b);
 }
