@@ -4,6 +4,7 @@ Whether a caption, latents or settings fit the model is checked by the pipeline 
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,11 +87,13 @@ def loads(body: bytes) -> Any:
       UserError: anything else.
     """
 
-    def refuse(constant: str) -> None:
-        raise user_error(f"the number {constant}", "finite numbers", "correct it")
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise user_error(f"the number {number:.40}", "finite numbers", "correct it")
+        return value
 
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        value = json.loads(body.decode("utf-8"), parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise user_error("a body that is no JSON", "an object in UTF-8", "correct the request") from error
     return value

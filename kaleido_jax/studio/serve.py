@@ -30,7 +30,12 @@ def listen(port: int) -> socket.socket:
 
 def serve(engine: Engine, listening: socket.socket) -> None:
     """Answers until Ctrl-C or SIGTERM; open event streams are cut off."""
-    config = uvicorn.Config(
+    uvicorn.Server(server_config(engine)).run(sockets=[listening])
+
+
+def server_config(engine: Engine) -> uvicorn.Config:
+    """The server of an engine's studio."""
+    return uvicorn.Config(
         create_app(engine),
         log_level="warning",
         access_log=False,
@@ -40,4 +45,3 @@ def serve(engine: Engine, listening: socket.socket) -> None:
         h11_max_incomplete_event_size=65_536,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,268 @@
+"""The studio over HTTP: who may ask, how much, and the same bytes as everywhere else."""
+
+import base64
+import concurrent.futures
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.config.load import MODELS
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.recipe import load_recipe
+from kaleido_jax.studio.engine import Engine, grouped, label_of
+from kaleido_jax.studio.guard import HEADERS, refuse
+from kaleido_jax.studio.requests import LIMITS
+
+
+class Echo:
+    """An engine that answers with the request."""
+
+    def load(self):
+        pass
+
+    def describe(self):
+        return {"name": "echo"}
+
+    def work(self, job):
+        return {"caption": job.request.caption}
+
+
+@pytest.fixture(scope="module")
+def echo(start_studio):
+    return start_studio(Echo())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost:7860", "[::1]:80", "localhost"])
+def test_this_machine_may_ask(host):
+    assert refuse({"host": host}, "/api/model") is None
+    assert refuse({"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}, "/api/model") is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": ""},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example:80"},
+        {"host": "localhost@evil.example"},
+        {"host": "[::1"},
+        {"host": "10.0.0.1:7860"},
+        {"host": "localhost:1", "origin": "http://evil.example"},
+        {"host": "localhost:1", "origin": "http://localhost:2"},
+        {"host": "localhost:1", "origin": "null"},
+        {"host": "localhost:1", "sec-fetch-site": "cross-site"},
+        {"host": "localhost:1", "sec-fetch-site": "same-site"},
+    ],
+)
+def test_others_may_not(headers):
+    status, message = refuse(headers, "/api/model")
+    assert status == 403 and "expected" in message
+
+
+def test_every_answer_has_the_headers_of_a_safe_page(echo):
+    client = echo()
+    for path in ("/", "/static/app.js", "/api/model", "/nothing"):
+        client.ask("GET", path)
+        assert {name: client.headers.get(name) for name in HEADERS} == HEADERS, path
+    client.ask("GET", "/", headers={"Host": "evil.example"})
+    assert {name: client.headers.get(name) for name in HEADERS} == HEADERS
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../server.py", "/static/..%2fserver.py", "/static/%2e%2e/server.py", "/static//etc/passwd", "/static/"],
+)
+def test_no_file_but_the_pages_own(echo, path):
+    assert echo().ask("GET", path)[0] == 404
+
+
+def test_bodies_are_limited_and_of_one_type(echo):
+    client = echo()
+    assert client.ask("POST", "/api/generate", {"caption": "a" * LIMITS["request_bytes"]})[0] == 413
+    assert client.ask("POST", "/api/generate", b"{}")[0] == 415
+    assert client.ask("POST", "/api/recipe", {})[0] == 415
+    assert client.ask("POST", "/api/recipe", b"x" * (LIMITS["recipe_bytes"] + 1))[0] == 413
+    status, value = client.ask("POST", "/api/recipe", b"\x89PNG broken")
+    assert status == 422 and "\n" not in value["message"]
+    assert client.ask("GET", "/api/generate")[0] == 405
+
+
+def test_no_other_sessions_jobs(echo):
+    one, other = echo(), echo()
+    status, value = one.ask("POST", "/api/generate", {"caption": "mine"})
+    assert status == 202 and one.news(value["job"])[-1] == ("done", {"caption": "mine"})
+    for client in (other, echo()):
+        assert client.ask("GET", f"/api/jobs/{value['job']}/events")[0] == 404
+        assert client.ask("DELETE", f"/api/jobs/{value['job']}")[0] == 404
+    forged = echo()
+    forged.cookie = "kaleido_1=../../x; other=" + "a" * 32
+    assert forged.ask("GET", f"/api/jobs/{value['job']}/events")[0] == 404
+
+
+def test_200_requests_at_once_are_each_answered(echo):
+    client = echo()
+    client.ask("GET", "/")
+
+    def one(i):
+        return client.ask("POST", "/api/generate", {"caption": f"number {i}"})
+
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(one, range(200)))
+    assert {status for status, _ in answers} <= {202, 429, 503}
+    assert all("message" in value for status, value in answers if status != 202)
+    assert client.result("generate", {"caption": "after"}) == ("done", {"caption": "after"})
+
+
+# ------------------------------------------------------------------------------------------ with the package's model
+@pytest.fixture(scope="module")
+def model():
+    return KaleidoPipeline.from_pretrained("emoji-tiny")
+
+
+@pytest.fixture(scope="module")
+def studio(start_studio):
+    return start_studio(Engine(MODELS / "emoji-tiny", MODELS / "emoji-tiny-baseline"))
+
+
+@pytest.fixture(scope="module")
+def client(studio):
+    client = studio()
+    client.ask("GET", "/")
+    return client
+
+
+@pytest.fixture(scope="module")
+def drawn(client):
+    body = {"caption": "fruit", "variations": 2, "seed": 3, "settings": {"num_steps": 4}}
+    kind, result = client.result("generate", body)
+    assert kind == "done", result
+    return result["images"]
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(png(data))).convert("RGB"))
+
+
+def png(data):
+    return base64.b64decode(data.removeprefix("data:image/png;base64,"))
+
+
+@pytest.mark.slow
+def test_the_same_bytes_in_studio_pipe_and_edit(client, drawn, model, tmp_path):
+    for i, image in enumerate(drawn):
+        (tmp_path / "saved.png").write_bytes(png(image["png"]))
+        recipe = load_recipe(tmp_path / "saved.png")
+        assert recipe == image["recipe"] and recipe["rows"][0]["noise_indices"] == [i]
+        np.testing.assert_array_equal(model.draw(recipe).pixels[0, 0], pixels(image["png"]))
+    out = model(["fruit"] * 2, seed=3, num_steps=4)
+    assert [z.to_json() for z in out.latents] == [image["latents"] for image in drawn]
+    np.testing.assert_array_equal(model.draw(out.recipe_of(1, 0)).pixels[0, 0], pixels(drawn[1]["png"]))
+
+    loaded = client.ask("POST", "/api/recipe", png(drawn[0]["png"]))[1]["recipe"]
+    kind, result = client.result("draw", {"recipe": loaded})
+    assert kind == "done" and result["images"][0]["matches"] is True
+    assert result["images"][0]["png"] == drawn[0]["png"]
+
+    edit = {"bbox": [{"phrase": drawn[0]["latents"]["bbox"][0]["phrase"], "box": [100, 100, 500, 500]}]}
+    kind, result = client.result("edit", {"recipe": loaded, "latents": edit})
+    edited = model.edit(loaded, bbox=edit["bbox"] and load_latents(edit).bbox)
+    assert kind == "done" and result["messages"] == edited.messages
+    np.testing.assert_array_equal(np.asarray(edited.after), pixels(result["image"]["png"]))
+    np.testing.assert_array_equal(np.asarray(edited.difference), pixels(result["difference"]))
+    assert result["before"]["png"] == drawn[0]["png"]
+
+
+def load_latents(value):
+    from kaleido_jax.latents.types import Latents
+
+    return Latents.from_json(value)
+
+
+@pytest.mark.slow
+def test_news_come_in_order_and_a_cancelled_job_stops(client):
+    status, value = client.ask("POST", "/api/generate", {"caption": "bird", "settings": {"num_steps": 4}})
+    kinds = [kind for kind, _ in client.news(value["job"])]
+    assert kinds[-1] == "done" and kinds.index("latents") < kinds.index("progress")
+    status, value = client.ask("POST", "/api/generate", {"caption": "bird", "settings": {"num_steps": 1000}})
+    assert client.ask("DELETE", f"/api/jobs/{value['job']}") == (200, {})
+    assert client.news(value["job"])[-1] == ("cancelled", {})
+
+
+@pytest.mark.slow
+def test_modes_are_grouped_and_their_pictures_are_those_of_their_indices(client, model):
+    body = {"caption": "bird", "count": 6, "seed": 1, "settings": {"num_steps": 2}}
+    kind, result = client.result("modes", body)
+    assert kind == "done" and sum(group["count"] for group in result["groups"]) == 6 == len(result["baseline"])
+    assert sorted(i for group in result["groups"] for i in group["indices"]) == list(range(6))
+    last = result["groups"][-1]
+    drawn = client.result(
+        "generate", {"caption": "bird", "seed": 1, "indices": last["indices"], "settings": {"num_steps": 2}}
+    )
+    assert drawn[1]["images"][0]["latents"] == last["latents"]
+    expected = model(["bird"] * 6, seed=1, num_steps=2)
+    assert expected.latents[last["indices"][0]].to_json() == last["latents"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "latents",
+    [
+        {"text": "x" * 3_999},
+        {"text": "<script>alert(1)</script>"},
+        {"text": "\u202eright to left \u05d0"},
+        {"text": "🍎 🍐"},
+        {"text": "<extra_id_0>"},
+        {"text": "</s> <bbox> <pad>"},
+        {"voken": [1] * 33},
+        {"voken": [10**6] * 4},
+        {"bbox": [{"phrase": "apple | <bbox>", "box": [1, 2, 3, 4]}]},
+        {"bbox": []},
+        {"blob": []},
+    ],
+)
+def test_latents_that_nobody_expects_end_in_a_picture_or_one_line(client, drawn, latents):
+    kind, result = client.result("edit", {"recipe": drawn[0]["recipe"], "latents": latents})
+    if kind == "done":
+        assert set(result) == {"image", "before", "difference", "messages"}
+    else:
+        assert kind in ("refused", "failed") and len(result["message"]) < 500 and "\n" not in result["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("caption", ["", " ", "<script>", "\u0000", "🍎", "x " * 400, "</s>", "\u202e\u05d0"])
+def test_captions_that_nobody_expects_end_in_a_picture_or_one_line(client, caption):
+    kind, result = client.result("generate", {"caption": caption, "settings": {"num_steps": 2}})
+    assert kind == "done" or "\n" not in result["message"]
+
+
+@pytest.mark.slow
+def test_a_recipe_of_another_model_is_refused_by_name(client, drawn):
+    recipe = copy.deepcopy(drawn[0]["recipe"])
+    recipe["model"] |= {"name": "../../etc/other", "weights": "0" * 16}
+    for name in ("draw", "edit"):
+        kind, result = client.result(name, {"recipe": recipe})
+        assert kind == "failed" and "etc/other" in result["message"] and "emoji-tiny" in result["message"]
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_is_told(start_studio, tmp_path):
+    client = start_studio(Engine(tmp_path))()
+    kind, result = client.result("generate", {"caption": "fruit"})
+    assert kind == "failed" and "config.json" in result["message"]
+    assert client.ask("GET", "/api/model")[1]["problem"] == result["message"]
+
+
+def test_groups_are_by_what_latents_speak_of():
+    apple = {"text": "an apple", "bbox": [{"phrase": "apple", "box": [0, 0, 9, 9]}]}
+    pear = {"text": "a pear", "bbox": [{"phrase": "pear", "box": [0, 0, 9, 9]}, *apple["bbox"]]}
+    rows = [{"index": i, "latents": z} for i, z in enumerate((pear, apple, apple, {"voken": [1, 2]}, None))]
+    groups = grouped(rows)
+    assert [(g["label"], g["indices"]) for g in groups][0] == ("apple", [1, 2])
+    assert {g["label"]: g["share"] for g in groups}["apple + pear"] == 0.2
+    assert label_of({"text": "just words"}) == "just words" and label_of({"voken": [1, 2]}) == "1 2"
+    assert json.dumps(groups)
