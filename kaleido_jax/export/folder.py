@@ -1,48 +1,52 @@
-"""Export of a trained model as a folder for inference: config, weights without optimizer state, measures, model card.
+"""Export of a trained model as a folder for inference: config, weights, vocabulary, measures, model card.
 
-`KaleidoPipeline.from_pretrained` reads it. It holds no path of the machine that wrote it.
+`KaleidoPipeline.from_pretrained` reads it, and it can be uploaded as it is as a repository of the Hugging Face Hub. It
+holds no optimizer state and no path of the machine that wrote it.
 """
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh, Sample
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
+from kaleido_jax.runtime.checkpoints import write_params
 from kaleido_jax.runtime.files import new_folder, write_atomically
-from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline
-from kaleido_jax.sampling.weights import EXPORT
+from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline, folder_of
+from kaleido_jax.sampling.weights import EXPORT, is_export
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-CARD = "README.md"
+CARD, ORBAX = "README.md", "orbax"
 
 
 def export_folder(
-    workdir: Path,
+    source: str | Path,
     output: Path,
     precision: str = "float16",
     step: int | None = None,
     sigma_rel: float | None = None,
+    *,
+    orbax: bool = False,
 ) -> Path:
-    """Writes the EMA of a workdir's latest checkpoint as a folder: config.json, model.safetensors, README.md, eval/.
+    """Writes the EMA of a workdir's latest checkpoint: config.json, model.safetensors, spiece.model, README.md, eval/.
 
     With `step` or `sigma_rel` it has no eval/, since the workdir's measures are of other weights.
 
     Args:
-      workdir: has a checkpoint.
+      source: a workdir with a checkpoint, or what was exported: a folder or the name of a bundled model.
       output: a folder that does not exist or is empty.
       precision: dtype of the stored weights, one of PRECISIONS; sampling computes in the config's all the same.
-      step: the step to take instead of the latest.
-      sigma_rel: relative width of an average made of the run's snapshots, instead of the EMA; between 0 and 0.2886.
+      step: of a workdir, the step to take instead of the latest.
+      sigma_rel: relative width of an average made of a workdir's snapshots, instead of the EMA; between 0 and 0.2886.
+      orbax: also writes the weights as an Orbax checkpoint in orbax/, for other programs.
 
     Returns:
       The folder.
@@ -52,12 +56,18 @@ def export_folder(
     """
     if precision not in PRECISIONS:
         raise user_error(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one")
-    pipeline = KaleidoPipeline.from_pretrained(workdir, step=step, sigma_rel=sigma_rel)
-    config = portable(pipeline.config)
+    pipeline = KaleidoPipeline.from_pretrained(source, step=step, sigma_rel=sigma_rel)
+    config, folder_read = portable(pipeline.config), folder_of(source)
+    if is_export(folder_read):  # what it is, if it is not an ordinary EMA, stays written beside it
+        stored = folder_read / EXPORT
+        sigma_rel = json.loads(stored.read_text()).get("sigma_rel") if stored.is_file() else None
+        reports = measures(folder_read)
+    else:
+        reports = measures(folder_read) if (step, sigma_rel) == (None, None) else {}
     with new_folder(output, "--output") as folder:
         vocabulary = config.model.t5.vocabulary
+        (folder / VOCABULARY).write_bytes(pipeline.codec.tokenizer.model)
         if vocabulary not in SHIPPED:
-            shutil.copyfile(vocabulary, folder / VOCABULARY)
             config = _with_vocabulary(config, VOCABULARY)
         write_safetensors(_tensors(pipeline.params, precision), folder)
         (folder / "config.json").write_text(config.to_json())
@@ -65,7 +75,9 @@ def export_folder(
         if sigma_rel is not None:
             metadata["sigma_rel"] = sigma_rel
         (folder / EXPORT).write_text(json.dumps(metadata, indent=2) + "\n")
-        reports = measures(workdir) if (step, sigma_rel) == (None, None) else {}
+        if orbax:
+            params = unflatten_dict(dict(_tensors(pipeline.params, precision)), sep="/")
+            write_params(folder / ORBAX, params, {"name": config.name} | metadata)
         for name, report in reports.items():
             write_atomically(folder / "eval" / f"{name}.json", json.dumps(report).encode())
         (folder / CARD).write_text(model_card(pipeline, reports, sigma_rel))
@@ -116,7 +128,7 @@ def measures(workdir: Path) -> dict[str, Any]:
 
 # ----------------------------------------------------------------------------------------------- the card
 def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any], sigma_rel: float | None = None) -> str:
-    """A model card in Markdown: what the model is, how it was trained, what was measured, how it is used.
+    """A model card in Markdown, after the Hub's metadata: what it is, how it was trained, what was measured, its use.
 
     `sigma_rel` is that of a post-hoc EMA, None for the ordinary one.
     """
@@ -139,7 +151,12 @@ def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any], sigma_rel: fl
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     measured = "\n".join(_measured(name, report) for name, report in reports.items()) or "Nothing was measured.\n"
-    return f"""# {config.name}
+    return f"""---
+library_name: kaleido_jax
+{"pipeline_tag: text-to-image" + chr(10) if denoiser else ""}tags: [kaleido-diffusion, jax, flax]
+---
+
+# {config.name}
 
 A Kaleido diffusion model of kaleido_jax.
 

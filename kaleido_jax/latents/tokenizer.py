@@ -41,11 +41,11 @@ class Tokenizer:
         Raises:
           UserError: no such file, not a sentencepiece model, or other pad/eos/unk ids than T5's.
         """
-        model = _read(model_path)
-        self._pieces = _load(model, model_path)
+        self.model = _read(model_path)  # the file's bytes
+        self._pieces = _load(self.model, model_path)
         self.extra_ids = extra_ids
         self.codebook_size = codebook_size
-        self.fingerprint = fingerprint(model, f"|{extra_ids}|{codebook_size}")
+        self.fingerprint = fingerprint(self.model, f"|{extra_ids}|{codebook_size}")
         self.base_vocab_size = round_up(self.num_pieces + extra_ids, ROW_MULTIPLE)
 
     @property

@@ -398,6 +398,24 @@ def restore_snapshot(workdir: Path, step: int, number: int, abstract: Any) -> An
         raise user_error(found, "a whole one", "delete it; the others serve without it") from error
 
 
+# ------------------------------------------------------------------------- parameters for other programs
+def write_params(folder: Path, params: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Writes a tree of host arrays as an Orbax checkpoint of its own, which any program restores without this package.
+
+    `ocp.StandardCheckpointer().restore(folder)` gives the nested dict. The arrays carry no sharding, so that it also
+    does on other devices; `metadata` is the checkpoint's custom metadata.
+
+    Raises:
+      UserError: it could not be written, e.g. on a full disk.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), params, custom_metadata=metadata)
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
+        found = f"{folder} cannot be written ({reason(error)})"
+        raise user_error(found, "free space and permission", "provide them") from error
+
+
 # ------------------------------------------------------------------------------------------- checksums
 def checksums(tree: Any) -> dict[str, int]:
     """Path of each leaf -> the sum of its 32-bit words modulo 2**32, the same for any sharding.

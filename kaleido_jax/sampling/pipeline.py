@@ -124,7 +124,7 @@ class KaleidoPipeline:
           UserError: no such folder, no checkpoint or a damaged one, no such step or snapshots, or no T5 weights for a
             frozen encoder.
         """
-        folder = find_model(path_or_name) if config is None else _folder_of(path_or_name)
+        folder = find_model(path_or_name) if config is None else folder_of(path_or_name)
         if config is None:
             config = dataclasses.replace(Config.from_json(folder), mesh=Mesh())
         exported = is_export(folder)
@@ -702,7 +702,7 @@ def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.n
     return np.asarray(range(len(captions)) if indices is None else indices, np.int32)
 
 
-def _folder_of(path_or_name: str | Path) -> Path:
+def folder_of(path_or_name: str | Path) -> Path:
     """The folder of that path or, where there is none, of the bundled model of that name."""
     folder = Path(path_or_name).expanduser()
     return MODELS / str(path_or_name) if str(path_or_name) in BUNDLED and not folder.is_dir() else folder
@@ -714,7 +714,7 @@ def find_model(path_or_name: str | Path) -> Path:
     Raises:
       UserError: there is none.
     """
-    folder = _folder_of(path_or_name)
+    folder = folder_of(path_or_name)
     if not folder.is_dir():
         raise _no_model(str(path_or_name))
     return folder

@@ -1,4 +1,4 @@
-"""export: an EMA of a workdir, by default its latest checkpoint's, as a folder for inference."""
+"""export: an EMA of a workdir, by default its latest checkpoint's, as a folder for inference and for other programs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from kaleido_jax.verbs.verb import OUTPUT, WORKDIR, Flag, say
 
 HELP = "a run's latest checkpoint -> a folder for inference: config, weights, model card; needs no config"
 FLAGS = (
-    WORKDIR,
+    WORKDIR,  # or what was exported before, e.g. emoji-tiny, in another precision or for other programs
     OUTPUT,
     Flag(
         name="precision",
@@ -24,14 +24,27 @@ FLAGS = (
         help="another average than the EMA, e.g. 0.08, made of the snapshots of config.train.ema_profiles",
         kind=float,
     ),
+    Flag(
+        name="orbax",
+        value="yes",
+        help="also the weights as an Orbax checkpoint in orbax/, for other programs",
+        bare="yes",
+        words=("yes",),
+    ),
 )
 
 
 def run(
-    workdir: Path, output: Path, precision: str | None, step: int | None = None, sigma_rel: float | None = None
+    workdir: Path,
+    output: Path,
+    precision: str | None,
+    step: int | None = None,
+    sigma_rel: float | None = None,
+    orbax: str | None = None,
 ) -> None:
     """Writes the folder, which `from_pretrained` and `sample --model` read."""
     check_backend()
     from kaleido_jax.export.folder import export_folder
 
-    say(f"exported to {export_folder(workdir, output, precision or 'float16', step, sigma_rel)}")
+    folder = export_folder(workdir, output, precision or "float16", step, sigma_rel, orbax=bool(orbax))
+    say(f"exported to {folder}")

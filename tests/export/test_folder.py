@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from kaleido_jax.config.schema import Config, Init
 from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate import protocols
 from kaleido_jax.export import folder
+from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.main import main
 from kaleido_jax.sampling import pipeline
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -59,6 +62,57 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
     assert "`eval/some.json` (samples 20, gamma 4.0, sampler ddim, guidance_interval [0.8, 9.0]):" in texts[1]
     with pytest.raises(UserError, match="exists; expected a new folder"):
         main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
+
+
+RESTORE = """
+import json, sys
+import numpy as np
+import orbax.checkpoint as ocp
+sys.modules["kaleido_jax"] = None  # importing it fails
+checkpointer, folder = ocp.StandardCheckpointer(), sys.argv[1]
+params, metadata = checkpointer.restore(folder), checkpointer.metadata(folder).custom_metadata
+flat = {}
+def flatten(tree, prefix):
+    for name, leaf in tree.items():
+        flatten(leaf, prefix + name + "/") if isinstance(leaf, dict) else flat.update({prefix + name: np.asarray(leaf)})
+flatten(params, "")
+np.savez(sys.argv[2], metadata=json.dumps(metadata), **flat)
+"""
+
+
+def test_orbax_alone_restores_the_same_parameters(workdir, tmp_path):
+    main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--orbax"])
+    command = [sys.executable, "-c", RESTORE, str(tmp_path / "out" / "orbax"), str(tmp_path / "params.npz")]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    found, stored = np.load(tmp_path / "params.npz"), load_file(tmp_path / "out" / "model.safetensors")
+    assert json.loads(str(found["metadata"])) == {"name": CONFIG.name, "step": 7, "precision": "float16"}
+    assert set(found.files) == {"metadata", *stored}
+    for name, array in stored.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+    assert KaleidoPipeline.from_pretrained(tmp_path / "out").step == 7
+
+
+def test_what_was_exported_is_exported_again(workdir, tmp_path):
+    first = folder.export_folder(workdir, tmp_path / "first", "float32")
+    again = folder.export_folder(first, tmp_path / "again")
+    whole, half = (load_file(path / "model.safetensors") for path in (first, again))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(half[name], array.astype(np.float16), err_msg=name, strict=True)
+    assert (again / "eval" / "some.json").read_text() == (first / "eval" / "some.json").read_text()
+    assert json.loads((again / "export.json").read_text()) == {"step": 7, "precision": "float16"}
+    assert again.joinpath("README.md").read_text() == first.joinpath("README.md").read_text()
+
+
+def test_the_folder_is_laid_out_as_a_repository_of_the_hub(workdir, tmp_path):
+    out = folder.export_folder(workdir, tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == {
+        *("README.md", "config.json", "eval", "export.json", "model.safetensors", "spiece.model")
+    }
+    _, metadata, _ = out.joinpath("README.md").read_text().split("---\n", 2)  # the card's YAML
+    assert "library_name: kaleido_jax\npipeline_tag: text-to-image\ntags: [" in metadata
+    assert Tokenizer(out / "spiece.model", 0, CONFIG.latents.codebook_size).fingerprint == (
+        open_codec(CONFIG).tokenizer.fingerprint
+    )
 
 
 def test_what_is_exported_needs_nothing_that_stays_behind(workdir, tmp_path):
