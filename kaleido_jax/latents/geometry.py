@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy import ndimage
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE
@@ -98,6 +97,8 @@ def mask_outline(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "p 2"]:
     Half a pixel is the error of each. The image's own border and the rims of holes give no points.
     """
     height, width = mask.shape
+    from scipy import ndimage  # here, since it takes 0.2 s to import and sampling needs none of it
+
     filled = ndimage.binary_fill_holes(mask)
     row_v, column_v = np.nonzero(filled[:, 1:] != filled[:, :-1])  # crossed from left to right
     row_h, column_h = np.nonzero(filled[1:] != filled[:-1])  # crossed downwards

@@ -420,7 +420,8 @@ def write_params(folder: Path, params: dict[str, Any], metadata: dict[str, Any])
 def checksums(tree: Any) -> dict[str, int]:
     """Path of each leaf -> the sum of its 32-bit words modulo 2**32, the same for any sharding.
 
-    A flipped bit always changes it. Each shape is compiled separately: one function for all leaves took minutes.
+    A flipped bit always changes it. On accelerators each shape is compiled separately: one function for all leaves took
+    minutes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sums = [[_checksum(part) for part in _own_parts(leaf)] for _, leaf in leaves]
@@ -437,10 +438,19 @@ def _own_parts(leaf: Array | np.ndarray) -> list[Array | np.ndarray]:
     return [shard.data for shard in leaf.addressable_shards if shard.replica_id == 0]
 
 
-@jax.jit
-def _checksum(part: Array) -> UInt32[Array, ""]:
-    words = jax.lax.bitcast_convert_type(part, jnp.dtype(f"uint{8 * part.dtype.itemsize}"))
-    return words.astype(jnp.uint32).sum(dtype=jnp.uint32)
+def _checksum(part: Array | np.ndarray) -> UInt32[Array, ""] | np.uint32:
+    # Memory of CPU devices is the host's, where numpy need not compile a function for each shape.
+    if isinstance(part, np.ndarray) or all(device.platform == "cpu" for device in part.devices()):
+        return _sum_of_words(np.asarray(part))
+    return _compiled_sum_of_words(part)
+
+
+def _sum_of_words(part: Array | np.ndarray) -> UInt32[Array, ""] | np.uint32:
+    xp = part.__array_namespace__()
+    return part.view(f"uint{8 * part.dtype.itemsize}").astype(xp.uint32).sum(dtype=xp.uint32)
+
+
+_compiled_sum_of_words = jax.jit(_sum_of_words)
 
 
 def _name(path: tuple) -> str:

@@ -227,24 +227,35 @@ def weights_checksum(params: dict) -> str:
     )
 
 
-def _own_sums(leaf: Array | np.ndarray) -> list[UInt32[Array, ""]]:
+def _own_sums(leaf: Array | np.ndarray) -> list[UInt32[Array, ""] | np.uint32]:
     """Bit sums of the parts of an array on this process's devices, each part of the whole once over all processes.
 
     Part by part, without collectives: hundreds of these at a time deadlock on CPU.
     """
     if not isinstance(leaf, jax.Array):
         return [_bit_sum(leaf, (0,) * leaf.ndim, leaf.shape)]
-    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-    return [_bit_sum(shard.data, tuple(part.start or 0 for part in shard.index), leaf.shape) for shard in shards]
+    sums = []
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            start = tuple(part.start or 0 for part in shard.index)
+            # Memory of CPU devices is the host's, where numpy need not compile a function for each shape (3 s in all).
+            if shard.device.platform == "cpu":
+                sums.append(_bit_sum(np.asarray(shard.data), start, leaf.shape))
+            else:
+                sums.append(_compiled_bit_sum(shard.data, start, leaf.shape))
+    return sums
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _bit_sum(part: Array, start: tuple[Array, ...], shape: tuple[int, ...]) -> UInt32[Array, ""]:
+def _bit_sum(part: Array | np.ndarray, start: tuple[int, ...], shape: tuple[int, ...]) -> UInt32[Array, ""] | np.uint32:
     """Sum of the values' bits, each times an odd number of its position in the whole array of that shape."""
-    bits = jax.lax.bitcast_convert_type(part, f"uint{8 * part.dtype.itemsize}").astype(jnp.uint32)
-    position = jnp.zeros(part.shape, jnp.uint32)
-    for axis in range(part.ndim):
+    xp = part.__array_namespace__()
+    bits = part.view(f"uint{8 * part.dtype.itemsize}").astype(xp.uint32)
+    position = xp.zeros(part.shape, xp.uint32)
+    for axis, (size, offset) in enumerate(zip(part.shape, start, strict=True)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
-        index = jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis) + jnp.uint32(start[axis])
-        position += index * jnp.uint32(stride)
-    return jnp.sum(bits * (position * jnp.uint32(2654435761) | 1), dtype=jnp.uint32)
+        index = (xp.arange(size, dtype=xp.uint32) + xp.uint32(offset)) * xp.uint32(stride)
+        position += index.reshape(*(size if i == axis else 1 for i in range(part.ndim)))
+    return xp.sum(bits * (position * xp.uint32(2654435761) | xp.uint32(1)), dtype=xp.uint32)
+
+
+_compiled_bit_sum = jax.jit(_bit_sum, static_argnums=(1, 2))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.sampling import batched
-from kaleido_jax.sampling.functional import weights_checksum
+from kaleido_jax.sampling.functional import _bit_sum, _compiled_bit_sum, weights_checksum
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
 from tests.sampling.test_pipeline import CONFIG, random_params
@@ -115,6 +116,17 @@ def test_the_checksum_sees_every_bit_name_and_shape():
     renamed = {"a": params["a"], "d": params["c"]}
     assert len({digits, *map(weights_checksum, (swapped, nudged, renamed))}) == 4
     assert weights_checksum(dict(reversed(params.items()))) == digits
+
+
+def test_the_checksum_of_a_device_is_that_of_the_host():
+    """Numpy sums what is in the host's memory, a compiled function what is not."""
+    whole = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    for array in (whole, whole.astype(jnp.bfloat16), np.asarray(whole[0, 0, 0])):
+        start = (0,) * array.ndim
+        assert int(_bit_sum(array, start, array.shape)) == int(_compiled_bit_sum(array, start, array.shape))
+    for one in (_bit_sum, _compiled_bit_sum):
+        parts = [int(one(whole[:, at : at + 2], (0, at, 0), whole.shape)) for at in (0, 2)]
+        assert sum(parts) % 2**32 == int(_bit_sum(whole, (0, 0, 0), whole.shape))
 
 
 @pytest.mark.parametrize(
