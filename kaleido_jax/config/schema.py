@@ -364,12 +364,13 @@ class Eval:
     every_steps: Whole = 0  # between looks while training: held-out losses and a grid of the EMA; 0 = none
     held_out_batches: Whole = 4  # of each look, always the same; 0 = no held-out losses
     grid: bool = True  # of each look: the same captions, latents and noise
-    protocol: Literal["none", "emoji"] = "none"  # emoji: images against captions and z, and how many modes are drawn
-    num_samples: Count = 2_000  # captions take turns; the modes of ten kinds want some 200 of each
+    # emoji: images against captions and z, and how many modes are drawn. edits: whether images follow edits of their z
+    protocol: Literal["none", "emoji", "edits"] = "none"
+    num_samples: Count = 2_000  # captions take turns; the modes of ten kinds want some 200 of each, `edits` 200 in all
     gamma: float = 2.0
     num_steps: Count = 50  # reverse steps, with the sampler of `sample`
     real_scenes: Count = 1_000  # emoji: real images that are measured alike, as the ceiling
-    reader_steps: Count = 4_000  # emoji: training of the reader, for image sizes whose reader is not shipped
+    reader_steps: Count = 4_000  # training of the reader, for image sizes whose reader is not shipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -61,6 +61,17 @@ def all_said_by(text: str) -> list[Said]:
 def said_by(text: str) -> Said | None:
     """The words of a text about the first sprite; None where `emoji.describe` writes no such text."""
     return next(iter(all_said_by(text)), None)
+
+
+def text_of(said: Said) -> str:
+    """The text of one sprite as `emoji.describe` writes it."""
+    return f"a {said.size} {said.name}, {said.place}, {said.tilt}, on {said.background}"
+
+
+def same_objects(one: str | None, other: str | None) -> bool:
+    """Whether two texts as `emoji.describe` writes them differ in the background alone; False for other texts."""
+    ones, others = ([replace(said, background="") for said in all_said_by(text or "")] for text in (one, other))
+    return bool(ones) and ones == others
 
 
 # ----------------------------------------------------------------------------------------------- the boxes

@@ -25,11 +25,12 @@ from kaleido_jax.data.sources.emoji import BACKGROUNDS, KINDS, PLACES, SHARES, S
 from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate import modes
 from kaleido_jax.evaluate.latents import latents_report
+from kaleido_jax.evaluate.parts import Arrays, draw_in_parts, stored_report
 from kaleido_jax.evaluate.scene_reading import Seen, agreement, see
 from kaleido_jax.evaluate.sprite_reader import VERSION, SpriteReader, open_reader
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import fingerprint, replacing, write_atomically
+from kaleido_jax.runtime.files import fingerprint, write_atomically
 from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
@@ -68,8 +69,7 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
     sample = pipeline.override({"gamma": config.eval.gamma, "num_steps": config.eval.num_steps})
     metadata = measured_with(pipeline, sample, config.eval.num_samples, config.seed)
     metadata |= {"real_scenes": config.eval.real_scenes, "reader_steps": config.eval.reader_steps}
-    report = distributed.tell("measured before", lambda: _stored(path, metadata), distributed.START_SEC)
-    if report is not None:
+    if (report := stored_report(path, metadata)) is not None:
         return report
     image_size = image_size_of(config)
     parts = workdir / "eval" / "emoji_samples" / fingerprint(json.dumps(metadata))
@@ -86,14 +86,6 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
         return json.loads(json.dumps(report))
 
     return distributed.tell("the report", make, READING_SEC)
-
-
-def _stored(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """The report in a file, if it is of this."""
-    if not path.exists():
-        return None
-    report = json.loads(path.read_text())
-    return report if report["of"] == metadata else None
 
 
 def measured_with(pipeline: KaleidoPipeline, sample: Sample, num_samples: int, seed: int) -> dict[str, Any]:
@@ -121,28 +113,17 @@ def draw(pipeline: KaleidoPipeline, sample: Sample, number: int, seed: int, fold
     Raises:
       FloatingPointError: samples are not finite.
     """
-    kinds, parts = np.arange(number) % len(KINDS), []
-    for start in range(0, number, PART):
-        path, rows = folder / f"{start:06d}.npz", np.arange(start, min(start + PART, number))
-        if not distributed.tell("a part is there", path.exists, distributed.START_SEC):
-            log.info("samples %d to %d of %d at gamma %g", start + 1, rows[-1] + 1, number, sample.gamma)
-            _draw_part(pipeline, sample, rows, [KINDS[kind] for kind in kinds[rows]], seed, path)
-        distributed.barrier("a part is written", distributed.START_SEC)
-        with np.load(path, allow_pickle=False) as arrays:
-            parts.append((arrays["pixels"], [read_latents(row, pipeline.codec) for row in arrays["tokens"]]))
-    pixels = np.concatenate([part[0] for part in parts])
-    return Samples(kinds=kinds, pixels=pixels, z=[row for part in parts for row in part[1]])
+    kinds = np.arange(number) % len(KINDS)
+    log.info("%d samples at gamma %g", number, sample.gamma)
 
+    def draw_part(rows: list[int]) -> Arrays:
+        z, pixels = _draw_rows(pipeline, sample, rows, [KINDS[kind] for kind in kinds[rows]], seed)
+        limit = pipeline.config.latents.max_latents_tokens
+        return {"pixels": pixels, "tokens": pad_rows([row.tokens for row in z], limit)}
 
-def _draw_part(
-    pipeline: KaleidoPipeline, sample: Sample, rows: Int[np.ndarray, "n"], captions: list[str], seed: int, path: Path
-) -> None:
-    z, pixels = _draw_rows(pipeline, sample, rows.tolist(), captions, seed)
-    if not distributed.is_main():
-        return
-    stored = pad_rows([row.tokens for row in z], pipeline.config.latents.max_latents_tokens)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, pixels=pixels, tokens=stored)
+    parts = draw_in_parts(number, PART, folder, draw_part)
+    z = [read_latents(row, pipeline.codec) for part in parts for row in part["tokens"]]
+    return Samples(kinds=kinds, pixels=np.concatenate([part["pixels"] for part in parts]), z=z)
 
 
 def draw_captions(pipeline: KaleidoPipeline, sample: Sample, captions: list[str], seed: int) -> at.Images:

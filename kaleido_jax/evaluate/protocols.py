@@ -9,9 +9,12 @@ from typing import Any
 from kaleido_jax.config.load import MODELS
 from kaleido_jax.config.schema import Config, Mesh
 from kaleido_jax.errors import user_error
-from kaleido_jax.evaluate import emoji
+from kaleido_jax.evaluate import edits, emoji
 
-PROTOCOLS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {"emoji": emoji.measure}
+PROTOCOLS: dict[str, Callable[[Config, Path], dict[str, Any]]] = {
+    "emoji": emoji.measure,
+    "edits": edits.measure,
+}
 
 
 def measure(workdir: str | Path, config: Config | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from kaleido_jax.data.scene_words import same_objects
 from kaleido_jax.errors import UserError, nearest, user_error
 from kaleido_jax.latents.render.image import render_outlines, render_panel
 from kaleido_jax.latents.render.layout import BACKGROUND, INK, font_for
@@ -60,7 +61,8 @@ def plan_edit(
       given: segments that the edit sets.
       lock: segments that must stay as they are.
       resample: segments to sample anew.
-      follow: True samples the segments behind the edited and locked ones anew; None and False keep them.
+      follow: True samples the segments behind the edited and locked ones anew, False keeps them. None samples them anew
+        unless `resample` says what else, or the text still says the same of its objects, as after another background.
       caption_changed: then all of z is behind the edit.
 
     Raises:
@@ -71,20 +73,21 @@ def plan_edit(
     _refuse_two_orders(changed, given, lock, resample)
     held = {*given, *lock}
     free = 1 + max((segments.index(s) for s in held), default=-1)  # the first behind those
-    start = min((segments.index(s) for s in resample), default=len(segments))
-    _refuse_earlier(segments, start, held, resample, follow)
+    asked = min((segments.index(s) for s in resample), default=len(segments))
+    _refuse_earlier(segments, asked, held, resample, follow)
+    edited = bool(changed or caption_changed)
+    fits = changed == ("text",) and not caption_changed and same_objects(old.text, new.text)
+    follows = edited and (follow or (follow is None and not resample and not fits))
+    start = min(asked, free) if follows else asked
     messages = []
-    if more := [s for s in segments[start:] if s not in resample]:
-        messages.append(f"{_and(more)} {_is(more)} behind {segments[start]} and resampled with it")
-    if follow and (changed or caption_changed):
-        start = min(start, free)
-        if start == len(segments):
-            messages.append(f"nothing follows: no segment is behind {segments[-1]}")
-    elif follow:
-        messages.append("nothing follows: nothing was edited")
+    if more := [s for s in segments[asked:] if s not in resample]:
+        messages.append(f"{_and(more)} {_is(more)} behind {segments[asked]} and resampled with it")
+    messages += _of_following(segments[start:], segments[-1], edited, follows, follow)
     between = [s for s in _behind(segments, changed, caption_changed) if s not in held and segments.index(s) < start]
-    if between:
-        messages.append(_may_not_fit(between, changed, segments, segments[free:], follow))
+    if between and fits:
+        messages.append(f"{_and(between)} kept, since text says the same of the objects")
+    elif between:
+        messages.append(_may_not_fit(between, changed, segments, segments[free:], True if follows else follow))
     return Plan(
         z=new,
         changed=changed,
@@ -127,6 +130,16 @@ def _refuse_earlier(
             f"only segments behind all that stay, since the prior samples {', '.join(segments)} in this order",
             f"resample {_and(behind)} too, or edit {segments[start]} instead",
         )
+
+
+def _of_following(anew: Sequence[str], last: str, edited: bool, follows: bool, follow: bool | None) -> list[str]:
+    """What is said of the segments that follow an edit, those of `anew`; nothing where they were asked for."""
+    if follow and not anew:
+        return [f"nothing follows: {f'no segment is behind {last}' if edited else 'nothing was edited'}"]
+    if not (follow is None and follows and anew):
+        return []
+    them = "it" if len(anew) == 1 else "them"
+    return [f"{_and(anew)} {_is(anew)} behind the edit and sampled anew (follow=False keeps {them})"]
 
 
 def _behind(segments: Sequence[str], changed: Sequence[str], caption_changed: bool) -> Sequence[str]:
@@ -185,6 +198,11 @@ def one_image(recipe: Recipe) -> RowRecipe:
     if more or images > 1:
         raise user_error(f"a recipe of {images} images", "of one", "take that of a PNG, or recipe_of(row, image)")
     return row
+
+
+def edit_seed(seed: int, earlier: int) -> int:
+    """The seed of what an edit samples anew, of an image of `seed` with so many earlier edits."""
+    return (seed + earlier + 1) % 2**32
 
 
 def edited_recipe(

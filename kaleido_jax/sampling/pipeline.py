@@ -35,6 +35,7 @@ from kaleido_jax.sampling.editing import (
     Plan,
     contradiction_lines,
     edit_recipe,
+    edit_seed,
     edited_recipe,
     one_image,
     plan_edit,
@@ -237,12 +238,13 @@ class KaleidoPipeline:
 
         Args:
           recipe: of one image of this model, e.g. `out.recipe_of(0, 0)` or that of an edit; or a path.
-          caption: another caption; z stays unless `follow` or `resample` says otherwise.
+          caption: another caption; all of z is behind it.
           latents: all of z; or single segments as keywords, e.g. text="...", bbox=[Box(...)].
           lock: segments that must stay.
           resample: segments to sample anew.
-          follow: True samples what is behind the edited and locked segments anew. False keeps it; so does None, and
-            both say in `messages` that it may no longer fit.
+          follow: True samples what is behind the edited and locked segments anew; False keeps it, and `messages` say
+            that it may no longer fit. None is the better one for each kind of edit that the protocol `edits` measures:
+            anew, unless `resample` says what else, or an emoji scene's text changes in the background alone.
           seed: of what is sampled anew, by default one that follows from the recipe and differs from edit to edit.
             The noise keeps the recipe's own.
           watch: of the drawing, as in `draw`; first of the image before, then of the edited one.
@@ -269,12 +271,51 @@ class KaleidoPipeline:
             follow=follow,
             caption_changed=new_caption != row["caption"],
         )
-        if seed is None:
-            seed = (recipe["seed"] + len(recipe["history"]) + 1) % 2**32
-        z = self._resampled(plan, new_caption, seed, row["noise_indices"][0], sample)
+        seed = edit_seed(recipe["seed"], len(recipe["history"])) if seed is None else seed
+        (z,) = self._resampled([plan], [new_caption], seed, row["noise_indices"], sample)
         edit = edit_recipe(recipe, plan, z, new_caption, seed, settings)
         messages = [*plan.messages, *contradiction_lines(old, z, plan, self.codec.segments)]
         return self._draw_edit(recipe, z, new_caption, edit, messages, watch)
+
+    def edit_latents(
+        self,
+        captions: Sequence[str],
+        latents: Sequence[Latents],
+        edits: Sequence[dict[str, Any]],
+        *,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        sample: Sample | None = None,
+        follow: bool | None = None,
+    ) -> list[Latents]:
+        """The z that `edit` gives for each of several images, without drawing any.
+
+        Args:
+          captions: one for each image.
+          latents: z of each image before its edit.
+          edits: segments of each, as `edit` takes them as keywords.
+          seed: of what is sampled anew; `edit_seed` tells the one that `edit` takes.
+          indices: sample index of each; default 0, 1, 2, ...
+          sample: temperature, top_k, top_p; default the config's.
+          follow: as in `edit`.
+
+        Raises:
+          UserError: latents that are invalid or do not fit.
+        """
+        plans = [
+            plan_edit(
+                old,
+                self._edited(old, None, given),
+                self.codec.segments,
+                given=tuple(given),
+                lock=(),
+                resample=(),
+                follow=follow,
+            )
+            for old, given in zip(latents, edits, strict=True)
+        ]
+        sample = dataclasses.replace(sample or self.config.sample, grammar=True)
+        return self._resampled(plans, captions, seed, _indices(indices, captions).tolist(), sample)
 
     def sample_latents(
         self,
@@ -453,17 +494,24 @@ class KaleidoPipeline:
         self.latents_tokens(new)
         return new
 
-    def _resampled(self, plan: Plan, caption: str, seed: int, index: int, sample: Sample) -> Latents:
-        """The z of a plan, with its last segments sampled by the prior under the others."""
+    def _resampled(
+        self, plans: Sequence[Plan], captions: Sequence[str], seed: int, indices: Sequence[int], sample: Sample
+    ) -> list[Latents]:
+        """The z of each plan, with its last segments sampled by the prior under the others."""
         check_seed(seed)
-        if not plan.resampled:
-            self.caption_tokens([caption])
-            return plan.z
-        prefix = [select(plan.z, plan.kept) if plan.kept else None]
-        (found,) = self.sample_latents([caption], seed=seed, indices=[index], sample=[sample], prefix=prefix)
-        if found.latents is None:
-            raise user_error(f"resampled latents that do not parse ({found.problem})", "grammar=True", "leave it on")
-        return found.latents
+        self.caption_tokens(captions)
+        z = [plan.z for plan in plans]
+        rows = [i for i, plan in enumerate(plans) if plan.resampled]
+        if not rows:
+            return z
+        prefix = [select(z[i], plans[i].kept) if plans[i].kept else None for i in rows]
+        # With a list of settings one compiled function serves all their values.
+        drawn = {"seed": seed, "indices": [indices[i] for i in rows], "sample": [sample] * len(rows), "prefix": prefix}
+        for i, one in zip(rows, self.sample_latents([captions[i] for i in rows], **drawn), strict=True):
+            if one.latents is None:
+                raise user_error(f"resampled latents that do not parse ({one.problem})", "grammar=True", "leave it on")
+            z[i] = one.latents
+        return z
 
     def _draw_edit(
         self,

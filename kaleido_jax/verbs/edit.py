@@ -36,7 +36,8 @@ FLAGS = (
     Flag(
         name="follow",
         value="yes|no",
-        help="yes: what is behind the edited and locked segments is sampled anew; no (the default): it is kept",
+        help="yes: what is behind the edited and locked segments is sampled anew; no: it is kept. Yes by default, "
+        "unless --resample says what to sample, or the text of an emoji scene changes in the background alone",
         words=("yes", "no"),
     ),
     Flag(name="seed", value="N", help="of what is sampled anew; the noise stays", kind=int),
@@ -77,7 +78,7 @@ def run(
         caption=caption,
         lock=_names(lock),
         resample=_names(resample),
-        follow=follow and follow == "yes",
+        follow=None if follow is None else follow == "yes",
         seed=seed,
         **edits,
         **settings,

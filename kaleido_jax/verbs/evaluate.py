@@ -11,6 +11,11 @@ from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, say
 
 HELP = "measure the workdir's latest checkpoint by config.eval.protocol"
 FLAGS = (CONFIG, WORKDIR, *PROCESSES)
+OTHERS = {  # parts of a report with the same measures -> heading of their column
+    "real": "real scenes",
+    "kept": "others kept",
+    "follow": "others follow",
+}
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -22,7 +27,7 @@ def run(config: Config, workdir: Path) -> None:
     report = measure(workdir, config)
     columns = {"this run": report} | bundled_reports(config.eval.protocol)
     say(f"{workdir / 'eval' / config.eval.protocol}.json:")
-    say(table(columns | ({"real scenes": report["real"]} if "real" in report else {})))
+    say(table(columns | {heading: report[key] for key, heading in OTHERS.items() if key in report}))
 
 
 def table(columns: Mapping[str, Mapping[str, Any]]) -> str:

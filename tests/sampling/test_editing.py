@@ -10,6 +10,7 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.segments.blob import Blob
 from kaleido_jax.latents.types import Latents, select
+from kaleido_jax.sampling.editing import edit_seed
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
 from tests.sampling.test_call import CONFIG, pipe  # noqa: F401
@@ -84,14 +85,50 @@ def test_resampled_segments_take_those_behind_them_along(pipe, out, z):  # noqa:
     )
     whole = pipe.edit(out.recipe, caption="bird", follow=True, seed=3)
     assert whole.latents == pipe("bird", seed=3).latents[0]
-    kept = pipe.edit(out.recipe, caption="bird")
+    kept = pipe.edit(out.recipe, caption="bird", follow=False)
     assert kept.latents == z and "behind the caption and may no longer fit" in kept.messages[0]
 
 
+def test_by_default_what_is_behind_an_edit_follows_but_not_another_background(pipe, out, z):  # noqa: F811
+    box = (Box("fruit", (100, 100, 400, 400)),)
+    edited = pipe.edit(out.recipe, bbox=box)
+    assert edited.latents == pipe.edit(out.recipe, bbox=box, follow=True).latents and edited.latents.voken != z.voken
+    assert edited.messages[0] == "blob and voken are behind the edit and sampled anew (follow=False keeps them)"
+    assert pipe.edit(out.recipe, caption="bird", seed=3).latents == pipe("bird", seed=3).latents[0]
+    assert pipe.edit(out.recipe, gamma=1.0).latents == z
+    asked = pipe.edit(out.recipe, bbox=box, resample="voken")  # what is named is all that is sampled anew
+    assert asked.latents.blob == z.blob and asked.latents.voken != z.voken
+    last = pipe.edit(out.recipe, voken=(4, 3, 2, 1))
+    assert last.latents == z.replace(voken=(4, 3, 2, 1)) and "behind" not in "".join(last.messages)
+    texts = [f"a small {name}, left, upright, on {color}" for name, color in (("pear", "pink"), ("pear", "blue"))]
+    pink = pipe.edit(out.recipe, latents=z.replace(text=texts[0]))
+    blue = pipe.edit(pink.recipe, text=texts[1])
+    assert blue.latents == pink.latents.replace(text=texts[1])
+    assert blue.messages[0] == "bbox, blob and voken kept, since text says the same of the objects"
+    for changes in ({"text": texts[1].replace("pear", "lemon")}, {"text": texts[1].replace("upright", "tilted left")}):
+        assert pipe.edit(pink.recipe, **changes).recipe["history"][-1]["resampled"] == ["bbox", "blob", "voken"]
+
+
+def test_edits_of_several_images_are_those_of_each(pipe, out, z):  # noqa: F811
+    boxes = [(Box("fruit", (100, 100, 400, 400)),), (Box("fruit", (500, 500, 900, 900)),)]
+    for follow in (None, False, True):
+        found = pipe.edit_latents(
+            ["fruit", "fruit", "fruit"],
+            [z] * 3,
+            [{"bbox": boxes[0]}, {"voken": (4, 3, 2, 1)}, {"bbox": boxes[1]}],
+            seed=edit_seed(3, 0),
+            indices=[0, 0, 0],
+            sample=CONFIG.sample,
+            follow=follow,
+        )
+        for new, change in zip(found, ({"bbox": boxes[0]}, {"voken": (4, 3, 2, 1)}, {"bbox": boxes[1]}), strict=True):
+            assert new == pipe.edit(out.recipe, **change, follow=follow).latents
+
+
 def test_edits_are_chained_and_saved(pipe, out, z, tmp_path):  # noqa: F811
-    first = pipe.edit(out.recipe, text="a small fruit")
+    first = pipe.edit(out.recipe, text="a small fruit", follow=False)
     second = pipe.edit(first.recipe, gamma=1.0)
-    third = pipe.edit(second.recipe, text=z.text, gamma=CONFIG.sample.gamma)
+    third = pipe.edit(second.recipe, text=z.text, gamma=CONFIG.sample.gamma, follow=False)
     np.testing.assert_array_equal(np.asarray(third.after), out.pixels[0, 0])
     assert [edit["changed"] for edit in third.recipe["history"]] == [["text"], [], ["text"]]
     assert [edit["settings"] for edit in third.recipe["history"]] == [{}, {"gamma": 1.0}, {"gamma": 3.0}]
@@ -116,13 +153,13 @@ def test_contradictions_are_told_with_what_may_be_done(pipe, out, z):  # noqa: F
     line = "blob contradicts bbox: bbox.0 is 'red apple', blob.0 is 'fruit'"
     assert (
         f"{line}; follow=True resamples blob, follow=False keeps it"
-        in pipe.edit(out.recipe, bbox=[Box("red apple", (500, 300, 700, 800))]).messages
+        in pipe.edit(out.recipe, bbox=[Box("red apple", (500, 300, 700, 800))], follow=False).messages
     )
-    behind = "blob is behind text and bbox and may no longer fit; kept"
+    behind = "blob is behind text and bbox and may no longer fit; kept, since a later segment is edited or locked"
     choice = "; edit blob too, or keep it (it is before voken, so it cannot follow)"
     places = "blob contradicts bbox: bbox.0 and blob.0 of 'red apple' are in different places (IoU 0.09)"
     assert start.messages == [behind, line + choice, places + choice]
-    moved = pipe.edit(start.recipe, bbox=[Box("pear", (500, 300, 1000, 800))])
+    moved = pipe.edit(start.recipe, bbox=[Box("pear", (500, 300, 1000, 800))], follow=False)
     (line,) = [line for line in moved.messages if "'left'" in line]
     assert line.startswith("bbox contradicts text: the text says 'left' of 'red apple', which stands ")
     assert line.endswith("; edit text too, or keep it (it is before bbox, so it cannot follow)")

@@ -1,0 +1,50 @@
+"""Measuring that may be stopped: the report of before, and samples stored in parts; in one process or several."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.files import replacing
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+
+
+def stored_report(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """The report in a file, in every process, if its `of` is this."""
+
+    def read() -> dict[str, Any] | None:
+        report = json.loads(path.read_text()) if path.exists() else {}
+        return report if report.get("of") == metadata else None
+
+    return distributed.tell("measured before", read, distributed.START_SEC)
+
+
+def draw_in_parts(number: int, size: int, folder: Path, draw: Callable[[list[int]], Arrays]) -> list[Arrays]:
+    """Samples 0..number-1 in parts of `size`; parts that the folder holds already are not drawn again.
+
+    Args:
+      number: of samples.
+      size: of a part; a run that was stopped loses at most as many.
+      folder: of the parts' files.
+      draw: sample indices -> arrays of a part, called in every process; the main one stores them.
+    """
+    parts = []
+    for start in range(0, number, size):
+        path, rows = folder / f"{start:06d}.npz", list(range(start, min(start + size, number)))
+        if not distributed.tell("a part is there", path.exists, distributed.START_SEC):
+            log.info("samples %d to %d of %d", start + 1, rows[-1] + 1, number)
+            arrays = draw(rows)
+            if distributed.is_main():
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+        distributed.barrier("a part is written", distributed.START_SEC)
+        with np.load(path, allow_pickle=False) as stored:
+            parts.append(dict(stored))
+    return parts
