@@ -1,0 +1,587 @@
+"""The studio's page in a browser, against the server with the package's model."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.latents.segments.bbox import snap_box
+from kaleido_jax.latents.segments.blob import snap_blob
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
+]
+
+DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+JOB_MS = 180_000  # the first pictures of a size are compiled
+VIOLATIONS = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
+window.shifts = 0;
+new PerformanceObserver((list) => list.getEntries().forEach((entry) => { window.shifts += entry.value; }))
+  .observe({ type: "layout-shift", buffered: true });
+"""
+
+
+# ------------------------------------------------------------------------------------------------ server and browser
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    if given := os.environ.get("STUDIO_URL"):
+        yield given
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("studio") / "log.txt").open("w+")
+    command = [sys.executable, "-m", "kaleido_jax.main", "studio", "--model=emoji-tiny", f"--port={port}"]
+    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, server, log)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+def wait_until_ready(url, server, log, seconds=240):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{url}/api/model", timeout=10) as answer:
+                if not json.load(answer)["waiting"]:
+                    return
+        except OSError:
+            pass
+        if server.poll() is not None:
+            break
+        time.sleep(0.5)
+    log.seek(0)
+    pytest.fail(f"the studio did not start:\n{log.read()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """A function that opens the page in a fresh profile. At the end no page may have complained."""
+    opened = []
+
+    def open_it(viewport=DESKTOP, **options):
+        context = browser.new_context(viewport=viewport, accept_downloads=True, **options)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.add_init_script(VIOLATIONS)
+        page.complaints = []
+        page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(url)
+        page.wait_for_selector(".suggestion")
+        opened.append(page)
+        return page
+
+    yield open_it
+    for page in opened:
+        assert page.complaints == []
+        assert page.evaluate("window.violations") == []
+        page.context.close()
+
+
+def generate(page, caption="fruit", variations=1, seed=7):
+    set_number(page, "#variations", variations)
+    if seed is not None:
+        set_number(page, "#seed", seed)
+    page.fill("#caption", caption)
+    page.press("#caption", "Enter")
+    finish(page)
+
+
+def finish(page, bar="#action"):
+    """Waits for the job that was just started."""
+    page.wait_for_selector("#generate:not([disabled])", timeout=JOB_MS)
+    page.wait_for_selector(f"{bar} .progress", state="hidden")
+
+
+def set_number(page, selector, value):
+    page.fill(selector, str(value))
+    page.dispatch_event(selector, "change")
+
+
+def redraw(page):
+    page.click("#redraw")
+    finish(page)
+
+
+def saved(page):
+    """The history as the browser keeps it."""
+    return page.evaluate(
+        "JSON.parse(Object.entries(localStorage).find(([k]) => /history:[^:]+:\\d+$/.test(k))?.[1] ?? '[]')"
+    )
+
+
+def shown(page):
+    """The node whose picture is shown."""
+    name = page.evaluate("Object.entries(localStorage).find(([k]) => k.endsWith(':shown'))[1]")
+    return next(node for node in saved(page) if node["id"] == name)
+
+
+def latents_of(node):
+    return node["recipe"]["rows"][0]["latents"]
+
+
+def pixels(source):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("RGB"))
+
+
+def numbers(page, segment, index=0):
+    return [
+        int(v)
+        for v in page.eval_on_selector_all(
+            f"[data-segment={segment}] .object:nth-child({index + 1}) .numbers input",
+            "all => all.map((one) => one.value)",
+        )
+    ]
+
+
+def on_picture(page, x, y):
+    """Page coordinates of a point 0..1000."""
+    box = page.locator("#picture").bounding_box()
+    return box["x"] + x * box["width"] / 1000, box["y"] + y * box["height"] / 1000
+
+
+def drag(page, start, end):
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=4)
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
+
+
+# --------------------------------------------------------------------------------------------------------- geometry
+def test_the_page_snaps_as_the_server_does(open_page):
+    page = open_page()
+    rng = np.random.default_rng(0)
+    corners = [sorted(rng.integers(0, 1001, 2).tolist()) for _ in range(400)]
+    boxes = [
+        [a[0], b[0], a[1], b[1]]
+        for a, b in zip(corners[::2], corners[1::2], strict=True)
+        if a[0] < a[1] and b[0] < b[1]
+    ]
+    blobs = [
+        [*rng.integers(0, 1001, 2).tolist(), *sorted(rng.integers(1, 1001, 2).tolist())[::-1], int(rng.integers(180))]
+        for _ in range(200)
+    ]
+    for step in (1, 10, 20):
+        args = [boxes, blobs, step]
+        found = page.evaluate(
+            """async ([boxes, blobs, step]) => {
+              const { snapBox, snapBlob } = await import("/static/geometry.js");
+              return [boxes.map((box) => snapBox(box, step)), blobs.map((blob) => snapBlob(blob, step))];
+            }""",
+            args,
+        )
+        assert found[0] == [list(snap_box(tuple(box), step)) for box in boxes]
+        assert found[1] == [list(snap_blob(tuple(blob), step)) for blob in blobs]
+
+
+def test_an_ellipse_comes_back_from_any_rotation_of_its_handle(open_page):
+    page = open_page()
+    found = page.evaluate(
+        """async () => {
+          const { blobNear, snapBlob } = await import("/static/geometry.js");
+          const wrong = [];
+          for (let theta = 0; theta < 180; theta += 10) for (let rotation = -720; rotation <= 720; rotation += 7) {
+            const blob = [330, 480, 250, 110, theta];
+            const near = blobNear(blob, rotation);
+            const back = snapBlob([near.x, near.y, near.radiusX, near.radiusY, near.rotation], 10);
+            const same = String(back) === String(blob) && Math.abs(near.rotation - rotation) <= 45;
+            if (!same) wrong.push([blob, rotation, near, back]);
+          }
+          return wrong;
+        }"""
+    )
+    assert found == []
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
+def test_a_caption_becomes_pictures_before_the_eyes(open_page, viewport):
+    page = open_page(viewport)
+    set_number(page, "#setting-num_steps", 100)
+    page.fill("#caption", "fruit")
+    page.press("#caption", "Enter")
+    page.wait_for_selector("#action .line:text-matches('^Step')", timeout=JOB_MS)
+    assert page.get_attribute("#action .track", "aria-valuenow") is not None
+    assert page.locator("#strip .tile").count() == 4
+    assert page.get_attribute("#image", "src").startswith("data:image/png")
+    early = page.get_attribute("#image", "src")
+    before = page.evaluate("window.shifts")
+    finish(page)
+    assert page.get_attribute("#image", "src") != early
+    assert page.evaluate("window.shifts") - before < 0.01
+    assert [len(node["recipe"]["rows"]) for node in saved(page)] == [1] * 4
+    assert page.input_value("[data-segment=text] textarea") == latents_of(shown(page))["text"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    page.click("#strip .tile >> nth=2")
+    assert shown(page)["place"] == 2
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
+def test_a_box_is_dragged_and_redrawn_from_the_same_noise(open_page, viewport):
+    page = open_page(viewport)
+    generate(page)
+    first = shown(page)
+    page.click("#toolbar [data-name=blob]")  # the ellipse may lie over the corner
+    x1, y1, x2, y2 = numbers(page, "bbox")
+    page.locator("#picture").scroll_into_view_if_needed()
+    middle = (x1 + x2) / 2, (y1 + y2) / 2
+    dx = -x1 if x1 >= 100 else 1000 - x2
+    drag(page, on_picture(page, *middle), on_picture(page, middle[0] + 2 * dx, middle[1]))
+    assert numbers(page, "bbox") == [x1 + dx, y1, x2 + dx, y2]
+    assert page.locator(".change-bar .chip").all_inner_texts() == ["Boxes"]
+    redraw(page)
+    edited = shown(page)
+    assert edited["parent"] == first["id"]
+    assert latents_of(edited)["bbox"][0]["box"] == [x1 + dx, y1, x2 + dx, y2]
+    assert {k: v for k, v in latents_of(edited).items() if k != "bbox"} == {
+        k: v for k, v in latents_of(first).items() if k != "bbox"
+    }
+    assert edited["recipe"]["seed"] == first["recipe"]["seed"]
+    assert np.abs(pixels(edited["png"]).astype(int) - pixels(first["png"])).max() > 0
+
+
+def test_corners_resize_and_the_handle_turns_an_ellipse(open_page):
+    page = open_page()
+    generate(page)
+    page.click("#handle-bbox-0")
+    x1, y1, x2, y2 = numbers(page, "bbox")
+    drag(page, on_picture(page, x2, y2), on_picture(page, (x1 + x2) / 2, (y1 + y2) / 2))
+    a1, b1, a2, b2 = numbers(page, "bbox")
+    assert (a1, b1) == (x1, y1)
+    assert abs(a2 - (x1 + x2) / 2) <= 10 and abs(b2 - (y1 + y2) / 2) <= 10
+
+    set_numbers = {"x": 500, "y": 500, "long": 250, "short": 120, "angle": 30}
+    for name, value in set_numbers.items():
+        set_number(page, f"[aria-label='{name} of ellipse 1']", value)
+    page.click("#handle-blob-0")
+    place = page.evaluate("Konva.stages[0].findOne('Transformer').findOne('.rotater').getAbsolutePosition()")
+    overlay = page.locator("#overlay").bounding_box()
+    handle = np.array([overlay["x"] + place["x"], overlay["y"] + place["y"]])
+    center = np.array(on_picture(page, 500, 500))
+    turn = np.radians(50)
+    turned = center + np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ (handle - center)
+    drag(page, handle.tolist(), turned.tolist())
+    assert numbers(page, "blob") == [500, 500, 250, 120, 80]
+    redraw(page)
+    assert latents_of(shown(page))["blob"][0]["blob"] == [500, 500, 250, 120, 80]
+
+
+def test_a_changed_word_is_redrawn_and_what_no_longer_fits_can_follow(open_page):
+    page = open_page()
+    generate(page)
+    text = "a large pineapple, center, upright, on blue"
+    page.fill("[data-segment=text] textarea", f"  {text.replace(' ', '  ')}")
+    page.press("[data-segment=text] textarea", "Enter")
+    finish(page)
+    kept = shown(page)
+    assert latents_of(kept)["text"] == text
+    assert "follow=" not in page.inner_text("#messages")
+    assert len(kept["messages"]) >= 1
+    page.click("#messages button:has-text('follow') >> nth=0")
+    finish(page)
+    followed = shown(page)
+    assert followed["parent"] == kept["parent"]
+    assert latents_of(followed)["text"] == text
+    assert latents_of(followed)["bbox"] != latents_of(kept)["bbox"]
+
+
+def test_locked_segments_stay_while_others_are_sampled_anew(open_page):
+    page = open_page()
+    generate(page)
+    first = latents_of(shown(page))
+    page.click("[data-segment=text] [aria-label='Lock text']")
+    assert page.is_disabled("[data-segment=text] [aria-label='Sample text anew']")
+    page.click("[data-segment=bbox] [aria-label='Sample boxes anew']")
+    finish(page)
+    second = shown(page)
+    assert latents_of(second)["text"] == first["text"]
+    assert second["recipe"]["history"][-1]["resampled"] == ["bbox", "blob", "voken"]
+    # New samples keep it too.
+    generate(page, variations=2, seed=8)
+    assert [latents_of(node)["text"] for node in saved(page)[-2:]] == [first["text"]] * 2
+
+
+def test_visual_tokens_are_replaced_and_exchanged(open_page):
+    page = open_page()
+    generate(page)
+    vokens = latents_of(shown(page))["voken"]
+    page.click(".voken .swatch >> nth=0")
+    page.click(".voken .swatch >> nth=3")
+    set_number(page, "[aria-label='Visual token 2']", 999)
+    most = json.loads(page.evaluate("fetch('/api/model').then((answer) => answer.text())"))["codebook_size"] - 1
+    redraw(page)
+    assert latents_of(shown(page))["voken"] == [vokens[3], most, vokens[2], vokens[0]]
+
+
+# ------------------------------------------------------------------------------------------------------- going back
+def test_escape_cancels_and_loses_nothing(open_page):
+    page = open_page()
+    generate(page)
+    first = shown(page)
+    set_number(page, "#setting-num_steps", 250)
+    page.fill("[data-segment=text] textarea", "a small banana, top, upright, on pink")
+    page.press("[data-segment=text] textarea", "Control+Enter")
+    page.wait_for_selector("#action .line:text-matches('^Step')", timeout=JOB_MS)
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".notice:has-text('Cancelled')")
+    finish(page)
+    assert [node["id"] for node in saved(page)] == [first["id"]]
+    assert page.input_value("[data-segment=text] textarea") == "a small banana, top, upright, on pink"
+
+
+def test_undo_walks_back_and_another_edit_branches(open_page):
+    page = open_page()
+    generate(page)
+    first = shown(page)
+    box = numbers(page, "bbox")
+    page.focus("#handle-bbox-0")
+    for _ in range(3):
+        page.keyboard.press("Alt+ArrowLeft")
+    edited_box = numbers(page, "bbox")
+    assert edited_box == [*box[:2], box[2] - 30, box[3]]
+    page.keyboard.press("Control+z")  # keys that follow each other are one step
+    assert numbers(page, "bbox") == box
+    page.keyboard.press("Control+Shift+z")
+    assert numbers(page, "bbox") == edited_box
+    redraw(page)
+    second = shown(page)
+    page.focus("#handle-bbox-0")
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    assert shown(page)["id"] == first["id"]
+    assert numbers(page, "bbox") == box
+    page.keyboard.press("Control+y")
+    page.keyboard.press("Control+y")
+    assert shown(page)["id"] == second["id"]
+    page.click(f"[role=treeitem][data-key='{first['id']}']")
+    set_number(page, "#setting-gamma", 2)
+    redraw(page)
+    third = shown(page)
+    assert third["parent"] == first["id"] and third["recipe"]["sample"]["gamma"] == 2
+    assert page.eval_on_selector_all("[role=treeitem]", "all => all.map((one) => one.ariaLevel)") == ["1", "2", "2"]
+
+
+def test_the_edit_is_compared_with_the_picture_before(open_page):
+    page = open_page()
+    generate(page)
+    first = shown(page)
+    assert page.is_disabled("#toolbar [data-name=slider]")
+    set_number(page, "#setting-gamma", 1)
+    redraw(page)
+    page.click("#toolbar [data-name=sides]")
+    before, after, difference = page.eval_on_selector_all("#sides img", "all => all.map((one) => one.src)")
+    assert (pixels(before) == pixels(first["png"])).all()
+    assert (pixels(after) == pixels(shown(page)["png"])).all()
+    assert (pixels(difference) > 0).any() == (pixels(before) != pixels(after)).any()
+    page.click("#toolbar [data-name=slider]")
+    page.focus("#slider input")
+    page.keyboard.press("End")
+    assert page.eval_on_selector("#slider img:nth-of-type(2)", "one => one.style.clipPath") == "inset(0px 0% 0px 0px)"
+
+
+# ------------------------------------------------------------------------------------------------- saving and loading
+def test_history_survives_a_reload_and_a_saved_picture_is_dropped_back(open_page, tmp_path):
+    page = open_page()
+    generate(page, variations=2)
+    set_number(page, "#setting-gamma", 2)
+    redraw(page)
+    node = shown(page)
+    with page.expect_download() as download:
+        page.click("#save-picture")
+    download.value.save_as(tmp_path / "saved.png")
+    assert re.fullmatch(r"fruit-seed7-1-edit1\.png", download.value.suggested_filename)
+    with page.expect_download() as download:
+        page.click("#save-recipe")
+    download.value.save_as(tmp_path / "saved.json")
+    assert json.loads((tmp_path / "saved.json").read_text()) == node["recipe"]
+    page.reload()
+    page.wait_for_selector("[role=treeitem]")
+    assert page.locator("[role=treeitem]").count() == 3
+    assert page.get_attribute("#image", "src") == node["png"]
+
+    elsewhere = open_page()
+    for name in ("saved.png", "saved.json"):
+        drop_file(elsewhere, tmp_path / name)
+        finish(elsewhere)
+        elsewhere.wait_for_selector(".notice:has-text('bit for bit')")
+        assert (pixels(shown(elsewhere)["png"]) == pixels(node["png"])).all()
+    assert elsewhere.locator("[role=treeitem]").count() == 2
+
+
+def drop_file(page, path):
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name));
+          return transfer;
+        }""",
+        [base64.b64encode(path.read_bytes()).decode(), path.name],
+    )
+    page.dispatch_event("body", "dragover", {"dataTransfer": transfer})
+    assert page.is_visible("#drop")
+    page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+    page.wait_for_selector("#generate[disabled], .notice")
+
+
+def test_a_file_without_a_recipe_is_refused_in_one_line(open_page, tmp_path):
+    page = open_page()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    drop_file(page, tmp_path / "plain.png")
+    assert page.locator(".notice.error").count() == 1
+    page.complaints.clear()  # the browser logs each 422
+
+
+def test_a_full_storage_keeps_the_page_working(open_page):
+    page = open_page()
+    page.evaluate(
+        """() => {
+          for (let size = 1 << 20; size > 100; ) {
+            try { localStorage.setItem(`x${size}${Math.random()}`, "x".repeat(size)); } catch { size >>= 1; }
+          }
+        }"""
+    )
+    generate(page)
+    assert page.get_attribute("#image", "src").startswith("data:image/png")
+    assert "stores only a part" in page.inner_text("#notices")
+
+
+def test_text_is_never_html(open_page):
+    page = open_page()
+    generate(page)
+    hostile = "<img src=x onerror=alert(1)> <b>fruit</b>"
+    page.fill("#caption", hostile)
+    page.fill("[data-segment=bbox] .phrase", hostile)
+    page.fill("[data-segment=text] textarea", hostile)
+    page.click("#redraw")
+    finish(page)
+    elements = page.evaluate("document.querySelectorAll('b, img[src=x]').length")
+    assert elements == 0
+
+
+def test_a_busy_server_is_told_in_one_line(open_page):
+    page = open_page()
+    generate(page)
+    line = "the studio is busy; expected fewer jobs; try again in a few seconds"
+    page.route("**/api/edit", lambda route: route.fulfill(status=503, json={"message": line}))
+    set_number(page, "#setting-gamma", 9)
+    redraw(page)
+    assert page.inner_text(".notice.error") == line
+    assert page.input_value("#setting-gamma") == "9"
+    page.complaints.clear()
+
+
+# ------------------------------------------------------------------------------------------------------- other views
+def test_modes_are_grouped_and_each_is_one_click_from_its_pictures(open_page):
+    page = open_page()
+    page.click("#tab-modes")
+    set_number(page, "#modes-count", 8)
+    set_number(page, "#seed", 3)
+    page.fill("#caption", "fruit")
+    page.press("#caption", "Enter")
+    finish(page, "#modes-progress")
+    counts = [
+        int(re.search(r": (\d+) of 8", one)[1])
+        for one in page.eval_on_selector_all(".group", "all => all.map((one) => one.ariaLabel)")
+    ]
+    assert sum(counts) == 8 and counts == sorted(counts, reverse=True)
+    assert page.locator("#baseline-pictures img").count() == 8
+    page.click(".group >> nth=0")
+    finish(page, "#modes-progress")
+    assert page.locator("#group-pictures img").count() == counts[0]
+    label = page.inner_text("#group-title")
+    page.click("#group-pictures .tile >> nth=0")
+    assert label in latents_of(shown(page))["text"]
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
+def test_everything_is_reached_by_keys_alone(open_page, viewport):
+    page = open_page(viewport)
+    tab_to(page, "#caption")
+    page.keyboard.type("fruit")
+    page.keyboard.press("Enter")
+    finish(page)
+    box = numbers(page, "bbox")
+    tab_to(page, "#handle-bbox-0")
+    assert page.evaluate("document.activeElement.matches(':focus-visible')")
+    page.keyboard.press("Alt+Shift+ArrowLeft")
+    assert numbers(page, "bbox") == [*box[:2], box[2] - 50, box[3]]
+    tab_to(page, "#handle-blob-0")
+    theta = numbers(page, "blob")[4]
+    page.keyboard.press("]")
+    assert numbers(page, "blob")[4] == (theta + 10) % 180
+    page.keyboard.press("Control+Enter")
+    finish(page)
+    assert len(saved(page)) == 5
+    tab_to(page, "[role=treeitem]")
+    page.keyboard.press("ArrowLeft")
+    assert shown(page)["parent"] is None
+    tab_to(page, "#tab-studio")
+    page.keyboard.press("ArrowRight")
+    assert page.is_visible("#modes")
+
+
+def tab_to(page, selector, most=120):
+    for _ in range(most):
+        if page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"{selector} is not in the tab order")
+
+
+def test_every_control_has_a_name_and_text_is_readable_in_both_themes(open_page):
+    for scheme in ("light", "dark"):
+        page = open_page(color_scheme=scheme)
+        generate(page)
+        assert page.evaluate(NAMELESS) == []
+        assert page.evaluate(PALE) == []
+
+
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, [role=treeitem]")]
+  .filter((one) => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).map((one) => one.outerHTML)"""
+# Pairs of our colors whose contrast is below 4.5 (WCAG AA).
+PALE = """() => {
+  const style = getComputedStyle(document.documentElement);
+  const channel = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const light = (name) => {
+    const hex = style.getPropertyValue(name).trim();
+    const [r, g, b] = [1, 3, 5].map((i) => channel(parseInt(hex.slice(i, i + 2), 16)));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const pairs = [["--ink", "--page"], ["--soft", "--page"], ["--soft", "--surface"], ["--soft", "--sunken"],
+    ["--accent-ink", "--accent"], ["--accent", "--accent-soft"], ["--warm", "--warm-soft"], ["--bad", "--bad-soft"]];
+  return pairs.filter(([a, b]) => {
+    const [low, high] = [light(a), light(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  });
+}"""
