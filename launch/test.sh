@@ -10,4 +10,4 @@ ruff check .
 echo "==> ruff format --check"
 ruff format --check .
 echo "==> pytest"
-exec python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"
+exec python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow" --durations=20 --durations-min=5 "$@"
