@@ -265,7 +265,7 @@ def report_of(
             found = _agreement(after, wanted, reader)
             if kind != "color":
                 three = zip(olds, images["boxes"][:, i, j].tolist(), wanted, strict=True)
-                boxes = np.array([(old.box, box, new.box) for old, box, new in three]).reshape(-1, 3, 4)
+                boxes = np.array([(old.box, box, new.box) for old, box, new in three], np.int64).reshape(-1, 3, 4)
                 found |= _outside(images, after, boxes)
             ways[way] |= {f"{kind}_{name}": value for name, value in found.items()}
     return report | ways.pop("default") | ways
@@ -290,7 +290,7 @@ def _outside(images: Arrays, after: at.Images, boxes: Int[np.ndarray, "n b 4"]) 
     def change(others: at.Images) -> float | None:
         """Mean over the images with such pixels of the mean difference of their channels, 0..255."""
         pairs = [(images["before"][i][free[i]], others[i][free[i]]) for i in rows]
-        return _mean([np.abs(one - other.astype(np.float32)).mean() for one, other in pairs])
+        return _mean([float(np.abs(one - other.astype(np.float32)).mean()) for one, other in pairs])
 
     changed, by_seed, by_noise = change(after), change(images["fresh_seed"]), change(images["fresh_noise"])
     return {
