@@ -69,8 +69,13 @@ export function redraw(order = {}) {
   const lock = state.model.segments.filter((name) => state.locks.has(name) && !segments.includes(name));
   if (lock.length) body.lock = lock;
   if (order.resample) body.resample = order.resample;
-  if (order.resample || body.follow) body.seed = state.keepSeed ? state.seed : freshSeed();
+  if (order.resample || body.follow) body.seed = seedOfEdit();
   return sendEdit(node, body);
+}
+
+// The picture's own seed would sample its own latents again. With a kept one, the server takes one that follows from it.
+function seedOfEdit() {
+  return state.keepSeed ? null : freshSeed();
 }
 
 export function resample(segment) {
@@ -84,7 +89,7 @@ export function letFollow(node) {
     notice("The picture before this edit is no longer in the history.", "error");
     return null;
   }
-  return sendEdit(parent, { ...node.request, recipe: parent.recipe, follow: true, seed: freshSeed() });
+  return sendEdit(parent, { ...node.request, recipe: parent.recipe, follow: true, seed: seedOfEdit() });
 }
 
 async function sendEdit(node, body) {

@@ -6,7 +6,7 @@ import { byId, h, icon, iconButton, isTextEntry, keyed, moveFocus, setIcon, setT
 import * as draft from "./draft.js";
 import * as easel from "./easel.js";
 import * as history from "./history.js";
-import { cancel, request } from "./jobs.js";
+import { cancel, lineOf, request } from "./jobs.js";
 import * as latents from "./latents.js";
 import * as modes from "./modes.js";
 import { announce } from "./progress.js";
@@ -17,14 +17,24 @@ import * as tree from "./tree.js";
 import { letGo } from "./vokens.js";
 
 const ASK_AGAIN_MS = 1500;
+const MOST_CHIPS = 40;
 const SMALL_PX = 200; // pictures up to this size keep their pixels when they are enlarged
 
 // ------------------------------------------------------------------------------------------------------ the start
 async function main() {
   startTools();
+  let early = false; // whether Enter was pressed before the model was there
+  const wait = (event) => {
+    event.preventDefault();
+    early = true;
+    showWaiting("drawing as soon as the model is loaded");
+  };
+  byId("prompt").addEventListener("submit", wait);
   state.model = await firstAnswer();
+  byId("prompt").removeEventListener("submit", wait);
   state.waiting = state.model.waiting;
   state.draft = { caption: "", latents: null, settings: { ...state.model.settings } };
+  const typed = byId("caption").value;
   state.seed = Math.floor(Math.random() * 1_000_000);
   state.variations = Math.min(4, state.model.limits.variations);
   setText(byId("model"), `${state.model.name} · step ${state.model.step.toLocaleString("en")} · ${state.model.image_size} px`);
@@ -34,21 +44,22 @@ async function main() {
   const shown = history.restore(state.model);
   if (shown) draft.open(shown);
   else draft.begin();
+  if (typed) draft.edit({ caption: typed });
   subscribe(update);
   changed();
   listenToKeys();
   listenToFiles();
   watchWaiting();
+  if (early) submit();
 }
 
+// Asks until the server knows its model.
 async function firstAnswer() {
   for (;;) {
-    try {
-      return await request("/api/model");
-    } catch (error) {
-      showWaiting(error instanceof TypeError ? "the server does not answer yet" : error.message);
-      await pause();
-    }
+    const answer = await request("/api/model").catch((error) => ({ waiting: "", problem: lineOf(error) }));
+    if (answer.segments) return answer;
+    showWaiting(answer.problem || answer.waiting);
+    await pause();
   }
 }
 
@@ -57,7 +68,8 @@ async function watchWaiting() {
   while (state.waiting) {
     await pause();
     const answer = await request("/api/model").catch(() => null);
-    if (answer) set({ waiting: answer.waiting });
+    if (answer) set({ waiting: answer.problem || answer.waiting });
+    if (answer?.problem) return;
   }
 }
 
@@ -112,7 +124,9 @@ function startPrompt() {
     draft.edit({ caption: text });
     submit();
   };
-  const chips = suggestions.map((text) => h("button", { type: "button", class: "suggestion", text, on: { click: () => take(text) } }));
+  // A thousand class names are no row of buttons; the field then proposes the others as one types.
+  byId("more-suggestions").replaceChildren(...suggestions.slice(MOST_CHIPS).map((value) => h("option", { value })));
+  const chips = suggestions.slice(0, MOST_CHIPS).map((text) => h("button", { type: "button", class: "suggestion", text, on: { click: () => take(text) } }));
   byId("suggestions").replaceChildren(...chips);
 }
 

@@ -110,7 +110,7 @@ export function changes() {
   if (!before) return none;
   const settings = {};
   for (const [name, value] of Object.entries(state.draft.settings)) {
-    if (value !== before.settings[name]) settings[name] = value;
+    if (!same(value, before.settings[name])) settings[name] = value;
   }
   const segments = before.latents
     ? state.model.segments.filter((name) => !same(clean(state.draft.latents[name]), before.latents[name]))

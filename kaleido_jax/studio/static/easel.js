@@ -72,8 +72,10 @@ function updateToolbar(node) {
 // ------------------------------------------------------------------------------------------------------ the picture
 function showPicture(node, isDrawing) {
   const image = byId("image");
+  // Until the first preview comes, the picture before stays in sight, but faded.
   const preview = isDrawing ? state.job.previews[state.job.shown] : null;
   const source = preview ?? node?.png ?? null;
+  byId("picture").classList.toggle("is-faded", isDrawing && !preview);
   const view = !isDrawing && node?.difference ? state.compare : "picture";
   if (source && image.src !== source) image.src = source;
   image.hidden = !source || view !== "picture";

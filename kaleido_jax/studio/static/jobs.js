@@ -55,7 +55,7 @@ function follow(job) {
     on("queued", ({ position }) => (job.line = position ? `Waiting for ${position} before this` : "Starting"));
     on("waiting", ({ message }) => (job.line = message[0].toUpperCase() + message.slice(1)));
     on("latents", ({ latents }) => Object.assign(job, { latents, line: "Latents are sampled" }));
-    on("progress", ({ step, of, previews }) => Object.assign(job, { step, of, previews, line: `Step ${step} of ${of}` }));
+    on("progress", (news) => Object.assign(job, news, { line: progressLine(job, news) }));
     on("done", (result) => job.close(result));
     on("cancelled", () => {
       notice("Cancelled.");
@@ -75,6 +75,13 @@ function follow(job) {
       }
     };
   });
+}
+
+function progressLine({ kind, tiles }, { step, of, previews }) {
+  if (kind === "modes") {
+    return previews.length ? `Baseline, picture ${previews.length} of ${tiles}` : `Latents ${step} of ${of}`;
+  }
+  return tiles > 1 ? `Picture ${previews.length} of ${tiles}` : `Step ${step} of ${of}`;
 }
 
 export async function cancel() {

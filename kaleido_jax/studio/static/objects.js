@@ -10,7 +10,6 @@ const KINDS = {
   bbox: {
     field: "box",
     one: "box",
-    limit: "boxes",
     numbers: ["left", "top", "right", "bottom"],
     most: [1000, 1000, 1000, 1000],
     fresh: [300, 300, 700, 700],
@@ -21,7 +20,6 @@ const KINDS = {
   blob: {
     field: "blob",
     one: "ellipse",
-    limit: "ellipses",
     numbers: ["x", "y", "long", "short", "angle"],
     most: [1000, 1000, 1000, 1000, 180],
     fresh: [500, 500, 220, 160, 0],
@@ -33,14 +31,14 @@ const KINDS = {
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export function objectList(kind) {
-  const { one, limit } = KINDS[kind];
+  const { one } = KINDS[kind];
   const rows = h("ul", { class: "objects" });
   const add = iconButton("plus", `Add ${one === "ellipse" ? "an" : "a"} ${one}`, () => addObject(kind));
   const body = h("div", { class: "card-body" }, rows);
   body.button = add; // of the card's head
   body.update = (objects) => {
     keyed(rows, objects, (_, i) => i, (_, i) => row(kind, i));
-    add.disabled = objects.length >= state.model.limits[limit];
+    add.disabled = objects.length >= state.model.limits.objects;
   };
   return body;
 }
@@ -51,7 +49,7 @@ function row(kind, index) {
   handle.addEventListener("click", () => set({ selected: { segment: kind, index } }));
   handle.addEventListener("focus", () => set({ selected: { segment: kind, index } }));
   handle.addEventListener("keydown", (event) => onKey(event, kind, index));
-  const phrase = h("input", { class: "phrase", "aria-label": `Words of ${one} ${index + 1}`, maxlength: state.model.limits.phrase, spellcheck: "false", autocomplete: "off" });
+  const phrase = h("input", { class: "phrase", "aria-label": `Words of ${one} ${index + 1}`, maxlength: state.model.limits.text, spellcheck: "false", autocomplete: "off" });
   phrase.addEventListener("input", () => setPhrase(kind, index, phrase.value));
   const remove = iconButton("remove", `Remove ${one} ${index + 1}`, () => removeObject(kind, index));
   const fields = numbers.map((name, at) => numberField(kind, index, at, name, most[at]));

@@ -34,7 +34,9 @@ function gamma([low, high]) {
   slider.addEventListener("input", () => draft.editSetting("gamma", Number(slider.value), "gamma"));
   const { element, show, name } = number("gamma", "Gamma", low, high, 0.5);
   element.classList.add("with-slider");
-  element.append(h("div", { class: "row" }, slider, element.querySelector("input")));
+  const input = element.querySelector("input");
+  input.setAttribute("aria-label", "Guidance weight gamma");
+  element.append(h("div", { class: "row" }, slider, input));
   return {
     name,
     element,
