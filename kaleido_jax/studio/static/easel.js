@@ -31,7 +31,21 @@ export function start() {
     h("div", { class: "icons" }, parts.undo, parts.redo, parts.save, parts.recipe),
   );
   byId("action").replaceChildren(parts.bar, parts.changes);
+  startRedrawBelow();
   byId("strip").addEventListener("keydown", (event) => moveFocus(event, [...byId("strip").children]));
+}
+
+// On a phone the latents are far below the bar: the button then comes along.
+function startRedrawBelow() {
+  const button = byId("redraw-below");
+  button.addEventListener("click", () => {
+    redraw();
+    byId("picture").scrollIntoView({ block: "center" });
+  });
+  new IntersectionObserver(([entry]) => {
+    parts.isBarInSight = entry.isIntersecting;
+    changed();
+  }).observe(byId("action"));
 }
 
 function toggle(name) {
@@ -63,6 +77,7 @@ function updateToolbar(node) {
   for (const button of parts.layers) {
     button.hidden = !state.model.segments.includes(button.dataset.name);
     button.setAttribute("aria-pressed", state.show[button.dataset.name]);
+    button.disabled = canCompare && state.compare !== "picture";
   }
   parts.undo.disabled = Boolean(state.job) || !draft.canUndo();
   parts.redo.disabled = Boolean(state.job) || !draft.canRedo();
@@ -119,6 +134,7 @@ function changesBar() {
     follow.value = String(state.follow);
     go.hidden = !state.draft.latents;
     go.disabled = !items.length || Boolean(state.job) || !history.get(state.node) || !state.draft.latents;
+    byId("redraw-below").hidden = go.disabled || parts.isBarInSight || state.view !== "studio";
   };
   return bar;
 }
