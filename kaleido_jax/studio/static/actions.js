@@ -60,7 +60,7 @@ export function redraw(order = {}) {
   const node = history.get(state.node);
   if (!node || !(order.resample || draft.isChanged())) return null;
   const { segments, caption, settings } = draft.changes();
-  const body = { recipe: node.recipe, follow: order.follow ?? state.follow };
+  const body = { recipe: node.recipe, follow: order.resample ? null : state.follow, seed: seedOfEdit() };
   if (caption) body.caption = draft.words(state.draft.caption);
   if (segments.length) {
     body.latents = Object.fromEntries(segments.map((name) => [name, draft.clean(state.draft.latents[name])]));
@@ -69,7 +69,6 @@ export function redraw(order = {}) {
   const lock = state.model.segments.filter((name) => state.locks.has(name) && !segments.includes(name));
   if (lock.length) body.lock = lock;
   if (order.resample) body.resample = order.resample;
-  if (order.resample || body.follow) body.seed = seedOfEdit();
   return sendEdit(node, body);
 }
 
@@ -79,17 +78,17 @@ function seedOfEdit() {
 }
 
 export function resample(segment) {
-  return redraw({ resample: [segment], follow: null });
+  return redraw({ resample: [segment] });
 }
 
-// The edit that made a picture once more, but with what is behind the edited segments sampled anew.
-export function letFollow(node) {
+// The edit that made a picture once more, but what is behind the edited segments is sampled anew, or stays.
+export function editAgain(node, follow) {
   const parent = history.get(node.parent);
   if (!parent) {
     notice("The picture before this edit is no longer in the history.", "error");
     return null;
   }
-  return sendEdit(parent, { ...node.request, recipe: parent.recipe, follow: true, seed: seedOfEdit() });
+  return sendEdit(parent, { ...node.request, recipe: parent.recipe, follow, seed: seedOfEdit() });
 }
 
 async function sendEdit(node, body) {
@@ -115,18 +114,27 @@ async function sendEdit(node, body) {
   draft.open(edited.id);
 }
 
-export function keepAsIs(node) {
-  node.messages = node.messages.map((line) => splitFollow(line).text);
+export function dismiss(node, line) {
+  node.messages = node.messages.map((one) => (one === line ? offerOf(one).text : one));
   history.save(state.node);
   changed();
 }
 
-// Messages name Python's arguments; the page has buttons for them.
-export function splitFollow(line) {
-  const found = line.match(/[;,]?\s*\(?follow=True resamples ([^,;()]+(?:, [^=;()]+)*?)(?:, follow=False keeps it)?\)?$/);
-  if (!found) return { text: line, segments: null };
-  const segments = state.model.segments.filter((name) => new RegExp(`\\b${name}\\b`).test(found[1]));
-  return { text: line.slice(0, found.index), segments };
+// Messages name arguments of Python; the page has buttons instead. An offer is what the other choice would be.
+const OFFERS = [
+  { follow: true, form: /[;,]? \(?follow=True resamples [^=()]+?(, follow=False keeps (it|them))?\)?$/ },
+  { follow: false, form: /[;,]? \(?follow=False keeps (it|them)\)?$/ },
+];
+
+export function offerOf(line) {
+  for (const { follow, form } of OFFERS) {
+    const found = line.match(form);
+    if (!found) continue;
+    const named = follow ? found[0] : line;
+    const segments = state.model.segments.filter((name) => new RegExp(`\\b${name}\\b`).test(named));
+    return { line, text: line.slice(0, found.index), follow, segments };
+  }
+  return { line, text: line, follow: null, segments: [] };
 }
 
 // -------------------------------------------------------------------------------------------------------- files

@@ -1,6 +1,6 @@
 // The middle of the page: toolbar, picture, the bar below it (changes or progress), pictures drawn at once, messages.
 
-import { keepAsIs, letFollow, redraw, savePicture, saveRecipe, splitFollow } from "./actions.js";
+import { dismiss, editAgain, offerOf, redraw, savePicture, saveRecipe } from "./actions.js";
 import * as compare from "./compare.js";
 import { byId, h, iconButton, keyed, moveFocus, setText } from "./dom.js";
 import * as draft from "./draft.js";
@@ -63,7 +63,7 @@ export function update() {
   showPicture(node, isDrawing);
   updateStrip(isDrawing);
   byId("messages").inert = isDrawing;
-  keyed(byId("messages"), messagesOf(node), (message) => `${node.id} ${message.text}`, messageLine);
+  keyed(byId("messages"), messagesOf(node), (message) => `${node.id} ${message.text} ${message.follow}`, messageLine);
 }
 
 function updateToolbar(node) {
@@ -112,7 +112,7 @@ function changesBar() {
   const chips = h("ul", { class: "changes" });
   const hint = h("p", { class: "hint" });
   const follow = h("select", { "aria-label": "Segments behind an edited one", title: "What happens to the segments behind an edited one" }, [
-    h("option", { value: "null", text: "Others stay, with hints" }),
+    h("option", { value: "null", text: "Others follow if they must" }),
     h("option", { value: "true", text: "Others follow" }),
     h("option", { value: "false", text: "Others stay" }),
   ]);
@@ -192,14 +192,16 @@ function tile() {
 // ------------------------------------------------------------------------------------------------------ messages
 function messagesOf(node) {
   if (!node) return [];
-  const problem = node.problem ? [{ text: node.problem, segments: null }] : [];
-  return [...problem, ...node.messages.map(splitFollow)];
+  const problem = node.problem ? [{ text: node.problem, follow: null }] : [];
+  return [...problem, ...node.messages.map(offerOf)];
 }
 
-function messageLine({ text, segments }) {
-  const buttons = segments?.length && [
-    h("button", { type: "button", on: { click: () => letFollow(history.get(state.node)) } }, `Let ${segmentNames(segments)} follow`),
-    h("button", { type: "button", class: "quiet", on: { click: () => keepAsIs(history.get(state.node)) } }, "Keep"),
+function messageLine({ line, text, follow, segments }) {
+  const node = history.get(state.node);
+  const other = follow ? `Let ${segmentNames(segments)} follow` : "Keep them as they were";
+  const buttons = follow !== null && [
+    h("button", { type: "button", on: { click: () => editAgain(node, follow) } }, other),
+    h("button", { type: "button", class: "quiet", on: { click: () => dismiss(node, line) } }, follow ? "Keep" : "All right"),
   ];
   return h("div", { class: "message" }, h("p", { text: inWords(text) }), buttons && h("div", { class: "buttons" }, buttons));
 }

@@ -8,7 +8,7 @@ export const state = {
   node: null, // id of the picture in the history that is shown
   draft: { caption: "", latents: null, settings: {} }, // what the user made of it so far
   locks: new Set(), // segments
-  follow: null, // what happens to segments behind an edited one: true, false, or null for the server's hints
+  follow: null, // what happens to segments behind an edited one: true, false, or null for what the server thinks right
   seed: 0,
   keepSeed: false,
   variations: 4,
