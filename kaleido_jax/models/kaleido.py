@@ -113,14 +113,29 @@ def init_params(model: Kaleido, key: Key[Array, ""]) -> dict[str, Any]:
 
     Inputs are shapes only, so that no forward pass is compiled.
     """
+    return model.lazy_init(key, *_shapes_of_inputs(model), method="init_all")["params"]
+
+
+def boxed_shapes(model: Kaleido) -> dict[str, Any]:
+    """Shapes and dtypes of `init_params`, with logical axis metadata; nothing is computed.
+
+    Half a second faster than `init_params` under `jax.eval_shape`, where `lazy_init` would split what needs values from
+    what does not although nothing has any.
+    """
+    init = functools.partial(model.init, method="init_all")
+    with cpu.plain():  # the plain formulas have the same parameters, and no gradients to trace
+        return jax.eval_shape(init, jax.random.key(0), *_shapes_of_inputs(model))["params"]
+
+
+def _shapes_of_inputs(model: Kaleido) -> tuple:
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     images = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in sample_shapes(model.config)]
-    return model.lazy_init(key, tokens, tokens, images, method="init_all")["params"]
+    return tokens, tokens, images
 
 
 def abstract_params(model: Kaleido) -> dict[str, Any]:
     """Shapes and dtypes of the parameters, without metadata; nothing is computed."""
-    return eval_init(functools.partial(init_params, model))
+    return nn.meta.unbox(boxed_shapes(model))
 
 
 def eval_init(init: Callable[..., Any], *inputs: Any) -> Any:

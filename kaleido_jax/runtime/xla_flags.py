@@ -53,7 +53,9 @@ def keep_compiled() -> None:
 
     The folder is kaleido_jax/xla in XDG_CACHE_HOME (~/.cache), below it one for each kind of processor, since code
     compiled on one may not run on another. JAX_COMPILATION_CACHE_DIR comes first; empty, it turns the cache off.
+    JAX alone keeps functions of more than a second; a small model has several below it.
     """
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kaleido_jax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / _processor()))
 

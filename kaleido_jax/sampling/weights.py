@@ -1,6 +1,5 @@
 """Trained parameters for sampling: from a workdir's checkpoints or snapshots, or from an exported folder."""
 
-import functools
 import json
 import logging
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import Safetensors
 from kaleido_jax.interop.source import check_tensors, read_weight
 from kaleido_jax.interop.t5.load import load_pretrained, put_leaf
-from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
+from kaleido_jax.models.kaleido import boxed_shapes, build_model, split_frozen
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
 from kaleido_jax.runtime.posthoc_ema import coefficients
@@ -161,8 +160,7 @@ def _step_of(folder: Path) -> int:
 
 def _boxed(config: Config, base_vocab_size: int) -> dict[str, Any]:
     """Shapes of all parameters with their logical axes."""
-    model = build_model(config, base_vocab_size)
-    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    return boxed_shapes(build_model(config, base_vocab_size))
 
 
 def _placed(config: Config, boxed: dict[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,16 @@ def test_compiled_functions_are_kept_in_the_users_cache_folder(monkeypatch):
     assert folder.parent == Path("/a/kaleido_jax/xla") and platform.machine() in folder.name
 
 
+def test_functions_of_a_tenth_of_a_second_are_kept_too(monkeypatch):
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    monkeypatch.setenv(name, "7")
+    xla_flags.keep_compiled()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    xla_flags.keep_compiled()
+    assert os.environ[name] == "0.1"
+
+
 @pytest.mark.parametrize("folder", ["/b", ""], ids=["another folder", "none"])
 def test_jaxs_own_variable_chooses_the_cache(monkeypatch, folder):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
