@@ -23,7 +23,7 @@ from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.export.folder import PRECISIONS, export_folder
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.sampling.output import pixels_of
-from kaleido_jax.sampling.pipeline import KaleidoPipeline, folder_of
+from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
 
 COLUMNS = (
     ("model", "model", "{}"),
@@ -84,7 +84,7 @@ def main() -> None:
     rows, sizes = [], []
     for model in given.model:
         rows += measure(model, given.records, given.number)
-        last = max((folder_of(model) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name), default=None)
+        last = max((find_model(model) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name), default=None)
         if last:
             sizes.append(f"- one checkpoint of {rows[-1]['model']}: {megabytes(last):.1f} MB")
     text = "\n".join(
