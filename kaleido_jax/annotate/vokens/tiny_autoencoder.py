@@ -6,7 +6,6 @@ is TAEF2's branch with a group norm.
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,8 @@ from jaxtyping import Array, Float, UInt8
 
 from kaleido_jax.array_types import Image
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.interop.files.safetensors import Safetensors
-from kaleido_jax.interop.files.torch_zip import TorchZip
-from kaleido_jax.interop.source import Source, read_weight
-from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
+from kaleido_jax.interop.files.weights import open_weights, read_float32
+from kaleido_jax.runtime.files import fingerprint
 
 Part = Mapping[str, np.ndarray]  # tensors of one part, by their names in it
 
@@ -62,36 +59,11 @@ def open_encoder(path: Path) -> Encoder:
     Raises:
       UserError: the file is missing, unreadable, or its names are not those of such an encoder.
     """
-    if not path.is_file():
-        raise user_error(f"no file {path}", "the weights of a tiny autoencoder's encoder", "correct the path")
-    if path.suffix == ".npz":
-        source: Source = _Npz(path)
-    else:
-        source = Safetensors(path) if path.suffix == ".safetensors" else TorchZip(path)
-    weights = {name: np.array(read_weight(source, name), np.float32) for name in source.names}
+    weights = read_float32(open_weights(path, "the weights of a tiny autoencoder's encoder"))
     contents = (
         content for name in sorted(weights) for content in (name, np.ascontiguousarray(weights[name]).tobytes())
     )
     return Encoder(apply=_compiled(_parts(path, weights)), fingerprint=fingerprint(*contents))
-
-
-class _Npz:
-    """A Source of the arrays in a .npz file."""
-
-    def __init__(self, path: Path) -> None:
-        refuse_lfs_pointer(path)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                self._arrays = {name: file[name] for name in file.files}
-        except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise user_error(f"{path} cannot be read ({error})", "arrays without pickle", "fetch it again") from error
-        self.path, self.names = path, tuple(self._arrays)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._arrays[name].shape
-
-    def read(self, name: str) -> np.ndarray:
-        return self._arrays[name]
 
 
 def _compiled(parts: list[Part]) -> Forward:

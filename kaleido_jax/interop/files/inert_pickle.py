@@ -7,7 +7,7 @@ OPAQUE. Nothing that the file names is imported, called or given a state.
 
 import pickletools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -70,8 +70,8 @@ _LITERALS = {
 }
 
 
-def read_program(program: bytes) -> Any:
-    """The value that a pickle describes, with OPAQUE, Name and Tensor instead of objects.
+def read_program(program: bytes | BinaryIO) -> Any:
+    """The value that a pickle describes, with OPAQUE, Name and Tensor instead of objects; a file is read to its end.
 
     Raises:
       ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError: it is damaged.
@@ -229,8 +229,10 @@ def _made(called: Any, arguments: Any) -> Any:
 
 
 def _storage(identity: Any) -> Storage:
-    """("storage", type, key, device, count) as torch writes it."""
+    """("storage", type, key, device, count) as torch writes it; before torch 1.6 followed by None, or by a view."""
     kind, stored, key = identity[:3]
+    if len(identity) > 5 and identity[5] is not None:
+        raise ValueError("a storage that is a view")
     known = isinstance(stored, Name) and stored.module == "torch" and stored.name in STORAGES
     if kind != "storage" or not known or not isinstance(key, str):
         raise ValueError(f"a storage of type {stored.name[:40]!r}" if isinstance(stored, Name) else "a strange storage")

@@ -1,21 +1,17 @@
 """Torch zips: the tensors of a file from torch.save, read without torch and one at a time."""
 
-import math
-import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.interop.files.inert_pickle import DAMAGE, Tensor, read_program
+from kaleido_jax.interop.files.torch_tensors import FETCH_AGAIN, check_inside, state_dict_of, view_of
 from kaleido_jax.runtime.files import refuse_lfs_pointer
 
 ZIP = b"PK\x03\x04"
-FETCH_AGAIN = "fetch or copy the file again"
-TENSOR_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
 MOST_PROGRAM_BYTES = 64 * 2**20  # a state dict of a thousand tensors takes 0.2 MB
 BAD_ZIP = (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, struct.error)
 
@@ -44,7 +40,7 @@ class TorchZip:
             root = read_program(self._content("data.pkl"))
         except DAMAGE as error:
             raise self._damaged(" ".join(str(error)[:200].split()) or type(error).__name__) from error
-        self._tensors = self._state_dict(root)
+        self._tensors = state_dict_of(root, path)
         self.names = tuple(sorted(self._tensors))
         for name, tensor in self._tensors.items():
             self._check(name, tensor)
@@ -56,38 +52,12 @@ class TorchZip:
     def read(self, name: str) -> np.ndarray:
         """One tensor in the type it is stored in."""
         tensor = self._tensors[name]
-        content = self._content(f"data/{tensor.storage.key}")
-        storage = np.frombuffer(content, tensor.storage.dtype, len(content) // np.dtype(tensor.storage.dtype).itemsize)
-        strides = [stride * storage.itemsize for stride in tensor.strides]
-        return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
-
-    def _state_dict(self, root: Any) -> dict[str, Tensor]:
-        state = root.get("state_dict", root) if isinstance(root, dict) else None
-        if not isinstance(state, dict) or not state:
-            raise user_error(
-                f"{self.path} holds no state dict", "a dict of tensors, or one under 'state_dict'", "name another file"
-            )
-        for name, value in state.items():
-            if not TENSOR_NAME.fullmatch(str(name)) or not isinstance(value, Tensor):
-                raise user_error(
-                    f"{self.path}: {str(name)[:80]!r} in the state dict is not a tensor", "tensors only", FETCH_AGAIN
-                )
-        return state
+        return view_of(tensor, self._content(f"data/{tensor.storage.key}"))
 
     def _check(self, name: str, tensor: Tensor) -> None:
         """Checks that a tensor lies inside its storage, and the storage inside the file."""
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
-        itemsize = np.dtype(tensor.storage.dtype).itemsize
-        have = min(entry.file_size, entry.compress_size) // itemsize if entry else 0
-        size = math.prod(tensor.shape)
-        last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-        # A parameter does not overlap itself; one that does could have any size when copied.
-        if entry is None or (size and (last >= have or size > have)):
-            raise user_error(
-                f"{self.path}: {name} of shape {tensor.shape} in a storage of {have} numbers",
-                f"at least {max(last + 1, size)}",
-                FETCH_AGAIN,
-            )
+        check_inside(tensor, name, min(entry.file_size, entry.compress_size) if entry else 0, self.path)
 
     def _content(self, name: str) -> bytes:
         info = self._entries[self._folder + name]

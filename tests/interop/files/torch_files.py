@@ -35,7 +35,7 @@ def program(value, storages=None):
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-def tensor(array, storages, *, shape=None, strides=None, offset=0, kind=None, count=None):
+def tensor(array, storages, *, shape=None, strides=None, offset=0, kind=None, count=None, view=b""):
     """Opcodes of a tensor over the array's own memory order; what is not given is the truth."""
     key = str(len(storages))
     storages[key] = array.tobytes()
@@ -43,7 +43,7 @@ def tensor(array, storages, *, shape=None, strides=None, offset=0, kind=None, co
     kind = kind or STORAGES[array.dtype.name] + "Storage"
     count = array.size if count is None else count
     storage = b"(" + program("storage") + f"ctorch\n{kind}\n".encode()
-    storage += program(key) + program("cpu") + program(count) + b"tQ"
+    storage += program(key) + program("cpu") + program(count) + view + b"tQ"
     shape = array.shape if shape is None else shape
     rest = (
         program(offset) + program(tuple(shape)) + program(tuple(strides)) + b"\x89" + b"ccollections\nOrderedDict\n)R"
@@ -62,4 +62,25 @@ def write(path, value, storages=None, folder="archive", compression=zipfile.ZIP_
         for key, content in storages.items():
             file.writestr(f"{folder}/data/{key}", content)
         file.writestr(f"{folder}/version", "3\n")
+    return path
+
+
+def write_legacy(path, state, *, view=b"N", magic=0x1950A86A20F9469CFC6C, little=True, keys=None, extra=b""):
+    """Writes tensors as torch.save did before torch 1.6: five pickles, then the storages."""
+    storages = {}
+    items = b"".join(
+        program(name) + (tensor(value, storages, view=view) if isinstance(value, np.ndarray) else program(value))
+        for name, value in state.items()
+    )
+    listed = b"".join(map(program, storages)) if keys is None else b"".join(map(program, keys))
+    pickles = (
+        b"\x8a\x0a" + magic.to_bytes(10, "little"),
+        b"M" + struct.pack("<H", 1001),
+        program({"protocol_version": 1001, "little_endian": little}),
+        b"ccollections\nOrderedDict\n)R(" + items + b"u}" + program("_metadata") + b"Nsb",
+        b"](" + listed + b"e",
+    )
+    sizes = [array.size for array in state.values() if isinstance(array, np.ndarray)]
+    raw = b"".join(struct.pack("<q", n) + content for n, content in zip(sizes, storages.values(), strict=True))
+    path.write_bytes(b"".join(b"\x80\x02" + code + b"." for code in pickles) + raw + extra)
     return path
