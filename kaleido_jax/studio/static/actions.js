@@ -115,7 +115,7 @@ async function sendEdit(node, body) {
 }
 
 export function dismiss(node, line) {
-  node.messages = node.messages.map((one) => (one === line ? offerOf(one).text : one));
+  node.messages = node.messages.filter((one) => one !== line);
   history.save(state.node);
   changed();
 }

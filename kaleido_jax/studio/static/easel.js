@@ -112,9 +112,9 @@ function changesBar() {
   const chips = h("ul", { class: "changes" });
   const hint = h("p", { class: "hint" });
   const follow = h("select", { "aria-label": "Segments behind an edited one", title: "What happens to the segments behind an edited one" }, [
-    h("option", { value: "null", text: "Others follow if they must" }),
-    h("option", { value: "true", text: "Others follow" }),
-    h("option", { value: "false", text: "Others stay" }),
+    h("option", { value: "null", text: "Others: as needed" }),
+    h("option", { value: "true", text: "Others: follow" }),
+    h("option", { value: "false", text: "Others: stay" }),
   ]);
   follow.addEventListener("change", () => set({ follow: JSON.parse(follow.value) }));
   const go = h("button", { type: "button", class: "primary", id: "redraw", on: { click: () => redraw() } }, "Redraw");
@@ -192,18 +192,20 @@ function tile() {
 // ------------------------------------------------------------------------------------------------------ messages
 function messagesOf(node) {
   if (!node) return [];
-  const problem = node.problem ? [{ text: node.problem, follow: null }] : [];
+  const problem = node.problem ? [{ line: "", text: node.problem, follow: null }] : [];
   return [...problem, ...node.messages.map(offerOf)];
 }
 
 function messageLine({ line, text, follow, segments }) {
   const node = history.get(state.node);
   const other = follow ? `Let ${segmentNames(segments)} follow` : "Keep them as they were";
-  const buttons = follow !== null && [
-    h("button", { type: "button", on: { click: () => editAgain(node, follow) } }, other),
-    h("button", { type: "button", class: "quiet", on: { click: () => dismiss(node, line) } }, follow ? "Keep" : "All right"),
-  ];
-  return h("div", { class: "message" }, h("p", { text: inWords(text) }), buttons && h("div", { class: "buttons" }, buttons));
+  const buttons = [
+    follow !== null && h("button", { type: "button", on: { click: () => editAgain(node, follow) } }, other),
+    follow && h("button", { type: "button", class: "quiet", on: { click: () => dismiss(node, line) } }, "Keep"),
+  ].filter(Boolean);
+  const close = line && !follow && iconButton("remove", "Dismiss", () => dismiss(node, line));
+  const body = h("div", { class: "grow" }, h("p", { text: inWords(text) }), buttons.length > 0 && h("div", { class: "buttons" }, buttons));
+  return h("div", { class: "message" }, body, close);
 }
 
 // The server names segments as Python does.
