@@ -61,6 +61,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "onnxruntime>=1.22",  # detector, masks and features, with models that the tests write
         "openai>=2,<4",  # the client of the annotators, against a server of the tests
+        "playwright>=1.50",  # drives a Chromium that is installed beside it, for the studio's page
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.17,<0.18",  # each series formats a little differently
