@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -73,6 +73,7 @@ class ReaderNet(nn.Module):
             x = nn.relu(nn.GroupNorm(8)(nn.Conv(width, (3, 3), (2, 2))(x)))
             x = x + nn.relu(nn.GroupNorm(8)(nn.Conv(width, (3, 3))(x)))
         x = nn.relu(nn.Dense(HIDDEN)(x.reshape(x.shape[0], -1)))
+        self.sow("intermediates", "hidden", x)
         # What is upright differs from sprite to sprite: one head for all is off by half as much again.
         tilts = nn.Dense(2 * len(emoji.SPRITE_NAMES))(x)
         return nn.Dense(len(emoji.SPRITE_NAMES))(x), tilts.reshape(x.shape[0], -1, 2)
@@ -92,19 +93,31 @@ class SpriteReader:
         Raises:
           UserError: images of another size.
         """
-        number, side, factor = len(images), self.image_size, images.shape[1] // self.image_size
-        if images.shape[1:3] != (factor * side, factor * side) or not factor:
-            found = f"images of {images.shape[1]}x{images.shape[2]} px"
-            raise user_error(found, f"{side} px or a multiple", "open a reader of that size")
-        if factor > 1:  # as the source itself makes small images from larger ones
-            means = images.reshape(number, side, factor, side, factor, 3).mean(axis=(2, 4))
-            images = np.rint(means).astype(np.uint8)
+        images = self._means(images)
         size = min(len(images), 200)  # one batch size, one compilation
         rows = [np.minimum(np.arange(i, i + size), len(images) - 1) for i in range(0, len(images), size)]
         levels = _levels(self.image_size)
         read = [_apply(self.params, to_model_range(images[batch]), levels) for batch in rows]
         sprite, tilt = (np.concatenate(parts)[: len(images)] for parts in zip(*read, strict=True))
         return Readings(sprite=sprite, tilt=tilt)
+
+    def hidden(self, images: Images) -> Float[Array, "n d"]:
+        """The last hidden layer for images, as features.
+
+        Raises:
+          UserError: images of another size.
+        """
+        return _hidden(self.params, to_model_range(self._means(images)), _levels(self.image_size))
+
+    def _means(self, images: Images) -> UInt8[np.ndarray, "n s s 3"]:
+        number, side, factor = len(images), self.image_size, images.shape[1] // self.image_size
+        if images.shape[1:3] != (factor * side, factor * side) or not factor:
+            found = f"images of {images.shape[1]}x{images.shape[2]} px"
+            raise user_error(found, f"{side} px or a multiple", "open a reader of that size")
+        if factor == 1:
+            return images
+        # as the source itself makes small images from larger ones
+        return np.rint(images.reshape(number, side, factor, side, factor, 3).mean(axis=(2, 4))).astype(np.uint8)
 
 
 def _levels(image_size: int) -> int:
@@ -117,6 +130,12 @@ def _apply(params: Params, x: Sample, levels: int) -> tuple[Int[Array, "b"], Per
     sprite = logits.argmax(axis=-1)
     sine, cosine = jnp.take_along_axis(tilts, sprite[:, None, None], axis=1)[:, 0].T
     return sprite, jnp.degrees(jnp.arctan2(sine, cosine))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _hidden(params: Params, x: Sample, levels: int) -> Float[Array, "n d"]:
+    _, noted = ReaderNet(levels).apply(params, x, mutable=["intermediates"])
+    return noted["intermediates"]["hidden"][0]
 
 
 # ------------------------------------------------------------------------------------------- files
