@@ -50,7 +50,10 @@ def test_flags_become_an_edit_with_its_pictures(pipe, picture, edit, tmp_path, c
     recipe = load_recipe(output / "after.png")
     assert recipe["history"][0]["settings"] == {"gamma": 2.0} and recipe["history"][0]["changed"] == ["bbox"]
     printed = capsys.readouterr().out
-    assert "blob and voken are behind bbox and may no longer fit; kept\n" in printed
+    assert (
+        "blob and voken are behind bbox and may no longer fit; kept (--follow=yes resamples blob and voken)\n"
+        in printed
+    )
     assert f"edited: {output / 'after.png'}" in printed
     content = (output / "after.png").read_bytes()
     with pytest.raises(UserError, match=r"after.png of another edit"):  # known when it has been drawn

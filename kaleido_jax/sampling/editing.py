@@ -77,7 +77,7 @@ def plan_edit(
     _refuse_earlier(segments, asked, held, resample, follow)
     edited = bool(changed or caption_changed)
     fits = changed == ("text",) and not caption_changed and same_objects(old.text, new.text)
-    follows = edited and (follow or (follow is None and not resample and not fits))
+    follows = edited and bool(follow or (follow is None and not resample and not fits))
     start = min(asked, free) if follows else asked
     messages = []
     if more := [s for s in segments[asked:] if s not in resample]:
@@ -87,7 +87,7 @@ def plan_edit(
     if between and fits:
         messages.append(f"{_and(between)} kept, since text says the same of the objects")
     elif between:
-        messages.append(_may_not_fit(between, changed, segments, segments[free:], True if follows else follow))
+        messages.append(_may_not_fit(between, changed, segments, segments[free:], follows))
     return Plan(
         z=new,
         changed=changed,
@@ -149,13 +149,13 @@ def _behind(segments: Sequence[str], changed: Sequence[str], caption_changed: bo
 
 
 def _may_not_fit(
-    kept: Sequence[str], changed: Sequence[str], segments: Sequence[str], last: Sequence[str], follow: bool | None
+    kept: Sequence[str], changed: Sequence[str], segments: Sequence[str], last: Sequence[str], follows: bool
 ) -> str:
     before = [s for s in changed if segments.index(s) < segments.index(kept[-1])]
     line = f"{_and(kept)} {_is(kept)} behind {_and(before) if before else 'the caption'} and may no longer fit; kept"
-    if follow:
+    if follows:
         return f"{line}, since a later segment is edited or locked"
-    return line if follow is False or not last else f"{line} (follow=True resamples {_and(last)})"
+    return f"{line} (follow=True resamples {_and(last)})" if last else line
 
 
 def _and(names: Sequence[str]) -> str:

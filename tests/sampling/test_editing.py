@@ -49,7 +49,8 @@ def test_an_edit_keeps_the_noise_and_draws_what_the_call_draws(pipe, out, z):  #
     fresh = pipe("fruit", latents=edited.latents, seed=4)
     assert 0 < difference(edited.before, edited.after) < 0.7 * difference(edited.before, fresh.images[0][0])
     np.testing.assert_array_equal(pipe.draw(edited.recipe).pixels[0, 0], np.asarray(edited.after))
-    assert edited.messages[0] == "bbox, blob and voken are behind text and may no longer fit; kept"
+    line = "bbox, blob and voken are behind text and may no longer fit; kept"
+    assert edited.messages[0] == f"{line} (follow=True resamples bbox, blob and voken)"
 
 
 def test_what_follows_is_sampled_under_all_that_is_before_it(pipe, out, z):  # noqa: F811
