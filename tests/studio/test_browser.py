@@ -231,6 +231,7 @@ def test_a_caption_becomes_pictures_before_the_eyes(open_page, viewport):
     assert [len(node["recipe"]["rows"]) for node in saved(page)] == [1] * 3
     assert page.input_value("[data-segment=text] textarea") == latents_of(shown(page))["text"]
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert page.evaluate("scrollY") == 0
     page.click("#strip .tile >> nth=2")
     assert shown(page)["place"] == 2
 
@@ -293,6 +294,7 @@ def test_a_changed_word_takes_along_what_no_longer_fits_unless_it_is_to_stay(ope
     page.press("[data-segment=text] textarea", "Enter")
     finish(page)
     followed = shown(page)
+    assert page.evaluate("document.activeElement.matches('[data-segment=text] textarea')")
     assert latents_of(followed)["text"] == text
     assert latents_of(followed)["bbox"][0]["phrase"] == "pineapple"
     assert len(followed["messages"]) == 1 and "follow=" not in page.inner_text("#messages")
@@ -495,6 +497,32 @@ def test_a_busy_server_is_told_in_one_line(open_page):
     assert page.inner_text(".notice.error") == line
     assert page.input_value("#setting-gamma") == "9"
     page.complaints.clear()
+
+
+def test_a_lost_server_loses_nothing(open_page):
+    page = open_page()
+    generate(page)
+    page.route("**/api/edit", lambda route: route.abort())
+    page.fill("[data-segment=text] textarea", "a small banana, top, upright, on pink")
+    redraw(page)
+    assert "does not answer" in page.inner_text(".notice.error")
+    assert page.input_value("[data-segment=text] textarea") == "a small banana, top, upright, on pink"
+    page.complaints.clear()
+
+
+def test_the_page_takes_a_caption_before_the_model_is_loaded(browser, url):
+    page = browser.new_page()
+    loading = {"waiting": "loading the model", "problem": "", "limits": {}, "ready": False}
+    page.route("**/api/model", lambda route: route.fulfill(json=loading))
+    page.goto(url)
+    page.wait_for_selector("#waiting:has-text('Loading the model')")
+    page.fill("#caption", "bird")
+    page.press("#caption", "Enter")
+    page.unroute("**/api/model")
+    page.wait_for_selector("#strip .tile img:not([hidden]) >> nth=3", timeout=JOB_MS)
+    finish(page)
+    assert [node["recipe"]["rows"][0]["caption"] for node in saved(page)] == ["bird"] * 4
+    page.close()
 
 
 # ------------------------------------------------------------------------------------------------------- other views

@@ -221,7 +221,7 @@ export function lockLine() {
   const kept = Object.keys(keptPrefix());
   const others = state.model.segments.filter((name) => state.locks.has(name) && !kept.includes(name));
   if (others.length && state.draft.latents) {
-    return `New samples cannot keep ${segmentNames(others)}: a segment is kept together with all before it.`;
+    return `New pictures keep ${segmentNames(others)} only with all before locked`;
   }
-  return kept.length ? `New samples keep ${segmentNames(kept)}.` : "";
+  return kept.length ? `New pictures keep ${segmentNames(kept)}` : "";
 }

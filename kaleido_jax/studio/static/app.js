@@ -1,6 +1,6 @@
 // Starts the page: asks for the model, brings back the history, wires the parts, and hears the keys.
 
-import { findModes, generate, load, lockLine, redraw } from "./actions.js";
+import { findModes, generate, load, redraw } from "./actions.js";
 import * as compare from "./compare.js";
 import { byId, h, icon, iconButton, isTextEntry, keyed, moveFocus, setIcon, setText, showValue } from "./dom.js";
 import * as draft from "./draft.js";
@@ -145,7 +145,6 @@ function updatePrompt() {
   const button = byId("generate");
   button.disabled = Boolean(state.job);
   setText(button, state.view === "modes" ? "Find modes" : "Generate");
-  button.title = lockLine();
   for (const chip of byId("suggestions").children) {
     chip.setAttribute("aria-pressed", chip.textContent === state.draft.caption);
     chip.disabled = Boolean(state.job);

@@ -20,6 +20,7 @@ export async function run(path, body, { title, tiles, kind }) {
   if (state.job) return null;
   const job = { kind, title, tiles, id: null, line: "Sending", step: 0, of: 0, previews: [], latents: [], shown: 0, ended: false };
   set({ job, notices: [] });
+  const focused = document.activeElement;
   try {
     job.id = (await post(path, body)).job;
     if (job.wantsEnd) cancel();
@@ -30,7 +31,13 @@ export async function run(path, body, { title, tiles, kind }) {
   } finally {
     job.ended = true;
     set({ job: null, lastShown: job.shown });
+    setTimeout(() => giveBackFocus(focused));
   }
+}
+
+// What is edited cannot have the focus while it is drawn.
+function giveBackFocus(element) {
+  if (document.activeElement === document.body && element.isConnected) element.focus({ preventScroll: true });
 }
 
 // A network error of fetch has a message of the browser's own, which says little.

@@ -1,6 +1,6 @@
 // The panel of latents: a card for each segment with its lock, and in it words, objects, visual tokens or JSON.
 
-import { resample } from "./actions.js";
+import { lockLine, resample } from "./actions.js";
 import { byId, h, iconButton, keyed, setIcon, setText, showValue } from "./dom.js";
 import * as draft from "./draft.js";
 import * as history from "./history.js";
@@ -20,6 +20,7 @@ export function update() {
   const shown = state.job?.latents[state.job.shown] ?? state.draft.latents;
   const segments = shown ? state.model.segments : [];
   keyed(byId("segments"), segments, (name) => name, card);
+  setText(byId("lock-line"), lockLine());
   byId("no-latents").hidden = segments.length > 0;
   setText(byId("no-latents"), emptyLine());
   byId("segments").inert = Boolean(state.job);

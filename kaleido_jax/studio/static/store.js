@@ -20,6 +20,8 @@ export const state = {
   modes: null, // the last answer of /api/modes, with the pictures of the opened group
 };
 
+const NOTICE_MS = 8000;
+
 const listeners = new Set();
 let due = false;
 
@@ -42,13 +44,12 @@ export function set(values) {
   changed();
 }
 
+// Errors stay until they are dismissed or the next job begins.
 export function notice(text, kind = "info") {
-  state.notices = [...state.notices.filter((one) => one.text !== text), { text, kind }].slice(-3);
+  const one = { text, kind };
+  state.notices = [...state.notices.filter((other) => other.text !== text), one].slice(-3);
   changed();
-}
-
-export function clearNotices() {
-  set({ notices: [] });
+  if (kind === "info") setTimeout(() => set({ notices: state.notices.filter((other) => other !== one) }), NOTICE_MS);
 }
 
 const NAMES = { text: "Text", bbox: "Boxes", blob: "Ellipses", voken: "Visual tokens" };

@@ -5,6 +5,10 @@ import * as draft from "./draft.js";
 import * as history from "./history.js";
 import { set, state } from "./store.js";
 
+const SPARE_PX = 12; // beside what is brought into sight
+
+let shown = null;
+
 export function start() {
   byId("clear-history").addEventListener("click", clear);
   byId("tree").addEventListener("keydown", onKey);
@@ -18,11 +22,19 @@ export function update() {
   byId("tree").inert = Boolean(state.job);
   if (shown !== state.node) {
     shown = state.node;
-    byId("tree").querySelector("[aria-selected=true]")?.scrollIntoView?.({ block: "nearest" });
+    bringIntoSight(byId("tree").querySelector("[aria-selected=true]"));
   }
 }
 
-let shown = null;
+// Within the panel where that scrolls; on a phone the page must not jump to the history.
+function bringIntoSight(element) {
+  const panel = byId("tree").closest(".panel");
+  if (!element || panel.scrollHeight <= panel.clientHeight) return;
+  const { top, bottom } = element.getBoundingClientRect();
+  const frame = panel.getBoundingClientRect();
+  if (top < frame.top) panel.scrollTop -= frame.top - top + SPARE_PX;
+  else if (bottom > frame.bottom) panel.scrollTop += bottom - frame.bottom + SPARE_PX;
+}
 
 function clear() {
   if (!confirm("Remove all pictures from the history?")) return;
