@@ -16,7 +16,11 @@ export async function generate() {
   if (!state.keepSeed) state.seed = freshSeed();
   const keep = keptPrefix();
   const body = { caption, variations: state.variations, seed: state.seed, settings: state.draft.settings, keep };
-  const result = await run("/api/generate", body, { kind: "generate", title: `Drawing ${caption}`, tiles: state.variations });
+  const result = await run("/api/generate", body, {
+    kind: "generate",
+    title: `Drawing ${caption}`,
+    tiles: state.variations,
+  });
   if (result) addBatch(result.images, "generate");
 }
 
@@ -173,7 +177,12 @@ export function saveRecipe() {
 }
 
 function fileName(node) {
-  const caption = history.rowOf(node).caption.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40).replace(/^-|-$/g, "");
+  const caption = history
+    .rowOf(node)
+    .caption.toLowerCase()
+    .replace(/[^a-z0-9]+/g, "-")
+    .slice(0, 40)
+    .replace(/^-|-$/g, "");
   const edits = node.recipe.history.length;
   return `${caption || "picture"}-seed${node.recipe.seed}-${node.place + 1}${edits ? `-edit${edits}` : ""}`;
 }
@@ -194,7 +203,11 @@ export async function findModes(count) {
   }
   if (!state.keepSeed) state.seed = freshSeed();
   const body = { caption, count, seed: state.seed, settings: state.draft.settings };
-  const result = await run("/api/modes", body, { kind: "modes", title: `Sampling ${count} latents of ${caption}`, tiles: count });
+  const result = await run("/api/modes", body, {
+    kind: "modes",
+    title: `Sampling ${count} latents of ${caption}`,
+    tiles: count,
+  });
   if (result) set({ modes: { ...result, settings: body.settings, opened: null, pictures: [] } });
 }
 
@@ -207,8 +220,18 @@ export async function openGroup(index) {
   const drawn = state.modes.pictures.length;
   const indices = group.indices.slice(drawn, drawn + model.limits.variations);
   if (!indices.length) return;
-  const body = { caption: modes.caption, variations: indices.length, seed: modes.seed, settings: modes.settings, indices };
-  const result = await run("/api/generate", body, { kind: "group", title: `Drawing ${group.label}`, tiles: indices.length });
+  const body = {
+    caption: modes.caption,
+    variations: indices.length,
+    seed: modes.seed,
+    settings: modes.settings,
+    indices,
+  };
+  const result = await run("/api/generate", body, {
+    kind: "group",
+    title: `Drawing ${group.label}`,
+    tiles: indices.length,
+  });
   if (result) set({ modes: { ...state.modes, pictures: [...state.modes.pictures, ...result.images] } });
 }
 

@@ -37,7 +37,10 @@ async function main() {
   const typed = byId("caption").value;
   state.seed = Math.floor(Math.random() * 1_000_000);
   state.variations = Math.min(4, state.model.limits.variations);
-  setText(byId("model"), `${state.model.name} · step ${state.model.step.toLocaleString("en")} · ${state.model.image_size} px`);
+  setText(
+    byId("model"),
+    `${state.model.name} · step ${state.model.step.toLocaleString("en")} · ${state.model.image_size} px`,
+  );
   document.body.classList.toggle("is-crisp", state.model.image_size <= SMALL_PX);
   startPrompt();
   for (const part of [settings, easel, compare, tree, modes, stage]) part.start();
@@ -97,8 +100,15 @@ function update() {
 }
 
 function noticeLine(notice) {
-  const close = iconButton("remove", "Dismiss", () => set({ notices: state.notices.filter((one) => one.text !== notice.text) }));
-  return h("div", { class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : "status" }, h("p", { text: notice.text }), close);
+  const close = iconButton("remove", "Dismiss", () =>
+    set({ notices: state.notices.filter((one) => one.text !== notice.text) }),
+  );
+  return h(
+    "div",
+    { class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : "status" },
+    h("p", { text: notice.text }),
+    close,
+  );
 }
 
 // ------------------------------------------------------------------------------------------------------ the caption
@@ -126,7 +136,9 @@ function startPrompt() {
   };
   // A thousand class names are no row of buttons; the field then proposes the others as one types.
   byId("more-suggestions").replaceChildren(...suggestions.slice(MOST_CHIPS).map((value) => h("option", { value })));
-  const chips = suggestions.slice(0, MOST_CHIPS).map((text) => h("button", { type: "button", class: "suggestion", text, on: { click: () => take(text) } }));
+  const chips = suggestions
+    .slice(0, MOST_CHIPS)
+    .map((text) => h("button", { type: "button", class: "suggestion", text, on: { click: () => take(text) } }));
   byId("suggestions").replaceChildren(...chips);
 }
 
@@ -167,7 +179,18 @@ function startTools() {
   const file = byId("file");
   const theme = iconButton("system", "", nextTheme, { id: "theme" });
   const help = iconButton("help", "Keys", () => byId("help").showModal(), { id: "keys" });
-  const open = h("button", { type: "button", class: "quiet with-icon", id: "open", title: "Open a saved picture or recipe; or drop it on the page", on: { click: () => file.click() } }, icon("open"), h("span", { text: "Open" }));
+  const open = h(
+    "button",
+    {
+      type: "button",
+      class: "quiet with-icon",
+      id: "open",
+      title: "Open a saved picture or recipe; or drop it on the page",
+      on: { click: () => file.click() },
+    },
+    icon("open"),
+    h("span", { text: "Open" }),
+  );
   byId("tools").replaceChildren(open, theme, help);
   showTheme();
   const tabs = ["studio", "modes"].map((name) => byId(`tab-${name}`));

@@ -17,7 +17,14 @@ export function start() {
   };
   range.addEventListener("input", cut);
   cut();
-  byId("slider").replaceChildren(after, before, line, h("span", { class: "tag left", text: "Before" }), h("span", { class: "tag right", text: "After" }), range);
+  byId("slider").replaceChildren(
+    after,
+    before,
+    line,
+    h("span", { class: "tag left", text: "Before" }),
+    h("span", { class: "tag right", text: "After" }),
+    range,
+  );
   slider = { before, after };
   sides = ["Before", "After", "Difference"].map((name) => {
     const image = h("img", { alt: name });
@@ -31,7 +38,13 @@ export function update(view, node) {
   byId("sides").hidden = view !== "sides";
   if (view === "picture") return;
   const before = node.before ?? history.get(node.parent)?.png ?? node.png;
-  const pictures = view === "slider" ? [[slider.before, before], [slider.after, node.png]] : sides.map((one, i) => [one.image, [before, node.png, node.difference][i]]);
+  const pictures =
+    view === "slider"
+      ? [
+          [slider.before, before],
+          [slider.after, node.png],
+        ]
+      : sides.map((one, i) => [one.image, [before, node.png, node.difference][i]]);
   for (const [image, source] of pictures) {
     if (image.src !== source) image.src = source;
   }

@@ -10,9 +10,15 @@ const ICONS = {
   undo: ["M9 6 4.5 10.5 9 15", "M5 10.5h9a5 5 0 0 1 0 10h-3"],
   redo: ["m15 6 4.5 4.5L15 15", "M19 10.5h-9a5 5 0 0 0 0 10h3"],
   save: ["M12 4v11", "m7.5 11 4.5 4.5 4.5-4.5", "M5 20h14"],
-  recipe: ["M9 5c-2 0-2.5 1-2.5 3s0 4-2.5 4c2.5 0 2.5 2 2.5 4s.5 3 2.5 3", "M15 5c2 0 2.5 1 2.5 3s0 4 2.5 4c-2.5 0-2.5 2-2.5 4s-.5 3-2.5 3"],
+  recipe: [
+    "M9 5c-2 0-2.5 1-2.5 3s0 4-2.5 4c2.5 0 2.5 2 2.5 4s.5 3 2.5 3",
+    "M15 5c2 0 2.5 1 2.5 3s0 4 2.5 4c-2.5 0-2.5 2-2.5 4s-.5 3-2.5 3",
+  ],
   open: ["M12 16V5", "m7.5 9 4.5-4.5L16.5 9", "M5 20h14"],
-  sun: ["M12 8a4 4 0 1 1 0 8 4 4 0 0 1 0-8z", "M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4"],
+  sun: [
+    "M12 8a4 4 0 1 1 0 8 4 4 0 0 1 0-8z",
+    "M12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4",
+  ],
   moon: ["M19.5 14.5A8 8 0 0 1 9.5 4.5a8 8 0 1 0 10 10z"],
   system: ["M4 5h16v11H4z", "M9 20h6M12 16v4"],
   plus: ["M12 5v14M5 12h14"],
@@ -55,7 +61,11 @@ export function setIcon(svg, name) {
 }
 
 export function iconButton(name, label, click, props = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, on: { click }, ...props }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": label, title: label, on: { click }, ...props },
+    icon(name),
+  );
 }
 
 // The children of `parent` become one element for each item, kept by key, so that focus and selection survive.
@@ -80,7 +90,10 @@ export function keyed(parent, items, key, make) {
 export function showValue(field, value) {
   if (field.shown === value) return;
   field.shown = value;
-  if (field.value !== String(value) && !(field.type === "number" && field.value !== "" && Number(field.value) === value)) {
+  if (
+    field.value !== String(value) &&
+    !(field.type === "number" && field.value !== "" && Number(field.value) === value)
+  ) {
     field.value = value;
   }
 }
@@ -100,7 +113,14 @@ export function isTextEntry(element) {
 // Up, down, home and end move the focus among the elements of a list, of which one is in the tab order.
 export function moveFocus(event, elements) {
   const at = elements.indexOf(document.activeElement);
-  const to = { ArrowDown: at + 1, ArrowUp: at - 1, ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: elements.length - 1 };
+  const to = {
+    ArrowDown: at + 1,
+    ArrowUp: at - 1,
+    ArrowRight: at + 1,
+    ArrowLeft: at - 1,
+    Home: 0,
+    End: elements.length - 1,
+  };
   if (at < 0 || !(event.key in to)) return;
   event.preventDefault();
   elements[Math.min(Math.max(to[event.key], 0), elements.length - 1)].focus();

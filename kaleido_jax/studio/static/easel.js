@@ -11,10 +11,22 @@ import { changed, segmentName, segmentNames, set, state } from "./store.js";
 let parts = {};
 
 export function start() {
-  const views = [["picture", "Picture"], ["slider", "Slider"], ["sides", "Side by side"]].map(([name, title]) =>
+  const views = [
+    ["picture", "Picture"],
+    ["slider", "Slider"],
+    ["sides", "Side by side"],
+  ].map(([name, title]) =>
     h("button", { type: "button", "data-name": name, text: title, on: { click: () => set({ compare: name }) } }),
   );
-  const layers = ["bbox", "blob"].map((name) => h("button", { type: "button", "data-name": name, text: segmentName(name), class: "toggle", on: { click: () => toggle(name) } }));
+  const layers = ["bbox", "blob"].map((name) =>
+    h("button", {
+      type: "button",
+      "data-name": name,
+      text: segmentName(name),
+      class: "toggle",
+      on: { click: () => toggle(name) },
+    }),
+  );
   parts = {
     views,
     layers,
@@ -111,11 +123,15 @@ function altOf(node) {
 function changesBar() {
   const chips = h("ul", { class: "changes" });
   const hint = h("p", { class: "hint" });
-  const follow = h("select", { "aria-label": "Segments behind an edited one", title: "What happens to the segments behind an edited one" }, [
-    h("option", { value: "null", text: "Others: as needed" }),
-    h("option", { value: "true", text: "Others: follow" }),
-    h("option", { value: "false", text: "Others: stay" }),
-  ]);
+  const follow = h(
+    "select",
+    { "aria-label": "Segments behind an edited one", title: "What happens to the segments behind an edited one" },
+    [
+      h("option", { value: "null", text: "Others: as needed" }),
+      h("option", { value: "true", text: "Others: follow" }),
+      h("option", { value: "false", text: "Others: stay" }),
+    ],
+  );
   follow.addEventListener("change", () => set({ follow: JSON.parse(follow.value) }));
   const go = h("button", { type: "button", class: "primary", id: "redraw", on: { click: () => redraw() } }, "Redraw");
   const bar = h("div", { class: "change-bar" }, h("div", { class: "grow" }, chips, hint), follow, go);
@@ -145,7 +161,9 @@ function hintLine() {
 }
 
 function settingsLine(settings) {
-  return Object.entries(settings).map(([name, value]) => `${name.replace("_", " ")} ${value}`).join(", ");
+  return Object.entries(settings)
+    .map(([name, value]) => `${name.replace("_", " ")} ${value}`)
+    .join(", ");
 }
 
 function changeChip([part]) {
@@ -164,9 +182,22 @@ function changeChip([part]) {
 function updateStrip(isDrawing) {
   const { job } = state;
   const root = history.rootOf(state.node);
-  const items = isDrawing && job.kind === "generate"
-    ? Array.from({ length: job.tiles }, (_, i) => ({ key: `job ${i}`, png: job.previews[i], isOn: i === job.shown, take: () => (job.shown = i) }))
-    : history.siblingsOf(state.node).map((node) => ({ key: node.id, png: node.png, isOn: node === root, take: () => isDrawing || draft.open(node.id) }));
+  const items =
+    isDrawing && job.kind === "generate"
+      ? Array.from({ length: job.tiles }, (_, i) => ({
+          key: `job ${i}`,
+          png: job.previews[i],
+          isOn: i === job.shown,
+          take: () => (job.shown = i),
+        }))
+      : history
+          .siblingsOf(state.node)
+          .map((node) => ({
+            key: node.id,
+            png: node.png,
+            isOn: node === root,
+            take: () => isDrawing || draft.open(node.id),
+          }));
   keyed(byId("strip"), items, (item) => item.key, tile);
 }
 
@@ -204,7 +235,12 @@ function messageLine({ line, text, follow, segments }) {
     follow && h("button", { type: "button", class: "quiet", on: { click: () => dismiss(node, line) } }, "Keep"),
   ].filter(Boolean);
   const close = line && !follow && iconButton("remove", "Dismiss", () => dismiss(node, line));
-  const body = h("div", { class: "grow" }, h("p", { text: inWords(text) }), buttons.length > 0 && h("div", { class: "buttons" }, buttons));
+  const body = h(
+    "div",
+    { class: "grow" },
+    h("p", { text: inWords(text) }),
+    buttons.length > 0 && h("div", { class: "buttons" }, buttons),
+  );
   return h("div", { class: "message" }, body, close);
 }
 

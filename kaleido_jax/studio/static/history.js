@@ -79,7 +79,7 @@ export function saveShown(id) {
 
 // A full storage gets the younger half, and that one's younger half, until it fits.
 export function save(current) {
-  for (let count = nodes.length; !store(place, JSON.stringify(youngest(count, current))) && count > 1; ) {
+  for (let count = nodes.length; !store(place, JSON.stringify(youngest(count, current))) && count > 1;) {
     count = Math.floor(count / 2);
   }
   saveShown(current);

@@ -18,7 +18,19 @@ export function post(path, body) {
 // `title` says what is done, `tiles` how many pictures are coming, `kind` where they are shown.
 export async function run(path, body, { title, tiles, kind }) {
   if (state.job) return null;
-  const job = { kind, title, tiles, id: null, line: "Sending", step: 0, of: 0, previews: [], latents: [], shown: 0, ended: false };
+  const job = {
+    kind,
+    title,
+    tiles,
+    id: null,
+    line: "Sending",
+    step: 0,
+    of: 0,
+    previews: [],
+    latents: [],
+    shown: 0,
+    ended: false,
+  };
   set({ job, notices: [] });
   const focused = document.activeElement;
   try {

@@ -38,7 +38,16 @@ function card(name) {
   const badge = h("span", { class: "badge", text: "edited" });
   const lock = iconButton("unlock", "", () => toggleLock(name));
   const again = iconButton("again", `Sample ${segmentName(name).toLowerCase()} anew`, () => resample(name));
-  const head = h("header", { class: "card-head" }, h("h3", { text: segmentName(name) }), badge, h("span", { class: "hint", text: HINTS[name] ?? "" }), body.button, again, lock);
+  const head = h(
+    "header",
+    { class: "card-head" },
+    h("h3", { text: segmentName(name) }),
+    badge,
+    h("span", { class: "hint", text: HINTS[name] ?? "" }),
+    body.button,
+    again,
+    lock,
+  );
   const element = h("section", { class: "card", "data-segment": name, "aria-label": segmentName(name) }, head, body);
   element.update = () => {
     const value = (state.job?.latents[state.job.shown] ?? state.draft.latents)[name];
@@ -70,7 +79,13 @@ function bodyOf(name) {
 }
 
 function wordsField() {
-  const field = h("textarea", { rows: 2, class: "words", "aria-label": "Text", maxlength: state.model.limits.text, spellcheck: "false" });
+  const field = h("textarea", {
+    rows: 2,
+    class: "words",
+    "aria-label": "Text",
+    maxlength: state.model.limits.text,
+    spellcheck: "false",
+  });
   field.addEventListener("input", () => draft.editSegment("text", field.value.replace(/\n/g, " "), "text"));
   field.addEventListener("blur", draft.endStep);
   const body = h("div", { class: "card-body" }, field);

@@ -21,7 +21,12 @@ export function update() {
   byId("modes-line").hidden = !bar.hidden;
   byId("modes-progress").hidden = bar.hidden && !modes;
   byId("no-modes").hidden = Boolean(modes) || isSampling;
-  keyed(byId("groups"), isSampling ? [] : (modes?.groups ?? []), (group, i) => `${modes.seed} ${i} ${group.label}`, groupRow);
+  keyed(
+    byId("groups"),
+    isSampling ? [] : (modes?.groups ?? []),
+    (group, i) => `${modes.seed} ${i} ${group.label}`,
+    groupRow,
+  );
   updatePictures(modes, job);
   updateBaseline(modes, job);
 }
@@ -34,13 +39,22 @@ function groupRow(_, index) {
   const label = h("span", { class: "group-label" });
   const share = h("span", { class: "group-share" });
   const fill = h("span", { class: "group-bar" });
-  const button = h("button", { type: "button", class: "group", on: { click: () => openGroup(index) } }, label, share, fill);
+  const button = h(
+    "button",
+    { type: "button", class: "group", on: { click: () => openGroup(index) } },
+    label,
+    share,
+    fill,
+  );
   const element = h("li", {}, button);
   element.update = (group) => {
     setText(label, group.label);
     setText(share, `${Math.round(100 * group.share)} %`);
     fill.style.width = `${(100 * group.count) / state.modes.groups[0].count}%`;
-    button.setAttribute("aria-label", `${group.label}: ${group.count} of ${state.modes.count}, ${Math.round(100 * group.share)} %`);
+    button.setAttribute(
+      "aria-label",
+      `${group.label}: ${group.count} of ${state.modes.count}, ${Math.round(100 * group.share)} %`,
+    );
     button.setAttribute("aria-pressed", state.modes.opened === index);
     button.title = `${group.count} of ${state.modes.count}`;
     button.disabled = Boolean(state.job);
@@ -54,7 +68,12 @@ function updatePictures(modes, job) {
   byId("no-group").hidden = Boolean(group);
   const drawn = group ? modes.pictures.map((image) => ({ png: image.png, image })) : [];
   const coming = job?.kind === "group" ? Array.from({ length: job.tiles }, (_, i) => ({ png: job.previews[i] })) : [];
-  keyed(byId("group-pictures"), [...drawn, ...coming], (_, i) => i, () => wallPicture(true));
+  keyed(
+    byId("group-pictures"),
+    [...drawn, ...coming],
+    (_, i) => i,
+    () => wallPicture(true),
+  );
   const rest = group ? group.count - drawn.length - coming.length : 0;
   byId("more-pictures").hidden = rest <= 0 || Boolean(job);
   setText(byId("more-pictures"), `Draw ${Math.min(rest, state.model.limits.variations)} more`);
@@ -66,8 +85,16 @@ function updateBaseline(modes, job) {
   if (!name) return;
   const isSampling = job?.kind === "modes";
   const pictures = isSampling ? job.previews : (modes?.baseline ?? []);
-  setText(byId("no-baseline"), `What ${name} draws for the same caption: the same net, trained the same way, but without latents.`);
-  keyed(byId("baseline-pictures"), pictures.map((png) => ({ png })), (_, i) => i, () => wallPicture(false));
+  setText(
+    byId("no-baseline"),
+    `What ${name} draws for the same caption: the same net, trained the same way, but without latents.`,
+  );
+  keyed(
+    byId("baseline-pictures"),
+    pictures.map((png) => ({ png })),
+    (_, i) => i,
+    () => wallPicture(false),
+  );
 }
 
 function wallPicture(canOpen) {

@@ -37,7 +37,12 @@ export function objectList(kind) {
   const body = h("div", { class: "card-body" }, rows);
   body.button = add; // of the card's head
   body.update = (objects) => {
-    keyed(rows, objects, (_, i) => i, (_, i) => row(kind, i));
+    keyed(
+      rows,
+      objects,
+      (_, i) => i,
+      (_, i) => row(kind, i),
+    );
     add.disabled = objects.length >= state.model.limits.objects;
   };
   return body;
@@ -45,15 +50,37 @@ export function objectList(kind) {
 
 function row(kind, index) {
   const { one, numbers, most } = KINDS[kind];
-  const handle = h("button", { type: "button", class: "handle", id: `handle-${kind}-${index}`, "aria-describedby": "keys-of-objects" });
+  const handle = h("button", {
+    type: "button",
+    class: "handle",
+    id: `handle-${kind}-${index}`,
+    "aria-describedby": "keys-of-objects",
+  });
   handle.addEventListener("click", () => set({ selected: { segment: kind, index } }));
   handle.addEventListener("focus", () => set({ selected: { segment: kind, index } }));
   handle.addEventListener("keydown", (event) => onKey(event, kind, index));
-  const phrase = h("input", { class: "phrase", "aria-label": `Words of ${one} ${index + 1}`, maxlength: state.model.limits.text, spellcheck: "false", autocomplete: "off" });
+  const phrase = h("input", {
+    class: "phrase",
+    "aria-label": `Words of ${one} ${index + 1}`,
+    maxlength: state.model.limits.text,
+    spellcheck: "false",
+    autocomplete: "off",
+  });
   phrase.addEventListener("input", () => setPhrase(kind, index, phrase.value));
   const remove = iconButton("remove", `Remove ${one} ${index + 1}`, () => removeObject(kind, index));
   const fields = numbers.map((name, at) => numberField(kind, index, at, name, most[at]));
-  const element = h("li", { class: "object" }, handle, phrase, remove, h("div", { class: "numbers" }, fields.map((field) => field.label)));
+  const element = h(
+    "li",
+    { class: "object" },
+    handle,
+    phrase,
+    remove,
+    h(
+      "div",
+      { class: "numbers" },
+      fields.map((field) => field.label),
+    ),
+  );
   element.update = (object) => {
     handle.style.setProperty("--of-object", colorOf(index));
     handle.setAttribute("aria-label", `${one} ${index + 1}, ${object.phrase}: ${object[KINDS[kind].field].join(", ")}`);
@@ -69,7 +96,14 @@ function row(kind, index) {
 
 function numberField(kind, index, at, name, most) {
   const step = state.model.coordinate_step;
-  const input = h("input", { type: "number", min: 0, max: most, step, inputmode: "numeric", "aria-label": `${name} of ${KINDS[kind].one} ${index + 1}` });
+  const input = h("input", {
+    type: "number",
+    min: 0,
+    max: most,
+    step,
+    inputmode: "numeric",
+    "aria-label": `${name} of ${KINDS[kind].one} ${index + 1}`,
+  });
   const tag = `${kind} ${index} ${at}`;
   const put = (value) => {
     const numbers = [...numbersOf(kind, index)];
@@ -122,7 +156,10 @@ function setPhrase(kind, index, phrase) {
 
 function addObject(kind) {
   const objects = state.draft.latents[kind];
-  const phrase = (state.draft.latents.bbox ?? objects)[objects.length]?.phrase ?? objects.at(-1)?.phrase ?? draft.words(state.draft.caption);
+  const phrase =
+    (state.draft.latents.bbox ?? objects)[objects.length]?.phrase ??
+    objects.at(-1)?.phrase ??
+    draft.words(state.draft.caption);
   draft.editSegment(kind, [...objects, { phrase, [KINDS[kind].field]: KINDS[kind].fresh }], null);
   focusSoon(`handle-${kind}-${objects.length}`);
 }

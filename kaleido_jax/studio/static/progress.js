@@ -10,7 +10,12 @@ export function progressBar(kinds) {
   const fill = h("div", { class: "fill" });
   const track = h("div", { class: "track", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0 }, fill);
   const stop = h("button", { type: "button", class: "cancel", on: { click: cancel } }, "Cancel");
-  const bar = h("div", { class: "progress", hidden: true }, h("div", { class: "grow" }, h("p", {}, title, line), track), stop);
+  const bar = h(
+    "div",
+    { class: "progress", hidden: true },
+    h("div", { class: "grow" }, h("p", {}, title, line), track),
+    stop,
+  );
   bar.update = () => {
     const { job } = state;
     bar.hidden = !job || !kinds.includes(job.kind);

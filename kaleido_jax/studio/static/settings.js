@@ -30,7 +30,13 @@ export function update() {
 }
 
 function gamma([low, high]) {
-  const slider = h("input", { type: "range", min: low, max: Math.min(high, GAMMA_OF_SLIDER), step: 0.5, "aria-label": "Guidance weight gamma, slider" });
+  const slider = h("input", {
+    type: "range",
+    min: low,
+    max: Math.min(high, GAMMA_OF_SLIDER),
+    step: 0.5,
+    "aria-label": "Guidance weight gamma, slider",
+  });
   slider.addEventListener("input", () => draft.editSetting("gamma", Number(slider.value), "gamma"));
   const { element, show, name } = number("gamma", "Gamma", low, high, 0.5);
   element.classList.add("with-slider");
@@ -48,11 +54,19 @@ function gamma([low, high]) {
 }
 
 function number(name, title, low, high, step) {
-  const input = h("input", { type: "number", min: low, max: high, step: step < 1 ? "any" : step, inputmode: "decimal", id: `setting-${name}` });
+  const input = h("input", {
+    type: "number",
+    min: low,
+    max: high,
+    step: step < 1 ? "any" : step,
+    inputmode: "decimal",
+    id: `setting-${name}`,
+  });
   input.addEventListener("change", () => {
     const value = Number(input.value);
     const known = state.draft.settings[name];
-    const next = input.value === "" || !Number.isFinite(value) ? known : clamp(step === 1 ? Math.round(value) : value, low, high);
+    const next =
+      input.value === "" || !Number.isFinite(value) ? known : clamp(step === 1 ? Math.round(value) : value, low, high);
     if (next !== known) draft.editSetting(name, next, `setting ${name}`);
     input.shown = null;
     showValue(input, next);
@@ -62,11 +76,15 @@ function number(name, title, low, high, step) {
 }
 
 function choice(name, title, options) {
-  const select = h("select", { id: `setting-${name}`, on: { change: () => draft.editSetting(name, select.value, null) } });
+  const select = h("select", {
+    id: `setting-${name}`,
+    on: { change: () => draft.editSetting(name, select.value, null) },
+  });
   const show = (value) => {
     // A recipe may use one that this list lacks.
     const all = options.includes(value) ? options : [...options, value];
-    if (select.options.length !== all.length) select.replaceChildren(...all.map((one) => h("option", { value: one, text: one })));
+    if (select.options.length !== all.length)
+      select.replaceChildren(...all.map((one) => h("option", { value: one, text: one })));
     showValue(select, value);
   };
   return { name, element: h("label", { class: "setting" }, h("span", { text: title }), select), show };
@@ -74,13 +92,23 @@ function choice(name, title, options) {
 
 function seed() {
   const [low, high] = state.model.limits.seed;
-  const input = h("input", { type: "number", id: "seed", min: low, max: high, step: 1, inputmode: "numeric", "aria-label": "Seed" });
+  const input = h("input", {
+    type: "number",
+    id: "seed",
+    min: low,
+    max: high,
+    step: 1,
+    inputmode: "numeric",
+    "aria-label": "Seed",
+  });
   input.addEventListener("change", () => {
     const value = Math.round(Number(input.value));
     // A seed that was chosen is meant to be used.
     set({ seed: clamp(Number.isFinite(value) ? value : 0, low, high), keepSeed: true });
   });
-  const dice = iconButton("dice", "Another seed", () => set({ seed: Math.floor(Math.random() * 1_000_000), keepSeed: true }));
+  const dice = iconButton("dice", "Another seed", () =>
+    set({ seed: Math.floor(Math.random() * 1_000_000), keepSeed: true }),
+  );
   const keep = h("input", { type: "checkbox", id: "keep-seed" });
   keep.addEventListener("change", () => {
     state.keepSeed = keep.checked;

@@ -95,9 +95,19 @@ function shapeOf(kind, object, index, kinds) {
     fillEnabled: isSelected || kind === "bbox" || !kinds.includes("bbox"),
     fill: "rgba(255, 255, 255, 0.001)",
   };
-  const shape = kind === "bbox" ? new Konva.Rect({ ...common, ...rectangleOf(object.box) }) : new Konva.Ellipse({ ...common, dash: [7, 5], ...ellipseOf(object, index) });
+  const shape =
+    kind === "bbox"
+      ? new Konva.Rect({ ...common, ...rectangleOf(object.box) })
+      : new Konva.Ellipse({ ...common, dash: [7, 5], ...ellipseOf(object, index) });
   // A dark rim, for pictures of the line's own color.
-  shape.rim = shape.clone({ name: "", listening: false, draggable: false, stroke: "#101014", strokeWidth: common.strokeWidth + 2, opacity: 0.55 });
+  shape.rim = shape.clone({
+    name: "",
+    listening: false,
+    draggable: false,
+    stroke: "#101014",
+    strokeWidth: common.strokeWidth + 2,
+    opacity: 0.55,
+  });
   listen(shape, kind, index);
   return shape;
 }
@@ -113,7 +123,14 @@ function ellipseOf(object, index) {
 }
 
 function addLabel(kind, object, index) {
-  const text = new Konva.Text({ text: object.phrase, fontSize: LABEL_PX, fontFamily: "sans-serif", fontStyle: "bold", fill: "#16161a", padding: 3 });
+  const text = new Konva.Text({
+    text: object.phrase,
+    fontSize: LABEL_PX,
+    fontFamily: "sans-serif",
+    fontStyle: "bold",
+    fill: "#16161a",
+    padding: 3,
+  });
   const [x, y] = kind === "bbox" ? object.box : ellipseTop(object.blob);
   const scale = side / MAX;
   const label = new Konva.Label();

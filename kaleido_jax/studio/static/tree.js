@@ -65,9 +65,19 @@ function batchGroup() {
   element.update = ({ roots: nodes }) => {
     setText(title, history.labelOf(nodes[0]));
     element.setAttribute("aria-label", history.labelOf(nodes[0]));
-    keyed(roots, nodes, (node) => node.id, () => item("root"));
+    keyed(
+      roots,
+      nodes,
+      (node) => node.id,
+      () => item("root"),
+    );
     const rows = nodes.flatMap((node) => descendants(node.id, nodes.length > 1 ? node.place + 1 : null, 0));
-    keyed(edits, rows, (row) => row.node.id, () => item("edit"));
+    keyed(
+      edits,
+      rows,
+      (row) => row.node.id,
+      () => item("edit"),
+    );
   };
   return element;
 }
@@ -76,7 +86,10 @@ function batchGroup() {
 function descendants(id, of, depth) {
   const children = history.childrenOf(id);
   const deeper = depth + (children.length > 1 ? 1 : 0);
-  return children.flatMap((node, i) => [{ node, of: depth === 0 && i === 0 ? of : null, depth: deeper }, ...descendants(node.id, null, Math.max(deeper, 1))]);
+  return children.flatMap((node, i) => [
+    { node, of: depth === 0 && i === 0 ? of : null, depth: deeper },
+    ...descendants(node.id, null, Math.max(deeper, 1)),
+  ]);
 }
 
 function item(kind) {
@@ -96,7 +109,10 @@ function item(kind) {
     element.style.setProperty("--depth", Math.min(given.depth ?? 0, 4));
     element.setAttribute("aria-selected", isShown);
     element.setAttribute("aria-level", levelOf(node));
-    element.setAttribute("aria-label", kind === "root" ? `${name}, picture ${node.place + 1}, seed ${node.recipe.seed}` : name);
+    element.setAttribute(
+      "aria-label",
+      kind === "root" ? `${name}, picture ${node.place + 1}, seed ${node.recipe.seed}` : name,
+    );
     element.title = `${name}\nseed ${node.recipe.seed}, gamma ${node.recipe.sample.gamma}`;
     element.tabIndex = isShown ? 0 : -1;
   };

@@ -11,7 +11,13 @@ export function vokenChips() {
   const chips = h("ol", { class: "vokens" });
   const hint = h("p", { class: "hint", text: "Press two swatches, or drag one onto another, to exchange them." });
   const body = h("div", { class: "card-body" }, chips, hint);
-  body.update = (vokens) => keyed(chips, vokens, (_, i) => i, (_, i) => chip(i));
+  body.update = (vokens) =>
+    keyed(
+      chips,
+      vokens,
+      (_, i) => i,
+      (_, i) => chip(i),
+    );
   return body;
 }
 
@@ -25,7 +31,14 @@ export function letGo() {
 function chip(place) {
   const swatch = h("button", { type: "button", class: "swatch", draggable: "true", on: { click: () => press(place) } });
   const most = state.model.codebook_size - 1;
-  const input = h("input", { type: "number", min: 0, max: most, step: 1, inputmode: "numeric", "aria-label": `Visual token ${place + 1}` });
+  const input = h("input", {
+    type: "number",
+    min: 0,
+    max: most,
+    step: 1,
+    inputmode: "numeric",
+    "aria-label": `Visual token ${place + 1}`,
+  });
   input.addEventListener("change", () => {
     const value = Math.round(Number(input.value));
     const vokens = [...state.draft.latents.voken];
