@@ -20,7 +20,7 @@ from kaleido_jax.config.fields import field_type
 from kaleido_jax.config.fields import words as allowed
 from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import class_names
-from kaleido_jax.errors import UserError
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents, segments_of
 from kaleido_jax.sampling.batched import OF_THE_PRIOR
 from kaleido_jax.sampling.batched import SETTINGS as ALL_SETTINGS
@@ -57,10 +57,10 @@ class Engine:
     def load(self) -> None:
         """Loads the models and compiles what most requests need; errors are kept for the requests."""
         try:
-            self._pipeline = KaleidoPipeline.from_pretrained(self._paths[0], chunk=1)
+            self._pipeline = _open(self._paths[0])
             self._ready.set()
             if self._paths[1] is not None:
-                self._baseline = KaleidoPipeline.from_pretrained(self._paths[1], chunk=1)
+                self._baseline = _open(self._paths[1])
             self.waiting = "compiling the model (some seconds the first time)"
             start = time.monotonic()
             settings = self._pipeline.override({"num_steps": 2})
@@ -96,7 +96,9 @@ class Engine:
         about = {"waiting": self.waiting, "problem": self.problem, "limits": LIMITS, "ready": self._ready.is_set()}
         if self._pipeline is None:
             return about
-        config, words = self._pipeline.config, {"samplers": "sample.sampler", "guidances": "sample.guidance"}
+        config, guidances = self._pipeline.config, list(_words("sample.guidance"))
+        if self._pipeline.bad_params is None:
+            guidances.remove("autoguidance")
         return about | {
             "name": config.name,
             "step": self._pipeline.step,
@@ -108,7 +110,8 @@ class Engine:
             "coordinate_step": config.latents.coordinate_step,
             "settings": {name: getattr(config.sample, name) for name in SETTINGS},
             "baseline": self._baseline.config.name if self._baseline else None,
-            **{name: list(allowed(field_type(Config, path), path)) for name, path in words.items()},
+            "samplers": list(_words("sample.sampler")),
+            "guidances": guidances,
         }
 
     def suggestions(self) -> list[str]:
@@ -223,6 +226,18 @@ class Engine:
 
         job.check()
         return watch
+
+
+def _open(model: str | Path) -> KaleidoPipeline:
+    pipeline = KaleidoPipeline.from_pretrained(model, chunk=1)
+    if pipeline.config.model.denoiser is None:
+        raise user_error(f"{model}, a model of points", "one of images", "name another")
+    return pipeline
+
+
+def _words(path: str) -> tuple[str, ...]:
+    """The words that a field of the config allows."""
+    return allowed(field_type(Config, path), path)
 
 
 # --------------------------------------------------------------------------------------------------- JSON
