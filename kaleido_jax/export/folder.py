@@ -121,9 +121,23 @@ def _tensors(params: dict[str, Any], precision: str) -> Iterator[tuple[str, np.n
 
 
 def measures(workdir: Path) -> dict[str, Any]:
-    """The reports in a workdir's eval/ by their names, without those of real data; {} where nothing was measured."""
+    """The reports in a workdir's eval/ by their names, numbers with six digits; {} where nothing was measured.
+
+    Without the measures of real data. What a report depends on, its `of`, stays to the last digit.
+    """
     reports = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "eval").glob("*.json"))}
-    return {name: {key: value for key, value in one.items() if key != "real"} for name, one in reports.items()}
+    return {
+        name: {key: value if key == "of" else _six_digits(value) for key, value in one.items() if key != "real"}
+        for name, one in reports.items()
+    }
+
+
+def _six_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _six_digits(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_six_digits(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 # ----------------------------------------------------------------------------------------------- the card

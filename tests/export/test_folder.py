@@ -37,7 +37,7 @@ def workdir(tmp_path, monkeypatch):
     (path / "eval").mkdir()
     data = dataclasses.replace(CONFIG.data, records=str(tmp_path))
     (path / "config.json").write_text(dataclasses.replace(CONFIG, data=data).to_json())
-    (path / "eval" / "some.json").write_text(json.dumps(REPORT | {"real": {"accuracy": 1.0}}))
+    (path / "eval" / "some.json").write_text(json.dumps(REPORT | {"accuracy": 0.123400004, "real": {"accuracy": 1.0}}))
     params = random_params(open_codec(CONFIG), 0)
     monkeypatch.setattr(pipeline, "load_workdir", lambda *_: Weights(params=params, step=7))
     return path

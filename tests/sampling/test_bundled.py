@@ -7,11 +7,18 @@ import kaleido_jax as kj
 from kaleido_jax.config.load import MODELS, load_config
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import UserError
+from kaleido_jax.evaluate.protocols import bundled_reports
 from kaleido_jax.evaluate.scene_pixels import background_of
 from kaleido_jax.evaluate.scene_reading import said_by
 from kaleido_jax.sampling.pipeline import BUNDLED
 
 PAIR = ("emoji-tiny", "emoji-tiny-baseline")
+PROMISED = {  # kind of edit -> what must follow
+    "move": "box_iou_median",
+    "resize": "box_iou_median",
+    "word": "sprite_right",
+    "color": "background_right",
+}
 
 
 def test_the_pair_is_in_the_package_and_small():
@@ -46,6 +53,15 @@ def test_a_bundled_model_draws_on_the_background_that_its_latents_name():
     ]
     right = [background == background_of(np.asarray(image)) for background, image in pairs]
     assert len(right) == 8 and sum(right) >= 7
+
+
+def test_edits_of_the_bundled_model_are_followed():
+    report = bundled_reports("edits")["emoji-tiny"]
+    assert min(report[f"{kind}_box_iou_median"] for kind in ("move", "resize")) >= 0.7
+    assert min(report["word_sprite_right"], report["color_background_right"]) >= 0.9
+    assert max(report[f"{kind}_outside_of_fresh_seed"] for kind in ("move", "resize", "word")) < 1 / 3
+    for way in ("kept", "follow"):  # edits are by default as in the better of both
+        assert all(report[f"{kind}_{of}"] >= report[way][f"{kind}_{of}"] for kind, of in PROMISED.items())
 
 
 def test_the_baseline_draws_without_latents():
