@@ -43,7 +43,7 @@ class Normalization:
 
 
 def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
-    """Opens a model for all accelerators of the installed onnxruntime, then the CPU.
+    """Opens a model of images, for all accelerators of the installed onnxruntime, then the CPU.
 
     Args:
       path: the .onnx file.
@@ -52,13 +52,39 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
     Raises:
       UserError: onnxruntime or the file is missing, the file is not an ONNX model, or its input is not an RGB image.
     """
+    session, version = open_session(path)
+    inputs = session.get_inputs()
+    shape = inputs[0].shape if len(inputs) == 1 else None
+    if shape is None or len(shape) != 4 or shape[1] != 3 or shape[0] not in (1, None) and not isinstance(shape[0], str):
+        raise user_error(
+            f"{path} takes {[tuple(i.shape) for i in inputs]}", "one input (1, 3, height, width)", "export it with one"
+        )
+    height, width = (side if isinstance(side, int) else side_px for side in shape[2:])
+    return OnnxModel(
+        session=session,
+        input_name=inputs[0].name,
+        height=height,
+        width=width,
+        outputs=tuple(tuple(output.shape) for output in session.get_outputs()),
+        fingerprint=version,
+    )
+
+
+def open_session(path: Path | str) -> tuple[Any, str]:
+    """(onnxruntime.InferenceSession, 16 hex digits that change with the file or the weights stored beside it).
+
+    It runs on all accelerators of the installed onnxruntime, then the CPU.
+
+    Raises:
+      UserError: onnxruntime or the file is missing, or the file is not an ONNX model.
+    """
+    path = Path(path)
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
     except ImportError as error:
         do = "pip install 'kaleido_jax[annotate]'"
         raise user_error("onnxruntime is not installed", "it, to run ONNX models", do) from error
-    path = Path(path)
     if not path.is_file():
         raise user_error(f"no file {path}", "an ONNX model", "correct the path or fetch the weights")
     refuse_lfs_pointer(path)
@@ -86,21 +112,7 @@ def open_onnx(path: Path | str, *, side_px: int) -> OnnxModel:
         reason = " ".join(str(error).split())[:200]
         do = "compare its size with the original's, or export it again"
         raise user_error(f"{path} is not a model that runs ({reason})", "a whole ONNX file", do) from error
-    inputs = session.get_inputs()
-    shape = inputs[0].shape if len(inputs) == 1 else None
-    if shape is None or len(shape) != 4 or shape[1] != 3 or shape[0] not in (1, None) and not isinstance(shape[0], str):
-        raise user_error(
-            f"{path} takes {[tuple(i.shape) for i in inputs]}", "one input (1, 3, height, width)", "export it with one"
-        )
-    height, width = (side if isinstance(side, int) else side_px for side in shape[2:])
-    return OnnxModel(
-        session=session,
-        input_name=inputs[0].name,
-        height=height,
-        width=width,
-        outputs=tuple(tuple(output.shape) for output in session.get_outputs()),
-        fingerprint=fingerprint(content, *(weights.read_bytes() for weights in external)),
-    )
+    return session, fingerprint(content, *(weights.read_bytes() for weights in external))
 
 
 def read_normalization(folder: Path) -> Normalization:
