@@ -45,19 +45,21 @@ def _tensor(name, array):
     return _message(*((1, n) for n in array.shape), (2, _KINDS[array.dtype]), (8, name), (9, array.tobytes()))
 
 
-def _value(name, shape):
+def _value(name, shape, kind=_FLOAT):
     # A dimension that is no number is left open, under that name.
     dims = [(1, _message((1, n) if isinstance(n, int) else (2, n))) for n in shape]
-    return _message((1, name), (2, _message((1, _message((1, _FLOAT), (2, _message(*dims)))))))
+    return _message((1, name), (2, _message((1, _message((1, kind), (2, _message(*dims)))))))
 
 
-def write(path, nodes, *, inputs, outputs, constants):
-    """Writes a model: nodes in order, {name: shape} of inputs and outputs, {name: array} of constants."""
+def write(path, nodes, *, inputs, outputs, constants, integers=()):
+    """Writes a model: nodes in order, {name: shape} of inputs and outputs, {name: array} of constants; the inputs in
+    `integers` are int64, the others float32.
+    """
     graph = _message(
         *((1, n) for n in nodes),
         (2, "graph"),
         *((5, _tensor(name, array)) for name, array in constants.items()),
-        *((11, _value(name, shape)) for name, shape in inputs.items()),
+        *((11, _value(name, shape, _INT64 if name in integers else _FLOAT)) for name, shape in inputs.items()),
         *((12, _value(name, shape)) for name, shape in outputs.items()),
     )
     path.write_bytes(_message((1, 8), (7, graph), (8, _message((1, ""), (2, 13)))))
@@ -88,4 +90,32 @@ def features(path, weight, stride, sides=("h", "w")):
     """A vision model: one convolution with `weight` (c, 3, k, k), a map of c channels."""
     nodes = [node("Conv", ["image", "weight"], ["map"], strides=[stride, stride])]
     shapes = {"inputs": {"image": ("n", 3, *sides)}, "outputs": {"map": ("n", len(weight), "a", "b")}}
+    return write(path, nodes, constants={"weight": np.asarray(weight, np.float32)}, **shapes)
+
+
+def text_encoder(path, table):
+    """CLIP's text encoder in shape: the mean of the rows of `table` at the tokens; its second output."""
+    nodes = [
+        node("Gather", ["table", "input_ids"], ["last_hidden_state"]),
+        node("ReduceMean", ["last_hidden_state"], ["text_embeds"], axes=[1], keepdims=0),
+    ]
+    width = np.shape(table)[1]
+    shapes = {
+        "inputs": {"input_ids": ("n", "t")},
+        "outputs": {"last_hidden_state": ("n", "t", width), "text_embeds": ("n", width)},
+    }
+    return write(path, nodes, constants={"table": np.asarray(table, np.float32)}, integers=("input_ids",), **shapes)
+
+
+def pooled_features(path, weight, side=32):
+    """CLIP's image encoder in shape: the means over the map of one convolution with a stride of its size."""
+    stride = np.shape(weight)[-1]
+    nodes = [
+        node("Conv", ["pixel_values", "weight"], ["map"], strides=[stride, stride]),
+        node("ReduceMean", ["map"], ["image_embeds"], axes=[2, 3], keepdims=0),
+    ]
+    shapes = {
+        "inputs": {"pixel_values": ("n", 3, side, side)},
+        "outputs": {"map": ("n", len(weight), "a", "b"), "image_embeds": ("n", len(weight))},
+    }
     return write(path, nodes, constants={"weight": np.asarray(weight, np.float32)}, **shapes)
