@@ -42,7 +42,6 @@ class Extractor:
     resize: str  # rule and side, e.g. "clean-fid 299"
     of: Callable[[UInt8[np.ndarray, "b h w 3"]], Float[Any, "b d"]]  # one batch
     batch: int = BATCH
-    fid: bool = False  # whether a Frechet distance on it is FID
     head: tuple[Float32[np.ndarray, "classes d"], Float32[np.ndarray, "classes"]] | None = None  # of its classifier
 
     @property
@@ -180,14 +179,14 @@ def _built_in(
     weight, bias = tensors.get(f"{head}.weight"), tensors.get(f"{head}.bias")
     # The running count of batches is in the original file, but not in copies of it, and nothing depends on it.
     named = ((key, tensors[key]) for key in sorted(tensors) if not key.endswith("num_batches_tracked"))
-    is_fid = name == inception.NAME and side_px == inception.SIDE_PX
+    published = name == inception.NAME and side_px == inception.SIDE_PX
+    published = published and hashlib.sha256(path.read_bytes()).hexdigest().startswith(inception.FID_SHA256)
     return Extractor(
-        name=name,
+        name=inception.FID_NAME if published else name,
         weights=fingerprint(*(part for key, array in named for part in (key, np.ascontiguousarray(array).tobytes()))),
         resize=f"{rule} {side_px}",
         of=lambda images: features(params, jax.device_put(images, split)),
         batch=round_up(batch, len(devices)),
-        fid=is_fid and hashlib.sha256(path.read_bytes()).hexdigest().startswith(inception.FID_SHA256),
         head=None if weight is None or bias is None else (weight, bias),
     )
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from kaleido_jax.evaluate.features.network import Conv, FeatureRows, Layer, Maps, mean_of_positions
 from kaleido_jax.evaluate.features.resize import Rule
 
-NAME = "inception-v3"
+NAME, FID_NAME = "inception-v3", "inception-v3 of FID"
 HEAD = "fc"
 SIDE_PX = 299
 # First digits of the file's sha256, as its name says: pt_inception-2015-12-05-6726825d.pth. Only with this file a

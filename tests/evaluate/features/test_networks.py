@@ -66,10 +66,10 @@ def test_inception_is_that_of_fid_under_each_way_of_resizing(weights, golden, ru
 
 def test_only_the_published_file_at_its_size_is_called_fid(weights, monkeypatch):
     path = weights["inception-v3"]
-    assert not open_extractor("inception-v3", path).fid
+    assert open_extractor("inception-v3", path).name == "inception-v3"
     monkeypatch.setattr(inception, "FID_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
-    assert open_extractor("inception-v3", path).fid
-    assert not open_extractor("inception-v3", path, side_px=128).fid
+    assert open_extractor("inception-v3", path).name == inception.FID_NAME
+    assert open_extractor("inception-v3", path, side_px=128).name == "inception-v3"
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="no trained weights beside the repository")
