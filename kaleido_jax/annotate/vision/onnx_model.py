@@ -83,7 +83,7 @@ def open_session(path: Path | str) -> tuple[Any, str]:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
     except ImportError as error:
-        do = "pip install 'kaleido_jax[annotate]'"
+        do = "pip install onnxruntime"
         raise user_error("onnxruntime is not installed", "it, to run ONNX models", do) from error
     if not path.is_file():
         raise user_error(f"no file {path}", "an ONNX model", "correct the path or fetch the weights")

@@ -1,11 +1,11 @@
 """Makes features.npz and metrics.json beside this file from the programs that ours are held to.
 
-    pip install torch torchvision torch-fidelity==0.4.0 pytorch-fid==0.3.0 clean-fid==0.1.35 prdc==0.2 \
-        vendi-score==0.0.3 efficientnet-lite-pytorch==0.1.0
+    pip install -e ".[parity]" torch torchvision
     python -m tests.golden.evaluate.make_golden
 
 The weights are random ones of tests/evaluate/golden_inputs.py; no trained weights and no photographs are used. Made
-with torch 2.13.0 and torchvision 0.28.0 on a CPU.
+on a CPU with torch 2.13.0, torchvision 0.28.0, torch-fidelity 0.4.0, pytorch-fid 0.3.0, clean-fid 0.1.35, prdc 0.2,
+vendi-score 0.0.3 and efficientnet-lite-pytorch 0.1.0.
 """
 
 import json
