@@ -3,8 +3,12 @@
 Axes: b batch, t tokens, d width of the states, v vocabulary, h and w pixels, n anything counted.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+
+Rows = Any  # how many samples: an int, or a symbol in a program that is exported for any number of them
 
 # On the device
 Sample = Float[Array, "b ..."]  # images (b, h, w, 3) of one resolution in the model range, or points (b, dim)

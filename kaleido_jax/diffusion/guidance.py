@@ -26,6 +26,7 @@ from kaleido_jax.array_types import (
     Keys,
     Mask,
     Pyramid,
+    Rows,
     Sample,
     Scalar,
     Scales,
@@ -84,7 +85,7 @@ class Denoiser:
 class Rule(Protocol):
     """A guidance rule, which the sampler's loop calls at each evaluation."""
 
-    def init(self, batch: int, shapes: Shapes) -> RuleState:
+    def init(self, batch: Rows, shapes: Shapes) -> RuleState:
         """The state before the first evaluation, for samples of these shapes."""
 
     def __call__(
@@ -113,7 +114,7 @@ class CFG:
 
     gamma: Weight
 
-    def init(self, batch: int, shapes: Shapes) -> RuleState:
+    def init(self, batch: Rows, shapes: Shapes) -> RuleState:
         """No state."""
         return ()
 
@@ -132,7 +133,7 @@ class Autoguidance:
 
     gamma: Weight
 
-    def init(self, batch: int, shapes: Shapes) -> RuleState:
+    def init(self, batch: Rows, shapes: Shapes) -> RuleState:
         """No state."""
         return ()
 
@@ -169,7 +170,7 @@ class APG:
     diffusion: cfg.Diffusion
     scales: Scales
 
-    def init(self, batch: int, shapes: Shapes) -> RuleState:
+    def init(self, batch: Rows, shapes: Shapes) -> RuleState:
         """No update yet."""
         return [jnp.zeros((batch, *shape)) for shape in shapes]
 
@@ -217,7 +218,7 @@ class Interval:
     diffusion: cfg.Diffusion
     outside: Rule = CFG(gamma=1.0)  # passes the state of `rule` on
 
-    def init(self, batch: int, shapes: Shapes) -> RuleState:
+    def init(self, batch: Rows, shapes: Shapes) -> RuleState:
         """The state of `rule`."""
         return self.rule.init(batch, shapes)
 
@@ -251,7 +252,7 @@ class CADS:
     mix: float  # psi
     num_steps: int  # N of the schedule
 
-    def init(self, batch: int, shapes: Shapes) -> RuleState:
+    def init(self, batch: Rows, shapes: Shapes) -> RuleState:
         """The state of `rule`."""
         return self.rule.init(batch, shapes)
 

@@ -16,15 +16,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh, Sample
 from kaleido_jax.errors import user_error
+from kaleido_jax.export.stablehlo import write_stablehlo
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
 from kaleido_jax.runtime.checkpoints import write_params
 from kaleido_jax.runtime.files import new_folder, write_atomically
-from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline, folder_of
+from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline, find_model
 from kaleido_jax.sampling.weights import EXPORT, is_export
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-CARD, ORBAX = "README.md", "orbax"
+CARD, ORBAX, STABLEHLO = "README.md", "orbax", "stablehlo"
 
 
 def export_folder(
@@ -35,6 +36,7 @@ def export_folder(
     sigma_rel: float | None = None,
     *,
     orbax: bool = False,
+    stablehlo: bool = False,
 ) -> Path:
     """Writes the EMA of a workdir's latest checkpoint: config.json, model.safetensors, spiece.model, README.md, eval/.
 
@@ -47,6 +49,7 @@ def export_folder(
       step: of a workdir, the step to take instead of the latest.
       sigma_rel: relative width of an average made of a workdir's snapshots, instead of the EMA; between 0 and 0.2886.
       orbax: also writes the weights as an Orbax checkpoint in orbax/, for other programs.
+      stablehlo: also writes sampling as StableHLO in stablehlo/, to draw pictures without this package.
 
     Returns:
       The folder.
@@ -57,7 +60,7 @@ def export_folder(
     if precision not in PRECISIONS:
         raise user_error(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one")
     pipeline = KaleidoPipeline.from_pretrained(source, step=step, sigma_rel=sigma_rel)
-    config, folder_read = portable(pipeline.config), folder_of(source)
+    config, folder_read = portable(pipeline.config), find_model(source)
     if is_export(folder_read):  # what it is, if it is not an ordinary EMA, stays written beside it
         stored = folder_read / EXPORT
         sigma_rel = json.loads(stored.read_text()).get("sigma_rel") if stored.is_file() else None
@@ -78,6 +81,8 @@ def export_folder(
         if orbax:
             params = unflatten_dict(dict(_tensors(pipeline.params, precision)), sep="/")
             write_params(folder / ORBAX, params, {"name": config.name} | metadata)
+        if stablehlo:
+            write_stablehlo(config, pipeline.codec, folder / STABLEHLO)
         for name, report in reports.items():
             write_atomically(folder / "eval" / f"{name}.json", json.dumps(report).encode())
         (folder / CARD).write_text(model_card(pipeline, reports, sigma_rel))

@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from kaleido_jax.array_types import Rows
 from kaleido_jax.latents.nodes import DEAD, END, LONGEST
 
 FAR = 9999  # tokens; more than any budget
@@ -55,7 +56,7 @@ class Constraint(struct.PyTreeNode):
     leave: Int[_AnyArray, "n"]  # node that replaces it after the last round
     round_cost: Int[_AnyArray, "n"]  # tokens per round, of nodes within a loop
 
-    def start(self, rows: int) -> ParserState:
+    def start(self, rows: Rows) -> ParserState:
         """The state before the first token."""
         xp = _namespace(self.following)
         zero = xp.zeros(rows, xp.int32)

@@ -1,7 +1,7 @@
 """CPU forms: the same results as the plain formulas of layers.py and t5.py, in the form that XLA runs fastest on a CPU.
 
 `enabled` is the only switch. Other backends run the plain formulas, whose gradients XLA fuses; everything here was
-measured on CPUs only.
+measured on CPUs only. A program that is exported for several platforms holds both (`each_platform`).
 """
 
 import functools
@@ -19,22 +19,39 @@ from jaxtyping import Array, Float
 
 from kaleido_jax.array_types import PerChannel
 
-_PLAIN = ContextVar("plain", default=False)
+_TRACED_FOR: ContextVar[str] = ContextVar("traced_for", default="here")  # or "elsewhere", "each platform"
 
 
 def enabled() -> bool:
     """Whether code that is traced now uses the forms of this module."""
-    return jax.default_backend() == "cpu" and not _PLAIN.get()
+    return jax.default_backend() == "cpu" and _TRACED_FOR.get() == "here"
 
 
 @contextmanager
 def plain() -> Iterator[None]:
     """Inside, code is traced as for other backends, for programs that are compiled here but run elsewhere."""
-    token = _PLAIN.set(True)
+    with _traced_for("elsewhere"):
+        yield
+
+
+@contextmanager
+def each_platform() -> Iterator[None]:
+    """Inside, code is traced for programs that are lowered for several platforms: forward passes only.
+
+    Functions under `switch` hold both forms, and the platform decides, so that such a program draws the pipeline's bits
+    on a CPU too. `enabled` is False: cached decoding has one form.
+    """
+    with _traced_for("each platform"):
+        yield
+
+
+@contextmanager
+def _traced_for(where: str) -> Iterator[None]:
+    token = _TRACED_FOR.set(where)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        _TRACED_FOR.reset(token)
 
 
 def switch(form: Callable) -> Callable[[Callable], Callable]:
@@ -43,7 +60,12 @@ def switch(form: Callable) -> Callable[[Callable], Callable]:
     def decorate(plain: Callable) -> Callable:
         @functools.wraps(plain)
         def switched(*args: Any) -> Any:
-            return (form if enabled() else plain)(*args)
+            if _TRACED_FOR.get() != "each platform":
+                return (form if enabled() else plain)(*args)
+            arrays = [arg for arg in args if isinstance(arg, jax.Array)]
+            rest = args[len(arrays) :]  # numbers such as that of the groups
+            here, there = (lambda *each, function=function: function(*each, *rest) for function in (form, plain))
+            return jax.lax.platform_dependent(*arrays, cpu=here, default=there)
 
         return switched
 

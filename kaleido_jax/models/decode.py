@@ -1,6 +1,6 @@
 """Decoding: samples z from the prior, one token per row at a time, until every row has ended."""
 
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,22 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int, Num
 
-from kaleido_jax.array_types import Keys, TokenLogits, Tokens
+from kaleido_jax.array_types import Keys, Rows, TokenLogits, Tokens
 from kaleido_jax.models.t5 import EOS, PAD
 
 RowSetting = float | int | Num[Array, "b"]  # one number for all rows, or one for each row
 Cache = TypeVar("Cache")  # a pytree that `Step` takes and returns
-Carry = tuple[Int[Array, ""], Int[Array, "b"], Tokens, Bool[Array, "b"], Any, Any]
+
+
+class Decoding(NamedTuple):
+    """Where sampling is, between two positions."""
+
+    index: Int[Array, ""]  # of the next position
+    token: Int[Array, "b"]  # the one before it; PAD at the start
+    tokens: Tokens  # so far
+    ended: Bool[Array, "b"]
+    cache: Any
+    parser: Any  # the constraint's state; None without one
 
 
 @runtime_checkable
@@ -28,7 +38,7 @@ class Step(Protocol[Cache]):
 class Constraint(Protocol):
     """Keeps each row within a grammar; `latents.constrain` has the constraint for z. Its state is a pytree."""
 
-    def start(self, rows: int) -> Any:
+    def start(self, rows: Rows) -> Any:
         """The state of each row before its first token."""
 
     def restrict(self, state: Any, logits: TokenLogits, positions_left: Int[Array, ""]) -> tuple[TokenLogits, Any]:
@@ -52,11 +62,11 @@ def warp_logits(
       top_k: keeps this many tokens, and those that tie with the last one; 0 = all.
       top_p: keeps the smallest set of most likely tokens whose mass reaches this, at least one; 1 = all.
     """
-    rows, size = logits.shape
-    logits = logits.astype(jnp.float32) / _column(temperature, rows, jnp.float32)
+    size = logits.shape[-1]
+    logits = logits.astype(jnp.float32) / _column(temperature, logits, jnp.float32)
     if not isinstance(top_k, jax.Array) and top_k == 0 and not isinstance(top_p, jax.Array) and top_p == 1:
         return logits  # known before compilation, so it needs no sort
-    top_k, top_p = _column(top_k, rows, jnp.int32), _column(top_p, rows, jnp.float32)
+    top_k, top_p = _column(top_k, logits, jnp.int32), _column(top_p, logits, jnp.float32)
     order = jnp.argsort(logits, axis=-1)
     ascending = jnp.take_along_axis(logits, order, -1)
     kth = jnp.take_along_axis(ascending, jnp.clip(size - top_k, 0, size - 1), -1)
@@ -68,8 +78,8 @@ def warp_logits(
     return jnp.where(jnp.take_along_axis(remove, rank, -1), -jnp.inf, logits)
 
 
-def _column(value: RowSetting, rows: int, dtype: DTypeLike) -> Num[Array, "b 1"]:
-    return jnp.broadcast_to(jnp.asarray(value, dtype), (rows,))[:, None]
+def _column(value: RowSetting, logits: TokenLogits, dtype: DTypeLike) -> Num[Array, "b 1"]:
+    return jnp.broadcast_to(jnp.asarray(value, dtype), logits.shape[:1])[:, None]
 
 
 def choose(
@@ -88,6 +98,44 @@ def choose(
     warped = warp_logits(logits, jnp.where(is_greedy, 1.0, temperature), top_k, top_p)
     drawn = jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)
     return jnp.where(is_greedy, greedy, drawn)
+
+
+def start(cache: Any, ended: Bool[Array, "b"], max_len: int, constraint: Constraint | None) -> Decoding:
+    """Before the first position; `cache` is an empty one for `max_len` positions, rows that have `ended` stay empty."""
+    (rows,), zeros = ended.shape, jnp.zeros_like(ended, jnp.int32)
+    parser = None if constraint is None else constraint.start(rows)
+    return Decoding(
+        index=jnp.zeros((), jnp.int32),
+        token=zeros,
+        tokens=jnp.zeros((rows, max_len), jnp.int32),
+        ended=ended,
+        cache=cache,
+        parser=parser,
+    )
+
+
+def sample_next(
+    step: Step[Cache],
+    state: Decoding,
+    keys: Keys,
+    forced: Tokens,
+    constraint: Constraint | None,
+    *,
+    temperature: RowSetting,
+    top_k: RowSetting,
+    top_p: RowSetting,
+) -> Decoding:
+    """One more token of each row that has not ended; the arguments are those of `sample_tokens`."""
+    index, token, tokens, ended, cache, parser = state
+    _, logits, cache = step(token, index, cache)
+    if constraint is not None:
+        logits, reached = constraint.restrict(parser, logits, tokens.shape[1] - index)
+    drawn = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, temperature, top_k, top_p)
+    drawn = jnp.where(forced[:, index] != PAD, forced[:, index], drawn)
+    drawn = jnp.where(ended, PAD, drawn)
+    if constraint is not None:
+        parser = constraint.advance(parser, reached, drawn)
+    return Decoding(index + 1, drawn, tokens.at[:, index].set(drawn), ended | (drawn == EOS), cache, parser)
 
 
 def sample_tokens(
@@ -120,26 +168,12 @@ def sample_tokens(
     forced = jnp.zeros((rows, max_len), jnp.int32)
     if prefix is not None:
         forced = forced.at[:, : prefix.shape[1]].set(prefix[:, :max_len])
-
-    def unfinished(carry: Carry) -> Array:
-        index, _, _, ended, _, _ = carry
-        return (index < max_len) & ~ended.all()
-
-    def body(carry: Carry) -> Carry:
-        index, token, tokens, ended, cache, state = carry
-        _, logits, cache = step(token, index, cache)
-        if constraint is not None:
-            logits, reached = constraint.restrict(state, logits, max_len - index)
-        drawn = choose(jax.vmap(jax.random.fold_in, (0, None))(keys, index), logits, temperature, top_k, top_p)
-        drawn = jnp.where(forced[:, index] != PAD, forced[:, index], drawn)
-        drawn = jnp.where(ended, PAD, drawn)
-        if constraint is not None:
-            state = constraint.advance(state, reached, drawn)
-        return index + 1, drawn, tokens.at[:, index].set(drawn), ended | (drawn == EOS), cache, state
-
-    state = constraint.start(rows) if constraint is not None else None
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32), forced * 0, jnp.zeros(rows, bool), cache, state)
-    return jax.lax.while_loop(unfinished, body, start)[2]
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return jax.lax.while_loop(
+        lambda state: (state.index < max_len) & ~state.ended.all(),
+        lambda state: sample_next(step, state, keys, forced, constraint, **settings),
+        start(cache, jnp.zeros(rows, bool), max_len, constraint),
+    ).tokens
 
 
 def shift_right(tokens: Int[Array | np.ndarray, "*b t"]) -> Int[Array | np.ndarray, "*b t"]:

@@ -17,13 +17,14 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from kaleido_jax.array_types import Condition, Keys, Mask, Scalar, States, TokenLogits, Tokens
+from kaleido_jax.array_types import Condition, Keys, Mask, Rows, Scalar, States, TokenLogits, Tokens
 from kaleido_jax.array_types import Sample as SampleArray
 from kaleido_jax.config.schema import Diffusion, Sample, sample_shapes, scales
 from kaleido_jax.diffusion import guidance, samplers
 from kaleido_jax.diffusion.samplers import Reversing
 from kaleido_jax.latents.constrain import Constraint
-from kaleido_jax.models.decode import sample_tokens, shift_right
+from kaleido_jax.models import decode
+from kaleido_jax.models.decode import Decoding, sample_tokens, shift_right
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.models.t5 import PAD
 from kaleido_jax.runtime.files import fingerprint
@@ -62,15 +63,9 @@ def sample_latents(
     top_p: float | Array = 1.0,
 ) -> Tokens:
     """z ~ p(z | c) as token ids (b, max_len), padded with 0 after eos; the arguments are those of `sample_tokens`."""
-    apply = functools.partial(model.apply, {"params": params})
-    cache = apply(captions.states, max_len, method="start_decoding")
-
-    def step(token: Int[Array, "b"], index: Int[Array, ""], cache: Any) -> tuple[Array, TokenLogits, Any]:
-        return apply(token, index, cache, captions.mask, method="decode_step")
-
     return sample_tokens(
-        step,
-        cache,
+        _prior_step(model, params, captions.mask),
+        _empty_cache(model, params, captions.states, max_len),
         keys,
         max_len=max_len,
         temperature=temperature,
@@ -79,6 +74,43 @@ def sample_latents(
         prefix=prefix,
         constraint=constraint,
     )
+
+
+def start_latents(
+    model: Kaleido, params: dict, captions: EncodedCaptions, *, max_len: int, constraint: Constraint
+) -> Decoding:
+    """Where `sample_latents` begins, for programs that have its loop outside."""
+    cache = _empty_cache(model, params, captions.states, max_len)
+    return decode.start(cache, jnp.zeros(captions.states.shape[0], bool), max_len, constraint)
+
+
+def latents_step(
+    model: Kaleido,
+    params: dict,
+    captions: EncodedCaptions,
+    keys: Keys,
+    state: Decoding,
+    *,
+    forced: Tokens,
+    constraint: Constraint,
+    temperature: float | Array,
+    top_k: int | Array,
+    top_p: float | Array,
+) -> Decoding:
+    """One more token of each z: a turn of the loop of `sample_latents`; `forced` is 0 where nothing is."""
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return decode.sample_next(_prior_step(model, params, captions.mask), state, keys, forced, constraint, **settings)
+
+
+def _empty_cache(model: Kaleido, params: dict, states: States, max_len: int) -> Any:
+    return model.apply({"params": params}, states, max_len, method="start_decoding")
+
+
+def _prior_step(model: Kaleido, params: dict, mask: Mask) -> decode.Step:
+    def step(token: Int[Array, "b"], index: Int[Array, ""], cache: Any) -> tuple[Array, TokenLogits, Any]:
+        return model.apply({"params": params}, token, index, cache, mask, method="decode_step")
+
+    return step
 
 
 def condition_states(model: Kaleido, params: dict, captions: EncodedCaptions, z: Tokens) -> tuple[tuple, tuple]:
@@ -204,7 +236,7 @@ def _denoiser(model: Kaleido, params: dict, condition: Conditioned, sample: Samp
     )
 
 
-def _reader(model: Kaleido, params: dict, batch: int, sample: Sample) -> guidance.ReadCondition:
+def _reader(model: Kaleido, params: dict, batch: Rows, sample: Sample) -> guidance.ReadCondition:
     micros = {name: jnp.full(batch, value) for name, value in sample.micro}  # with and without a condition
     return functools.partial(model.apply, {"params": params}, method="condition", micros=micros)
 

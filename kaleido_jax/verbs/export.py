@@ -31,6 +31,13 @@ FLAGS = (
         bare="yes",
         words=("yes",),
     ),
+    Flag(
+        name="stablehlo",
+        value="yes",
+        help="also sampling as StableHLO in stablehlo/, to draw pictures without this package",
+        bare="yes",
+        words=("yes",),
+    ),
 )
 
 
@@ -41,10 +48,12 @@ def run(
     step: int | None = None,
     sigma_rel: float | None = None,
     orbax: str | None = None,
+    stablehlo: str | None = None,
 ) -> None:
     """Writes the folder, which `from_pretrained` and `sample --model` read."""
     check_backend()
     from kaleido_jax.export.folder import export_folder
 
-    folder = export_folder(workdir, output, precision or "float16", step, sigma_rel, orbax=bool(orbax))
+    formats = {"orbax": bool(orbax), "stablehlo": bool(stablehlo)}
+    folder = export_folder(workdir, output, precision or "float16", step, sigma_rel, **formats)
     say(f"exported to {folder}")
