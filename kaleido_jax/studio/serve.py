@@ -9,9 +9,11 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.studio.engine import Engine
 from kaleido_jax.studio.server import create_app
 
+BACKLOG = 128  # connections that wait to be accepted
+
 
 def listen(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1, and nowhere else.
+    """A socket that listens on 127.0.0.1, and nowhere else; who connects before the server runs waits for it.
 
     Raises:
       UserError: another program has the port.
@@ -20,6 +22,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):

@@ -5,17 +5,20 @@ import concurrent.futures
 import copy
 import io
 import json
+import socket
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kaleido_jax.config.load import MODELS
+from kaleido_jax.errors import UserError
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.studio.engine import Engine, grouped, label_of
 from kaleido_jax.studio.guard import HEADERS, refuse
 from kaleido_jax.studio.requests import LIMITS
+from kaleido_jax.studio.serve import listen
 
 
 class Echo:
@@ -256,6 +259,13 @@ def test_a_model_that_is_not_there_is_told(start_studio, tmp_path):
     kind, result = client.result("generate", {"caption": "fruit"})
     assert kind == "failed" and "config.json" in result["message"]
     assert client.ask("GET", "/api/model")[1]["problem"] == result["message"]
+
+
+def test_who_asks_before_the_server_runs_waits_for_it():
+    with listen(0) as listening, socket.create_connection(listening.getsockname(), timeout=5):
+        with pytest.raises(UserError, match="taken"):
+            listen(listening.getsockname()[1])
+        assert listening.getsockname()[0] == "127.0.0.1"
 
 
 def test_groups_are_by_what_latents_speak_of():
