@@ -85,7 +85,10 @@ def squared_radii(blocks: "Blocks", k: int) -> Squared:
     """
     if blocks.points.total <= k:
         raise user_error(f"{blocks.points.total} images for {k} neighbors", f"more than {k}", "measure more images")
-    nearest, keep = _Nearest(len(blocks.points.rows), k + _SPARE), k + _SPARE
+    keep, most = k + _SPARE, blocks.size // _GROUP
+    if not 0 < k <= most - _SPARE:
+        raise user_error(f"{k} neighbors of {blocks.points.total} images", f"1 to {most - _SPARE}", "take fewer")
+    nearest = _Nearest(len(blocks.points.rows), keep)
     pairs = [(i, j) for i in range(blocks.number) for j in range(i, blocks.number)]
     compute = functools.partial(_nearest_of_block, keep=keep)
     for (i, j), found in blocks.run(compute, pairs, blocks, "neighbors"):
@@ -204,6 +207,8 @@ class Blocks:
             np.subtract(points.rows[place], center, out=x[: place.stop - place.start])
             square = np.full(self.size, np.inf, np.float32)  # of a filling point, which is so infinitely far
             square[: place.stop - place.start] = np.einsum("nd,nd->n", x, x)[: place.stop - place.start]
+            if not np.isfinite(square[: place.stop - place.start]).all():
+                raise user_error("features beyond 1e19", "features of order one", "check the weights of the extractor")
             # A sum of d products is off by at most d units of |a||b| <= (|a|^2 + |b|^2) / 2, in 2ab and in |a|^2
             # alike; centering, the sum of the three and the comparison add a few.
             error = np.where(np.isfinite(square), 2 * _UNIT * (width + 16) * square, 0)

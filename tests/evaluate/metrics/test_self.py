@@ -225,6 +225,8 @@ def test_bad_input_is_one_line():
     broken[3, 3] = np.nan
     for call, message in (
         (lambda: manifold(x[:3], x), "3 images for 3 neighbors; expected more than 3"),
+        (lambda: manifold(x, x, k=15), "15 neighbors of 20 images; expected 1 to 11"),
+        (lambda: manifold(x, x * np.float32(1e30)), "beyond 1e19"),
         (lambda: manifold(x, broken), "samples: 20 features, some of them not finite"),
         (lambda: manifold(x, x[:, 1:]), "one extractor"),
         (lambda: frechet(x, x[:, 1:]), "one extractor"),
