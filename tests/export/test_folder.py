@@ -103,6 +103,18 @@ def test_what_was_exported_is_exported_again(workdir, tmp_path):
     assert again.joinpath("README.md").read_text() == first.joinpath("README.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_recipe_draws_the_same_bytes_after_export_and_reload(workdir, tmp_path):
+    run = KaleidoPipeline.from_pretrained(workdir)
+    out = run(["bird"], seed=3, num_steps=2)
+    exported = KaleidoPipeline.from_pretrained(folder.export_folder(workdir, tmp_path / "out", "float32"))
+    again = exported.draw(out.recipe)
+    np.testing.assert_array_equal(again.pixels, run.draw(out.recipe).pixels)
+    assert again.recipe == run.draw(out.recipe).recipe
+    with pytest.raises(UserError, match="weights"):
+        KaleidoPipeline.from_pretrained(folder.export_folder(workdir, tmp_path / "half")).draw(out.recipe)
+
+
 def test_the_folder_is_laid_out_as_a_repository_of_the_hub(workdir, tmp_path):
     out = folder.export_folder(workdir, tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {
