@@ -30,6 +30,7 @@ _DAY_SEC = 24 * 3600
 _GRACE_SEC = 2.0
 _WAITING = "waits for other processes"
 _PLACES = "kaleido_jax/hosts"  # of the coordination service's keys: where each process runs
+_compiled_together: set[Any] = set()  # signatures of calls
 _uses: dict[str, int] = collections.defaultdict(int)  # of each barrier's name in this process
 
 
@@ -185,10 +186,25 @@ def compile_together(function: Any, *args: Any, **keywords: Any) -> None:
     """Compiles a jitted function for these arguments, and waits until all processes have done so.
 
     Its first call starts the collectives, for which processes wait only half a minute on CPU; how long a compilation
-    takes differs by more than that between busy machines. The call then finds the compiled function.
+    takes differs by more than that between busy machines. The call then finds the compiled function. Later calls with
+    arguments of the same kind do nothing; all processes must make the same calls in the same order.
     """
+    import jax
+
+    leaves, structure = jax.tree.flatten((args, keywords))
+    signature = function, structure, tuple(map(_kind, leaves))
+    if signature in _compiled_together:
+        return
     function.lower(*args, **keywords).compile()
     barrier("compiled", COMPILE_SEC)
+    _compiled_together.add(signature)
+
+
+def _kind(leaf: Any) -> Any:
+    """What a compilation depends on: of an array shape, dtype and sharding, of anything else its value."""
+    if not hasattr(leaf, "dtype"):
+        return leaf
+    return leaf.shape, str(leaf.dtype), getattr(leaf, "sharding", None)
 
 
 def leave(code: int) -> NoReturn:

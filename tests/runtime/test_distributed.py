@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from kaleido_jax.errors import UserError
@@ -190,3 +192,23 @@ def test_a_taken_port_is_one_line(place):
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} of the coordinator on this machine: Address already in use"):
             distributed.start(f"localhost:{port}", 2, 0)
+
+
+def test_processes_wait_for_each_other_once_for_each_kind_of_arguments(monkeypatch):
+    waits = []
+    monkeypatch.setattr(distributed, "barrier", lambda *_: waits.append(1))
+    monkeypatch.setattr(distributed, "_compiled_together", set())
+    function = jax.jit(lambda x, scale: scale * x, static_argnums=1)
+    for x, scale, expected in (
+        (np.ones(2), 2, 1),
+        (np.zeros(2), 2, 1),  # other values compile nothing
+        (np.ones(3), 2, 2),
+        (np.ones(2, np.float16), 2, 3),
+        (np.ones(2), 3, 4),  # compiled in
+        (jax.device_put(np.ones(2)), 2, 5),
+        (np.ones(3), 2, 5),
+    ):
+        distributed.compile_together(function, x, scale)
+        assert len(waits) == expected
+    distributed.compile_together(jax.jit(lambda x, scale: x), np.ones(2), 2)
+    assert len(waits) == 6
