@@ -341,7 +341,7 @@ class KaleidoPipeline:
         """
         tokens, found = self.caption_tokens(captions), []
         inputs = self._prior_inputs(seed, _indices(indices, captions), sample or self.config.sample, prefix)
-        with progress("latents", len(captions), "sample") as advance:
+        with progress("latents", len(captions), "sample", wanted=len(captions) > 1) as advance:
             for rows, real in self._batched.rows(len(captions), len(captions)):
                 encoded = self._batched.encode(self.params, tokens[rows])
                 found.append(self._batched.sample_latents(self.params, encoded, rows, inputs)[:real])

@@ -51,29 +51,39 @@ class Engine:
         self._baseline: KaleidoPipeline | None = None
         self._compiled: set[tuple[Any, ...]] = set()
         self._compile_sec = 0.0
+        self._suggestions: list[str] = []
         self._ready = threading.Event()
 
     # ------------------------------------------------------------------------------------------ loading
     def load(self) -> None:
-        """Loads the models and compiles what most requests need; errors are kept for the requests."""
+        """Loads the models and compiles what most requests need; errors are kept for the requests.
+
+        Raises:
+          Exception: one that nobody expects; requests then say that there is no model.
+        """
         try:
             self._pipeline = _open(self._paths[0])
+            self._suggestions = _captions(self._pipeline, Path(self._paths[0]))
             self._ready.set()
             if self._paths[1] is not None:
                 self._baseline = _open(self._paths[1])
             self.waiting = "compiling the model (some seconds the first time)"
             start = time.monotonic()
             settings = self._pipeline.override({"num_steps": 2})
-            caption = self.suggestions()[0] if self.suggestions() else "a"
-            recipe = self._pipeline.sampled_recipe(caption, seed=0, indices=[0], sample=settings)
+            recipe = self._pipeline.sampled_recipe(
+                (self._suggestions or ["a"])[0], seed=0, indices=[0], sample=settings
+            )
             self._pipeline.draw(recipe)
             self._compiled.add(self._program(recipe))
             self._compile_sec = time.monotonic() - start
             log.info("ready after %.0f s of compiling", self._compile_sec)
-        except UserError as error:
+        except (UserError, FloatingPointError) as error:
             self.problem = str(error)
+        finally:
+            if self._pipeline is None and not self.problem:
+                self.problem = "an error while the model was loaded; see the terminal"
+            self.waiting = ""
             self._ready.set()
-        self.waiting = ""
 
     def _loaded(self) -> KaleidoPipeline:
         """The model, waited for.
@@ -104,7 +114,7 @@ class Engine:
             "step": self._pipeline.step,
             "image_size": config.model.denoiser.image_size,
             "segments": list(config.latents.segments),
-            "suggestions": self.suggestions(),
+            "suggestions": self._suggestions,
             "codebook_size": config.latents.codebook_size,
             "vokens_per_image": config.latents.vokens_per_image,
             "coordinate_step": config.latents.coordinate_step,
@@ -113,14 +123,6 @@ class Engine:
             "samplers": list(_words("sample.sampler")),
             "guidances": guidances,
         }
-
-    def suggestions(self) -> list[str]:
-        """Captions that the model knows: those of its config, or the class names of its data."""
-        if self._pipeline is None:
-            return []
-        config = self._pipeline.config
-        captions = config.sample.captions or class_names(config, Path(self._paths[0]))
-        return list(dict.fromkeys(captions))[: LIMITS["suggestions"]]
 
     # ------------------------------------------------------------------------------------------ requests
     def work(self, job: Job) -> dict[str, Any]:
@@ -168,7 +170,7 @@ class Engine:
         return images
 
     def _edit(self, pipeline: KaleidoPipeline, job: Job, request: Edit) -> dict[str, Any]:
-        edited = pipeline.edit(request.recipe, watch=self._watch(job, request.recipe, 0, 1, []), **request.arguments)
+        edited = pipeline.edit(request.recipe, watch=self._watch_edit(job, request.recipe), **request.arguments)
         self._compiled.add(self._program(edited.recipe))
         return {
             "image": _shown(edited.after, edited.recipe, edited.latents),
@@ -227,12 +229,33 @@ class Engine:
         job.check()
         return watch
 
+    def _watch_edit(self, job: Job, recipe: Recipe) -> Callable[[int, int, Any], None]:
+        """The same for `pipe.edit`, which draws the image before the edit first: that one is not shown again."""
+        after, drawings = self._watch(job, recipe, 1, 2, []), 0
+
+        def watch(done: int, of: int, x0: Any) -> None:
+            nonlocal drawings
+            drawings += done == 1
+            if drawings > 1:
+                return after(done, of, x0)
+            job.check()
+            np.asarray(x0)
+            return job.tell("progress", step=done, of=2 * of, previews=[])
+
+        return watch
+
 
 def _open(model: str | Path) -> KaleidoPipeline:
     pipeline = KaleidoPipeline.from_pretrained(model, chunk=1)
     if pipeline.config.model.denoiser is None:
         raise user_error(f"{model}, a model of points", "one of images", "name another")
     return pipeline
+
+
+def _captions(pipeline: KaleidoPipeline, folder: Path) -> list[str]:
+    """Captions that the model knows: those of its config, or the class names of its data."""
+    captions = pipeline.config.sample.captions or class_names(pipeline.config, folder)
+    return list(dict.fromkeys(captions))[: LIMITS["suggestions"]]
 
 
 def _words(path: str) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Job:
             return any(kind in self._news for kind in FINAL)
 
     def cancel(self) -> None:
-        """Ends the job: at once if it waits, at its next step if it runs."""
+        """Ends a running job at its next step; one that waits is ended by `Jobs.cancel`."""
         self._cancelled.set()
 
     def check(self) -> None:
@@ -141,6 +141,15 @@ class Jobs:
         with self._lock:
             return self._sessions.get(session, {}).get(job_id)
 
+    def cancel(self, job: Job) -> None:
+        """Ends a job: at once if it waits, at its next step if it runs."""
+        job.cancel()
+        with self._lock:
+            waits = self._waiting.pop(job.id, None) is not None
+        if waits:
+            job.tell("cancelled")
+            self._tell_positions()
+
     def _forget(self, jobs: OrderedDict[str, Job]) -> None:
         over = [job_id for job_id, job in jobs.items() if job.is_over]
         for job_id in over[: max(len(over) - KEPT, 0)]:
@@ -150,15 +159,23 @@ class Jobs:
                 job.cancel()
 
     def _run(self) -> None:
-        self._prepare()
+        try:
+            self._prepare()
+        except Exception:  # noqa: BLE001  requests are still answered, by what `work` makes of it
+            log.exception("the studio could not start")
         while True:
             job = self._queue.get()
             with self._lock:
-                del self._waiting[job.id]
-                waiting = list(self._waiting.values())
-            for position, other in enumerate(waiting):
-                other.tell("queued", position=position + 1)
-            self._finish(job)
+                waited = self._waiting.pop(job.id, None) is not None
+            if waited:
+                self._tell_positions()
+                self._finish(job)
+
+    def _tell_positions(self) -> None:
+        with self._lock:
+            waiting = list(self._waiting.values())
+        for position, job in enumerate(waiting):
+            job.tell("queued", position=position + 1)
 
     def _finish(self, job: Job) -> None:
         try:

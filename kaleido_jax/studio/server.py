@@ -101,7 +101,7 @@ class Studio:
         job = self._job(request)
         if job is None:
             return _message(404, "no such job in this session")
-        job.cancel()
+        self._jobs.cancel(job)
         return JSONResponse({})
 
     async def _events(self, request: Request) -> Response:

@@ -71,9 +71,13 @@ def test_both_bounds_of_the_queue(queue, gate):
 
 def test_a_cancelled_job_ends_whether_it_waits_or_runs(queue, gate):
     running, waiting, other = queue.add("a", 0), queue.add("a", 1), queue.add("a", 2)
-    waiting.cancel()
-    running.cancel()
-    assert news_of(running)[-1] == "cancelled" and news_of(waiting)[-1] == "cancelled"
+    while running.id in queue._waiting:
+        time.sleep(0.01)
+    queue.cancel(waiting)
+    assert news_of(waiting)[-1] == "cancelled" and not running.is_over  # at once, though the other still runs
+    assert other._news["queued"][1] == {"position": 1}
+    queue.cancel(running)
+    assert news_of(running)[-1] == "cancelled"
     gate.set()
     assert news_of(other)[-1] == "done"
 
@@ -105,3 +109,12 @@ def test_sessions_are_apart_and_bounded(queue, gate):
     for i in range(2 * jobs.SESSIONS):
         news_of(queue.add(f"s{i}", 0))
     assert len(queue._sessions) <= jobs.SESSIONS
+
+
+def test_a_start_that_fails_leaves_requests_answered():
+    def fail():
+        raise ZeroDivisionError
+
+    made = Jobs(lambda job: {}, prepare=fail)
+    made.start()
+    assert news_of(made.add("s", 0))[-1] == "done"

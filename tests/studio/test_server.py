@@ -17,6 +17,7 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.studio.engine import Engine, grouped, label_of
 from kaleido_jax.studio.guard import HEADERS, refuse
+from kaleido_jax.studio.jobs import Job
 from kaleido_jax.studio.requests import LIMITS
 from kaleido_jax.studio.serve import listen
 
@@ -194,6 +195,27 @@ def test_news_come_in_order_and_a_cancelled_job_stops(client):
     status, value = client.ask("POST", "/api/generate", {"caption": "bird", "settings": {"num_steps": 1000}})
     assert client.ask("DELETE", f"/api/jobs/{value['job']}") == (200, {})
     assert client.news(value["job"])[-1] == ("cancelled", {})
+
+
+@pytest.mark.slow
+def test_an_edit_shows_the_picture_after_it_forming_and_not_the_one_before(client, drawn):
+    body = {"recipe": drawn[0]["recipe"], "latents": {"bbox": [{"phrase": "apple", "box": [100, 100, 500, 500]}]}}
+    news = dict(client.news(client.ask("POST", "/api/edit", body)[1]["job"]))
+    assert "done" in news and (news["progress"]["step"], news["progress"]["of"]) == (8, 8)
+    assert len(news["progress"]["previews"]) == 1
+
+
+def test_an_error_that_nobody_expects_while_loading_is_told(monkeypatch):
+    def fail(model, chunk):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(KaleidoPipeline, "from_pretrained", fail)
+    engine = Engine("anything")
+    with pytest.raises(ZeroDivisionError):
+        engine.load()
+    assert engine.describe()["waiting"] == "" and "terminal" in engine.describe()["problem"]
+    with pytest.raises(UserError, match="terminal"):
+        engine.work(Job("session", None))
 
 
 @pytest.mark.slow
