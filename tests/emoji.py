@@ -12,10 +12,16 @@ from kaleido_jax.latents.tokenizer import Tokenizer
 
 
 def scenes(
-    split: str = "train", number: int = 1, *, seed: int = 0, image_size: int = 32, two_share: float = 0.2
+    split: str = "train",
+    number: int = 1,
+    *,
+    seed: int = 0,
+    image_size: int = 32,
+    two_share: float = 0.2,
+    **views: float,
 ) -> EmojiSource:
-    """The first scenes of a split."""
-    sizes = DataEmoji(num_train=number, num_test=number, two_share=two_share)
+    """The first scenes of a split; `views` are other fields of config.data.emoji."""
+    sizes = DataEmoji(num_train=number, num_test=number, two_share=two_share, **views)
     data = Data(source="emoji", split=split, emoji=sizes)
     return open_source(data, seed=seed, image_size=image_size)
 

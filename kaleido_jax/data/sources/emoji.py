@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from kaleido_jax import array_types as at
+from kaleido_jax.config.schema import DataEmoji
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import Example, LabeledObject, SourceSettings, check_index
 from kaleido_jax.errors import user_error
@@ -52,9 +53,8 @@ _DRAWN_PX = (
 _SIZE_BOUNDS = (0.54, 0.72)  # between the words of SIZES, in parts of the image's side
 _PLACE_BOUNDS = (0.43, 0.57)  # between left, center and right, and between upper, middle and lower
 _UPRIGHT_DEGREES = 12  # largest tilt that is still upright
-_TILT_DEGREES = 45  # largest tilt
-_SIDE_ALONE = (0.45, 0.92)  # range of the side of a sprite that is alone, and of one of two
-_SIDE_OF_TWO = (0.4, 0.6)
+_MOST_SIDE = 0.92  # of a sprite that is alone
+_SIDE_OF_TWO = (0.4, 0.6)  # range of the side of one of two sprites
 _FILLED = 0.92  # part of a sprite's square that its pixels reach into, from edge to edge
 _APART = 0.56  # least distance of two centers, in parts of the sum of their sides; 0.5 = their circles touch
 _HELD_OUT_ONE_IN = 10
@@ -145,21 +145,30 @@ def is_held_out(placed: PlacedSprite, background: str) -> bool:
     return zlib.crc32(key.encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def draw_scene(rng: np.random.Generator, *, held_out: bool, two_share: float) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    *,
+    held_out: bool,
+    two_share: float,
+    least_side: float = DataEmoji.least_side,
+    most_tilt: int = DataEmoji.most_tilt,
+) -> Scene:
     """A random scene all of whose sprites are, or none of whose sprites is, of the held-out combinations.
 
     Kinds and sprites come first and are kept, so that both splits have the true shares of kinds, sprites and pairs.
+    The arguments are those of config.data.emoji.
     """
     first = int(rng.random() * len(KINDS))
     other = (first + 1 + int(rng.random() * (len(KINDS) - 1))) % len(KINDS)
-    kinds, sides = ((first, other), _SIDE_OF_TWO) if rng.random() < two_share else ((first,), _SIDE_ALONE)
+    alone = (least_side, _MOST_SIDE)
+    kinds, sides = ((first, other), _SIDE_OF_TWO) if rng.random() < two_share else ((first,), alone)
     sprites = [SPRITES_PER_KIND * kind + _pick(SHARES[kind], rng.random()) for kind in kinds]
     while True:
         background = list(BACKGROUNDS)[int(rng.random() * len(BACKGROUNDS))]
         placed: list[PlacedSprite] = []
         for sprite in sprites:
-            fitting = (p for p in _places(rng, sprite, sides, placed) if is_held_out(p, background) == held_out)
-            placed += itertools.islice(fitting, 1)
+            places = _places(rng, sprite, sides, most_tilt, placed)
+            placed += itertools.islice((p for p in places if is_held_out(p, background) == held_out), 1)
         if len(placed) == len(sprites):
             return Scene(sprites=tuple(sorted(placed, key=lambda p: -p.side)), background=background)
 
@@ -169,12 +178,12 @@ def _pick(shares: Float[np.ndarray, "n"], uniform: float) -> int:
 
 
 def _places(
-    rng: np.random.Generator, sprite: int, sides: tuple[float, float], others: list[PlacedSprite]
+    rng: np.random.Generator, sprite: int, sides: tuple[float, float], most_tilt: int, others: list[PlacedSprite]
 ) -> Iterator[PlacedSprite]:
     """Random places of the sprite, apart from the others; few or none if these leave no room."""
     for_side, for_tilt, for_x, for_y = rng.random((4, _TRIES))
     side = sides[0] + for_side * (sides[1] - sides[0])
-    tilt = np.floor(for_tilt * (2 * _TILT_DEGREES + 1)) - _TILT_DEGREES
+    tilt = np.floor(for_tilt * (2 * most_tilt + 1)) - most_tilt
     turn = np.radians(np.abs(tilt))
     reach = np.minimum(_FILLED * side * (np.cos(turn) + np.sin(turn)) / 2, 0.5)  # keeps it inside the image
     x, y = (reach + uniform * (1 - 2 * reach) for uniform in (for_x, for_y))
@@ -279,9 +288,12 @@ class EmojiSource:
             do = "raise config.annotate.image_size or the denoiser's"
             raise user_error(f"scenes of {size} px", f"at least {SMALLEST_PX} px", do)
         self._split, self._seed, self._image_size = data.split, settings.seed, size
-        self._two_share = data.emoji.two_share
+        self._emoji = data.emoji
         self._num_examples = data.emoji.num_train if data.split == "train" else data.emoji.num_test
-        self.fingerprint = fingerprint(f"{VERSION} {data.split} {settings.seed} {size} {self._two_share}")
+        drawn = f"{VERSION} {data.split} {settings.seed} {size} {data.emoji.two_share}"
+        if (views := (data.emoji.least_side, data.emoji.most_tilt)) != (DataEmoji.least_side, DataEmoji.most_tilt):
+            drawn += f" {views}"
+        self.fingerprint = fingerprint(drawn)
 
     def __len__(self) -> int:
         return self._num_examples
@@ -296,7 +308,14 @@ class EmojiSource:
         sequence = np.random.SeedSequence((self._seed, split, check_index(index, self._num_examples)))
         # Philox is counter-based: nearby (seed, split, index) give unrelated streams, the same on every machine.
         rng = np.random.Generator(np.random.Philox(sequence))
-        return draw_scene(rng, held_out=self._split == "test", two_share=self._two_share)
+        emoji = self._emoji
+        return draw_scene(
+            rng,
+            held_out=self._split == "test",
+            two_share=emoji.two_share,
+            least_side=emoji.least_side,
+            most_tilt=emoji.most_tilt,
+        )
 
     def label(self, index: int) -> int:
         """Index into class_names of one example's first sprite."""

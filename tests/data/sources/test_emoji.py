@@ -117,6 +117,18 @@ def test_two_sprites_are_both_seen_and_the_larger_comes_first():
     assert all(len(scenes("train", 20, two_share=0.0).scene(i).sprites) == 1 for i in range(20))
 
 
+@pytest.mark.parametrize("split", emoji.SPLITS)
+def test_close_ups_are_large_and_upright_and_other_records_than_the_usual_ones(split):
+    close = scenes(split, 60, two_share=0.0, least_side=0.8, most_tilt=12)
+    placed = [close.scene(i).sprites[0] for i in range(len(close))]
+    assert all(p.words[0] == "large" and p.words[2] == "upright" and p.side >= 0.8 for p in placed)
+    assert len({p.words[1] for p in placed}) > 3
+    usual = scenes(split, 60, two_share=0.0)
+    assert close.fingerprint != usual.fingerprint
+    assert usual.fingerprint == scenes(split, 60, two_share=0.0, least_side=0.45, most_tilt=45).fingerprint
+    assert [usual.scene(i).sprites[0].sprite for i in range(60)] == [p.sprite for p in placed]  # the same modes
+
+
 # ---------------------------------------------------------------------------------------------- the words
 def test_words_say_what_is_drawn():
     scene = Scene(sprites=(one(x=0.3, y=0.3, tilt=-20), one(ROBIN, 0.8, 0.7, 0.4, 0)), background="blue")
