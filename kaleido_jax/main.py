@@ -163,12 +163,14 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
       UserError: a flag is missing or unknown, or its value is not allowed.
     """
     known = {f"--{flag.name}": flag for flag in verb.FLAGS}
-    given, overrides = {}, []
+    given, overrides, fields = {}, [], {}
     for arg in flags:
         name, equals, value = arg.partition("=")
         group, _, key = name.partition(".")
         if CONFIG in verb.FLAGS and name.startswith("--config."):
             overrides.append(arg)
+        elif key and equals and group in known and known[group].has_fields:
+            fields.setdefault(known[group].name, {})[key] = value
         elif key and equals and group in known and known[group].keyed:
             values = given.setdefault(group, {})
             values.pop(key, None)
@@ -184,16 +186,27 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
     config = f"--{CONFIG.name}"
     for name in (f"--{flag.name}" for flag in verb.FLAGS if flag.configures):
         given.setdefault(config, given.get(name, ""))
+    for name, keys in fields.items():
+        if f"--{name}" not in given:
+            found = f"--{name}.{next(iter(keys))} without --{name}"
+            raise user_error(found, f"--{name}={known[f'--{name}'].value}", "name it")
+    replaced = {name for flag in verb.FLAGS if given.get(f"--{flag.name}") for name in flag.replaces}
     arguments = {}
     for name, flag in known.items():
         value = given.get(name)
-        if not value and flag.missing:
+        if not value and flag.missing and flag.name not in replaced:
             raise user_error(f"no {name}", f"{name}={flag.value}", flag.missing)
         if value and flag.words and value not in flag.words:
             raise user_error(f"{name}={value}", f"one of {', '.join(flag.words)}", "choose one")
         if not flag.sets:
             arguments[flag.name] = _typed(flag, value) if value else None
-    if CONFIG in verb.FLAGS:
+        if flag.has_fields and value:
+            arguments[flag.name] = value, fields.get(flag.name, {})
+    if CONFIG in verb.FLAGS and CONFIG.name in replaced:
+        if overrides or given.get(config):
+            other = next(f"--{flag.name}" for flag in verb.FLAGS if CONFIG.name in flag.replaces)
+            raise user_error(f"{config} beside {other}", "one of them", f"set fields by {other}.KEY=VALUE")
+    elif CONFIG in verb.FLAGS:
         arguments[CONFIG.name] = config_from_flags(given[config], overrides)
     return arguments
 

@@ -220,6 +220,7 @@ QUICK = ("emoji_combined.py", "imagenet_combined.py")  # the others take five se
     [
         path.name if path.name in QUICK else pytest.param(path.name, marks=pytest.mark.slow)
         for path in sorted(pathlib.Path("configs").glob("*.py"))
+        if not path.name.startswith("sweep_")
     ],
 )
 def test_every_config_builds(name):

@@ -61,7 +61,7 @@ def parse_value(key: str, text: str) -> Any:
     Raises:
       UserError: no such field, or a text that does not have its type.
     """
-    return _parsed(text, field_type(Config, key), key)
+    return read_text(text, field_type(Config, key), key)
 
 
 def base_config(name_or_path: str | Path) -> "ConfigDict":
@@ -180,8 +180,12 @@ def _reason(error: BaseException) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- flags
-def _parsed(text: str, hint: Any, key: str) -> Any:
-    """The value that a flag's text means for a field's type."""
+def read_text(text: str, hint: Any, key: str) -> Any:
+    """The value that a flag's text means for a field's type; `key` is the field's path, for messages.
+
+    Raises:
+      UserError: it does not have that type.
+    """
     field = read_type(hint)
     if field.optional and text == "None":
         return None

@@ -160,7 +160,8 @@ def draw(pipeline: KaleidoPipeline, sample: Sample, rows: list[int], number: int
     Raises:
       FloatingPointError: samples are not finite.
     """
-    captions = [KINDS[row % len(KINDS)] for row in rows]
+    kinds = pipeline.config.data.emoji.kinds or KINDS
+    captions = [kinds[row % len(kinds)] for row in rows]
     before = [one.latents for one in pipeline.sample_latents(captions, seed=seed, indices=rows, sample=sample)]
     others = [row + number for row in rows]
     fresh = pipeline.sample_latents(captions, seed=seed, indices=others, sample=sample)

@@ -5,6 +5,7 @@ every sample says whether its kind is the caption's and whether sprite, box, wor
 and many samples of one caption say how many of its modes the model draws, and how often.
 """
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -80,7 +81,9 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
         accuracy = 100 * reader.metadata["accuracy"]
         log.info("the reader of %d px is right on %.1f %% of held-out scenes", reader.image_size, accuracy)
         report = {"of": metadata, "reader": reader.metadata} | report_of(samples, reader)
-        report["real"] = report_of(real_samples(config.eval.real_scenes, config.seed, image_size), reader)
+        report["real"] = report_of(
+            real_samples(config.eval.real_scenes, config.seed, image_size, config.data.emoji), reader
+        )
         write_atomically(path, json.dumps(report, indent=2).encode())
         shutil.rmtree(parts.parent)
         return json.loads(json.dumps(report))
@@ -113,7 +116,8 @@ def draw(pipeline: KaleidoPipeline, sample: Sample, number: int, seed: int, fold
     Raises:
       FloatingPointError: samples are not finite.
     """
-    kinds = np.arange(number) % len(KINDS)
+    allowed = np.array([KINDS.index(kind) for kind in pipeline.config.data.emoji.kinds or KINDS])
+    kinds = allowed[np.arange(number) % len(allowed)]
     log.info("%d samples at gamma %g", number, sample.gamma)
 
     def draw_part(rows: list[int]) -> Arrays:
@@ -148,11 +152,12 @@ def _draw_rows(
     return z, pixels_of(x)
 
 
-def real_samples(number: int, seed: int, image_size: int) -> Samples:
-    """Scenes of the training split with one sprite and their true text, box and ellipse."""
-    data = Data(source="emoji", split="train", emoji=DataEmoji(num_train=number, two_share=0.0))
+def real_samples(number: int, seed: int, image_size: int, views: DataEmoji | None = None) -> Samples:
+    """Scenes of the training split with one sprite and their true text, box and ellipse; `views` as in config.data."""
+    scenes = dataclasses.replace(views or DataEmoji(), num_train=number, two_share=0.0)
+    data = Data(source="emoji", split="train", emoji=scenes)
     source = open_source(data, seed=seed, image_size=image_size)
-    examples, kinds = [source[i] for i in range(number)], [source.label(i) for i in range(number)]
+    examples, kinds = [source[i] for i in range(number)], [source.scene(i).sprites[0].kind for i in range(number)]
     annotators: tuple[Annotator, ...] = (LabeledText(), LabeledBoxes(1), LabeledBlobs(1))
     segments = zip(*(annotator(examples, [Latents()] * number) for annotator in annotators), strict=True)
     z = [Latents(text=text.text, bbox=box.bbox, blob=blob.blob) for text, box, blob in segments]

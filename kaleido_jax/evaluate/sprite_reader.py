@@ -172,7 +172,8 @@ def save_reader(reader: SpriteReader, path: Path) -> None:
 
 def _load(path: Path, image_size: int) -> SpriteReader:
     with safe_open(path, framework="numpy") as file:
-        metadata = {name: json.loads(value) for name, value in file.metadata().items()}
+        # In an order of its own, since the file's changes from one opening to the next.
+        metadata = {name: json.loads(value) for name, value in sorted(file.metadata().items())}
         tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118  not a dict
     return SpriteReader(image_size=image_size, params=unflatten_dict(tensors, sep="/"), metadata=metadata)
 

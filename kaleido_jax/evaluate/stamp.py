@@ -14,7 +14,7 @@ from typing import Any
 from kaleido_jax.errors import nearest, user_error
 from kaleido_jax.evaluate.features.inception import FID_NAME
 
-COMPARED = ("checkpoint", "guidance", "gamma", "seeds")  # what tables compare, unless they say otherwise
+COMPARED = ("checkpoint", "prior", "guidance", "gamma", "seeds")  # what tables compare, unless they say otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Stamp:
     num_reference: int
     num_samples: int
     checkpoint: str  # fingerprint of the weights that made the samples
+    prior: str  # how z was sampled; "" = without z
     sampler: str
     num_steps: int  # evaluations of the network
     guidance: str  # the rule and its own settings

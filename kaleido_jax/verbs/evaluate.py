@@ -1,4 +1,4 @@
-"""evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json."""
+"""evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json; or those of a whole sweep."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,11 +6,21 @@ from typing import Any
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
+from kaleido_jax.config.sweep import load_sweep
 from kaleido_jax.runtime.devices import check_backend
-from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, say
+from kaleido_jax.runtime.files import make_folder
+from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, say
 
-HELP = "measure the workdir's latest checkpoint by config.eval.protocol"
-FLAGS = (CONFIG, WORKDIR, *PROCESSES)
+HELP = "measure the workdir's latest checkpoint by config.eval.protocol; or models against guidance, with --sweep"
+SWEEP = Flag(
+    name="sweep",
+    value="NAME",
+    help="instead of --config: a sweep such as configs/sweep_emoji.py, with --sweep.KEY=VALUE to change a field; "
+    "--workdir then gets sweep.html, sweep.json and all samples, and the same command goes on after a stop",
+    has_fields=True,
+    replaces=("config",),
+)
+FLAGS = (CONFIG, SWEEP, WORKDIR, *PROCESSES)
 OTHERS = {  # parts of a report with the same measures -> heading of their column
     "real": "real scenes",
     "kept": "others kept",
@@ -18,8 +28,14 @@ OTHERS = {  # parts of a report with the same measures -> heading of their colum
 }
 
 
-def run(config: Config, workdir: Path) -> None:
-    """Prints eval/<protocol>.json beside the bundled models', measuring first unless it has the latest checkpoint's."""
+def run(config: Config | None, workdir: Path, sweep: tuple[str, dict[str, str]] | None = None) -> None:
+    """Prints eval/<protocol>.json beside the bundled models', measuring first unless it has the latest checkpoint's.
+
+    With a sweep: measures what is missing of it and prints its tables.
+    """
+    if sweep is not None:
+        _sweep(sweep, workdir)
+        return
     check_backend()
     from kaleido_jax.evaluate.protocols import bundled_reports, measure
 
@@ -28,6 +44,16 @@ def run(config: Config, workdir: Path) -> None:
     columns = {"this run": report} | bundled_reports(config.eval.protocol)
     say(f"{workdir / 'eval' / config.eval.protocol}.json:")
     say(table(columns | {heading: report[key] for key, heading in OTHERS.items() if key in report}))
+
+
+def _sweep(sweep: tuple[str, dict[str, str]], folder: Path) -> None:
+    loaded = load_sweep(*sweep)
+    check_backend()
+    from kaleido_jax.evaluate.sweep.run import SweepRun
+    from kaleido_jax.evaluate.sweep.summary import markdown
+
+    say(markdown(SweepRun(loaded, make_folder(folder, "--workdir")).run()))
+    say(f"{folder / 'sweep.html'} shows it, {folder / 'sweep.json'} holds it")
 
 
 def table(columns: Mapping[str, Mapping[str, Any]]) -> str:

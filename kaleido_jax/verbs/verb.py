@@ -22,6 +22,8 @@ class Flag:
     sets: str = ""  # the config field that the flag is short for; run() then gets it in its config
     bare: str = ""  # the value of the flag without "="
     keyed: bool = False  # --name.KEY=VALUE, any number of them; run() gets a dict, in the order of the flags
+    has_fields: bool = False  # with --name.KEY=VALUE beside it; run() gets (value, {KEY: VALUE})
+    replaces: tuple[str, ...] = ()  # names of flags that may then be missing; run() gets None for them
     configures: bool = False  # a folder with a config.json, which is used where --config is not given
 
 

@@ -1,5 +1,6 @@
 """Stand-ins for trained models of the scenes: one that samples real scenes, and one that has collapsed."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -34,7 +35,8 @@ class PretendedModel(KaleidoPipeline):
         self.of_kind = [np.flatnonzero(real.kinds == kind) for kind in range(len(KINDS))]
 
     def recipe(self, captions, images_per_caption, seed, sample, given=False):
-        return {"model": {"name": f"collapsed {self.collapsed}"}, "sample": {"gamma": sample.gamma}}
+        name = f"collapsed {self.collapsed}"
+        return {"model": {"name": name, "weights": name, "worse": None}, "sample": dataclasses.asdict(sample)}
 
     def _rows(self, captions, indices):
         turns = [0 if self.collapsed else i // len(set(captions)) for i in indices]

@@ -14,6 +14,7 @@ from kaleido_jax.evaluate.stamp import COMPARED, Stamp, check_alike, read_result
 IDENTITY = {"extractor": "efficientnet-lite0", "weights": "0123456789abcdef", "resize": "clean-fid 128"}
 SAMPLED = {
     "checkpoint": "aa",
+    "prior": "",
     "sampler": "ddim",
     "num_steps": 50,
     "guidance": "cfg",

@@ -150,6 +150,7 @@ def draw_scene(
     *,
     held_out: bool,
     two_share: float,
+    kinds: tuple[str, ...] = (),
     least_side: float = DataEmoji.least_side,
     most_tilt: int = DataEmoji.most_tilt,
 ) -> Scene:
@@ -158,11 +159,12 @@ def draw_scene(
     Kinds and sprites come first and are kept, so that both splits have the true shares of kinds, sprites and pairs.
     The arguments are those of config.data.emoji.
     """
-    first = int(rng.random() * len(KINDS))
-    other = (first + 1 + int(rng.random() * (len(KINDS) - 1))) % len(KINDS)
+    allowed = [KINDS.index(kind) for kind in kinds or KINDS]
+    first = int(rng.random() * len(allowed))
+    other = (first + 1 + int(rng.random() * (len(allowed) - 1))) % len(allowed)
     alone = (least_side, _MOST_SIDE)
-    kinds, sides = ((first, other), _SIDE_OF_TWO) if rng.random() < two_share else ((first,), alone)
-    sprites = [SPRITES_PER_KIND * kind + _pick(SHARES[kind], rng.random()) for kind in kinds]
+    shown, sides = ((first, other), _SIDE_OF_TWO) if rng.random() < two_share else ((first,), alone)
+    sprites = [SPRITES_PER_KIND * kind + _pick(SHARES[kind], rng.random()) for kind in (allowed[i] for i in shown)]
     while True:
         background = list(BACKGROUNDS)[int(rng.random() * len(BACKGROUNDS))]
         placed: list[PlacedSprite] = []
@@ -273,13 +275,13 @@ def _sprites() -> list[Image.Image]:
 class EmojiSource:
     """Example i is a function of (seed, split, i)."""
 
-    class_names: tuple[str, ...] = KINDS
+    class_names: tuple[str, ...]  # its kinds
 
     def __init__(self, settings: SourceSettings) -> None:
         """Draws nothing yet.
 
         Raises:
-          UserError: unknown split, or images below 16 px.
+          UserError: unknown split or kind, or images below 16 px.
         """
         data, size = settings.data, settings.image_size
         if data.split not in SPLITS:
@@ -288,10 +290,12 @@ class EmojiSource:
             do = "raise config.annotate.image_size or the denoiser's"
             raise user_error(f"scenes of {size} px", f"at least {SMALLEST_PX} px", do)
         self._split, self._seed, self._image_size = data.split, settings.seed, size
+        _check_kinds(data.emoji)
         self._emoji = data.emoji
+        self.class_names = data.emoji.kinds or KINDS
         self._num_examples = data.emoji.num_train if data.split == "train" else data.emoji.num_test
         drawn = f"{VERSION} {data.split} {settings.seed} {size} {data.emoji.two_share}"
-        if (views := (data.emoji.least_side, data.emoji.most_tilt)) != (DataEmoji.least_side, DataEmoji.most_tilt):
+        if (views := _views(data.emoji)) != _views(DataEmoji()):
             drawn += f" {views}"
         self.fingerprint = fingerprint(drawn)
 
@@ -313,13 +317,14 @@ class EmojiSource:
             rng,
             held_out=self._split == "test",
             two_share=emoji.two_share,
+            kinds=emoji.kinds,
             least_side=emoji.least_side,
             most_tilt=emoji.most_tilt,
         )
 
     def label(self, index: int) -> int:
         """Index into class_names of one example's first sprite."""
-        return self.scene(index).sprites[0].kind
+        return self.class_names.index(KINDS[self.scene(index).sprites[0].kind])
 
     def __getitem__(self, index: int) -> Example:
         scene = self.scene(index)
@@ -333,6 +338,20 @@ class EmojiSource:
         return Example(
             id=self.id(index), image=image, caption=caption(scene), description=describe(scene), objects=objects
         )
+
+
+def _views(emoji: DataEmoji) -> tuple[tuple[str, ...], float, int]:
+    return emoji.kinds, emoji.least_side, emoji.most_tilt
+
+
+def _check_kinds(emoji: DataEmoji) -> None:
+    unknown = [kind for kind in emoji.kinds if kind not in KINDS]
+    if unknown or len(set(emoji.kinds)) < len(emoji.kinds):
+        found = f"config.data.emoji.kinds = {emoji.kinds}"
+        raise user_error(found, f"different ones of {', '.join(KINDS)}", "correct them")
+    if len(emoji.kinds) == 1 and emoji.two_share:
+        found = f"config.data.emoji.two_share = {emoji.two_share} with one kind"
+        raise user_error(found, "0, since the two of a scene have different kinds", "set it, or add a kind")
 
 
 register("emoji", EmojiSource, splits=SPLITS)

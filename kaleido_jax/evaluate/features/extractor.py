@@ -145,7 +145,9 @@ def reader_extractor(reader: SpriteReader, batch: int = BATCH) -> Extractor:
     head = reader.params["params"]["Dense_2"]
     return Extractor(
         name="sprite-reader",
-        weights=fingerprint(json.dumps(reader.metadata), *(leaf.tobytes() for leaf in jax.tree.leaves(reader.params))),
+        weights=fingerprint(
+            json.dumps(reader.metadata, sort_keys=True), *(leaf.tobytes() for leaf in jax.tree.leaves(reader.params))
+        ),
         resize=f"means {reader.image_size}",
         of=reader.hidden,
         batch=batch,

@@ -129,6 +129,19 @@ def test_close_ups_are_large_and_upright_and_other_records_than_the_usual_ones(s
     assert [usual.scene(i).sprites[0].sprite for i in range(60)] == [p.sprite for p in placed]  # the same modes
 
 
+def test_some_kinds_alone_keep_their_shares_and_others_are_refused():
+    source = scenes("train", 300, kinds=("bird", "fruit"))
+    drawn = [placed.sprite for i in range(300) for placed in source.scene(i).sprites]
+    found = {emoji.KINDS[sprite // 12] for sprite in drawn}
+    assert found == {"bird", "fruit"} and source.class_names == ("bird", "fruit")
+    fruit = np.bincount([sprite for sprite in drawn if sprite < 12], minlength=12)
+    assert abs(fruit / fruit.sum() - emoji.SHARES[0]).max() < 0.1
+    with pytest.raises(UserError, match="'dog'"):
+        scenes("train", 1, kinds=("dog",))
+    with pytest.raises(UserError, match="two_share = 0.2 with one kind"):
+        scenes("train", 1, kinds=("bird",))
+
+
 # ---------------------------------------------------------------------------------------------- the words
 def test_words_say_what_is_drawn():
     scene = Scene(sprites=(one(x=0.3, y=0.3, tilt=-20), one(ROBIN, 0.8, 0.7, 0.4, 0)), background="blue")

@@ -1,0 +1,104 @@
+"""The cells of a sweep: one model under one rule at one gamma, sampled with one seed."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kaleido_jax.config.schema import Config, Mesh, Sample
+from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, resolved, settings
+from kaleido_jax.errors import user_error
+from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
+
+Chosen = dict[str, dict[str, tuple[str, ...]]]  # model -> rule -> the settings that were the best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is measured at once."""
+
+    model: SweptModel
+    training: int  # which of the model's paths
+    rule: str
+    gamma: float
+    seed: int
+    sample: Sample  # all settings of sampling
+
+    @property
+    def needs_worse(self) -> bool:
+        """Whether a worse model takes part."""
+        return self.sample.guidance == "autoguidance" and self.gamma != 1
+
+    @property
+    def title(self) -> str:
+        """For the log."""
+        return f"{self.model.name} {self.training}, {self.rule}, gamma {self.gamma:g}, seed {self.seed}"
+
+
+def cells(sweep: Sweep, chosen: Chosen, model: SweptModel, training: int) -> Iterator[Cell]:
+    """The cells of one trained model, those that need the worse one last, so that each is loaded once.
+
+    Args:
+      sweep: has the model.
+      chosen: of every tuned rule.
+      model: one of the sweep.
+      training: which of its paths.
+    """
+    rules = sorted(sweep.rules, key=lambda rule: guidance_of(sweep, model, rule) == "autoguidance")
+    for rule in rules:
+        if guidance_of(sweep, model, rule) == "autoguidance" and not model.worse:
+            continue
+        for gamma in sweep.gammas:
+            for seed in sweep.seeds:
+                sample = sample_of(sweep, model, rule, chosen[model.name][rule.name], gamma)
+                yield Cell(model=model, training=training, rule=rule.name, gamma=gamma, seed=seed, sample=sample)
+
+
+def guidance_of(sweep: Sweep, model: SweptModel, rule: SweptRule) -> str:
+    """The word of config.sample.guidance."""
+    return sample_of(sweep, model, rule, (), 2.0).guidance
+
+
+def sample_of(sweep: Sweep, model: SweptModel, rule: SweptRule, tried: tuple[str, ...], gamma: float) -> Sample:
+    """All settings of sampling; what the sweep does not say is the default of config.sample, not the model's own."""
+    given = Sample(**settings((*sweep.sample, *model.sample, *rule.sample, *tried)))
+    return dataclasses.replace(given, **resolved(given, gamma))
+
+
+def open_model(model: SweptModel, training: int, worse: bool, chunk: int) -> KaleidoPipeline:
+    """A trained model, with its worse one or without.
+
+    Raises:
+      UserError: no such model or checkpoint.
+    """
+    config = dataclasses.replace(Config.from_json(find_model(model.paths[training])), mesh=Mesh())
+    plain = {"guidance": "cfg", "autoguidance_step": 0, "autoguidance_workdir": None}
+    if worse:
+        folder = str(find_model(model.worse[training]))
+        plain = {"guidance": "autoguidance", "autoguidance_step": model.worse_step, "autoguidance_workdir": folder}
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **plain))
+    return KaleidoPipeline.from_pretrained(model.paths[training], config, chunk=chunk)
+
+
+def check_models(sweep: Sweep) -> int:
+    """Checks that all models are there and draw images of one size; returns it, px.
+
+    Raises:
+      UserError: one is missing, or draws points or another size.
+    """
+    sizes = {}
+    for model in sweep.models:
+        for path in (*model.paths, *model.worse):
+            denoiser = Config.from_json(find_model(path)).model.denoiser
+            if denoiser is None:
+                raise user_error(f"{path}, a model of points", "one of images", "leave it out of the sweep")
+            sizes[denoiser.image_size] = path
+    if len(sizes) > 1:
+        found = " and ".join(f"{path} of {size} px" for size, path in sizes.items())
+        raise user_error(found, "images of one size", "sweep them one after the other")
+    return next(iter(sizes))
+
+
+def title_of(path: str) -> str:
+    """The last part of a model's path, which says enough in a table."""
+    return Path(path).name

@@ -1,0 +1,190 @@
+"""A sweep from its config: tune, draw and measure cell by cell, one JSON and one page.
+
+FOLDER/latents, images/   samples, kept once
+FOLDER/tuning/, cells/    numbers of each setting that was tried, and of each cell; found again by a later run
+FOLDER/sweep.json         all of it
+FOLDER/sweep.html         the same as a page that needs nothing else
+FOLDER/sweep.md           tables
+"""
+
+import dataclasses
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kaleido_jax.config.schema import Sample
+from kaleido_jax.config.sweep import Sweep, SweptModel
+from kaleido_jax.evaluate.sweep import cells as of_sweep
+from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model
+from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
+from kaleido_jax.evaluate.sweep.measures import Measure, Measured, open_measure, pixels_shown
+from kaleido_jax.evaluate.sweep.page import page
+from kaleido_jax.evaluate.sweep.summary import markdown, summarize
+from kaleido_jax.evaluate.sweep.tuning import READING_SEC, tune
+from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.files import fingerprint, replacing, write_atomically
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+
+log = logging.getLogger(__name__)
+
+JPEG_QUALITY = 90
+
+
+class SweepRun:
+    """A sweep in progress; everything finished is in its folder."""
+
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        """Checks the models; loads the measure.
+
+        Raises:
+          UserError: a model is missing or does not fit, or too few images for the protocol.
+        """
+        self.sweep, self.folder = sweep, folder
+        image_size = check_models(sweep)
+        self.measure: Measure = open_measure(sweep, image_size, folder)
+        self._loaded: tuple[Any, KaleidoPipeline] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Everything; returns what sweep.json holds.
+
+        Raises:
+          FloatingPointError: samples are not finite.
+        """
+        chosen, tried = tune(self.sweep, self.measure, self._draw_few, self.folder)
+        plan = [
+            cell
+            for model in self.sweep.models
+            for training in range(len(model.paths))
+            for cell in of_sweep.cells(self.sweep, chosen, model, training)
+        ]
+        found = []
+        for i, cell in enumerate(plan):
+            log.info("cell %d of %d: %s", i + 1, len(plan), cell.title)
+            found.append(self._cell(cell))
+        result = {
+            "sweep": dataclasses.asdict(self.sweep),
+            "captions": list(self.measure.captions),
+            "modes": {caption: dataclasses.asdict(modes) for caption, modes in self.measure.modes.items()},
+            "about": self.measure.about,
+            "tuned": tried,
+            "cells": found,
+        }
+        result["summary"] = summarize(result)
+        result = json.loads(json.dumps(result))
+        if distributed.is_main():
+            write_atomically(self.folder / "sweep.json", json.dumps(result, indent=1).encode())
+            write_atomically(self.folder / "sweep.md", markdown(result).encode())
+            write_atomically(self.folder / "sweep.html", page(result, self.folder).encode())
+        return result
+
+    # ------------------------------------------------------------------------------------------ one cell
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        of = self._of(cell.model, cell.training, cell.sample, self.sweep.num_samples, cell.seed, cell.needs_worse)
+        stem = self.folder / "cells" / fingerprint(json.dumps(of))
+
+        def known() -> dict[str, Any] | None:
+            path = stem.with_suffix(".json")
+            return json.loads(path.read_text()) if path.exists() else None
+
+        stored = distributed.tell("a cell", known, distributed.START_SEC)
+        if stored is None:
+            drawn = self._drawn(cell.model, cell.training, cell.sample, self.sweep.num_samples, cell.seed)
+
+            def make() -> dict[str, Any]:
+                measured = self.measure(drawn, self._stamp(cell, of))
+                self._show(drawn, stem.with_suffix(".jpg"))
+                content = _content(of, measured, drawn, self.sweep.shown, len(self.measure.captions))
+                write_atomically(stem.with_suffix(".json"), json.dumps(content).encode())
+                return content
+
+            stored = distributed.tell("a measured cell", make, READING_SEC)
+        place = {
+            "model": cell.model.name,
+            "training": cell.training,
+            "rule": cell.rule,
+            "gamma": cell.gamma,
+            "seed": cell.seed,
+        }
+        return place | stored | {"sheet": f"cells/{stem.name}.jpg"}
+
+    def _of(
+        self, model: SweptModel, training: int, sample: Sample, number: int, seed: int, worse: bool
+    ) -> dict[str, Any]:
+        """Everything that a cell's numbers depend on."""
+        pipeline = self._pipeline(model, training, worse)
+        recipe = pipeline.recipe(self.measure.captions, 1, seed, sample)
+        of = {"model": recipe["model"], "sample": recipe["sample"], "seed": seed, "num_samples": number}
+        measured_by = {"extractor": self.measure.extractor.identity, "reference": self.measure.reference.name}
+        measured_by |= {"protocol": self.sweep.protocol, "num_reference": self.sweep.num_reference}
+        return json.loads(json.dumps(of | measured_by | {"shuffled": model.shuffled, "shown": self.sweep.shown}))
+
+    def _stamp(self, cell: Cell, of: dict[str, Any]) -> dict[str, Any]:
+        sample, prior = cell.sample, ""
+        if self._pipeline(cell.model, cell.training, cell.needs_worse).config.latents.segments:
+            prior = f"temperature {sample.temperature:g}, top_k {sample.top_k}, top_p {sample.top_p:g}"
+            prior += ", grammar" * sample.grammar + ", shuffled" * cell.model.shuffled
+        return {
+            "checkpoint": of["model"]["weights"],
+            "prior": prior,
+            "sampler": f"{sample.sampler}, threshold {sample.threshold}",
+            "num_steps": sample.num_steps,
+            "guidance": guidance_text(sample, of["model"]["worse"]),
+            "gamma": cell.gamma,
+            "seeds": (cell.training, cell.seed),
+        }
+
+    def _show(self, drawn: Drawn, path: Path) -> None:
+        """A sheet with a row for each caption."""
+        rows = pixels_shown(drawn, self.sweep.shown, len(self.measure.captions))
+        side = drawn.pixels.shape[1]
+        sheet = Image.new("RGB", (side * self.sweep.shown, side * len(rows)), (127, 127, 127))
+        for y, images in enumerate(rows):
+            for x, pixels in enumerate(images):
+                sheet.paste(Image.fromarray(pixels), (x * side, y * side))
+        with replacing(path) as temporary, io.BytesIO() as buffer:
+            sheet.save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+            temporary.write_bytes(buffer.getvalue())
+
+    # ---------------------------------------------------------------------------------------- samples
+    def _draw_few(self, model: SweptModel, sample: Sample) -> tuple[Drawn, dict[str, Any]]:
+        number, seed = self.sweep.tune_samples, self.sweep.tune_seed
+        of = self._of(model, 0, sample, number, seed, _needs_worse(sample))
+        return self._drawn(model, 0, sample, number, seed), of
+
+    def _drawn(self, model: SweptModel, training: int, sample: Sample, number: int, seed: int) -> Drawn:
+        pipeline = self._pipeline(model, training, _needs_worse(sample))
+        return draw(pipeline, sample, self.measure.captions, number, seed, self.folder, model.shuffled)
+
+    def _pipeline(self, model: SweptModel, training: int, worse: bool) -> KaleidoPipeline:
+        """One model is loaded at a time."""
+        wanted = (model.name, training, worse)
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = None
+            self._loaded = wanted, open_model(model, training, worse, self.sweep.chunk)
+        return self._loaded[1]
+
+
+def _needs_worse(sample: Sample) -> bool:
+    return sample.guidance == "autoguidance" and sample.gamma != 1
+
+
+def guidance_text(sample: Sample, worse: str | None) -> str:
+    """The rule with its own settings, e.g. "apg, eta 0, threshold 0, momentum -0.5"."""
+    own = {
+        "cfg": "",
+        "cads": f", tau {sample.cads_tau}, noise {sample.cads_noise:g}, mix {sample.cads_mix:g}",
+        "apg": f", eta {sample.apg_eta:g}, threshold {sample.apg_threshold:g}, momentum {sample.apg_momentum:g}",
+        "autoguidance": f", worse {worse}",
+    }
+    text = sample.guidance + own.get(sample.guidance, "")
+    return text + f", interval {sample.guidance_interval}" * bool(sample.guidance_interval)
+
+
+def _content(of: dict[str, Any], measured: Measured, drawn: Drawn, shown: int, captions: int) -> dict[str, Any]:
+    result = json.loads(measured.result.to_json())
+    seen = [measured.seen[drawn.captions == caption][:shown].tolist() for caption in range(captions)]
+    return {"of": of, **result, "captions": measured.captions, "seen": seen}

@@ -1,0 +1,305 @@
+"""A sweep on models that pretend: one draws real scenes, one has collapsed to one scene for each caption."""
+
+import dataclasses
+import json
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, load_sweep, settings
+from kaleido_jax.errors import UserError
+from kaleido_jax.evaluate import sets
+from kaleido_jax.evaluate.features.extractor import reader_extractor
+from kaleido_jax.evaluate.sets import SetProtocol
+from kaleido_jax.evaluate.sprite_reader import open_reader
+from kaleido_jax.evaluate.sweep import cells, drawing
+from kaleido_jax.evaluate.sweep import run as running
+from kaleido_jax.evaluate.sweep.drawing import draw
+from kaleido_jax.evaluate.sweep.run import SweepRun
+from kaleido_jax.evaluate.sweep.summary import claim, markdown, summarize
+from kaleido_jax.main import parse_flags
+from kaleido_jax.verbs import VERBS
+from tests.evaluate.scenes import SIZE, PretendedModel
+
+NUMBER = 80
+SWEEP = Sweep(
+    name="pretended",
+    protocol="tiny",
+    models=(
+        SweptModel(name="baseline", paths=("emoji-tiny-baseline",)),
+        SweptModel(name="Kaleido", paths=("emoji-tiny",)),
+    ),
+    rules=(
+        SweptRule(name="CFG"),
+        SweptRule(name="interval", tried=(("guidance_interval=(0.8,9)",), ("guidance_interval=(0.3,9)",))),
+    ),
+    gammas=(1.0, 4.0),
+    num_samples=NUMBER,
+    num_reference=NUMBER,
+    tune_samples=20,
+    shown=4,
+)
+
+
+@pytest.fixture(autouse=True)
+def pretending(monkeypatch):
+    """The models that were opened; samples are drawn in parts of 20."""
+    protocol = SetProtocol(
+        extractors=("sprite-reader",), resize="means", num_samples=NUMBER, num_reference=NUMBER, num_neighbors=NUMBER
+    )
+    monkeypatch.setitem(sets.SET_PROTOCOLS, "tiny", protocol)
+    monkeypatch.setattr(drawing, "PART", 20)
+    opened = []
+
+    def open_model(model, training, worse, chunk):
+        opened.append(PretendedModel(collapsed=model.name == "baseline"))
+        return opened[-1]
+
+    monkeypatch.setattr(running, "open_model", open_model)
+    return opened
+
+
+def sampled(opened):
+    return sum(len(model.sampled) for model in opened)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished sweep, made by the first test that wants it."""
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def result(finished):
+    return SweepRun(SWEEP, finished).run()
+
+
+def test_a_collapsed_model_has_one_mode_and_is_told_from_one_that_draws_real_scenes(result, finished):
+    rows = {(row["model"], row["rule"], row["gamma"]): row["means"] for row in result["summary"]["curves"]}
+    assert len(rows) == 8
+    for rule in ("CFG", "interval"):
+        baseline, kaleido = rows["baseline", rule, 4.0], rows["Kaleido", rule, 4.0]
+        assert baseline["effective_number"] == pytest.approx(1) and kaleido["effective_number"] > 3.5
+        assert baseline["vendi"] == pytest.approx(1) and kaleido["vendi"] > 1.5
+        assert baseline["similarity"] == pytest.approx(1) and kaleido["similarity"] < 0.95
+        assert baseline["recall"] < 0.3 < 0.8 < kaleido["recall"]
+        assert baseline["frechet"] > 2 * kaleido["frechet"]
+    assert json.loads((finished / "sweep.json").read_text()) == result
+    found = result["summary"]["claim"]
+    assert (found["baseline"], found["rule"], found["gamma"]) == ("baseline", "CFG", 1.0)
+    assert {row["model"] for row in found["beside"]} == {"Kaleido"}
+    assert all(row["effective_number_ratio"] > 3 and row["frechet_difference"] < 0 for row in found["beside"])
+
+
+def test_cells_that_are_the_same_are_drawn_once_and_a_second_run_draws_nothing(pretending, tmp_path):
+    first = SweepRun(SWEEP, tmp_path).run()
+    # Of each model: two settings tried, then gamma 1, which no rule guides, and gamma 4 under two rules.
+    assert sampled(pretending) == 2 * (2 * 20 + 3 * NUMBER)
+    at_one = [cell["sheet"] for cell in first["cells"] if cell["gamma"] == 1 and cell["model"] == "Kaleido"]
+    assert len(at_one) == 2 and len(set(at_one)) == 1
+    before = sampled(pretending)
+    assert SweepRun(SWEEP, tmp_path).run() == first and sampled(pretending) == before
+
+
+def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(pretending, result, finished, tmp_path, monkeypatch):
+    calls, image_part = [], PretendedModel.sample_images
+
+    def dies(self, *args, **options):
+        calls.append(0)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return image_part(self, *args, **options)
+
+    monkeypatch.setattr(PretendedModel, "sample_images", dies)
+    with pytest.raises(KeyboardInterrupt):
+        SweepRun(SWEEP, tmp_path).run()
+    assert not (tmp_path / "sweep.json").exists() and list(tmp_path.glob("images/*/*.npz"))
+    SweepRun(SWEEP, tmp_path).run()
+    for name in ("sweep.json", "sweep.md", "sweep.html"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    # 20 samples of the undisturbed run's 560 were lost at most.
+    assert sampled(pretending) <= 2 * (2 * 20 + 3 * NUMBER)
+
+
+def test_the_settings_with_the_least_distance_are_taken_and_every_rule_has_the_same_budget(tmp_path, monkeypatch):
+    images = PretendedModel.sample_images
+
+    def better_below(self, captions, latents, *, sample, **options):
+        x = images(self, captions, latents, sample=sample, **options)
+        return x if sample.guidance_interval[:1] == (0.3,) else np.zeros_like(x)
+
+    monkeypatch.setattr(PretendedModel, "sample_images", better_below)
+    sweep = dataclasses.replace(SWEEP, rules=SWEEP.rules[1:], gammas=(4.0,))
+    result = SweepRun(sweep, tmp_path).run()
+    assert [one["taken"] for one in result["tuned"]] == [False, True, False, True]
+    assert all(cell["of"]["sample"]["guidance_interval"][0] == 0.3 for cell in result["cells"])
+    assert {cell["of"]["seed"] for cell in result["cells"]} == {0}
+    kept = [json.loads(path.read_text())["of"] for path in tmp_path.glob("tuning/*.json")]
+    assert {(of["seed"], of["num_samples"]) for of in kept} == {(1000, 20)} and len(kept) == 4
+
+
+def test_a_rule_that_needs_a_worse_model_is_left_out_for_models_without(tmp_path):
+    auto = SweptRule(name="autoguidance", sample=("guidance=autoguidance",))
+    models = (SWEEP.models[0], dataclasses.replace(SWEEP.models[1], worse=("emoji-tiny",)))
+    sweep = dataclasses.replace(SWEEP, models=models, rules=(auto, SweptRule(name="CFG")), gammas=(2.0,))
+    plan = [cells.cells(sweep, {m.name: {"CFG": (), "autoguidance": ()} for m in models}, m, 0) for m in models]
+    names = [[(cell.rule, cell.needs_worse) for cell in of_model] for of_model in plan]
+    assert names == [[("CFG", False)], [("CFG", False), ("autoguidance", True)]]
+
+
+def test_shuffled_latents_are_those_of_other_images_of_the_same_caption(tmp_path):
+    model, captions = PretendedModel(), ("fruit", "bird", "heart")
+    sample = model.override({"gamma": 2.0})
+    own = draw(model, sample, captions, 30, 0, tmp_path)
+    other = draw(model, sample, captions, 30, 0, tmp_path, shuffled=True)
+    for caption in range(3):
+        mine, theirs = ([z.tokens for z, c in zip(d.z, d.captions, strict=True) if c == caption] for d in (own, other))
+        assert sorted(mine) == sorted(theirs) and all(
+            a != b or mine.count(a) > 1 for a, b in zip(mine, theirs, strict=True)
+        )
+    assert len(list(tmp_path.glob("images/*"))) == 2 and len(list(tmp_path.glob("latents/*"))) == 1
+
+
+def test_more_samples_of_the_same_settings_keep_those_that_are_there(pretending, tmp_path):
+    model = PretendedModel()
+    sample = model.override({})
+    few = draw(model, sample, ("fruit", "bird"), 40, 0, tmp_path)
+    more = draw(model, sample, ("fruit", "bird"), 80, 0, tmp_path)
+    assert len(model.sampled) == 80
+    np.testing.assert_array_equal(more.pixels[:40], few.pixels)
+
+
+# ------------------------------------------------------------------------------------------------ summary
+def test_the_reader_has_one_identity():
+    identities = {json.dumps(reader_extractor(open_reader(SIZE, Path())).identity) for _ in range(8)}
+    assert len(identities) == 1
+    assert len({json.dumps(open_reader(SIZE, Path()).metadata) for _ in range(8)}) == 1
+
+
+def cell(model="baseline", rule="CFG", gamma=1.0, training=0, seed=0, **values):
+    texts = ("protocol", "extractor", "weights", "resize", "reference", "split", "checkpoint", "sampler", "guidance")
+    stamp = dict.fromkeys(texts, "x") | dict.fromkeys(("k", "num_reference", "num_samples", "num_steps"), 1)
+    stamp |= {"prior": "" if model == "baseline" else "temperature 1", "gamma": gamma, "seeds": (training, seed)}
+    numbers = {"kind_right": 0.9, "recall": 0.5, "effective_number": 5.0, "frechet": 10.0} | values
+    numbers |= {name: 0.0 for name in ("modes_found", "total_variation", "precision", "vendi")}
+    place = {"model": model, "rule": rule, "gamma": gamma, "training": training, "seed": seed}
+    return place | {"stamp": stamp, "values": numbers}
+
+
+def test_errors_are_over_trainings_where_there_are_several_and_else_over_seeds():
+    of_trainings = [cell(training=t, seed=s, recall=t + s / 10) for t in (0, 1, 2) for s in (0, 1)]
+    (row,) = summarize({"cells": of_trainings})["curves"]
+    assert (row["of"], row["number"]) == ("trainings", 3)
+    assert row["means"]["recall"] == pytest.approx(1.05)
+    assert row["errors"]["recall"] == pytest.approx(1 / np.sqrt(3))
+    (row,) = summarize({"cells": of_trainings[:2]})["curves"]
+    assert (row["of"], row["number"]) == ("seeds", 2) and row["errors"]["recall"] == pytest.approx(0.05)
+    (row,) = summarize({"cells": of_trainings[:1]})["curves"]
+    assert row["errors"]["recall"] is None
+
+
+def test_models_are_compared_at_the_least_gamma_where_the_baseline_is_right_enough():
+    made = [
+        cell(gamma=1.0, kind_right=0.8),
+        cell(gamma=2.0, kind_right=0.955, recall=0.4, effective_number=4.0),
+        cell(gamma=4.0, kind_right=0.96, recall=0.1),
+        cell(rule="APG", gamma=4.0, kind_right=0.9, recall=0.45),
+        cell(model="Kaleido", gamma=1.0),
+        cell(model="Kaleido", gamma=2.0, recall=0.6, effective_number=8.0, frechet=9.0),
+    ]
+    found = claim(summarize({"cells": made})["curves"])
+    assert found["gamma"] == 2 and found["rivals"]["APG"]["gamma"] == 4
+    (beside,) = found["beside"]
+    assert beside["recall_ratio"] == pytest.approx(1.5) and beside["effective_number_ratio"] == pytest.approx(2)
+    assert beside["frechet_difference"] == pytest.approx(-1)
+    text = markdown({"summary": summarize({"cells": made}), "tuned": []})
+    assert "| Kaleido | CFG | 2 | 0.900 | 0.600 | 8.000 | 9.000 | 1.50 | 2.00 |" in text
+    assert claim(summarize({"cells": made[:4]})["curves"]) is None
+
+
+# --------------------------------------------------------------------------------------------------- page
+def test_the_page_is_whole_and_asks_for_nothing_from_outside(result, finished):
+    text = (finished / "sweep.html").read_text()
+    addresses = set(re.findall(r"https?://[^\"' ]+", text))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert "default-src 'none'" in text and "__DATA__" not in text and "__TITLE__" not in text
+    (content,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data = json.loads(content)
+    assert data["summary"] == result["summary"] and len(data["cells"]) == 8
+    assert all(one["sheet"].startswith("data:image/jpeg;base64,") for one in data["cells"])
+    assert all(len(row) == 4 for one in data["cells"] for row in one["seen"])
+
+
+def test_a_name_cannot_end_the_pages_script(tmp_path):
+    sweep = dataclasses.replace(SWEEP, name="</script><b>", rules=SWEEP.rules[:1], gammas=(4.0,))
+    SweepRun(sweep, tmp_path).run()
+    text = (tmp_path / "sweep.html").read_text()
+    assert text.count("</script>") == 2 and "<b>:" not in text
+
+
+# ------------------------------------------------------------------------------------------- command line
+def test_a_sweep_is_named_and_changed_on_the_command_line():
+    flags = ["--sweep=sweep_emoji:short", "--sweep.num_samples=70", "--sweep.gammas=(2,3)", "--workdir=w"]
+    arguments = parse_flags(VERBS["evaluate"], flags)
+    assert arguments["config"] is None
+    loaded = load_sweep(*arguments["sweep"])
+    assert (loaded.num_samples, loaded.gammas) == (70, (2.0, 3.0)) and loaded.rules[0].name == "CFG"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sweep=sweep_emoji", "--config=emoji_combined"], "--config beside --sweep"),
+        (["--sweep.seeds=(1,)"], "--sweep.seeds without --sweep"),
+        ([], "no --config"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse_flags(VERBS["evaluate"], [*flags, "--workdir=w"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": ()}, "sweep.models named none"),
+        ({"models": (SweptModel(name="a", paths=("x",)), SweptModel(name="a", paths=("y",)))}, "named 'a', 'a'"),
+        ({"models": (SweptModel(name="a"),)}, "model 'a' with 0 paths"),
+        ({"gammas": (1.0, 1.0)}, "sweep.gammas"),
+        ({"sample": ("num_stepz=3",)}, "num_stepz"),
+        ({"sample": ("num_steps",)}, "FIELD=VALUE"),
+        ({"rules": (SweptRule(name="x", sample=("guidance=cads", "cads_mix=3")),)}, "cads_mix"),
+    ],
+)
+def test_a_bad_sweep_is_refused_before_anything_is_drawn(changes, said, tmp_path):
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(SWEEP, **changes))))
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_sweep(str(path), {})
+
+
+def test_too_few_images_other_protocols_and_missing_models_are_refused(tmp_path):
+    for changes, said in (
+        ({"num_samples": NUMBER - 1}, "79 samples for protocol tiny"),
+        ({"protocol": "emojis"}, "sweep.protocol = 'emojis'"),
+        ({"models": (SweptModel(name="a", paths=("runs/none",)),)}, "no model 'runs/none'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            SweepRun(dataclasses.replace(SWEEP, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("sweep_*.py")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_is_valid_in_each_of_its_variants(path):
+    variants = runpy.run_path(str(path))["VARIANTS"]
+    for variant in variants:
+        sweep = load_sweep(f"{path}:{variant}", {})
+        assert sweep.num_samples >= sets.SET_PROTOCOLS[sweep.protocol].num_samples
+    with pytest.raises(UserError, match=f"one of {', '.join(variants)}"):
+        load_sweep(f"{path}:others", {})
+
+
+def test_of_one_setting_twice_the_last_holds():
+    assert settings(("gamma=2", "guidance_interval=(1,2)", "gamma=3")) == {"gamma": 3.0, "guidance_interval": (1, 2)}
