@@ -11,7 +11,7 @@ echo "==> 1 of 2: what the bundled models draw"
 python -m kaleido_jax.main sample --model=emoji-tiny --workdir=runs/emoji-tiny --config.sample.grammar=True
 # None yet, or of an older model.
 if [[ ! runs/emoji-tiny/compare.png -nt kaleido_jax/assets/models/emoji-tiny/export.json ]]; then
-  python examples/guidance_sweep.py --picture_only --kaleido=emoji-tiny --baseline=emoji-tiny-baseline --out=runs/emoji-tiny
+  python examples/compare.py --kaleido=emoji-tiny --baseline=emoji-tiny-baseline --out=runs/emoji-tiny
 fi
 
 echo "==> 2 of 2: python -m kaleido_jax.main --config=configs/emoji_combined.py --workdir=runs/emoji $*"

@@ -5,6 +5,7 @@ FOLDER/tuning/, cells/    numbers of each setting that was tried, and of each ce
 FOLDER/sweep.json         all of it
 FOLDER/sweep.html         the same as a page that needs nothing else
 FOLDER/sweep.md           tables
+FOLDER/sweep.png          effective number of modes and Frechet distance against gamma
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from kaleido_jax.config.sweep import Sweep, SweptModel
 from kaleido_jax.evaluate.sweep import cells as of_sweep
 from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model
 from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
+from kaleido_jax.evaluate.sweep.figure import write_figure
 from kaleido_jax.evaluate.sweep.measures import Measure, Measured, open_measure, pixels_shown
 from kaleido_jax.evaluate.sweep.page import page
 from kaleido_jax.evaluate.sweep.summary import markdown, summarize
@@ -78,6 +80,7 @@ class SweepRun:
         if distributed.is_main():
             write_atomically(self.folder / "sweep.json", json.dumps(result, indent=1).encode())
             write_atomically(self.folder / "sweep.md", markdown(result).encode())
+            write_figure(result["summary"], self.folder / "sweep.png")
             write_atomically(self.folder / "sweep.html", page(result, self.folder).encode())
         return result
 

@@ -18,6 +18,7 @@ from kaleido_jax.evaluate.sprite_reader import open_reader
 from kaleido_jax.evaluate.sweep import cells, drawing
 from kaleido_jax.evaluate.sweep import run as running
 from kaleido_jax.evaluate.sweep.drawing import draw
+from kaleido_jax.evaluate.sweep.figure import curves_shown
 from kaleido_jax.evaluate.sweep.run import SweepRun
 from kaleido_jax.evaluate.sweep.summary import claim, markdown, summarize
 from kaleido_jax.main import parse_flags
@@ -118,7 +119,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(pretending, result, f
         SweepRun(SWEEP, tmp_path).run()
     assert not (tmp_path / "sweep.json").exists() and list(tmp_path.glob("images/*/*.npz"))
     SweepRun(SWEEP, tmp_path).run()
-    for name in ("sweep.json", "sweep.md", "sweep.html"):
+    for name in ("sweep.json", "sweep.md", "sweep.html", "sweep.png"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
     # 20 samples of the undisturbed run's 560 were lost at most.
     assert sampled(pretending) <= 2 * (2 * 20 + 3 * NUMBER)
@@ -218,6 +219,17 @@ def test_models_are_compared_at_the_least_gamma_where_the_baseline_is_right_enou
     text = markdown({"summary": summarize({"cells": made}), "tuned": []})
     assert "| Kaleido | CFG | 2 | 0.900 | 0.600 | 8.000 | 9.000 | 1.50 | 2.00 |" in text
     assert claim(summarize({"cells": made[:4]})["curves"]) is None
+
+
+def test_the_figure_shows_the_baseline_its_best_rule_and_every_model_with_latents():
+    made = [
+        *(cell(rule=rule, gamma=g, effective_number=n) for g in (1.0, 4.0) for rule, n in (("CFG", 5.0), ("APG", 4.0))),
+        *(cell(rule="CADS", gamma=g, effective_number=6.0) for g in (1.0, 4.0)),
+        *(cell(model="Kaleido", rule=rule, gamma=4.0) for rule in ("CFG", "interval", "APG")),
+    ]
+    shown = curves_shown(summarize({"cells": made}))
+    assert list(shown) == ["baseline, CFG", "baseline, CADS (best rival)", "Kaleido, CFG", "Kaleido, interval"]
+    assert [row["gamma"] for row in shown["baseline, CFG"]] == [1.0, 4.0]
 
 
 # --------------------------------------------------------------------------------------------------- page

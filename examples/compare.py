@@ -1,10 +1,9 @@
-"""The paper's figure 3 with pictures: how many of a caption's modes two models draw as gamma grows.
+"""The paper's figure 3 with pictures: which of a caption's modes two models draw as gamma grows.
 
-    python examples/guidance_sweep.py --kaleido=MODEL --baseline=MODEL --out=DIR [--num_samples=2000] ...
+    python examples/compare.py --kaleido=MODEL --baseline=MODEL --out=DIR [--gammas 1 4 8] [--caption=bird] ...
 
 A model is a workdir, an exported folder, or the name of a bundled model, trained on the emoji scenes. Writes
-DIR/sweep.json, sweep.md (one row for each model and gamma) and sweep.png (images of one caption). A stopped run
-continues where it was. With --picture_only it measures nothing and writes DIR/compare.png alone.
+DIR/compare.png. The verb `evaluate --sweep` measures such models.
 """
 
 import argparse
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.errors import UserError
-from kaleido_jax.evaluate.gamma_sweep import show, sweep, table
+from kaleido_jax.evaluate.compare import compare
 from kaleido_jax.main import start_logging
 from kaleido_jax.runtime.files import make_folder
 from kaleido_jax.runtime.xla_flags import keep_memory, set_cpu_flag
@@ -22,14 +21,12 @@ from kaleido_jax.verbs.verb import say
 
 
 def main(argv: list[str]) -> None:
-    """Parses the flags, measures, and prints the table."""
+    """Parses the flags and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kaleido", help="the model with latents")
     parser.add_argument("--baseline", help="the model without")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--picture_only", action="store_true", help="eight images of each, no measures")
     parser.add_argument("--gammas", type=float, nargs="+", help="guidance weights")
-    parser.add_argument("--num_samples", type=int, default=2_000, help="of each model at each gamma")
     parser.add_argument("--caption", default=KINDS[0], choices=KINDS, help="of the picture")
     parser.add_argument("--sampler", help="instead of the models' own")
     parser.add_argument("--num_steps", type=int, help="reverse steps, instead of the models' own")
@@ -49,14 +46,11 @@ def main(argv: list[str]) -> None:
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v is not None}
     settings |= {"seed": flags.seed, "caption": flags.caption}
     folder = make_folder(flags.out.expanduser(), "--out")
-    if flags.picture_only:
-        say(f"picture: {show(models, folder, **settings)}")
-    else:
-        say(table(sweep(models, folder, num_samples=flags.num_samples, **settings)))
+    say(f"picture: {compare(models, folder, **settings)}")
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(f"guidance_sweep: error: {error}")
+        sys.exit(f"compare: error: {error}")

@@ -1,0 +1,71 @@
+"""A sweep as one picture: effective number of modes and Frechet distance against gamma."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kaleido_jax.runtime.files import write_atomically
+
+Curve = Sequence[Mapping[str, Any]]  # rows of the summary at several gamma
+SHOWN = ("effective_number", "frechet")
+_COLORS = ("#7a7f8c", "#3a7bd5", "#e07b00", "#b0489b")
+
+
+def curves_shown(summary: Mapping[str, Any]) -> dict[str, Curve]:
+    """The baseline under the first rule and under the best of the others; each model with z under the first rule.
+
+    The best rival has the largest effective number where it is right often enough (see `claim`).
+    """
+    found, curves = summary["claim"], summary["curves"]
+    if found is None:
+        return {f"{m}, {r}": _rows(curves, m, r) for m, r in dict.fromkeys((c["model"], c["rule"]) for c in curves)}
+    name, first = found["baseline"], found["rule"]
+    rivals = {rule: row["effective_number"] for rule, row in found["rivals"].items() if rule != first}
+    shown = {f"{name}, {first}": _rows(curves, name, first)}
+    if rivals:
+        best = max(rivals, key=rivals.__getitem__)
+        shown[f"{name}, {best} (best rival)"] = _rows(curves, name, best)
+    for model in dict.fromkeys(row["model"] for row in curves if row["has_z"]):
+        shown |= {f"{model}, {rule}": _rows(curves, model, rule) for rule in (first, "interval")}
+    return {label: rows for label, rows in shown.items() if rows}
+
+
+def _rows(curves: Curve, model: str, rule: str) -> Curve:
+    rows = [row for row in curves if (row["model"], row["rule"]) == (model, rule)]
+    return sorted(rows, key=lambda row: row["gamma"])
+
+
+def write_figure(summary: Mapping[str, Any], path: Path) -> None:
+    """Writes the picture, 1,600 px wide."""
+    # No window, and no state that other figures share.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    shown, headings = curves_shown(summary), {h["name"]: h["heading"] for h in summary["headings"]}
+    figure = Figure(figsize=(10, 4.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, metric in zip(figure.subplots(1, 2), SHOWN, strict=True):
+        gammas = sorted({row["gamma"] for rows in shown.values() for row in rows})
+        for (label, rows), color in zip(shown.items(), _COLORS * len(shown), strict=False):
+            means = [row["means"][metric] for row in rows]
+            errors = [row["errors"][metric] or 0 for row in rows]
+            dash = "-" if label.endswith("CFG") else "--"
+            x = [row["gamma"] for row in rows]
+            axes.errorbar(x, means, errors, label=label, color=color, linestyle=dash, marker="o", capsize=3)
+        if min(gammas) > 0:
+            axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(gammas))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlabel("gamma")
+        axes.set_title(headings.get(metric, metric), fontsize=12)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        write_atomically(path, buffer.getvalue())
