@@ -280,6 +280,8 @@ class Annotate:
     segments: tuple[str, ...] = ("text", "bbox", "blob", "voken")  # the latents to make
     required: tuple[str, ...] = ()  # an image without one of these is left out; () = all of segments
     image_size: Whole = 0  # px of the records; 0 = that of the outermost denoiser
+    view_size: Whole = 0  # px of the crop that annotators see; 0 = the photo's own size, 1024 at most
+    held_out_share: Annotated[float, Range(0, 0.5)] = 0.0  # of the images, by a hash of their bytes, in a split `test`
     limit: Whole = 0  # images of the source to annotate, from the first; 0 = all
     date: MayChange[str] = ""  # in every latent's provenance; "" = the day on which the job is first started, UTC
     engine: MayChange[Literal["local", "ray"]] = "local"
