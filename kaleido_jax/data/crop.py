@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from kaleido_jax import array_types as at
 from kaleido_jax.data.sources.base import Example, LabeledObject
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.validity import MAX_COORDINATE
@@ -67,14 +68,20 @@ def square_crop(example: Example, size_px: int) -> Example:
     if size_px < 1:
         raise user_error(f"a crop of {size_px} px", "at least 1", "raise the size")
     height, width = example.image.shape[:2]
-    if (height, width) == (size_px, size_px):
-        image = example.image
-    else:
-        left, top, side = crop_window((width, height))
-        box, size = (left, top, left + side, top + side), (size_px, size_px)
-        image = np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.LANCZOS, box=box))
     objects = _crop_objects(example, (width, height), size_px)
-    return replace(example, image=image, objects=objects, shorter_side_px=min(width, height))
+    return replace(
+        example, image=crop_image(example.image, size_px), objects=objects, shorter_side_px=min(width, height)
+    )
+
+
+def crop_image(image: at.Image, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
+    """The pixels of `square_crop`."""
+    height, width = image.shape[:2]
+    if (height, width) == (size_px, size_px):
+        return image
+    left, top, side = crop_window((width, height))
+    box, size = (left, top, left + side, top + side), (size_px, size_px)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=box))
 
 
 def _crop_objects(example: Example, whole_px: tuple[int, int], size_px: int) -> tuple[LabeledObject, ...]:

@@ -28,14 +28,22 @@ def read_image(path: Path) -> at.Image:
     Raises:
       UserError: it is missing or cannot be decoded. The message has no path, so that equal failures count as one.
     """
+    return decode_photo(read_photo(path))
+
+
+def read_photo(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      UserError: it is missing or no file, without its path as in `read_image`.
+    """
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for its other end, without end
             raise user_error("image file: a folder, pipe or device", "a file", "correct the name, or leave the row out")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         reason = error.strerror or "cannot be read"
         raise user_error(f"image file: {reason}", "a readable file", "fetch it, or leave the row out") from error
-    return decode_photo(content)
 
 
 def decode_photo(data: bytes) -> at.Image:

@@ -11,7 +11,7 @@ import operator
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
@@ -63,7 +63,7 @@ class TrainingRecord:
     shorter_side_px: int
 
 
-_TRAINING_FIELDS = tuple(field.name for field in fields(TrainingRecord))
+_TRAINING_FIELDS = tuple(f.name for f in fields(TrainingRecord))
 _T = TypeVar("_T")
 
 
@@ -91,11 +91,14 @@ class Manifest:
     counts: dict[str, int]  # segment -> records that hold it
     max_tokens: dict[str, int]  # "caption", each segment and "text | bbox | ..." -> longest in tokens, eos included
     left_out: int  # examples without a record, each because of a failure below
-    reasons: dict[str, int]  # "segment: reason" -> failures; numbers that differ among them are written as N
+    reasons: dict[str, int]  # "segment: reason" -> failures; those that differ in numbers only count as one
     failures: list[dict[str, str]]  # id, segment and reason of the first; all are in the files beside the shards
     agreement: dict[str, float]  # of boxes and ellipses with human labels, if there are any
     shards: list[Shard]
     date: str  # on which the job was first started, UTC
+    limits: dict[str, int] = field(default_factory=dict)  # "caption" and "latents" -> most tokens of a record, with eos
+    tally: dict[str, Any] = field(default_factory=dict)  # see annotate/job/tally.py; records made before have none
+    narrow: list[dict[str, Any]] = field(default_factory=list)  # id, width and height of the first photos that are
 
     @property
     def num_records(self) -> int:
@@ -173,12 +176,12 @@ class Records:
 
 
 # ------------------------------------------------------------------------------------------------ writing
-def write_shard(path: Path, records: Iterable[Record], folder: Path | None = None) -> Shard:
+def write_shard(path: Path, records: Iterable[Record | bytes], folder: Path | None = None) -> Shard:
     """Writes one shard; the same records give the same bytes.
 
     Args:
       path: the file.
-      records: its content; may be generated while the shard is written.
+      records: its content, maybe packed already; may be generated while the shard is written.
       folder: of the manifest; None = the file's.
     """
     count = 0
@@ -188,7 +191,7 @@ def write_shard(path: Path, records: Iterable[Record], folder: Path | None = Non
         )  # groups of one: random access then reads only one record
         try:
             for record in records:
-                writer.write(pack(record))
+                writer.write(record if isinstance(record, bytes) else pack(record))
                 count += 1
         finally:
             writer.close()

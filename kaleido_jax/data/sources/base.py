@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from kaleido_jax import array_types as at
 from kaleido_jax.config.schema import Data
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.runtime.files import refuse_lfs_pointer
+from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,23 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class GrowingSource(Source, Protocol):
+    """A source that knows its examples one by one: records of it can be extended, and a share of it held out."""
+
+    def version(self, index: int) -> str:
+        """Changes with what decides one example: its labels, and the size of its image file. Decodes no image."""
+        ...
+
+    def image_bytes(self, index: int) -> bytes:
+        """The encoded image of one example.
+
+        Raises:
+          UserError: its row is bad or its file cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """What a source is opened with; can be sent to another process."""
@@ -117,6 +134,15 @@ def below(folder: Path, name: Any) -> Path:
     except UnicodeEncodeError as error:
         raise user_error("a row whose image is not a file name (half a character)", "text", "correct it") from error
     return folder / name
+
+
+def file_version(path: Path, *labels: str) -> str:
+    """The version of an example with these labels whose image is a file of its own."""
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        size = -1
+    return fingerprint("\n".join([*labels, str(size)]))
 
 
 def check_index(index: int, length: int) -> int:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from kaleido_jax import array_types as at
-from kaleido_jax.data.images import read_image
+from kaleido_jax.data.images import read_image, read_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import (
     Example,
@@ -22,6 +22,7 @@ from kaleido_jax.data.sources.base import (
     SourceSettings,
     below,
     check_index,
+    file_version,
     no_classes,
     read_labels,
     row_id,
@@ -85,6 +86,21 @@ class CocoSource:
     def label(self, index: int) -> int:
         """Raises UserError: a photo of many things has no single class."""
         raise no_classes("a COCO photo")
+
+    def version(self, index: int) -> str:
+        """Changes with the labels and the size of the file."""
+        image = self._order[check_index(index, len(self))]
+        objects = self._objects.get(image["id"], [])
+        names = [self._names.get(number) for number in _categories(objects)]
+        labels = json.dumps([image, self._captions.get(image["id"]), objects, names, self._credit(image)])
+        try:
+            return file_version(below(self._photos, _file_name(image)), labels)
+        except UserError:
+            return fingerprint(labels)
+
+    def image_bytes(self, index: int) -> bytes:
+        """The file's content."""
+        return read_photo(below(self._photos, _file_name(self._order[check_index(index, len(self))])))
 
     def __getitem__(self, index: int) -> Example:
         image = self._order[check_index(index, len(self))]
@@ -214,6 +230,11 @@ class _Table:
         if field not in entry:
             found = f"{where} has no {field}"
         return user_error(f"{self.path}: {found}", expected, "correct the file")
+
+
+def _categories(objects: Sequence[Entry]) -> list[int]:
+    found = (annotation.get("category_id") for annotation in objects)
+    return sorted({number for number in found if isinstance(number, int)})
 
 
 def _file_name(image: Entry) -> Any:

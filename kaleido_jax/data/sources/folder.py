@@ -4,9 +4,9 @@ import logging
 import os
 from pathlib import Path
 
-from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image
+from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image, read_photo
 from kaleido_jax.data.sources import register
-from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, read_labels
+from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, file_version, read_labels
 from kaleido_jax.data.sources.imagenet import class_caption
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
@@ -63,6 +63,15 @@ class FolderSource:
     def label(self, index: int) -> int:
         """Index into class_names of one example."""
         return self._files[check_index(index, len(self))][1]
+
+    def version(self, index: int) -> str:
+        """Changes with the class's name and the size of the file."""
+        path, number = self._files[check_index(index, len(self))]
+        return file_version(path, self.class_names[number])
+
+    def image_bytes(self, index: int) -> bytes:
+        """The file's content."""
+        return read_photo(self._files[check_index(index, len(self))][0])
 
     def __getitem__(self, index: int) -> Example:
         path, number = self._files[check_index(index, len(self))]

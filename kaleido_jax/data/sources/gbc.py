@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from kaleido_jax.data.images import read_image
+from kaleido_jax.data.images import read_image, read_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import (
     Example,
@@ -12,6 +13,7 @@ from kaleido_jax.data.sources.base import (
     SourceSettings,
     below,
     check_index,
+    file_version,
     no_classes,
     row_id,
 )
@@ -69,17 +71,31 @@ class GbcSource:
         """Raises UserError: there are no classes."""
         raise no_classes("a row of GBC")
 
-    def __getitem__(self, index: int) -> Example:
-        row = self._lines[check_index(index, len(self))]
-        address = row.get("img_url")
-        address = address if isinstance(address, str) else ""
-        name = row.get("img_path") or self._files.get(address)
+    def version(self, index: int) -> str:
+        """Changes with the line and the size of its file."""
+        line = self._lines.version(check_index(index, len(self)))
+        try:
+            return file_version(self._photo(self._lines[index]), line)
+        except UserError:
+            return line
+
+    def image_bytes(self, index: int) -> bytes:
+        """The file's content."""
+        return read_photo(self._photo(self._lines[check_index(index, len(self))]))
+
+    def _photo(self, row: dict[str, Any]) -> Path:
+        name = row.get("img_path") or self._files.get(_address(row))
         if not name:
             raise user_error("a row whose image was not fetched", "img_path, or its img_url in images.csv", "fetch it")
+        return below(self._photos, name)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._lines[check_index(index, len(self))]
+        path = self._photo(row)
         vertices = row.get("vertices")
         if not isinstance(vertices, list):
             raise user_error("a row without GBC's vertices", "a list", "correct the row")
-        pixels = read_image(below(self._photos, name))
+        pixels = read_image(path)
         captions = [row.get(key) for key in ("original_caption", "short_caption")]
         caption = next((c for c in captions if isinstance(c, str) and c.strip()), "")
         detail = row.get("detail_caption")
@@ -89,8 +105,13 @@ class GbcSource:
             caption=caption.strip(),
             description=detail.strip() if isinstance(detail, str) and detail.strip() else None,
             objects=tuple(_entities(vertices, *pixels.shape[:2])),
-            credit=address,
+            credit=_address(row),
         )
+
+
+def _address(row: Mapping[str, Any]) -> str:
+    address = row.get("img_url")
+    return address if isinstance(address, str) else ""
 
 
 def _addresses(rows: TextTable) -> Iterator[tuple[str, str]]:

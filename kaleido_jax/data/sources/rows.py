@@ -22,7 +22,7 @@ class JsonLines:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths, digest = list(paths), sha256()
-        starts, counts = array("q"), [0]  # 8 bytes per line, since there may be ten million
+        starts, digests, counts = array("q"), array("Q"), [0]  # 8 bytes per line, since there may be ten million
         for path in self._paths:
             start = 0
             try:
@@ -31,12 +31,13 @@ class JsonLines:
                     for line in file:
                         if line.strip():
                             starts.append(start)
+                            digests.append(int.from_bytes(sha256(line.strip()).digest()[:8]))
                         start += len(line)
                         digest.update(line)
             except OSError as error:
                 raise unreadable(path, error) from error
             counts.append(len(starts))
-        self._starts, self._counts = starts, counts
+        self._starts, self._digests, self._counts = starts, digests, counts
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -52,6 +53,10 @@ class JsonLines:
             file.seek(self._starts[index])
             line = file.readline()
         return read_object(line, "a line")
+
+    def version(self, index: int) -> str:
+        """Changes with the line."""
+        return f"{self._digests[index]:016x}"
 
 
 def read_object(text: bytes, what: str) -> dict[str, Any]:
@@ -105,6 +110,11 @@ class TextTable:
         if isinstance(row, UserError):
             raise row
         return row
+
+    def version(self, index: int) -> str:
+        """Changes with the row."""
+        row = self._rows[index]
+        return fingerprint(str(row) if isinstance(row, UserError) else json.dumps(row))
 
     def _add(self, path: Path, lines: Iterator[list[str] | UserError], needed: Sequence[str]) -> None:
         header = next(lines, [])

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from kaleido_jax.data.images import read_image
+from kaleido_jax.data.images import read_image, read_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import (
     Example,
     SourceSettings,
     below,
     check_index,
+    file_version,
     no_classes,
     row_id,
 )
 from kaleido_jax.data.sources.rows import JsonLines, TextTable
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -54,6 +55,21 @@ class TableSource:
     def label(self, index: int) -> int:
         """Raises UserError: there are no classes."""
         raise no_classes("a row of a table")
+
+    def version(self, index: int) -> str:
+        """Changes with the row and the size of its file."""
+        row = self._rows.version(check_index(index, len(self)))
+        try:
+            return file_version(self._photo(index), row)
+        except UserError:
+            return row
+
+    def image_bytes(self, index: int) -> bytes:
+        """The file's content."""
+        return read_photo(self._photo(index))
+
+    def _photo(self, index: int) -> Path:
+        return below(self._photos, self._rows[check_index(index, len(self))].get(self._columns[0]))
 
     def __getitem__(self, index: int) -> Example:
         row = self._rows[check_index(index, len(self))]

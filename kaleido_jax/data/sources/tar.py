@@ -64,7 +64,8 @@ class TarSource:
         if not len(self._starts):
             raise user_error(f"no example in *.tar of {top}", "KEY.jpg and so on", "correct data.root or data.split")
         told = ("tar", data.split, data.tar.caption, data.tar.description, *self.class_names)
-        shards = (f"{shard} {index.digest}" for shard, index in zip(self._shards, indexes, strict=True))
+        shards = [f"{shard} {index.digest}" for shard, index in zip(self._shards, indexes, strict=True)]
+        self._versions = [fingerprint("\n".join([*told, shard])) for shard in shards]
         self.fingerprint = fingerprint("\n".join([*told, *shards]))
 
     def __len__(self) -> int:
@@ -86,18 +87,23 @@ class TarSource:
             raise no_classes("an example with captions")
         return self._class(self._files(index))
 
+    def version(self, index: int) -> str:
+        """Changes with its shard."""
+        return self._versions[bisect.bisect_right(self._counts, check_index(index, len(self))) - 1]
+
+    def image_bytes(self, index: int) -> bytes:
+        """The content of the image in the shard."""
+        return _image(self._files(index))
+
     def __getitem__(self, index: int) -> Example:
         files = self._files(index)
-        images = [name for name in files if f".{name}" in IMAGE_SUFFIXES]
-        if len(images) != 1:
-            found = f"{len(images)} images in an example (it has {', '.join(files)[:100] or 'nothing'})"
-            raise user_error(found, "KEY.jpg, KEY.png or KEY.webp", "write the shard again, or leave it out")
+        image = _image(files)
         fields = read_object(files["json"], "a .json file") if "json" in files else {}
         caption = self.class_names[self._class(files)] if self.class_names else self._caption(files, fields)
         description, credit = fields.get(self._keys.description), fields.get("url")
         return Example(
             id=self.id(index),
-            image=decode_photo(files[images[0]]),
+            image=decode_photo(image),
             caption=caption,
             description=description.strip() if isinstance(description, str) and description.strip() else None,
             credit=credit if isinstance(credit, str) else "",
@@ -133,6 +139,14 @@ class TarSource:
             found = f"an example whose class is {told.decode(errors='replace')!r}"
             raise user_error(found, f"a number below {len(self.class_names)} in KEY.cls", "correct data.tar.classes")
         return int(told)
+
+
+def _image(files: dict[str, bytes]) -> bytes:
+    images = [name for name in files if f".{name}" in IMAGE_SUFFIXES]
+    if len(images) != 1:
+        found = f"{len(images)} images in an example (it has {', '.join(files)[:100] or 'nothing'})"
+        raise user_error(found, "KEY.jpg, KEY.png or KEY.webp", "write the shard again, or leave it out")
+    return files[images[0]]
 
 
 def _classes(root: Path, name: str) -> tuple[str, ...]:

@@ -76,6 +76,15 @@ class TfdsSource:
             raise no_classes("an example with captions")
         return self._class(self._read(index))
 
+    def version(self, index: int) -> str:
+        """Changes with the data set: its examples are prepared all at once."""
+        check_index(index, len(self))
+        return self.fingerprint
+
+    def image_bytes(self, index: int) -> bytes:
+        """The encoded image in the example."""
+        return self._read(index)[self._keys.image]
+
     def __getitem__(self, index: int) -> Example:
         example = self._read(index)
         if self.class_names:
