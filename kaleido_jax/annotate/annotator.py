@@ -1,15 +1,18 @@
 """Annotator, the protocol of a part of q(z | x, c): it fills segments of z for a batch of examples.
 
-Annotators run one after another on the square crop that the model is trained on; each gets the segments made so far.
+Annotators run one after another on the square crop of the photo; each gets the segments made so far. Those that look
+for words or objects see the crop at `annotate.view_size`, those that describe pixels see it as the records store it.
 None of them raises for one bad image: it returns a Failure, which the job records.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
+
+Sees = Literal["view", "record"]  # the crop at annotate.view_size, or as the records store it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,7 @@ class Annotator(Protocol):
 
     segments: tuple[str, ...]  # that it fills
     needs: tuple[str, ...]  # segments that must exist before it runs, e.g. bbox for blob
+    sees: Sees  # which image it is given
     metadata: Mapping[str, str]  # provenance: "model", "version", "prompt" (a hash) ...; no date, nothing that varies
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:

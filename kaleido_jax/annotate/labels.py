@@ -23,6 +23,7 @@ class LabeledText:
 
     segments = ("text",)
     needs = ()
+    sees = "view"
     metadata = {"model": "labels", "version": VERSION}
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
@@ -42,6 +43,7 @@ class LabeledBoxes:
 
     segments = ("bbox",)
     needs = ()
+    sees = "view"
 
     def __init__(self, max_objects: int) -> None:
         """Keeps the `max_objects` largest per image."""
@@ -66,6 +68,7 @@ class LabeledBlobs:
 
     segments = ("blob",)
     needs = ()
+    sees = "view"
 
     def __init__(self, max_objects: int) -> None:
         """Keeps the `max_objects` largest per image."""

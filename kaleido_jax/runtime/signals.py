@@ -21,6 +21,10 @@ class StopSignal:
 
     asked = False
 
+    def __init__(self, what: str = "after this step, with a checkpoint") -> None:
+        """`what` completes "stopping ..."."""
+        self._what = what
+
     def __enter__(self) -> "StopSignal":
         self._terminated = False
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -30,7 +34,7 @@ class StopSignal:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.asked:  # os.write, since a logger may be in use by what the signal interrupts
-            os.write(2, b"stopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
+            os.write(2, f"stopping {self._what}; press Ctrl-C again to stop at once\n".encode())
         self.asked, self._terminated = True, self._terminated or number == signal.SIGTERM
 
     def as_error(self) -> KeyboardInterrupt:

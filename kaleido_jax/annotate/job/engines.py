@@ -5,19 +5,27 @@ Models stay loaded: each worker opens the job once and then makes one shard afte
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from kaleido_jax.annotate.job.shards import Advance, Job, close_job, make_shard, open_job
+from kaleido_jax.annotate.job.shards import Advance, Job, Place, Stopped, close_job, make_shard, open_job
 from kaleido_jax.errors import UserError, user_error
 
-RETRIES = 3  # how often Ray starts a dead worker again before the job gives up
+RETRIES = 3  # how often Ray restarts a dead worker before the job gives up
 _POLL_SEC = 1.0  # between updates of the progress
-_AGAIN = "start the job again, finished shards are kept; with less memory a worker, lower annotate.num_workers"
+_GO_ON, _STOP, _END = 0, 1, 2  # what workers of a pool are told: stop after the batch in hand, end at once
+_AGAIN = "start the job again, finished images are kept; with less memory a worker, lower annotate.num_workers"
+
+
+Shards = Mapping[Place, Sequence[int]]  # indices of the examples of each
+Made = tuple[Place, dict[str, Any]]
+Asked = Callable[[], bool]
 
 
 @runtime_checkable
@@ -28,8 +36,12 @@ class Engine(Protocol):
         """The job's hash, from a worker: only workers have the annotators loaded."""
         ...
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(shard, content of the .json beside it) as they finish, in any order."""
+    def make(self, shards: Shards, advance: Advance, asked: Asked) -> Iterator[Made]:
+        """(shard, content of the .json beside it) as they finish, in any order.
+
+        Raises:
+          Stopped: `asked` says that the user wants to stop; batches in hand are finished before.
+        """
         ...
 
 
@@ -51,10 +63,16 @@ class InProcess:
         """The job's hash."""
         return open_job(self._job).specification
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
+    def make(self, shards: Shards, advance: Advance, asked: Asked) -> Iterator[Made]:
         """Shards in their order."""
-        for shard, indices in shards.items():
-            yield shard, make_shard(self._job, shard, indices, advance)
+
+        def step(done: int) -> None:
+            advance(done)
+            if asked():
+                raise Stopped
+
+        for place, indices in shards.items():
+            yield place, make_shard(self._job, place, indices, step)
 
 
 # --------------------------------------------------------------------------------------------- local pool
@@ -64,16 +82,20 @@ class LocalPool:
     def __init__(self, job: Job, num_workers: int) -> None:
         """Starts no process yet."""
         spawn = multiprocessing.get_context("spawn")
-        self._count = spawn.Value("q", 0)
+        self._count, self._told = spawn.Value("q", 0), spawn.Value("b", _GO_ON)
         self._pool = ProcessPoolExecutor(
-            num_workers, mp_context=spawn, initializer=_start_worker, initargs=(job, self._count)
+            num_workers, mp_context=spawn, initializer=_start_worker, initargs=(job, self._count, self._told)
         )
 
     def __enter__(self) -> "LocalPool":
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        # After an error the waiting shards are canceled; a shard in progress is finished or discarded.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error, shards in hand are left to their journals.
+        if kind is not None:
+            self._told.value = _END if issubclass(kind, KeyboardInterrupt) else _STOP
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def specification(self) -> str:
@@ -83,30 +105,47 @@ class LocalPool:
         except BrokenProcessPool as error:
             raise _worker_died() from error
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
+    def make(self, shards: Shards, advance: Advance, asked: Asked) -> Iterator[Made]:
         """Shards as they finish.
 
         Raises:
+          Stopped: the user asked for it.
           UserError: a worker was killed, e.g. for its memory.
         """
-        waiting = {self._pool.submit(_worker_make, shard, indices): shard for shard, indices in shards.items()}
+        waiting = {self._pool.submit(_worker_make, place, indices): place for place, indices in shards.items()}
         counted = 0
         while waiting:
             done, _ = wait(waiting, timeout=_POLL_SEC, return_when=FIRST_COMPLETED)
             counted = _advance_to(advance, counted, self._count.value)
-            for future in done:
+            if asked() and self._told.value == _GO_ON:
+                self._told.value = _STOP
+                waiting = {future: place for future, place in waiting.items() if not future.cancel()}
+            for future in done & waiting.keys():
+                place = waiting.pop(future)
                 try:
-                    yield waiting.pop(future), future.result()
+                    yield place, future.result()
+                except Stopped:
+                    continue
                 except BrokenProcessPool as error:
-                    raise _worker_died() from error
+                    raise (Stopped() if asked() else _worker_died()) from error
+        if asked():
+            raise Stopped
 
 
-_WORKER: dict[str, Any] = {}  # the job of this worker process and the counter it shares
+_WORKER: dict[str, Any] = {}  # the job of this worker process, the counter it shares and what it is told
 
 
-def _start_worker(job: Job, count: Any) -> None:
-    _WORKER.update(job=job, count=count)
+def _start_worker(job: Job, count: Any, told: Any) -> None:
+    _WORKER.update(job=job, count=count, told=told)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent says what to do
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    while _WORKER["told"].value != _END:
+        time.sleep(_POLL_SEC / 4)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -119,13 +158,15 @@ def _worker_specification() -> str:
     return open_job(_WORKER["job"]).specification
 
 
-def _worker_make(shard: int, indices: range) -> dict[str, Any]:
-    return make_shard(_WORKER["job"], shard, indices, _count_images)
+def _worker_make(place: Place, indices: Sequence[int]) -> dict[str, Any]:
+    return make_shard(_WORKER["job"], place, indices, _count_images)
 
 
 def _count_images(done: int) -> None:
     with _WORKER["count"].get_lock():
         _WORKER["count"].value += done
+    if _WORKER["told"].value != _GO_ON:
+        raise Stopped
 
 
 def _worker_died() -> UserError:
@@ -138,15 +179,22 @@ class RayWorker:
 
     def __init__(self, job: Job) -> None:
         """Runs again after a restart."""
-        self._job, self._done = job, 0
+        self._job, self._done, self._stopping = job, 0, False
 
     def specification(self) -> str:
         """The job's hash."""
         return open_job(self._job).specification
 
-    def make(self, shard: int, indices: range) -> dict[str, Any]:
-        """One shard."""
-        return make_shard(self._job, shard, indices, self._advance)
+    def make(self, place: Place, indices: Sequence[int]) -> dict[str, Any] | None:
+        """One shard; None if it was stopped."""
+        try:
+            return make_shard(self._job, place, indices, self._advance)
+        except Stopped:
+            return None
+
+    def stop(self) -> None:
+        """Ends make() after the batch in hand."""
+        self._stopping = True
 
     def images_done(self) -> int:
         """Since the actor's start; answered while make() runs."""
@@ -158,6 +206,8 @@ class RayWorker:
 
     def _advance(self, done: int) -> None:
         self._done += done
+        if self._stopping:
+            raise Stopped
 
 
 class RayCluster:
@@ -214,25 +264,35 @@ class RayCluster:
         """The job's hash, from one actor."""
         return self._get(self._actors[0].specification.remote())
 
-    def make(self, shards: Mapping[int, range], advance: Advance) -> Iterator[tuple[int, dict[str, Any]]]:
+    def make(self, shards: Shards, advance: Advance, asked: Asked) -> Iterator[Made]:
         """Shards as they finish; each actor makes one at a time.
 
         Raises:
+          Stopped: the user asked for it.
           UserError: an actor died more than RETRIES times.
         """
         todo, idle, running = list(shards.items())[::-1], list(self._actors), {}
         finished_images = counted = 0
-        while todo or running:
-            while todo and idle:
-                actor, (shard, indices) = idle.pop(), todo.pop()
-                running[actor.make.remote(shard, indices)] = (actor, shard)
+        stopping = False
+        while running or (todo and not stopping):
+            while todo and idle and not stopping:
+                actor, (place, indices) = idle.pop(), todo.pop()
+                running[actor.make.remote(place, indices)] = (actor, place)
             done, _ = self._ray.wait(list(running), num_returns=1, timeout=_POLL_SEC)
             for reference in done:
-                actor, shard = running.pop(reference)
+                actor, place = running.pop(reference)
                 idle.append(actor)
-                finished_images += len(shards[shard])
-                yield shard, self._get(reference)
+                notes = self._get(reference)
+                if notes is not None:
+                    finished_images += len(shards[place])
+                    yield place, notes
             counted = _advance_to(advance, counted, max(finished_images, self._images_done()))
+            if asked() and not stopping:
+                stopping = True
+                for actor in self._actors:
+                    actor.stop.remote()
+        if stopping:
+            raise Stopped
 
     def _images_done(self) -> int:
         # An actor that is restarting answers later: it counts with its next shard.

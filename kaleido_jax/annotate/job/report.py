@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kaleido_jax.annotate.job.agreement import SMALLEST_PX
+from kaleido_jax.annotate.job.tally import NARROW
 from kaleido_jax.data.records import Manifest, Record, Records, read_manifest
 from kaleido_jax.latents.render.svg import render_svg
 from kaleido_jax.latents.types import Latents
@@ -23,6 +24,7 @@ REPORT = "report.html"
 _DRAWN_PX = 320  # side of a picture, about a card's width on a phone
 _LOSSLESS_UP_TO_PX = 64  # larger pictures are shown as JPEG, a tenth of the bytes
 _REASONS_SHOWN, _FAILURES_SHOWN = 30, 20
+_CHARACTERS_SHOWN, _NARROW_SHOWN = 20, 3
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1a1c22; --soft: #5b6270; --line: #d9dde4;
@@ -57,6 +59,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 .voken { display: flex; flex-wrap: wrap; gap: 4px; list-style: none; margin: 0; padding: 0;
   font-size: .8rem; font-variant-numeric: tabular-nums }
 .voken li { border: 1px solid var(--line); border-radius: 5px; padding: 0 6px }
+.remarks { margin: 0; padding: 12px 14px 12px 34px; background: var(--card); border: 1px solid var(--line);
+  border-radius: 10px; display: grid; gap: 6px }
 details { margin-top: 12px } summary { cursor: pointer; color: var(--accent) }
 """
 
@@ -87,11 +91,64 @@ def sample_indices(count: int, num_samples: int, seed: int) -> list[int]:
 
 
 def summary(manifest: Manifest) -> list[str]:
-    """The counts and the agreement in lines for a terminal."""
-    kinds = ", ".join(f"{segment} {count}" for segment, count in manifest.counts.items())
-    lines = [f"{manifest.num_records} records ({kinds}), {manifest.left_out} images left out"]
-    lines += [f"  {count} x {reason}" for reason, count in list(manifest.reasons.items())[:_REASONS_SHOWN]]
+    """The counts, what was left out, and the agreement in lines for a terminal."""
+    part = f"{manifest.source['part']}: " if "part" in manifest.source else ""
+    lines = [f"{part}{_count(manifest.num_records, 'record')}, {_count(manifest.left_out, 'image')} left out"]
+    lines += [f"  {what}: {value}" for what, value in content_rows(manifest)]
+    lines += [f"  {value}" for value in remarks(manifest)]
+    if manifest.reasons:
+        lines.append(f"{_count(sum(manifest.reasons.values()), 'failure')}:")
+    lines += [f"  {count:,} x {reason}" for reason, count in list(manifest.reasons.items())[:_REASONS_SHOWN]]
     return lines + [f"{what}: {value}" for what, value, _ in agreement_rows(manifest)]
+
+
+def content_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """(what, how much of it) of each segment, and the longest caption and latents."""
+    rows, objects = [], manifest.tally.get("objects", {})
+    for segment, count in manifest.counts.items():
+        if segment not in objects:
+            rows.append((segment, _count(count, "image")))
+            continue
+        images = {int(number): count for number, count in objects[segment].items()}
+        total, without = sum(n * count for n, count in images.items()), images.get(0, 0)
+        have = f"{_count(count - without, 'image')} with objects, {without:,} without"
+        each = f"{total / max(count, 1):.1f} an image, at most {max(images)}"
+        rows.append((segment, f"{have}; {_count(total, 'object')}, {each}"))
+    for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
+        if what in manifest.limits:
+            longest = manifest.max_tokens.get(_longest_name(what, manifest), 0)
+            rows.append((f"longest {what}", f"{longest} tokens; {field} = {manifest.limits[what]}"))
+    return rows
+
+
+def _longest_name(what: str, manifest: Manifest) -> str:
+    return what if what == "caption" else max(manifest.max_tokens, key=lambda name: name.count("|"), default="")
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """What may be wrong with the records: lost to a limit, unknown characters, photos of an extreme shape."""
+    lines, tally = [], manifest.tally
+    for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
+        if lengths := {int(tokens): count for tokens, count in tally.get("too_long", {}).get(what, {}).items()}:
+            lost = f"{_count(sum(lengths.values()), 'image')} left out for the length of their {what}"
+            lines.append(f"{lost}, at most {max(lengths)} tokens: {field} = {max(lengths)} keeps them all")
+    for what, count in tally.get("unknown", {}).items():
+        characters = tally["characters"][what]
+        most = sorted(characters, key=lambda c: (-characters[c], c))[:_CHARACTERS_SHOWN]
+        named = " ".join(most) + (" ..." if len(characters) > len(most) else "")
+        done = "read as <unk>" if what == "caption" else "were dropped"
+        texts = _count(count, what if what == "caption" else f"{what} segment")
+        lines.append(f"{texts} with characters that the vocabulary lacks, which {done}: {named}")
+    shape, size = tally.get("shape", {}), manifest.source["image_size"]
+    if count := shape.get("narrow", 0):
+        named = [f"{found['id']}, {found['width']}x{found['height']} px" for found in manifest.narrow[:_NARROW_SHOWN]]
+        lines.append(
+            f"{_count(count, 'photo')} more than {NARROW} times as long as wide, of which only the middle square is "
+            f"used ({'; '.join(named)}{'; ...' if count > len(named) else ''})"
+        )
+    if count := shape.get("enlarged", 0):
+        lines.append(f"{_count(count, 'photo')} enlarged, with a side of less than {size} px")
+    return lines
 
 
 def agreement_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
@@ -110,7 +167,8 @@ def agreement_rows(manifest: Manifest) -> list[tuple[str, str, str]]:
 
 # ---------------------------------------------------------------------------------------------- the page
 def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
-    title = " / ".join(part for part in (manifest.source["name"], manifest.source["split"]) if part)
+    names = (manifest.source["name"], manifest.source["split"], manifest.source.get("part"))
+    title = " / ".join(part for part in names if part)
     yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>Annotation of {escape(title)}</title><style>{_STYLE}</style></head><body><main>"
@@ -119,10 +177,16 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
     megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
     yield f'<p class="soft">{size}x{size} px, {_count(shards, "shard")}, {megabytes:,.1f} MB, '
     yield f"started {escape(manifest.date)} (UTC)</p>"
-    tiles = [("records", manifest.num_records), *manifest.counts.items(), ("images left out", manifest.left_out)]
+    tiles = [("records", manifest.num_records), ("images left out", manifest.left_out), *_with_objects(manifest)]
     yield '<div class="tiles">'
     yield from (f'<div class="tile"><b>{number:,}</b>{escape(name)}</div>' for name, number in tiles)
     yield "</div>"
+    yield "<h2>What the records hold</h2>"
+    yield from _table(("what", "how much"), content_rows(manifest))
+    if lines := remarks(manifest):
+        yield '<h2>To look at</h2><ul class="remarks">'
+        yield from (f"<li>{escape(line)}</li>" for line in lines)
+        yield "</ul>"
     if rows := agreement_rows(manifest):
         yield "<h2>Agreement with people</h2>"
         yield from _table(("measure", "value", "over"), [(w, _Number(v), o) for w, v, o in rows])
@@ -135,6 +199,14 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
     for record in chosen:
         yield from _card(record)
     yield "</div></main></body></html>\n"
+
+
+def _with_objects(manifest: Manifest) -> Iterator[tuple[str, int]]:
+    """(what, number) for the tiles of each segment."""
+    for segment, count in manifest.counts.items():
+        without = manifest.tally.get("objects", {}).get(segment, {}).get("0", 0)
+        listed = segment in manifest.tally.get("objects", {})
+        yield (f"with {segment} objects" if listed else segment), count - without
 
 
 class _Number(str):

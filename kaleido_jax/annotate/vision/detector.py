@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from PIL import Image as PillowImage
 
-from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.annotator import Failure, Sees
 from kaleido_jax.annotate.vision.onnx_model import OnnxModel, open_onnx
 from kaleido_jax.array_types import Boxes, Image
 from kaleido_jax.config.schema import Annotate
@@ -48,6 +48,7 @@ class Detector:
     max_boxes: int
     segments: tuple[str, ...] = ("bbox",)
     needs: tuple[str, ...] = ()
+    sees: Sees = "view"
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image as PillowImage
 
-from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.annotator import Failure, Sees
 from kaleido_jax.annotate.vision.masker import Masker
 from kaleido_jax.annotate.vision.onnx_model import normalize, open_onnx, read_normalization
 from kaleido_jax.array_types import Boxes, Image, ImageMask
@@ -38,6 +38,7 @@ class Segmenter:
     metadata: Mapping[str, str]
     segments: tuple[str, ...] = ("blob",)
     needs: tuple[str, ...] = ("bbox",)
+    sees: Sees = "view"
 
     def __call__(self, examples: Sequence[Example], so_far: Sequence[Latents]) -> list[Latents | Failure]:
         """Latents with one ellipse per box; an object whose mask is empty is left out.

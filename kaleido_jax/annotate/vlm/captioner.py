@@ -20,6 +20,7 @@ class Captioner:
 
     segments = ("text",)
     needs = ()
+    sees = "view"
 
     def __init__(self, model: VisionModel, *, instruction: str = "caption", image_size: int = 448) -> None:
         """`instruction` is a key of prompts.TEXT; `image_size` px is the side of the picture shown."""

@@ -29,6 +29,7 @@ class Grounder:
 
     segments = ("bbox",)
     needs = ()
+    sees = "view"
 
     def __init__(
         self,

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kaleido_jax.annotate.annotator import Annotator, Failure
+from kaleido_jax.annotate.annotator import Annotator, Failure, Sees
 from kaleido_jax.annotate.vokens.features import Feature, open_feature
 from kaleido_jax.annotate.vokens.quality import quality
 from kaleido_jax.annotate.vokens.quantizer import Quantizer, fit_quantizer, kind_of, load_quantizer, save_quantizer
@@ -16,6 +16,8 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 
 log = logging.getLogger(__name__)
+
+OtherExamples = Literal["refuse", "keep", "fit"]
 
 _FIT_SEED = 0  # not the experiment's: the same images give the same quantizer
 
@@ -28,6 +30,7 @@ class QuantizerTokenizer:
     quantizer: Quantizer
     segments: tuple[str, ...] = ("voken",)
     needs: tuple[str, ...] = ()
+    sees: Sees = "record"
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -56,6 +59,7 @@ def open_voken(
     image_size: int,
     vokens_per_image: int,
     codebook_size: int,
+    other_examples: OtherExamples = "refuse",
 ) -> Annotator:
     """The annotator that config.voken names.
 
@@ -65,11 +69,14 @@ def open_voken(
     Args:
       config: the group annotate.
       path: of quantizer.safetensors; SEED does not need it.
-      source: identifies the data, any JSON value; stored in the file, and a file for other data is refused.
+      source: identifies the data: "name", and "examples" that changes with them; stored in the file, and a file for
+        other data is refused.
       train: training examples with their square crops.
       image_size: px of these images; stored in the file.
       vokens_per_image: config.latents.vokens_per_image.
       codebook_size: the most values that a token may have (config.latents.codebook_size).
+      other_examples: what to do with a file that was fitted on other examples: refuse it, keep it since there are only
+        more of them, or fit it anew since no record was made with it.
 
     Raises:
       UserError: weights are missing or unsuitable, too few training images, or another quantizer at `path`.
@@ -91,6 +98,7 @@ def open_voken(
         kind=settings.quantizer,
         train=train,
         given=Path(settings.model).expanduser() if settings.model else None,
+        other_examples=other_examples,
     )
     return QuantizerTokenizer(feature=feature, quantizer=quantizer)
 
@@ -107,6 +115,7 @@ def fit_or_load(
     kind: str,
     train: Source,
     given: Path | None = None,
+    other_examples: OtherExamples = "refuse",
 ) -> Quantizer:
     """The quantizer at `path`; if it does not exist, `given` or one fitted on training images is stored there.
 
@@ -121,6 +130,7 @@ def fit_or_load(
       kind: "residual" or "fsq".
       train: examples to fit on.
       given: file of a quantizer that was fitted before, of the same tokens, codebook, feature and kind.
+      other_examples: as of open_voken.
 
     Raises:
       UserError: the one at `path` is damaged or was fitted with other arguments, the given one is missing, damaged or
@@ -139,8 +149,8 @@ def fit_or_load(
     known = _given(given, wanted) if given else None
     if known:
         wanted["given"] = known.fingerprint
-    if path.exists():
-        return _stored(path, wanted)
+    if path.exists() and not (other_examples == "fit" and load_quantizer(path)[1].get("source") != source):
+        return _stored(path, wanted, other_examples)
     quantizer = known
     if quantizer is None:
         count = min(fit_examples, len(train))
@@ -155,21 +165,35 @@ def fit_or_load(
     return quantizer
 
 
-def _stored(path: Path, wanted: dict[str, Any]) -> Quantizer:
+def _stored(path: Path, wanted: dict[str, Any], other_examples: OtherExamples) -> Quantizer:
     """The quantizer that an earlier start of this job stored."""
     quantizer, fitted_for = load_quantizer(path)
-    if fitted_for != wanted:
-        do = "use another folder, or delete this one's quantizer and records"
-        raise user_error(f"{path} was fitted for {fitted_for}", f"{wanted}", do)
+    found, expected = _differing(*(_flat(of, other_examples) for of in (fitted_for, wanted)))
+    if found:
+        do = "use another --workdir, or delete this quantizer and the records"
+        raise user_error(f"{path} was fitted for {found}", expected, do)
     return quantizer
+
+
+def _flat(fitted_for: dict[str, Any], other_examples: OtherExamples) -> dict[str, Any]:
+    source = {f"source.{key}": value for key, value in fitted_for.get("source", {}).items()}
+    if other_examples != "refuse":
+        source.pop("source.examples", None)
+    return {**source, **{key: value for key, value in fitted_for.items() if key != "source"}}
+
+
+def _differing(found: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str]:
+    """ "name value, ..." of what is different, on both sides; ("", "") if nothing is."""
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    return tuple(", ".join(f"{name} {of.get(name, 'none')}" for name in names) for of in (found, expected))
 
 
 def _given(path: Path, wanted: dict[str, Any]) -> Quantizer:
     """The quantizer of another job, if its tokens are of the form that this one wants."""
     quantizer, fitted_for = load_quantizer(path)
     of_tokens = ("vokens_per_image", "codebook_size", "feature", "feature_version", "quantizer")
-    found, expected = ({name: of[name] for name in of_tokens} for of in (fitted_for, wanted))
-    if found != expected:
+    found, expected = _differing(*({name: of.get(name) for name in of_tokens} for of in (fitted_for, wanted)))
+    if found:
         do = "change these fields, or give another quantizer"
-        raise user_error(f"config.annotate.voken.model: {path} of {found}", f"{expected}", do)
+        raise user_error(f"config.annotate.voken.model: {path} of {found}", expected, do)
     return quantizer

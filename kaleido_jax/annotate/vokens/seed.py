@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 from PIL import Image as PillowImage
 
-from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.annotator import Failure, Sees
 from kaleido_jax.annotate.torch_models import BATCH_IMAGES, import_torch, torch_device
 from kaleido_jax.annotate.vision.onnx_model import Normalization, normalize
 from kaleido_jax.array_types import Image
@@ -65,6 +65,7 @@ class SeedTokenizer:
     fingerprint: str
     segments: tuple[str, ...] = ("voken",)
     needs: tuple[str, ...] = ()
+    sees: Sees = "record"
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -103,10 +104,7 @@ def open_seed(config: Annotate, *, vokens_per_image: int, codebook_size: int) ->
       UserError: torch or transformers are missing; weights are missing, damaged or of another network; or SEED's
         tokens do not fit those numbers.
     """
-    if config.voken.model is None:
-        raise user_error("config.annotate.voken.model is not set", f"the folder of {WEIGHTS_FILE}", "set it")
-    path = Path(config.voken.model)
-    seed = load_seed(path / WEIGHTS_FILE if path.is_dir() else path)
+    seed = load_seed(seed_file(config))
     if seed.vokens_per_image != vokens_per_image or seed.codebook_size > codebook_size:
         raise user_error(
             f"{seed.vokens_per_image} vokens an image of {seed.codebook_size} codes",
@@ -114,6 +112,21 @@ def open_seed(config: Annotate, *, vokens_per_image: int, codebook_size: int) ->
             "set these to SEED's",
         )
     return seed
+
+
+def seed_file(config: Annotate) -> Path:
+    """The file of weights at config.voken.model.
+
+    Raises:
+      UserError: none is named, or it is not there.
+    """
+    if config.voken.model is None:
+        raise user_error("config.annotate.voken.model is not set", f"the folder of {WEIGHTS_FILE}", "set it")
+    path = Path(config.voken.model)
+    path = path / WEIGHTS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise user_error(f"no file {path}", "SEED's weights", "set config.annotate.voken.model, or fetch them")
+    return path
 
 
 def load_seed(path: Path) -> SeedTokenizer:

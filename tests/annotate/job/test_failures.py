@@ -87,7 +87,7 @@ def test_a_source_from_outside_is_annotated_and_a_row_that_raises_is_one_failure
 class Raising:
     """An annotator that raises for some examples, and then for the whole batch."""
 
-    segments, needs, metadata = ("text",), (), {"model": "raising", "version": "1"}
+    segments, needs, sees, metadata = ("text",), (), "view", {"model": "raising", "version": "1"}
 
     def __init__(self, bad):
         self.bad = bad

@@ -107,12 +107,12 @@ def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
 
 def test_a_worker_process_that_dies_is_reported_in_one_line(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(engines, "_worker_make", _die)
-    with pytest.raises(UserError, match="a worker process was killed.*finished shards are kept") as error:
+    with pytest.raises(UserError, match="a worker process was killed.*finished images are kept") as error:
         make_records(tmp_path, tokenizer=tokenizer, annotate_settings=Annotate(num_workers=1), **EMOJI)
     assert "\n" not in str(error.value)
 
 
-def _die(shard, indices):
+def _die(place, indices):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -165,7 +165,7 @@ def test_a_raised_limit_keeps_the_shards_there_are(tmp_path, tokenizer):
 class _Picky:
     """Boxes for images of even number only, and no image alike with another in the batch."""
 
-    segments, needs, metadata = ("bbox",), ("text",), {"model": "picky", "version": "1"}
+    segments, needs, sees, metadata = ("bbox",), ("text",), "view", {"model": "picky", "version": "1"}
 
     def __call__(self, examples, so_far):
         assert all(z.text for z in so_far)
@@ -180,6 +180,7 @@ class _Picky:
 @pytest.fixture
 def picky(monkeypatch):
     monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings: _Picky())
+    monkeypatch.delitem(annotators.CHECKS, ("bbox", "onnx"))
     settings = Annotate(date=DATE)
     return replace(settings, bbox=replace(settings.bbox, kind="onnx"))
 
@@ -188,7 +189,7 @@ def test_images_without_what_is_required_are_left_out_and_counted(tmp_path, toke
     manifest = make_records(tmp_path, tokenizer=tokenizer, annotate_settings=picky, **EMOJI)
     assert manifest.num_records == manifest.left_out == 30
     assert manifest.counts == dict.fromkeys(names(), 30)
-    assert manifest.reasons == {"bbox: odd number N": 30}
+    assert manifest.reasons == {"bbox: odd number 059 (and the like)": 30}
     assert manifest.failures[0] == {"id": "emoji/train/000001", "segment": "bbox", "reason": "odd number 001"}
     notes = json.loads((tmp_path / "train" / "emoji-train-00001.json").read_text())
     assert [f["id"][-2:] for f in notes["failures"]] == [str(n) for n in range(21, 40, 2)]
@@ -223,18 +224,20 @@ def test_an_annotator_that_cannot_work_stops_the_job_and_loses_no_shard(tmp_path
             return [Latents(bbox=()) for _ in examples]
 
     monkeypatch.setitem(annotators.OPENERS, ("bbox", "onnx"), lambda settings: Server())
+    monkeypatch.delitem(annotators.CHECKS, ("bbox", "onnx"))
     settings = Annotate(date=DATE)
     settings = replace(settings, bbox=replace(settings.bbox, kind="onnx"))
     with pytest.raises(UserError, match="no server"):
         make_records(tmp_path, tokenizer=tokenizer, annotate_settings=settings, **EMOJI)
     files = sorted(p.name for p in (tmp_path / "train").iterdir())
-    assert files == ["emoji-train-00000.array_record", "emoji-train-00000.json", "job.json"]
+    shard = ["emoji-train-00000.array_record", "emoji-train-00000.json"]
+    assert files == [*shard, "emoji-train-00001.journal", "job.json"]  # with the first batch of the second shard
 
 
-def test_equal_reasons_count_as_one_and_keep_the_numbers_that_they_share():
+def test_reasons_that_differ_in_numbers_count_as_one_and_the_largest_stands_for_them():
     failures = [{"segment": "image", "reason": f"a photo of {n}x2 px in UTF-8"} for n in (10, 300, 10)]
     failures.append({"segment": "text", "reason": "none"})
-    assert reasons(failures) == {"image: a photo of Nx2 px in UTF-8": 3, "text: none": 1}
+    assert reasons(failures) == {"image: a photo of 300x2 px in UTF-8 (and the like)": 3, "text: none": 1}
 
 
 def test_a_shard_is_the_same_in_batches_of_any_size(tmp_path, tokenizer):
@@ -357,7 +360,8 @@ def test_the_verb_leaves_what_training_opens(tmp_path, capsys):
     command = ["annotate", f"--config={config}", f"--config.data.root={tmp_path / 'data'}", f"--workdir={work}"]
     main([*command, "--limit=2", "--sample_report=7"])
     message = capsys.readouterr().out
-    assert "1 records (text 1, bbox 1, blob 1), 1 images left out" in message
+    assert "1 record, 1 image left out\n" in message
+    assert "  bbox: 1 image with objects, 0 without; 1 object, 1.0 an image, at most 1\n" in message
     assert f"report: {work / 'report.html'}" in message
     assert {p.name for p in work.iterdir()} == {"records", "manifest.json", "report.html", "job.json"}
     config = load_config(config)
