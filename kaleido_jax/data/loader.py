@@ -123,10 +123,16 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def get_state(self) -> dict[str, Any]:
         """The place of the next batch, as JSON can store it."""
-        return {"batch": self._next, "batch_size": self._reader.order.batch_size}
+        return {
+            "batch": self._next,
+            "batch_size": self._reader.order.batch_size,
+            "records": len(self._reader.records),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a place that get_state returned, with any number of processes.
+
+        Among more records, or fewer, it is the batch of that number in their order, which is another one.
 
         Raises:
           UserError: it is the place in batches of another size.
@@ -134,6 +140,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         size = self._reader.order.batch_size
         if state["batch_size"] != size:
             raise user_error(f"a place in batches of {state['batch_size']}", f"batches of {size}", "use that size")
+        before, now = state.get("records"), len(self._reader.records)  # not stored by earlier versions
+        if before not in (None, now):
+            log.warning(
+                "there were %d records and now there are %d: their order is another one from here on", before, now
+            )
         self.close()
         self._next = state["batch"]
 

@@ -205,3 +205,19 @@ def test_the_scale_of_a_sample_is_the_shorter_side_of_its_photo(loader, records)
     sides = [records[int(i)].shorter_side_px for i in batch["sample_id"]]
     assert min(sides) > 0
     np.testing.assert_array_equal(batch["micro_scale"], np.asarray(sides, np.float32))
+
+
+def test_a_place_among_fewer_records_goes_on_among_more_and_says_so(loader, records, caplog):
+    batches = loader()
+    take(batches, 2)
+    state = json.loads(json.dumps(batches.get_state()))
+    assert state == {"batch": 2, "batch_size": 8, "records": 44}
+    expected = take(batches, 1)
+    batches.close()
+    for before, said in ((44, ""), (40, "there were 40 records and now there are 44"), (None, "")):
+        caplog.clear()
+        again = loader()
+        again.set_state({key: value for key, value in (state | {"records": before}).items() if value is not None})
+        assert_same(take(again, 1), expected)
+        again.close()
+        assert said in caplog.text and (said or not caplog.text)

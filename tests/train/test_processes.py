@@ -65,7 +65,8 @@ def test_two_processes_train_sample_and_measure_and_one_goes_on(tmp_path):
     np.testing.assert_allclose(losses(moving), losses(alone), rtol=1e-4)
     assert len(losses(moving)) == 6
     places = [json.loads((w / "checkpoints" / "6" / "data" / "metadata").read_text()) for w in (moving, alone)]
-    assert places == [{"batch": 6, "batch_size": 8}] * 2
+    number = small_nest_config(**CHANGES).data.emoji.num_train
+    assert places == [{"batch": 6, "batch_size": 8, "records": number}] * 2
     for step in (2, 4, 6):  # the first and the last of two processes, each of which wrote its own parts
         found, expected = (snapshot(workdir, step) for workdir in (moving, alone))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), found, expected)

@@ -105,7 +105,7 @@ def test_a_killed_run_ends_bit_identical(straight, tmp_path):
     for step in (20, 40):
         (state, place), (expected, expected_place) = (stored(folder, step) for folder in (tmp_path, straight))
         jax_tree_equal(state, expected)
-        assert place == expected_place == {"batch": step, "batch_size": 8}
+        assert place == expected_place == {"batch": step, "batch_size": 8, "records": CONFIG.data.emoji.num_train}
     assert {"params", "ema", "profiles", "opt_state", "guard", "step"} == set(state)
     assert checkpoints.steps_of(tmp_path, checkpoints.SNAPSHOTS) == [15, 30, 40]
     for step in (15, 30, 40):
