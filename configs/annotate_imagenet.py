@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.split = "train"
     config.data.max_caption_tokens = 16  # that of imagenet_combined
     config.annotate.image_size = 256
+    config.annotate.view_size = 448  # as large as the pictures that the model is shown below
 
     config.latents.segments = config.annotate.segments = ("text", "bbox", "voken")  # blob: see docs/annotate.md
     config.latents.codebook_size = 8192
