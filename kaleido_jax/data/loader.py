@@ -16,6 +16,7 @@ A batch has B samples, this process's rows of the batch, as numpy arrays (withou
 import dataclasses
 import functools
 import logging
+import math
 import multiprocessing
 import os
 import sys
@@ -29,7 +30,7 @@ from absl import flags
 from jaxtyping import Array, Float, Int, UInt8
 
 from kaleido_jax.data.order import Order, buckets_of
-from kaleido_jax.data.records import Records, TrainingRecord, decode_image
+from kaleido_jax.data.records import BAD_IMAGE, Records, TrainingRecord, decode_image
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.models.decode import shift_right
@@ -200,7 +201,7 @@ class _Reader:
 
     def _sample(self, index: int) -> dict[str, np.ndarray]:
         record = self.records.training_record(index)
-        image = _decoded(record)
+        image = _decoded(record, self.records.manifest.source["image_size"])
         if image.shape[0] != self.records.image_size:
             image = shrink(to_model_range(image), self.records.image_size)
         length = self.bounds[self.order.bucket_of[index]]
@@ -224,11 +225,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _decoded(record: TrainingRecord) -> UInt8[np.ndarray, "s s 3"]:
+def _decoded(record: TrainingRecord, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
     try:
-        return decode_image(record.image)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged bytes
-        raise user_error(f"the image of record {record.id} is damaged ({error})", "a PNG", "annotate again") from error
+        return decode_image(record.image, size_px)
+    except BAD_IMAGE as error:
+        found = f"the image of record {record.id:.100} is damaged ({str(error):.200})"
+        raise user_error(found, f"a PNG of {size_px} px", "annotate again") from error
 
 
 def shrink(image: Float[np.ndarray, "s s 3"], image_size: int) -> Float[np.ndarray, "p p 3"]:
@@ -278,8 +280,8 @@ def _tokens(
 
 def _check_lengths(records: Records, codec: Codec, max_caption_tokens: int, max_latents_tokens: int) -> None:
     longest = records.manifest.max_tokens
-    joined = longest[" | ".join(codec.segments)] if codec.segments else 0
-    if longest["caption"] <= max_caption_tokens and joined <= max_latents_tokens:
+    joined = longest.get(" | ".join(codec.segments), math.inf) if codec.segments else 0
+    if longest.get("caption", math.inf) <= max_caption_tokens and joined <= max_latents_tokens:
         return
     for index in range(len(records)):  # some sample is too long: find it now, not hours into a run
         _tokens(records.training_record(index), codec, max_caption_tokens, max_latents_tokens)

@@ -3,8 +3,12 @@
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
+import tokenize
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +16,22 @@ from pathlib import Path
 from kaleido_jax.errors import UserError, user_error
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# What numpy, zipfile and the parser of numpy's headers raise for a damaged .npz, found by fuzzing; MemoryError for a
+# header with a size that nothing could have.
+BAD_NPZ = (
+    *(
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        SyntaxError,
+    ),
+    *(MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
 
 
 @contextmanager

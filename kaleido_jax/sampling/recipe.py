@@ -309,9 +309,9 @@ def _check_content(recipe: Recipe) -> None:
             if row.get(name) is not None and len(row[name]) != count:
                 raise user_error(f"{name} of {len(row[name])} images in row {i}", f"{count}", "correct or remove them")
         for batch in row.get("batch") or ():
-            for size, *place in (batch["captions"], batch["images"]):
-                if len(place) != 1 or not place[0] < size:
-                    raise user_error(f"a batch {[size, *place]!r:.40}", "[rows, which one]", "correct the recipe")
+            for pair in (batch["captions"], batch["images"]):
+                if len(pair) != 2 or not pair[1] < pair[0]:
+                    raise user_error(f"a batch {pair!r:.40}", "[rows, which one]", "correct the recipe")
         if row.get("latents") is not None:
             _check_latents(row["latents"])
     for edit in recipe["history"]:

@@ -1,12 +1,11 @@
 """The arrays of a .npz file as a Source; no pickle is opened."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.runtime.files import refuse_lfs_pointer
+from kaleido_jax.runtime.files import BAD_NPZ, refuse_lfs_pointer
 
 
 class Npz:
@@ -22,8 +21,11 @@ class Npz:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self._arrays = {name: file[name] for name in file.files}
-        except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise user_error(f"{path} cannot be read ({error})", "arrays without pickle", "fetch it again") from error
+            if not all(isinstance(array, np.ndarray) for array in self._arrays.values()):
+                raise ValueError("something else than arrays in it")
+        except BAD_NPZ as error:
+            reason = " ".join(str(error).split())[:200]
+            raise user_error(f"{path} cannot be read ({reason})", "arrays without pickle", "fetch it again") from error
         self.path, self.names = path, tuple(self._arrays)
 
     def shape(self, name: str) -> tuple[int, ...]:

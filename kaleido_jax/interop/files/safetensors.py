@@ -16,6 +16,7 @@ from kaleido_jax.runtime.files import refuse_lfs_pointer
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 SHARD_BYTES = 4 * 2**30
+LONGEST_NAME = 255  # bytes of a file name
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32")  # in the header's words
 
 
@@ -63,8 +64,8 @@ class Safetensors:
             raise user_error(f"{self.path} is damaged", "an index with a weight_map", FETCH_AGAIN) from error
         stored = {}
         for file, names in sorted(wanted.items()):
-            if Path(file).name != file:
-                raise user_error(f"{self.path} points to {file!r}", "a file beside it", FETCH_AGAIN)
+            if Path(file).name != file or len(file.encode("utf-8", "replace")) > LONGEST_NAME:
+                raise user_error(f"{self.path} points to {file!r:.200}", "a file beside it", FETCH_AGAIN)
             path = self.path.parent / file
             shapes = _read_header(path)
             if lost := sorted(set(names) - shapes.keys()):

@@ -32,6 +32,8 @@ from kaleido_jax.runtime.files import refuse_lfs_pointer
 
 # With a table for each stack, t5x names it by the attribute that holds it, see `interop.t5.t5x_network`.
 OURS, THEIRS = "/token_embedder/", "/shared_embedding/"
+# What flax and msgpack raise for bytes that are not theirs.
+_NO_MSGPACK = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError)
 
 
 # ----------------------------------------------------------------------------------- names and shapes
@@ -71,7 +73,7 @@ class T5xCheckpoint:
           UserError: no or several checkpoints, a damaged file, or a relative bias for each layer.
         """
         self.path = _find(path)
-        stored = flatten_dict(_restore(self.path), is_leaf=lambda _, value: _is_spec(value), sep="/")
+        stored = _restore(self.path)
         self._leaves = leaves = {name.replace(THEIRS, OURS): leaf for name, leaf in stored.items()}
         self.names = tuple(sorted(leaves))
         for stack in ("encoder", "decoder"):
@@ -87,8 +89,7 @@ class T5xCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        leaf = self._leaves[name]
-        return tuple(leaf["metadata"]["shape"] if _is_spec(leaf) else leaf.shape)
+        return _shape(self._leaves[name])
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored type.
@@ -114,7 +115,8 @@ class T5xCheckpoint:
             store = {"driver": "file", "path": f"{folder.absolute()}/"}
             given = {"driver": "zarr", "kvstore": store, "metadata": metadata, "open": True, "assume_metadata": True}
             return tensorstore.open(given, read=True).result().read().result()
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        # ArithmeticError: of chunks of size 0; RuntimeError: of text that is no UTF-8.
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, ArithmeticError, RuntimeError) as error:
             for file in folder.iterdir():
                 refuse_lfs_pointer(file)
             reason = " ".join(str(error).split(" [")[0].split())  # tensorstore's whole spec follows
@@ -142,16 +144,27 @@ def _find(path: Path) -> Path:
 
 
 def _restore(path: Path) -> dict[str, Any]:
-    """The tree of parameters in the msgpack file, with specs instead of arrays."""
+    """Name -> parameter in the msgpack file, or a spec instead of an array."""
     refuse_lfs_pointer(path)
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
         target = tree.get("optimizer", tree)["target"]  # before version 1 there was no wrapper
-        return target | {}
-    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        flat = flatten_dict(target, is_leaf=lambda _, value: _is_spec(value), sep="/")
+        for leaf in flat.values():
+            _shape(leaf)
+        return flat
+    except (*_NO_MSGPACK, msgpack.UnpackException) as error:
         raise user_error(
             f"{path} is not a t5x checkpoint ({type(error).__name__})", "a msgpack file with a target", FETCH_AGAIN
         ) from error
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of a parameter; raises TypeError or ValueError where there is none."""
+    shape = leaf["metadata"]["shape"] if _is_spec(leaf) else np.shape(leaf) if isinstance(leaf, np.ndarray) else None
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise TypeError("a leaf that is no array")
+    return tuple(shape)
 
 
 def _is_spec(leaf: Any) -> bool:

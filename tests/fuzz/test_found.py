@@ -1,0 +1,144 @@
+"""What the fuzzers found: each of these inputs once ended in a traceback."""
+
+import io
+import json
+import zipfile
+
+import msgpack
+import numpy as np
+import pytest
+from flax import serialization
+
+from tests.fuzz.targets import TARGETS, probe
+
+
+def changed(target, *path, value):
+    """A seed of JSON or msgpack with another value at a place."""
+    pack, unpack = (json.dumps, json.loads) if target.form == "json" else (msgpack.packb, msgpack.unpackb)
+    whole = inner = unpack(target.seeds[0])
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    made = pack(whole)
+    return made.encode() if isinstance(made, str) else made
+
+
+def of_a_newer_zip(content):
+    """A zip whose directory asks for version 23.3, which zipfile answers with NotImplementedError."""
+    place = content.index(b"PK\x01\x02") + 6
+    return content[:place] + b"\xe9\x00" + content[place + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("caption_tokens",), ["a"]),
+        (("caption_tokens",), {"a": 1}),
+        (("caption_tokens",), [2**63]),
+        (("caption_tokens",), [-1]),
+        (("caption_tokens",), [0.5]),
+        (("tokens", "bbox"), True),
+        (("tokens",), []),
+        (("shorter_side_px",), "a"),
+        (("id",), None),
+    ],
+)
+def test_a_record_of_other_types_is_damaged_where_another_can_stand_in(tmp_path, path, value):
+    target = TARGETS["sample"](tmp_path)
+    assert "record 0" in probe(target, changed(target, *path, value=value))
+
+
+def test_an_image_of_another_size_is_damaged_before_it_is_decoded(tmp_path):
+    from PIL import Image
+
+    target, out = TARGETS["sample"](tmp_path), io.BytesIO()
+    Image.new("RGB", (9_000, 9_000)).save(out, "png")
+    assert "9000 x 9000 px" in probe(target, changed(target, "image", value=out.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("counts",), {"text": {}}),
+        (("max_tokens", "text"), -1),
+        (("source",), {}),
+        (("source", "image_size"), {}),
+        (("source", "image_size"), 0),
+        (("shards", 0, "records"), -3),
+        (("shards", 0, "file"), "../a.array_record"),
+        (("shards", 0, "file"), "a\0b"),
+        (("version",), {"a": 1}),
+    ],
+)
+def test_a_manifest_of_other_types_is_damaged(tmp_path, path, value):
+    target = TARGETS["manifest"](tmp_path)
+    assert "manifest.json" in probe(target, changed(target, *path, value=value))
+
+
+def test_a_manifest_without_shards_holds_no_records(tmp_path):
+    target = TARGETS["manifest"](tmp_path)
+    whole = json.loads(target.seeds[0]) | {"shards": [], "counts": dict.fromkeys(("text", "bbox", "blob", "voken"), 0)}
+    assert "no records" in probe(target, json.dumps(whole).encode())
+
+
+def test_a_manifest_without_the_longest_lengths_is_read_record_by_record(tmp_path):
+    target = TARGETS["manifest"](tmp_path)
+    assert probe(target, changed(target, "max_tokens", value={})) is None
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b"\x93NUMPY", b""])
+def test_damaged_lengths_are_made_again(tmp_path, content):
+    target = TARGETS["lengths"](tmp_path)
+    assert probe(target, content) is None
+    newer = of_a_newer_zip(target.seeds[0])  # zipfile: NotImplementedError
+    assert probe(target, newer) is None
+
+
+@pytest.mark.parametrize("pair", [[], [1], [1, 1], [1, 0, 0]])
+def test_a_recipe_with_a_strange_batch_is_refused(tmp_path, pair):
+    target = TARGETS["recipe_json"](tmp_path)
+    assert "a batch" in probe(target, changed(target, "rows", 0, "batch", 0, "captions", value=pair))
+
+
+@pytest.mark.parametrize(
+    "leaf", [7, "a", None, {"driver": "zarr", "metadata": {}}, {"driver": 1, "metadata": []}, {1: 2}]
+)
+def test_a_t5x_leaf_that_is_no_array_is_refused(tmp_path, leaf):
+    target = TARGETS["t5x"](tmp_path)
+    assert "not a t5x checkpoint" in probe(target, msgpack.packb({"target": {"encoder": {"scale": leaf}}}))
+
+
+def test_a_t5x_shape_of_lists_is_refused(tmp_path):
+    spec = {"driver": "zarr", "dtype": "float32", "metadata": {"shape": [[2, 3]], "chunks": [2, 3]}}
+    content = serialization.msgpack_serialize({"target": {"encoder": {"scale": spec}}})
+    assert "not a t5x checkpoint" in probe(TARGETS["t5x"](tmp_path), content)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("chunks",), [0]), (("compressor", "id"), 10**30), (("compressor", "id"), "\ud83d"), (("chunks",), [])],
+)
+def test_a_strange_zarray_is_refused(tmp_path, path, value):
+    target = TARGETS["zarray"](tmp_path)
+    assert "cannot be read" in probe(target, changed(target, *path, value=value))
+
+
+def test_an_index_with_a_name_that_no_file_has_is_refused(tmp_path):
+    target = TARGETS["safetensors_index"](tmp_path)
+    for name in ("x" * 300, "\ud83d" * 100):
+        content = json.dumps({"weight_map": {"a.weight": name}}).encode()
+        assert "a file beside it" in probe(target, content) or "no file" in probe(target, content)
+
+
+def test_an_npz_with_something_else_or_a_huge_header_is_refused(tmp_path):
+    target, out = TARGETS["npz"](tmp_path), io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        file.writestr("a.weight", b"no array")
+    assert "cannot be read" in probe(target, out.getvalue())
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (2**50,)})
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as file:
+        file.writestr("a.weight.npy", out.getvalue())
+    assert "cannot be read" in probe(target, zipped.getvalue())  # MemoryError
+    assert "cannot be read" in probe(target, of_a_newer_zip(target.seeds[0]))
