@@ -175,6 +175,8 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
             values = given.setdefault(group, {})
             values.pop(key, None)
             values[key] = value
+        elif equals and name in known and known[name].repeated:
+            given.setdefault(name, []).append(value)
         elif name not in known or known[name].keyed or not (equals or known[name].bare):
             expected = [f"{name}.{flag.value}" if flag.keyed else f"{name}=" for name, flag in known.items()]
             expected += ["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else []
@@ -212,7 +214,7 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
 
 
 def _typed(flag: Flag, value: Any) -> Any:
-    if flag.keyed:
+    if flag.keyed or flag.repeated:
         return value
     if flag.kind is int and not value.isdecimal():
         raise user_error(f"--{flag.name}={value}", "a whole number", "correct it")

@@ -8,7 +8,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 
 echo "==> 1 of 2: what the bundled models draw"
-python -m kaleido_jax.main sample --model=emoji-tiny --workdir=runs/emoji-tiny --config.sample.grammar=True
+python -m kaleido_jax.main sample --model=emoji-tiny --workdir=runs/emoji-tiny \
+  --config.sample.grammar=True --config.sample.images_per_caption=2
 # None yet, or of an older model.
 if [[ ! runs/emoji-tiny/compare.png -nt kaleido_jax/assets/models/emoji-tiny/export.json ]]; then
   python examples/compare.py --kaleido=emoji-tiny --baseline=emoji-tiny-baseline --out=runs/emoji-tiny

@@ -72,6 +72,37 @@ def test_a_verb_from_outside_has_flags_help_and_a_config(called, capsys):
         main.main(["gret"])
 
 
+def test_a_repeated_flag_comes_as_a_list(called, capsys):
+    verbs.VERBS["greet"].FLAGS += (Flag(name="word", value="TEXT", repeated=True, help="one of the words"),)
+    main.main(["greet", EMOJI, "--to=you", "--word=a, b=c", "--word="])
+    assert called[0]["word"] == ["a, b=c", ""]
+    main.main(["greet", EMOJI, "--to=you"])
+    assert called[1]["word"] is None
+    with pytest.raises(UserError, match="unknown flag --word; expected"):
+        main.main(["greet", EMOJI, "--to=you", "--word"])
+    with pytest.raises(UserError, match="unknown flag --words=a; expected"):
+        main.main(["greet", EMOJI, "--to=you", "--words=a"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--gamma=1;4", "--gamma=1;4; expected a number or several, such as 1,4,8"),
+        ("--gamma=4,", "expected a number or several"),
+        ("--gamma=4,inf", "sample.gamma"),
+        ("--seed=-1", "--seed=-1; expected a whole number"),
+        ("--seed=4294967296", "seed = 4294967296; expected"),
+        ("--config.sample.captions=(car,sunflower)", "expected a tuple such as ('a', 'b')"),
+        ("--captions=car", "unknown flag --captions=car; expected"),
+    ],
+)
+def test_what_sample_is_asked_for_is_checked_first(tmp_path, flag, message, monkeypatch):
+    monkeypatch.setattr(main, "start_logging", lambda: None)
+    with pytest.raises(UserError) as caught:
+        main.main(["sample", "--model=emoji-tiny", f"--workdir={tmp_path}", flag])
+    assert message in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_keyed_flags_come_as_a_dict_in_their_order(called, capsys):
     verbs.VERBS["greet"].FLAGS += (Flag(name="say", value="WHOM=WHAT", keyed=True, help="words for somebody"),)
     main.main(["greet", EMOJI, "--to=me", "--say.a.0=x=y", "--say.b=", "--say.a.0=z"])

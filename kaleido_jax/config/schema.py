@@ -337,7 +337,8 @@ class Sample:
     """How latents and images are drawn."""
 
     captions: tuple[str, ...] = ()  # rows of the grid; empty = the class names of the source
-    images_per_caption: Count = 4  # of the grid; they share the caption's latents and differ in noise
+    latents_per_caption: Count = 2  # rows of the grid for each caption; baselines have one
+    images_per_caption: Count = 2  # of each row; they share its latents and differ in noise
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "ddpm"  # ddpm: ancestral; heun: two evaluations a step
     num_steps: Count = 250  # reverse steps
     gamma: float = 4.0  # guidance weight; 1 = off

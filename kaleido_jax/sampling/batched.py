@@ -27,7 +27,11 @@ from kaleido_jax.sampling.functional import Conditioned, EncodedCaptions
 
 Params = dict[str, Any]
 Watch = Callable[[int, int, SampleArray], None]  # (evaluations done, of how many, x0 so far on its devices)
-OF_THE_GRID = ("captions", "images_per_caption")  # fields of config.sample that say what is sampled, not how
+OF_THE_GRID = (
+    "captions",
+    "latents_per_caption",
+    "images_per_caption",
+)  # fields of config.sample that say what is sampled, not how
 OF_LOADING = ("autoguidance_step", "autoguidance_workdir")  # used when the weights are read
 SETTINGS = tuple(
     field.name for field in dataclasses.fields(Sample) if field.name not in OF_THE_GRID + OF_LOADING

@@ -16,11 +16,11 @@ from kaleido_jax.latents.render.layout import BACKGROUND, INK, font_for
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import make_folder, replacing
 from kaleido_jax.sampling.contradictions import Contradiction, contradictions
-from kaleido_jax.sampling.output import GAP_PX, PANEL_PX, save_png
+from kaleido_jax.sampling.output import save_png
 from kaleido_jax.sampling.recipe import EditRecipe, Recipe, RowRecipe, load_recipe, recipe_fingerprint
 
 BEFORE, AFTER, DIFFERENCE, STRIP = "before.png", "after.png", "difference.png", "strip.png"
-TITLE_PX = 30
+TITLE_PX, PANEL_PX, GAP_PX = 30, 256, 12
 
 
 # ------------------------------------------------------------------------------------------------ the plan

@@ -1,66 +1,202 @@
-"""Sample folders of a workdir, samples/step_N/, which the verb `sample` writes."""
+"""Sample folders of a workdir, samples/step_N/gammaG_seedS/, which the verb `sample` writes; grids over gammas."""
 
+import itertools
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.records import class_names
+from kaleido_jax.data.records import MANIFEST, Records, class_names, find_records, read_manifest, records_folder
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
-from kaleido_jax.sampling.output import GRID, RECIPE
+from kaleido_jax.runtime.files import fingerprint, new_folder, write_atomically
+from kaleido_jax.sampling.grid import Row, render_grid
+from kaleido_jax.sampling.output import GRID, RECIPE, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
 
+MOST_CAPTIONS = 12  # of a grid whose captions nobody has chosen
 
-def write_samples(pipeline: KaleidoPipeline, workdir: Path) -> Path:
-    """Samples the grid of the pipeline's config and saves it; a folder that already holds this grid is kept.
+
+def write_samples(
+    pipeline: KaleidoPipeline,
+    workdir: Path,
+    *,
+    captions: Sequence[str] = (),
+    gammas: Sequence[float] = (),
+    seed: int | None = None,
+) -> Path:
+    """Samples the grid of the pipeline's config for each gamma, and saves it in a folder of its own.
+
+    A folder is named by gamma and seed, "gamma4_seed1"; where that one holds samples of another recipe, "_" and a
+    fingerprint of the recipe follow. A folder that holds the samples of the recipe is kept as it is. Several gammas
+    also get one picture of all, "gamma1-4-8_seed1.png" beside the folders.
+
+    Args:
+      pipeline: its config.sample says what is sampled; each caption gets config.sample.latents_per_caption latents.
+      workdir: receives samples/step_N/.
+      captions: instead of the config's; if it has none either, those of the data.
+      gammas: instead of the config's; each once.
+      seed: instead of the config's.
 
     Returns:
       The path of the grid.
+
+    Raises:
+      UserError: there are no captions, or one is too long; a gamma or seed out of range; the folder is not writable.
     """
-    config, folder = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
-    captions, each = captions_to_sample(config, workdir), config.sample.images_per_caption
-    wanted = pipeline.recipe(captions, each, config.seed, config.sample)  # in every process: it sums up all weights
-    if distributed.tell("samples are there", lambda: _are_there(folder, wanted), distributed.START_SEC):
-        return folder / GRID
-    log.info("sampling latents and %d images for %d captions", each, len(captions))
-    out = pipeline(captions, images_per_caption=each, seed=config.seed, grammar=config.sample.grammar)
-    return out.save(folder) if distributed.is_main() else folder / GRID
+    config, parent = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
+    chosen = list(captions) or captions_to_sample(config, workdir)
+    pipeline.caption_tokens(chosen)  # one that is too long is found before anything is sampled
+    _warn_of_unknown(pipeline, chosen)
+    each = config.sample.latents_per_caption if config.latents.segments else 1
+    repeated = [caption for caption in chosen for _ in range(each)]
+    seed = config.seed if seed is None else seed
+    gammas = list(dict.fromkeys(gammas)) or [config.sample.gamma]
+    folders = [_write_one(pipeline, parent, repeated, gamma, seed) for gamma in gammas]
+    if len(folders) == 1:
+        return folders[0] / GRID
+    path = parent / f"{_name(gammas, seed)}{_suffix(folders)}.png"
+    if distributed.is_main():
+        write_atomically(path, png_bytes(grid_of(folders)))
+    return path
 
 
-def _are_there(folder: Path, wanted: Recipe) -> bool:
-    """Whether the folder holds the samples of a recipe; those of another are removed."""
-    if not (folder / RECIPE).exists():
-        return False
-    try:
-        if _request(load_recipe(folder / RECIPE)) == _request(wanted):
-            return True
-    except UserError as error:  # of an earlier version, or damaged: it is drawn again
-        log.info("%s", error)
-    for file in folder.glob("[0-9]*-*"):  # otherwise images of two recipes would be beside one grid
-        file.unlink()
-    return False
+def _write_one(pipeline: KaleidoPipeline, parent: Path, captions: Sequence[str], gamma: float, seed: int) -> Path:
+    """The folder of one gamma, sampled unless it is there."""
+    settings, images = pipeline.config.sample, pipeline.config.sample.images_per_caption
+    sample = pipeline.override({"gamma": gamma})
+    wanted = pipeline.recipe(captions, images, seed, sample)  # in every process: it sums up all weights
+    name = _name([gamma], seed)
+    found, there = distributed.tell("samples are there", lambda: _place(parent, name, wanted), distributed.START_SEC)
+    folder = parent / found
+    if there:
+        log.info("%s holds the samples of this recipe", folder)
+        return folder
+    what = f"{images} images" if not pipeline.config.latents.segments else f"latents and {images} images of each"
+    log.info("gamma %g: sampling %s for %d rows", gamma, what, len(captions))
+    given = {"gamma": gamma, "grammar": settings.grammar}
+    out = pipeline(captions, images_per_caption=images, seed=seed, **given)
+    if distributed.is_main():
+        with new_folder(folder, "samples") as temporary:
+            out.save(temporary)
+    return folder
+
+
+def _name(gammas: Sequence[float], seed: int) -> str:
+    return f"gamma{'-'.join(f'{gamma:g}' for gamma in gammas)}_seed{seed}"
+
+
+def _place(parent: Path, name: str, wanted: Recipe) -> tuple[str, bool]:
+    """(name of the folder for these samples, whether it holds them); one with another recipe is never taken."""
+    request = _request(wanted)
+    other = f"{name}_{fingerprint(json.dumps(request))[:6]}"
+    for candidate in itertools.chain((name, other), (f"{other}-{i}" for i in itertools.count(2))):
+        folder = parent / candidate
+        if not folder.exists():
+            return candidate, False
+        if (folder / RECIPE).exists():
+            try:
+                if _request(load_recipe(folder / RECIPE)) == request:
+                    return candidate, True
+            except UserError as error:  # of an earlier version, or damaged
+                log.info("%s", error)
+    raise AssertionError("names do not end")
 
 
 def _request(recipe: Recipe) -> list[Any]:
     """The part of a recipe that decides the samples; the latents are a result."""
     rows = [(row["caption"], row["latents_index"], row["noise_indices"]) for row in recipe["rows"]]
-    return [recipe["model"], recipe["seed"], recipe["sample"], rows]
+    return json.loads(json.dumps([recipe["model"], recipe["seed"], recipe["sample"], rows]))
+
+
+def _suffix(folders: Sequence[Path]) -> str:
+    """Tells pictures of several folders apart as the folders' own names are."""
+    plain = all(folder.name.count("_") == 1 for folder in folders)
+    return "" if plain else f"_{fingerprint(*(folder.name for folder in folders))[:6]}"
+
+
+def grid_of(folders: Sequence[Path]) -> Image.Image:
+    """The picture of several sample folders side by side, whose recipes differ in gamma alone.
+
+    Raises:
+      UserError: a folder is damaged.
+    """
+    recipes = [load_recipe(folder / RECIPE) for folder in folders]
+    rows = []
+    for i, row in enumerate(recipes[0]["rows"]):
+        images = [
+            [_opened(folder / name) for name in recipe["rows"][i]["files"]]
+            for folder, recipe in zip(folders, recipes, strict=True)
+        ]
+        z = row["latents"] and Latents.from_json(row["latents"])
+        rows.append(Row(caption=row["caption"], latents=z or None, problem=row["problem"], images=images))
+    return render_grid(rows, recipes)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        do = f"remove {path.parent} and sample again"
+        raise user_error(f"{path} cannot be read ({str(error):.100})", "an image that `sample` wrote", do) from error
+
+
+def _warn_of_unknown(pipeline: KaleidoPipeline, captions: Sequence[str]) -> None:
+    """Tells characters that the vocabulary reads as <unk>."""
+    tokenizer = pipeline.codec.tokenizer
+    for caption in dict.fromkeys(captions):
+        unknown = [ch for ch in dict.fromkeys(caption) if tokenizer.unk_id in tokenizer.encode(ch)]
+        if tokenizer.unk_id in tokenizer.encode(caption) and unknown:
+            log.warning("caption %r: the vocabulary has no %s; read as <unk>", caption, ", ".join(map(repr, unknown)))
 
 
 def captions_to_sample(config: Config, workdir: Path) -> list[str]:
-    """The captions of config.sample, or the class names of the data.
+    """The captions of config.sample, or the class names of the data, or captions of some records.
+
+    Of more than MOST_CAPTIONS class names or records, evenly spaced ones.
 
     Raises:
-      UserError: there are neither.
+      UserError: there are none.
     """
     if config.sample.captions:
         return list(config.sample.captions)
     if names := class_names(config, workdir):
+        if len(names) > MOST_CAPTIONS:
+            log.info("%d of %d class names; config.sample.captions or --caption choose", MOST_CAPTIONS, len(names))
+        return [names[i] for i in _spread(len(names))]
+    if names := _captions_of_records(config, workdir):
         return names
-    raise user_error(
-        "no captions to sample", "config.sample.captions", "set it, e.g. --config.sample.captions=\"('a dog',)\""
-    )
+    raise user_error("no captions to sample", "config.sample.captions", "set it, or give --caption='a dog'")
+
+
+def _spread(count: int) -> list[int]:
+    """At most MOST_CAPTIONS of 0..count-1, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, MOST_CAPTIONS)).round().astype(int).tolist()
+
+
+def _captions_of_records(config: Config, workdir: Path) -> list[str]:
+    """Different captions of records that are evenly spaced; those too long for the model are left out."""
+    folder = find_records(records_folder(config, workdir))
+    if not (folder / MANIFEST).exists():
+        return []
+    records = Records(folder, read_manifest(folder))
+    found: list[str] = []
+    for index in _spread(len(records)):
+        try:
+            record = records[index]
+        except UserError as error:
+            log.warning("%s", error)
+            continue
+        if record.caption and len(record.caption_tokens) < config.data.max_caption_tokens:
+            found.append(record.caption)
+    return list(dict.fromkeys(found))

@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.latents.render.image import render_panel
-from kaleido_jax.latents.render.layout import BACKGROUND, INK, font_for, wrap
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import make_folder, replacing, write_atomically
+from kaleido_jax.sampling.grid import Row, render_grid
 from kaleido_jax.sampling.recipe import CHUNK, Recipe
 from kaleido_jax.sampling.tokens import SampledLatents
 
-PANEL_PX, IMAGE_PX, GAP_PX = 256, 192, 12
 GRID, RECIPE = "grid.png", "recipe.json"
 
 
@@ -69,18 +67,10 @@ class KaleidoOutput:
         return self.recipe | {"rows": [one | {name: v and [v[image]] for name, v in lists.items()}]}
 
     def grid(self) -> Image.Image:
-        """One row for each caption: its latents on an empty canvas with text and vokens, then its images."""
-        panels = [_panel(*row) for row in zip(self.captions, self.latents, self.problems, strict=True)]
-        heights = [max(panel.height, IMAGE_PX) + GAP_PX for panel in panels]
-        width = GAP_PX + PANEL_PX + (GAP_PX + IMAGE_PX) * self.x.shape[1] + GAP_PX
-        sheet, top = Image.new("RGB", (width, sum(heights) + GAP_PX), BACKGROUND), GAP_PX
-        for panel, row, height in zip(panels, self.images, heights, strict=True):
-            sheet.paste(panel, (GAP_PX, top))
-            for j, image in enumerate(row):
-                shown = image.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.NEAREST)
-                sheet.paste(shown, (2 * GAP_PX + PANEL_PX + j * (IMAGE_PX + GAP_PX), top))
-            top += height
-        return sheet
+        """The latents and images of each caption as one picture, with gamma, sampler, steps and seed written on it."""
+        parts = zip(self.captions, self.latents, self.problems, self.images, strict=True)
+        rows = [Row(caption=c, latents=z, problem=problem, images=[images]) for c, z, problem, images in parts]
+        return render_grid(rows, [self.recipe])
 
     def save(self, folder: str | Path) -> Path:
         """Writes each image with its recipe inside, a JSON for each caption, grid.png and recipe.json.
@@ -127,21 +117,3 @@ def png_bytes(image: Image.Image, recipe: Recipe | None = None) -> bytes:
 
 def _write_json(path: Path, value: Recipe) -> None:
     write_atomically(path, json.dumps(value, indent=2).encode())
-
-
-def _panel(caption: str, z: Latents | None, problem: str) -> Image.Image:
-    font = font_for(PANEL_PX)
-    title = Image.new("RGB", (PANEL_PX, 30), BACKGROUND)
-    ImageDraw.Draw(title).text((0, 4), caption, font=font, fill=INK)
-    if z is not None:
-        body = render_panel(z, PANEL_PX)
-    elif problem:
-        lines = wrap(f"not parsable: {problem}", font, PANEL_PX - 8)
-        body = Image.new("RGB", (PANEL_PX, 24 * len(lines) + 8), BACKGROUND)
-        ImageDraw.Draw(body).multiline_text((4, 4), "\n".join(lines), font=font, fill=INK)
-    else:
-        return title
-    joined = Image.new("RGB", (PANEL_PX, title.height + body.height), BACKGROUND)
-    joined.paste(title, (0, 0))
-    joined.paste(body, (0, title.height))
-    return joined

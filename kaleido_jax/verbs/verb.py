@@ -24,6 +24,7 @@ class Flag:
     keyed: bool = False  # --name.KEY=VALUE, any number of them; run() gets a dict, in the order of the flags
     has_fields: bool = False  # with --name.KEY=VALUE beside it; run() gets (value, {KEY: VALUE})
     replaces: tuple[str, ...] = ()  # names of flags that may then be missing; run() gets None for them
+    repeated: bool = False  # may be given several times; run() gets a list
     configures: bool = False  # a folder with a config.json, which is used where --config is not given
 
 

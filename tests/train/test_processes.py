@@ -70,7 +70,10 @@ def test_two_processes_train_sample_and_measure_and_one_goes_on(tmp_path):
     for step in (2, 4, 6):  # the first and the last of two processes, each of which wrote its own parts
         found, expected = (snapshot(workdir, step) for workdir in (moving, alone))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), found, expected)
-    names = [sorted(path.name for path in (w / "samples" / "step_00000006").iterdir()) for w in (moving, alone)]
+    names = [
+        sorted(path.name for path in (w / "samples" / "step_00000006" / "gamma4_seed0").iterdir())
+        for w in (moving, alone)
+    ]
     assert names[0] == names[1] and "grid.png" in names[0]
     reports = [json.loads((w / "eval" / "emoji.json").read_text()) for w in (moving, alone)]
     assert reports[0].keys() == reports[1].keys()

@@ -48,13 +48,19 @@ def render_panel(z: Latents, size_px: int = 256, image: Image.Image | None = Non
     return panel
 
 
-def render_outlines(image: Image.Image, z: Latents) -> Image.Image:
-    """A copy of the image, in RGB, with what z shows on the square; one object has one color in all segments."""
+def render_outlines(image: Image.Image, z: Latents, label_px: float | None = None) -> Image.Image:
+    """A copy of the image, in RGB, with what z shows on the square; one object has one color in all segments.
+
+    Args:
+      image: of any size.
+      z: valid latents.
+      label_px: height of the labels' letters; by default it follows from the size.
+    """
     out = image.convert("RGB")
-    return _paint(out.copy() if out is image else out, drawings_of(z))
+    return _paint(out.copy() if out is image else out, drawings_of(z), label_px)
 
 
-def _paint(image: Image.Image, drawings: Sequence[Drawing]) -> Image.Image:
+def _paint(image: Image.Image, drawings: Sequence[Drawing], label_px: float | None = None) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for shape in shapes_of(drawings):
         if isinstance(shape, Cell):
@@ -63,8 +69,8 @@ def _paint(image: Image.Image, drawings: Sequence[Drawing]) -> Image.Image:
             _outline_ellipse(draw, shape, image.size)
         else:
             _outline_rectangle(draw, shape, image.size)
-    font = label_font_for(min(image.size))
-    for label in labels_of(drawings, image.size):
+    font = label_font_for(min(image.size), label_px)
+    for label in labels_of(drawings, image.size, label_px):
         draw.rectangle((label.x, label.y, label.x + label.width - 1, label.y + label.height - 1), fill=label.color)
         draw.text((label.x + 2, label.y + label.height / 2), label.text, ink_on(label.color), font=font, anchor="lm")
     return image

@@ -54,13 +54,13 @@ class Label:
     color: Color
 
 
-def labels_of(drawings: Sequence[Drawing], size: tuple[int, int]) -> list[Label]:
+def labels_of(drawings: Sequence[Drawing], size: tuple[int, int], letters_px: float | None = None) -> list[Label]:
     """The phrases of the first segment that has objects, on a canvas of (width, height) px.
 
     One object has one color and one name in all segments, so labels of a second one would only say it again.
     """
     outlines = next((o for o in map(_outlines, drawings) if o), [])
-    font = label_font_for(min(size))
+    font = label_font_for(min(size), letters_px)
     texts = [shorten(outline.phrase, font, 0.6 * size[0]) for outline in outlines]
     sizes = [(font.getlength(text) + 4, float(line_height(font))) for text in texts]
     corners = place_labels([_corner(outline, size) for outline in outlines], sizes, size)
@@ -221,9 +221,9 @@ def font_for(size_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(max(_SMALLEST_TEXT_PX, round(size_px / 18)))
 
 
-def label_font_for(size_px: int) -> ImageFont.FreeTypeFont:
+def label_font_for(size_px: int, letters_px: float | None = None) -> ImageFont.FreeTypeFont:
     """The font of labels on a picture that is size_px wide; smaller, since they hide what they name."""
-    return ImageFont.load_default(max(_SMALLEST_TEXT_PX, round(size_px / 28)))
+    return ImageFont.load_default(max(_SMALLEST_TEXT_PX, round(size_px / 28 if letters_px is None else letters_px)))
 
 
 def line_height(font: ImageFont.FreeTypeFont) -> int:
