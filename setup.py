@@ -48,6 +48,7 @@ EXTRAS = {
     "tfds": ["tensorflow>=2.20,<3", "tensorboard>=2.20,<3"],
     # Tasks for t5x and other seqio programs; gin reads launch/t5x. t5x itself is on no registry.
     "seqio": ["seqio>=0.0.20", "gin-config>=0.5", "tensorflow>=2.20,<3", "tensorflow-text>=2.20,<3"],
+    "onnx": ["onnxruntime>=1.22"],  # detectors, mask models and image features by path; nothing else
     "annotate": [
         "onnxruntime>=1.22",  # detector and mask models
         "openai>=2,<4",  # captions from any server that speaks this protocol
@@ -69,6 +70,12 @@ EXTRAS = {
         "torch-fidelity>=0.4,<0.5",
         "vendi-score>=0.0.3",
     ],
+    "wandb": ["wandb>=0.19,<1"],  # train.wandb_project: metrics also to Weights & Biases
+    "docs": [
+        "mkdocs>=1.6,<2",  # 2 drops plugins, which the API reference is
+        "mkdocs-material>=9.6,<10",
+        "mkdocstrings-python>=1.16,<3",  # the API reference from docstrings
+    ],
     "cluster": ["submitit>=1.5", "xmanager>=0.8.5"],
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests
@@ -79,6 +86,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.17,<0.18",  # each series formats a little differently
+        "setuptools>=77",  # builds the wheel that a test installs
     ],
 }
 
@@ -89,10 +97,11 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     # configs/ stays at the top of the repository; a wheel has it inside the package, where load_config looks first.
     packages=[*find_packages(include=["kaleido_jax", "kaleido_jax.*"]), "kaleido_jax.configs"],
     package_dir={"kaleido_jax.configs": "configs"},
-    package_data={"kaleido_jax": ["assets/**", "studio/static/*"]},
+    package_data={"kaleido_jax": ["py.typed", "assets/**", "studio/static/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require=EXTRAS,
@@ -102,6 +111,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

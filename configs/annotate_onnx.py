@@ -5,7 +5,7 @@ Command:  python -m kaleido_jax.main annotate --config=configs/annotate_onnx.py 
 Data:     COCO's layout, of which only the captions are used, for text. Other sources by --config.data.source.
 Weights:  any YOLOX as its own program exports it, with its class names, one per line, in yolox_nano.names beside it;
           any ONNX model that maps an image to a mask, such as U2-Net. Several sizes of both are public.
-Hardware: any CPU with onnxruntime (pip install 'kaleido_jax[annotate]').
+Hardware: any CPU with onnxruntime (pip install 'kaleido_jax[onnx]').
 Result:   runs/onnx/records/, manifest.json and report.html, which says how far these latents agree with what people
           drew, where they did. A photo in which nothing was found has empty segments; one without a caption, or with
           boxes but no mask in any, is left out and counted. What to expect is in

