@@ -1,0 +1,74 @@
+"""Vocabularies trained on the words of one data set: sentencepiece unigram models in T5's style for small priors."""
+
+import io
+import math
+import string
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import sentencepiece
+
+from kaleido_jax.latents.validity import MAX_COORDINATE
+
+# Characters that a typed caption may contain. "|" and "#" only separate segments and vokens.
+CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
+# Added after the training, which never joins words: one token instead of two before each number of a box except the
+# first, and the segment separator, whose bar is deliberately not a piece of its own.
+_JOINTS = (",▁", "▁|")
+# So are the coordinates that latents.coordinate_step = 10 leaves: one token each instead of up to four. Others are
+# spelled in digits.
+_NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1, 10))
+
+
+def train_vocabulary(
+    sentences: Iterable[str],
+    *,
+    max_pieces: int,
+    characters: str = CHARACTERS,
+    normalization: str = "nmt_nfkc",
+    words: Mapping[str, float] = MappingProxyType({}),
+) -> bytes:
+    """The bytes of a model file; the same for the same arguments.
+
+    Args:
+      sentences: captions and lines of latents, without vokens.
+      max_pieces: without the pieces that are added (joints, numbers and `words`); the trainer keeps fewer where the
+        words are few.
+      characters: that are pieces whether the sentences contain them or not.
+      normalization: of sentencepiece; "identity" keeps every character as it is written.
+      words: word -> its share of all words, 0..1. Each becomes one piece. The trainer alone takes a word as a whole
+        only if it is part of several others, so with few captions it spells even the most frequent ones.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=max_pieces,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        normalization_rule_name=normalization,
+        split_digits=True,
+        required_chars=characters,
+        character_coverage=1.0,
+        num_threads=1,  # sums in another order would change the scores
+        minloglevel=2,
+    )
+    # As probable as a very common word, so always cheaper than its parts.
+    added = dict.fromkeys(_JOINTS + _NUMBERS, 0.05)
+    return _with_added(model.getvalue(), added | {f"▁{word}": share for word, share in words.items()})
+
+
+def _with_added(model: bytes, shares: Mapping[str, float]) -> bytes:
+    from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which only this needs
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    known = {piece.piece for piece in proto.pieces}
+    for piece, share in shares.items():
+        if piece not in known:
+            proto.pieces.add(piece=piece, score=math.log(share))
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString(deterministic=True)
