@@ -49,7 +49,7 @@ class T5Encoder:
 class T5:
     """T5 v1.1 sizes; defaults are XL's."""
 
-    vocabulary: PathText = "t5"  # "t5", "emoji" or the path of a sentencepiece model
+    vocabulary: PathText = "t5"  # "t5", "emoji" or the path of a sentencepiece model, which training copies
     checkpoint: PathText | None = None  # weights to start from; None = random (only sensible with a trainable encoder)
     d_model: Count = 2048  # width of the residual stream
     d_ff: Count = 5120  # width of each GEGLU branch
@@ -160,6 +160,7 @@ class DataTable:
     """Tables of captions: CSV, TSV or JSONL."""
 
     columns: tuple[str, str, str] = ("image", "caption", "description")  # the last may be absent
+    separator: str = ""  # character between the cells; "" = a comma in CSV, a tab in TSV files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""Folders by class: CLASS/IMAGE, whose class name is the caption."""
+"""Folders by class: CLASS/IMAGE, whose class name is the caption. A flat folder of images is one class."""
 
 import logging
 import os
+import unicodedata
 from pathlib import Path
 
 from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image, read_photo
@@ -20,7 +21,7 @@ _LISTED = 10  # folders that a line of the log names
 
 
 class FolderSource:
-    """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split).
+    """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split), or root/IMAGE, which all have the root's name as caption.
 
     A file of two columns, folder and name, in config.data.labels gives folders other names: underscores become spaces,
     and of several names with commas the first is used. ImageNet's folders ("n01440764") that get no other name have the
@@ -41,6 +42,11 @@ class FolderSource:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
             log.warning("folders without an image are ignored: %s%s in %s", ", ".join(empty[:_LISTED]), more, top)
         folders = {folder: files for folder, files in folders.items() if files}
+        if loose := _images(top) if top.is_dir() else []:
+            if folders:
+                log.warning("%d images beside the class folders of %s are ignored", len(loose), top)
+            else:
+                folders = {top.resolve(): loose}
         if not folders:
             raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
         self._files = [(path, number) for number, files in enumerate(folders.values()) for path in files]
@@ -95,7 +101,8 @@ def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:
     """The caption of a class; None if the folder's name has bytes outside UTF-8 or no word."""
     try:
         own = os.fsencode(folder.name).decode()
-        return class_caption((names or {}).get(own, own))
+        # macOS takes letters and their accents apart in file names; a typed caption has them as one.
+        return class_caption((names or {}).get(own) or unicodedata.normalize("NFC", own))
     except (UnicodeDecodeError, UserError):
         return None
 

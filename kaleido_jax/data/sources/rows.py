@@ -79,8 +79,11 @@ def read_object(text: bytes, what: str) -> dict[str, Any]:
 class TextTable:
     """The rows of CSV or TSV files with a header."""
 
-    def __init__(self, paths: Sequence[Path], needed: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[Path], needed: Sequence[str], separator: str = "") -> None:
         """Reads the files, which must have the columns `needed`.
+
+        `separator` is what stands between the cells: one character, with quoted cells unless it is a tab; "" = a comma,
+        or a tab in .tsv files.
 
         Raises:
           UserError: a file is missing, not UTF-8, lacks a needed column, or has a quote that is never closed.
@@ -93,7 +96,8 @@ class TextTable:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise user_error(f"{path} is not UTF-8", "text in UTF-8", "convert it") from error
-            self._add(path, _tsv_cells(text) if path.suffix == ".tsv" else _csv_cells(path, text), needed)
+            mark = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
+            self._add(path, _tsv_cells(text) if mark == "\t" else _csv_cells(path, text, mark), needed, mark)
             digests.append(fingerprint(content))
         self.fingerprint = fingerprint(*digests)
 
@@ -116,21 +120,20 @@ class TextTable:
         row = self._rows[index]
         return fingerprint(str(row) if isinstance(row, UserError) else json.dumps(row))
 
-    def _add(self, path: Path, lines: Iterator[list[str] | UserError], needed: Sequence[str]) -> None:
+    def _add(self, path: Path, lines: Iterator[list[str] | UserError], needed: Sequence[str], separator: str) -> None:
         header = next(lines, [])
         if isinstance(header, UserError):
             raise header
         missing = [column for column in needed if column not in header]
         if missing:
             have = ", ".join(header)[:200] or "nothing"
-            mark = "tabs" if path.suffix == ".tsv" else "commas"
             split = len(header) == 1 and any(character in header[0] for character in ";,|\t")
-            do = f"separate the cells by {mark}" if split else "set data.table.columns, or add a header"
+            do = "set data.table.separator" if split else "set data.table.columns, or add a header"
             raise user_error(f"{path} has columns {have}", f"a column {missing[0]}", do)
         twice = [column for column in needed if header.count(column) > 1]
         if twice:
             raise user_error(f"{path} has {header.count(twice[0])} columns {twice[0]}", "one", "rename the others")
-        do = "remove the tabs inside cells" if path.suffix == ".tsv" else "quote cells that hold commas"
+        do = "remove the tabs inside cells" if separator == "\t" else f"quote cells that hold {separator!r}"
         for cells in lines:
             if isinstance(cells, UserError):
                 self._rows.append(cells)
@@ -149,14 +152,16 @@ def _tsv_cells(text: str) -> Iterator[list[str]]:
             yield line.removesuffix("\r").split("\t")
 
 
-def _csv_cells(path: Path, text: str) -> Iterator[list[str] | UserError]:
+def _csv_cells(path: Path, text: str, separator: str) -> Iterator[list[str] | UserError]:
     """The cells of each row, or what is wrong with the row.
 
     Raises:
       UserError: a quoted cell has no end, so it contains all lines after it.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # otherwise quotes inside a cell silently end it
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True
+    )  # otherwise quotes inside a cell silently end it
     while True:
         first = reader.line_num + 1
         try:

@@ -34,15 +34,18 @@ class TableSource:
         data, root = settings.data, settings.root
         paths = [root / name for name in data.labels] or [_find_table(root, data.split)]
         self._columns, self._photos, self._split = data.table.columns, root / data.images, data.split
-        kinds = {path.suffix for path in paths}
+        separator, kinds = data.table.separator, {path.suffix for path in paths}
+        if len(separator) > 1 or separator in ('"', "\n", "\r"):
+            do = "correct it, or leave it empty"
+            raise user_error(f"config.data.table.separator = {separator!r}", "one character such as ';'", do)
         if len(kinds) > 1:
             found = ", ".join(path.name for path in paths)
             raise user_error(f"tables {found}", "all .csv, all .tsv or all .jsonl", "correct data.labels")
-        self._rows = JsonLines(paths) if kinds == {".jsonl"} else TextTable(paths, self._columns[:2])
+        self._rows = JsonLines(paths) if kinds == {".jsonl"} else TextTable(paths, self._columns[:2], separator)
         if not len(self._rows):
             what = ", ".join(path.name for path in paths)
             raise user_error(f"no row in {what} of {root}", "at least one", "correct data.root or data.labels")
-        parts = ("table", data.split, data.images, *self._columns, self._rows.fingerprint)
+        parts = ("table", data.split, data.images, *self._columns, *filter(None, [separator]), self._rows.fingerprint)
         self.fingerprint = fingerprint("\n".join(parts))
 
     def __len__(self) -> int:

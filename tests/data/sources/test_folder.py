@@ -68,3 +68,19 @@ def test_a_class_name_without_a_word_fails_alone(tmp_path):
         photo(tmp_path / name / "1.png")
     bad, good = outcomes(open_source("folder", root=tmp_path))
     assert "name is not a caption" in bad and good == "cat"
+
+
+def test_a_flat_folder_is_one_class_with_the_folders_name(tmp_path, caplog):
+    for name in ("1.png", "2.png"):
+        photo(tmp_path / "my_garden" / name)
+    source = open_source("folder", root=tmp_path / "my_garden")
+    assert source.class_names == ("my garden",) and outcomes(source) == ["my garden"] * 2
+    assert source.id(1) == "folder/my_garden/2.png" and not caplog.text
+    photo(tmp_path / "my_garden" / "tulip" / "3.png")
+    assert open_source("folder", root=tmp_path / "my_garden").class_names == ("tulip",)
+    assert "2 images beside the class folders" in caplog.text
+
+
+def test_an_accent_that_a_file_system_took_apart_is_one_letter_again(tmp_path):
+    photo(tmp_path / "Ka\u0308fer" / "1.png")
+    assert open_source("folder", root=tmp_path).class_names == ("K\u00e4fer",)

@@ -51,6 +51,16 @@ def test_a_table_without_the_columns_or_alone_of_its_kind_is_reported(tmp_path):
         open_source("table", root=str(tmp_path), labels=("b.csv",), table=DataTable(columns=("file", "words", "")))
 
 
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+def test_another_separator_between_the_cells(tmp_path, separator):
+    write(tmp_path / "a.csv", f"image{separator}caption\na.png{separator}a, b\n")
+    photo(tmp_path / "a.png")
+    mine = {"root": tmp_path, "table": DataTable(separator=separator)}
+    assert outcomes(open_source("table", **mine)) == ["a, b"]
+    with pytest.raises(UserError, match="separator = ';;'; expected one character"):
+        open_source("table", root=tmp_path, table=DataTable(separator=";;"))
+
+
 def _with(folder, name, text):
     for image in ("a", "b", "c"):
         photo(folder / f"{image}.png")
@@ -125,8 +135,8 @@ def test_hidden_tables_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("train.csv", "image;caption\na.png;x\n", "separate the cells by commas"),
-        ("train.tsv", "image,caption\na.png,x\n", "separate the cells by tabs"),
+        ("train.csv", "image;caption\na.png;x\n", "set data.table.separator"),
+        ("train.tsv", "image,caption\na.png,x\n", "set data.table.separator"),
         ("train.csv", "image,caption,caption\na.png,x,y\n", "2 columns caption; expected one"),
     ],
 )
