@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kaleido_jax.config.fields import expand
-from kaleido_jax.config.load import config_from_flags
+from kaleido_jax.config.load import config_from_flags, config_of_workdir
 from kaleido_jax.errors import Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.signals import raise_on_sigterm
@@ -191,6 +191,8 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
             found = f"--{name}.{next(iter(keys))} without --{name}"
             raise user_error(found, f"--{name}={known[f'--{name}'].value}", "name it")
     replaced = {name for flag in verb.FLAGS if given.get(f"--{flag.name}") for name in flag.replaces}
+    if CONFIG in verb.FLAGS and CONFIG.name not in replaced and not given.get(config):
+        given[config] = config_of_workdir(given.get(f"--{WORKDIR.name}", ""))
     arguments = {}
     for name, flag in known.items():
         value = given.get(name)

@@ -15,11 +15,13 @@ from kaleido_jax.config.checks import validate
 from kaleido_jax.config.fields import expand, field_type, read_type
 from kaleido_jax.config.schema import Config, json_values
 from kaleido_jax.errors import UserError, nearest, user_error
+from kaleido_jax.runtime.workdir import CONFIG, vocabulary_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _PACKAGE = Path(__file__).parent.parent
+OWN = "config.py"  # in a workdir, written by the verb `init` and edited by its user
 MODELS = _PACKAGE / "assets" / "models"  # exported folders that come with the package
 # In a wheel the shipped configs are inside the package, in a clone beside it.
 SHIPPED = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
@@ -105,7 +107,7 @@ def load_values(spec: str) -> dict[str, Any]:
         raise _no_config(spec.split(":")[0])
     argument = spec[end + 1 :] if end < len(spec) else None
     if path.suffix == ".json" and argument is None:
-        return json_values(path)
+        return _with_own_vocabulary(json_values(path), path.parent)
     return _run(path, spec[:end], argument)
 
 
@@ -120,9 +122,33 @@ def _find(name: str) -> Path | None:
             return path / "config.json"
         if shipped.is_file() and shipped.parent == SHIPPED:
             return shipped
+        if (path / OWN).is_file():
+            raise user_error(f"{name} without {CONFIG}", "a config", f"name {path / OWN}")
         return bundled if bundled.is_file() and bundled.parent.parent == MODELS else None
     except (OSError, ValueError):  # a name that is too long or holds a NUL
         return None
+
+
+def config_of_workdir(workdir: str) -> str:
+    """The config of a workdir for which --config is not given: config.py, which its user edits, or else config.json.
+
+    Returns "" if it has neither. Only here, where the user says that a folder is the work at hand, is Python inside a
+    folder run; `load_config(FOLDER)` reads its config.json.
+    """
+    if not workdir:
+        return ""
+    folder = Path(expand(workdir, "--workdir"))
+    found = (folder / name for name in (OWN, CONFIG))
+    return next((str(path) for path in found if path.is_file()), "")
+
+
+def _with_own_vocabulary(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A stored config whose vocabulary is not where it was, such as that of a workdir from another machine."""
+    t5 = values.get("model", {}).get("t5") if isinstance(values.get("model"), dict) else None
+    name = t5.get("vocabulary") if isinstance(t5, dict) else None
+    if not isinstance(name, str):
+        return values
+    return values | {"model": values["model"] | {"t5": t5 | {"vocabulary": vocabulary_path(name, folder)}}}
 
 
 def _no_config(name: str) -> UserError:

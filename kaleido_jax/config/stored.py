@@ -6,11 +6,15 @@ from pathlib import Path
 from kaleido_jax.config.schema import Config, identity
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import make_folder, write_atomically
-from kaleido_jax.runtime.workdir import CONFIG, read_config
+from kaleido_jax.runtime.workdir import CONFIG, VOCABULARY, is_vocabulary_path, read_config
+
+_VOCABULARY = "model.t5.vocabulary"
 
 
 def open_workdir(config: Config, workdir: Path) -> Path:
     """Makes the workdir, or checks that it belongs to this config; then stores the config as config.json.
+
+    A vocabulary of one's own is copied to spiece.model beside it.
 
     Fields marked MayChange (sample, eval, mesh, intervals) may differ from run to run, and so may train.num_steps, to
     train longer; a cosine schedule then follows the new length.
@@ -20,7 +24,8 @@ def open_workdir(config: Config, workdir: Path) -> Path:
         folder is not writable.
     """
     check_workdir(config, workdir)
-    write_atomically(make_folder(workdir, "--workdir") / CONFIG, config.to_json().encode())
+    _keep_vocabulary(config, make_folder(workdir, "--workdir"))
+    write_atomically(workdir / CONFIG, config.to_json().encode())
     return workdir
 
 
@@ -39,11 +44,27 @@ def check_workdir(config: Config, workdir: Path) -> None:
     mine, defaults = (identity(dataclasses.asdict(c)) for c in (config, Config()))
     stored = {key: defaults[key] for key in mine if key in defaults} | stored
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
+    if different == [_VOCABULARY] and _same_vocabulary(stored, mine, workdir):
+        return
     if different:
         key = different[0]
         more = f" and {len(different) - 1} more fields differ" if len(different) > 1 else ""
         raise user_error(
             f"workdir {workdir} belongs to another config: {key} = {stored.get(key)!r} there{more}",
             f"{mine.get(key)!r}",
-            "use another --workdir or the config it was made with",
+            f"use another --workdir, or the config it was made with (--config={workdir / CONFIG})",
         )
+
+
+def _same_vocabulary(stored: dict, mine: dict, workdir: Path) -> bool:
+    """Whether two paths are of one vocabulary: the workdir's own, which was elsewhere before."""
+    was, now, own = stored.get(_VOCABULARY), Path(mine[_VOCABULARY]), workdir / VOCABULARY
+    moved = isinstance(was, str) and is_vocabulary_path(was) and own.is_file() and now.is_file()
+    return moved and own.read_bytes() == now.read_bytes()
+
+
+def _keep_vocabulary(config: Config, workdir: Path) -> None:
+    """Copies a vocabulary that does not come with the package into the workdir, which can then move alone."""
+    path, own = Path(config.model.t5.vocabulary), workdir / VOCABULARY
+    if is_vocabulary_path(str(path)) and path.is_file() and not own.exists():
+        write_atomically(own, path.read_bytes())

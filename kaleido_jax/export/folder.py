@@ -21,7 +21,8 @@ from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
 from kaleido_jax.runtime.checkpoints import write_params
 from kaleido_jax.runtime.files import new_folder, write_atomically
-from kaleido_jax.sampling.pipeline import VOCABULARY, KaleidoPipeline, find_model
+from kaleido_jax.runtime.workdir import VOCABULARY
+from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
 from kaleido_jax.sampling.weights import EXPORT, is_export
 
 PRECISIONS = ("float32", "float16", "bfloat16")

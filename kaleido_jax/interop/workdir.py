@@ -17,7 +17,7 @@ from kaleido_jax.interop.t5.layout import STACKS, t5_shapes
 from kaleido_jax.interop.t5.load import load_t5
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime import checkpoints
-from kaleido_jax.runtime.workdir import CONFIG, read_config
+from kaleido_jax.runtime.workdir import CONFIG, read_config, vocabulary_path
 
 
 def trained_t5(path: Path) -> KaleidoCheckpoint:
@@ -36,13 +36,13 @@ def trained_t5(path: Path) -> KaleidoCheckpoint:
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), targets)
     parts = checkpoints.restore_ema(path, targets)[0]
     if "encoder" not in parts:
-        parts["encoder"] = _frozen_encoder(values)
+        parts["encoder"] = _frozen_encoder(values, path)
     return KaleidoCheckpoint(_InMemory(path, flatten_dict(parts, sep="/")))
 
 
-def _frozen_encoder(values: dict[str, Any]) -> dict:
+def _frozen_encoder(values: dict[str, Any], folder: Path) -> dict:
     t5 = values["model"]["t5"]
-    tokenizer = load_tokenizer(t5["vocabulary"], values["latents"]["codebook_size"])
+    tokenizer = load_tokenizer(vocabulary_path(t5["vocabulary"], folder), values["latents"]["codebook_size"])
     sizes = T5(**{field.name: t5[field.name] for field in dataclasses.fields(T5) if field.name != "encoder"})
     encoder, _ = t5_shapes(sizes, tokenizer.base_vocab_size)
     given = {"num_pieces": tokenizer.num_pieces, "base_vocab_size": tokenizer.base_vocab_size, "seed": values["seed"]}

@@ -13,6 +13,7 @@ from kaleido_jax.runtime.files import make_folder
 log = logging.getLogger(__name__)
 
 CONFIG, METRICS, SKIPPED, LOCK = "config.json", "metrics.jsonl", "skipped.jsonl", ".lock"
+VOCABULARY = "spiece.model"  # a vocabulary of its own, also in an exported folder
 
 
 def read_config(workdir: Path) -> dict | None:
@@ -34,6 +35,21 @@ def read_config(workdir: Path) -> dict | None:
             f"{path} is damaged ({reason[:100]})", "a config that this program wrote", "use another --workdir"
         ) from error
     return values
+
+
+def vocabulary_path(vocabulary: str, folder: Path) -> str:
+    """Where config.model.t5.vocabulary is now: a path that is gone means the folder's own vocabulary, if it has one.
+
+    So a workdir can move to another place or machine. Names of shipped vocabularies are not changed.
+    """
+    own = folder / VOCABULARY
+    gone = vocabulary == VOCABULARY or not Path(vocabulary).is_file()
+    return str(own) if is_vocabulary_path(vocabulary) and gone and own.is_file() else vocabulary
+
+
+def is_vocabulary_path(vocabulary: str) -> bool:
+    """Whether config.model.t5.vocabulary is a path, not the name of a shipped one."""
+    return vocabulary.endswith(".model") or Path(vocabulary).name != vocabulary
 
 
 @contextmanager

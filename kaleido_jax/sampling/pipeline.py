@@ -28,6 +28,7 @@ from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
+from kaleido_jax.runtime.workdir import VOCABULARY, vocabulary_path
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
 from kaleido_jax.sampling.batched import OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs, Watch
 from kaleido_jax.sampling.editing import (
@@ -67,7 +68,6 @@ from kaleido_jax.sampling.weights import is_export, load_export, load_workdir
 
 BUNDLED = tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))  # names of models in the package
 LARGEST_AGAIN = 256  # rows of a batch that `draw` repeats for the last bits of one image
-VOCABULARY = "spiece.model"  # in an exported folder with a vocabulary of its own
 
 
 class KaleidoPipeline:
@@ -132,8 +132,10 @@ class KaleidoPipeline:
         if exported and (step, sigma_rel) != (None, None):
             raise user_error(f"step or sigma_rel of {path_or_name}, an export", "a workdir", "leave them out")
         t5 = config.model.t5
-        if exported and t5.vocabulary not in SHIPPED and (folder / VOCABULARY).is_file():
-            t5 = dataclasses.replace(t5, vocabulary=str(folder / VOCABULARY))
+        own = t5.vocabulary not in SHIPPED and (folder / VOCABULARY).is_file()
+        vocabulary = str(folder / VOCABULARY) if exported and own else vocabulary_path(t5.vocabulary, folder)
+        if vocabulary != t5.vocabulary:
+            t5 = dataclasses.replace(t5, vocabulary=vocabulary)
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, t5=t5))
         codec = open_codec(config)
         where = config, folder, codec.tokenizer.base_vocab_size

@@ -32,8 +32,8 @@ CONFIG = Flag(
     name="config",
     value="NAME",
     help="a config file such as configs/emoji_combined.py, the name of a shipped one such as cc12m:text, a "
-    "workdir, or its config.json",
-    missing="name a config, e.g. configs/emoji_combined.py",
+    "workdir, or its config.json; without it, config.py or else config.json of --workdir",
+    missing="name a config, e.g. configs/emoji_combined.py, or a --workdir that has one",
 )
 WORKDIR = Flag(
     name="workdir",

@@ -1,7 +1,11 @@
 import json
+from importlib import resources
 
 import pytest
 
+from kaleido_jax.config import load_config
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.config.load import config_of_workdir
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.runtime.workdir import CONFIG
@@ -32,3 +36,48 @@ def test_nets_of_another_depth_are_still_different(tmp_path):
     open_workdir(tiny_config(), tmp_path / "two")
     with pytest.raises(UserError, match="belongs to another config"):
         check_workdir(single_net_config(), tmp_path / "two")
+
+
+# ------------------------------------------------------------------------- a vocabulary of one's own
+def own_vocabulary(path):
+    path.write_bytes(resources.files("kaleido_jax").joinpath("assets/emoji/spiece.model").read_bytes())
+    return tiny_config(model__t5__vocabulary=str(path))
+
+
+def test_a_vocabulary_of_ones_own_is_kept_in_the_workdir_which_can_move(tmp_path):
+    config = own_vocabulary(tmp_path / "mine.model")
+    open_workdir(config, tmp_path / "run")
+    (tmp_path / "mine.model").unlink()
+    moved = (tmp_path / "run").rename(tmp_path / "elsewhere")
+    found = load_config(moved)  # from its config.json
+    assert found.model.t5.vocabulary == str(moved / "spiece.model") and open_codec(found).tokenizer.num_pieces > 100
+    check_workdir(found, moved)
+    (moved / "spiece.model").write_bytes(b"another")
+    other = own_vocabulary(tmp_path / "other.model")
+    with pytest.raises(UserError, match=r"model.t5.vocabulary = .*--config=.*config.json"):
+        check_workdir(other, moved)
+
+
+def test_a_vocabulary_that_is_still_there_is_used_where_it_is(tmp_path):
+    config = own_vocabulary(tmp_path / "mine.model")
+    open_workdir(config, tmp_path / "run")
+    assert load_config(tmp_path / "run").model.t5.vocabulary == str(tmp_path / "mine.model")
+    assert load_config("emoji-tiny").model.t5.vocabulary == "emoji"
+
+
+# --------------------------------------------------------------------------- the config of a workdir
+def test_without_a_config_the_workdirs_own_file_counts_before_its_stored_one(tmp_path, monkeypatch):
+    assert config_of_workdir(str(tmp_path)) == config_of_workdir("") == ""
+    open_workdir(tiny_config(), tmp_path)
+    assert config_of_workdir(str(tmp_path)) == str(tmp_path / "config.json")
+    (tmp_path / "config.py").write_text("raise SystemExit('run')")
+    assert config_of_workdir(str(tmp_path)) == str(tmp_path / "config.py")
+    monkeypatch.chdir(tmp_path)
+    assert config_of_workdir("") == ""
+    assert load_config(tmp_path) == tiny_config()  # a folder's name alone runs no code in it
+
+
+def test_a_folder_with_python_alone_is_not_run_but_named(tmp_path):
+    (tmp_path / "config.py").write_text("raise SystemExit('run')")
+    with pytest.raises(UserError, match=r"without config.json; expected a config; name .*config.py"):
+        load_config(tmp_path)
