@@ -24,6 +24,8 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE
 
+_OF_SCENES = ("emoji", "edits")  # protocols that know what is in the picture only where the data are scenes
+
 
 def validate(config: Mapping[str, Any]) -> Config:
     """Checks a ConfigDict (or mapping) against the schema and returns it frozen.
@@ -143,6 +145,18 @@ def _check_parts(config: Config, path: str) -> None:
             "config.data.class_captions with a trainable encoder",
             "config.model.t5.encoder.trainable = False",
             "freeze the encoder or leave the captions empty",
+        )
+
+
+@cross_check(Config)
+def _check_protocol(config: Config, path: str) -> None:
+    del path
+    protocol, source = config.eval.protocol, config.data.source
+    if protocol in _OF_SCENES and source not in ("emoji", "records"):
+        raise user_error(
+            f"config.eval.protocol = {protocol!r} with config.data.source = {source!r}",
+            "the scenes of emoji, which this protocol reads",
+            "set config.eval.protocol to 'none'",
         )
 
 

@@ -337,7 +337,7 @@ class Train:
 class Sample:
     """How latents and images are drawn."""
 
-    captions: tuple[str, ...] = ()  # rows of the grid; empty = the class names of the source
+    captions: tuple[str, ...] = ()  # rows of the grid; () = the classes of the data, or some captions of the records
     latents_per_caption: Count = 2  # rows of the grid for each caption; baselines have one
     images_per_caption: Count = 2  # of each row; they share its latents and differ in noise
     sampler: Literal["ddpm", "ddim", "dpmpp_2m", "heun"] = "ddpm"  # ddpm: ancestral; heun: two evaluations a step

@@ -9,7 +9,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 4  # of the record and manifest layout
 MANIFEST = "manifest.json"
+DEFAULT_CAPTIONS = 8  # rows of a grid of data without classes
 _REMAKE = "make the records again with `annotate`"
 
 
@@ -328,6 +329,39 @@ def class_names(config: Config, workdir: Path) -> list[str]:
         return read_manifest(folder).class_names
     splits = () if config.data.source == "records" else source_kind(config.data.source).splits
     return list(open_source(replace(config.data, split=splits[0])).class_names) if splits else []
+
+
+def default_captions(config: Config, workdir: Path) -> list[str]:
+    """Captions to sample where none are named: the class names, or some captions of the records; [] if there are none.
+
+    Captions that are too long for the model and records that cannot be read are left out.
+
+    Raises:
+      UserError: the manifest of the records is damaged or of another version.
+    """
+    if names := class_names(config, workdir):
+        return names
+    folder = find_records(records_folder(config, workdir))
+    if not (folder / MANIFEST).exists():
+        return []
+    records = Records(folder, read_manifest(folder))
+    count = min(len(records), 16 * DEFAULT_CAPTIONS)  # spread, since many sources are sorted
+    found: dict[str, None] = {}
+    for i in range(count):
+        try:
+            record = records[i * len(records) // count]
+        except UserError as error:
+            log.warning("%s", error)
+            continue
+        if record.caption and len(record.caption_tokens) < config.data.max_caption_tokens:
+            found[record.caption] = None
+    return spread(list(found), DEFAULT_CAPTIONS)
+
+
+def spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most `count` of the items, evenly spaced from the first on."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def find_records(folder: Path, split: str = "train") -> Path:

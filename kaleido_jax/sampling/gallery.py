@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.records import MANIFEST, Records, class_names, find_records, read_manifest, records_folder
+from kaleido_jax.data.records import default_captions, spread
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
@@ -161,42 +160,18 @@ def _warn_of_unknown(pipeline: KaleidoPipeline, captions: Sequence[str]) -> None
 
 
 def captions_to_sample(config: Config, workdir: Path) -> list[str]:
-    """The captions of config.sample, or the class names of the data, or captions of some records.
+    """The captions of config.sample, or the class names of the data, or some captions of the records.
 
-    Of more than MOST_CAPTIONS class names or records, evenly spaced ones.
+    Of more than MOST_CAPTIONS class names, evenly spaced ones.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none of these.
     """
     if config.sample.captions:
         return list(config.sample.captions)
-    if names := class_names(config, workdir):
+    if names := default_captions(config, workdir):
         if len(names) > MOST_CAPTIONS:
             log.info("%d of %d class names; config.sample.captions or --caption choose", MOST_CAPTIONS, len(names))
-        return [names[i] for i in _spread(len(names))]
-    if names := _captions_of_records(config, workdir):
+            return spread(names, MOST_CAPTIONS)
         return names
     raise user_error("no captions to sample", "config.sample.captions", "set it, or give --caption='a dog'")
-
-
-def _spread(count: int) -> list[int]:
-    """At most MOST_CAPTIONS of 0..count-1, evenly spaced."""
-    return np.linspace(0, count - 1, min(count, MOST_CAPTIONS)).round().astype(int).tolist()
-
-
-def _captions_of_records(config: Config, workdir: Path) -> list[str]:
-    """Different captions of records that are evenly spaced; those too long for the model are left out."""
-    folder = find_records(records_folder(config, workdir))
-    if not (folder / MANIFEST).exists():
-        return []
-    records = Records(folder, read_manifest(folder))
-    found: list[str] = []
-    for index in _spread(len(records)):
-        try:
-            record = records[index]
-        except UserError as error:
-            log.warning("%s", error)
-            continue
-        if record.caption and len(record.caption_tokens) < config.data.max_caption_tokens:
-            found.append(record.caption)
-    return list(dict.fromkeys(found))

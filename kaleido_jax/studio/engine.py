@@ -19,7 +19,7 @@ from PIL import Image
 from kaleido_jax.config.fields import field_type
 from kaleido_jax.config.fields import words as allowed
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.records import class_names
+from kaleido_jax.data.records import default_captions
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents, segments_of
 from kaleido_jax.sampling.batched import OF_THE_PRIOR
@@ -254,7 +254,7 @@ def _open(model: str | Path) -> KaleidoPipeline:
 
 def _captions(pipeline: KaleidoPipeline, folder: Path) -> list[str]:
     """Captions that the model knows: those of its config, or the class names of its data."""
-    captions = pipeline.config.sample.captions or class_names(pipeline.config, folder)
+    captions = pipeline.config.sample.captions or default_captions(pipeline.config, folder)
     return list(dict.fromkeys(captions))[: LIMITS["suggestions"]]
 
 

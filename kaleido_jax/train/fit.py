@@ -1,20 +1,27 @@
 """Training from a config: checks weights and devices, locks the workdir, prepares the records, runs the loop."""
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import jax
 
 from kaleido_jax.annotate.prepare import open_prepared, prepare_records
-from kaleido_jax.config.checks import check_devices
+from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.errors import user_error
+from kaleido_jax.latents.codec import Codec
+from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime import checkpoints, distributed
+from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.runtime.workdir import locked
+from kaleido_jax.sampling.gallery import captions_to_sample
 from kaleido_jax.train import loop
 from kaleido_jax.train.batches import make_batches
+from kaleido_jax.train.optimizer import make_optimizer
+from kaleido_jax.train.state import abstract_state
 
 RECORDS_SEC = 6 * 3600  # for the main process to make records, while the others wait
 
@@ -25,8 +32,11 @@ def fit(config: Config, workdir: str | Path) -> bool:
     Returns:
       False if training was already finished.
 
+    The workdir belongs to the config, by its config.json, from the first step on: a start that fails does not claim it.
+
     Raises:
-      UserError: weights or records are missing, sizes do not fit the devices, or the workdir belongs to another config.
+      UserError: weights, records or captions to sample are missing, sizes do not fit the devices, checkpoints not the
+        disk, or the workdir belongs to another config.
     """
     workdir = Path(workdir).expanduser()
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
@@ -36,14 +46,42 @@ def fit(config: Config, workdir: str | Path) -> bool:
         check_workdir(config, workdir)
         if distributed.is_main():
             prepare_records(config, workdir, codec)
-            open_workdir(config, workdir)  # after the records: a start that they refuse does not claim the workdir
         distributed.barrier("records", RECORDS_SEC)
         records = open_prepared(config, workdir, codec)
+        if config.train.sample_at_end:
+            captions_to_sample(config, workdir)  # a lack of them must not be found only after training
         steps = distributed.tell("checkpoints", lambda: checkpoints.steps_of(workdir), distributed.START_SEC)
         if max(steps, default=0) >= config.train.num_steps:
+            if distributed.is_main():
+                open_workdir(config, workdir)
             return False
+        if distributed.is_main():
+            check_disk(config, workdir, codec)
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
     return True
+
+
+def check_disk(config: Config, workdir: Path, codec: Codec) -> None:
+    """Checks that the checkpoints of a run will fit on the disk, from shapes alone.
+
+    Raises:
+      UserError: the workdir's disk has too little room, and config.train.full_disk is "stop".
+    """
+    if config.train.full_disk != "stop":
+        return
+    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)
+    model, optimizer = build_model(config, codec.tokenizer.base_vocab_size), make_optimizer(config.train)
+    (state, _), _ = abstract_state(config, model, optimizer, mesh)
+    each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    # An old one is removed when the new one is written.
+    more = max(1, config.train.keep_checkpoints + 1 - len(checkpoints.steps_of(workdir)))
+    free = shutil.disk_usage(workdir).free
+    if free < more * each:
+        raise user_error(
+            f"{free / 1e9:.2f} GB free on the disk of {workdir}",
+            f"{more * each / 1e9:.2f} GB for {more} more checkpoints",
+            "free some, use a --workdir on another disk, or lower config.train.keep_checkpoints",
+        )
 
 
 def check_weights(config: Config, fresh: bool = True) -> None:

@@ -14,6 +14,7 @@ from orbax.checkpoint import AsyncCheckpointer, CheckpointManager
 
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
+from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.data.loader import BatchIterator
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.flops import flops_at
@@ -39,7 +40,8 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIte
 
     Args:
       config: the experiment.
-      workdir: receives metrics.jsonl, events, checkpoints, ema_snapshots and skipped.jsonl.
+      workdir: receives config.json after the first step, metrics.jsonl, events, checkpoints, ema_snapshots and
+        skipped.jsonl.
       tokenizer: gives the sizes of the token tables.
       batches: numpy batches (this process's rows); checkpoints hold the place of the next one.
 
@@ -133,6 +135,8 @@ class _Run:
             self._profile(step)
             batch = self._next_batch(batches, stop)
             state, scalars = self._dispatch(state, batch)
+            if step == first + 1 and distributed.is_main():
+                open_workdir(self.config, self.workdir)  # only now: a step that cannot run must not claim it
             if due is not None:  # one step late, so that fetching never leaves the device idle
                 self._report(due)
             self.averages.add(scalars)

@@ -15,11 +15,8 @@ FLAGS = (CONFIG, WORKDIR, *PROCESSES)
 def run(config: Config, workdir: Path) -> None:
     """Trains, then samples and measures as the config says."""
     check_backend()
-    from kaleido_jax.sampling.gallery import captions_to_sample
     from kaleido_jax.train.fit import fit
 
-    if config.train.sample_at_end:
-        captions_to_sample(config, workdir)  # a lack of them must not be found only after training
     if not fit(config, workdir):
         say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
     if config.train.sample_at_end:

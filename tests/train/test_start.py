@@ -1,0 +1,104 @@
+"""What a start of training checks: before it compiles anything, and without leaving a claim on the workdir."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from kaleido_jax.annotate.job.run import annotate
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.data.records import default_captions, spread
+from kaleido_jax.errors import UserError
+from kaleido_jax.sampling import gallery
+from kaleido_jax.train import loop
+from kaleido_jax.train.fit import fit
+from tests.data.sources.opening import photo
+from tests.tiny import single_net_config
+
+
+def table_config(folder, **changes):
+    """A data set of two photos with captions, to train on in 8 px."""
+    config = single_net_config(
+        latents__segments=("voken",), data__source="table", data__root=str(folder), sample__captions=(), **changes
+    )
+    voken = dataclasses.replace(config.annotate.voken, quantizer="fsq", feature="pixels")
+    return dataclasses.replace(
+        config,
+        annotate=dataclasses.replace(config.annotate, segments=("voken",), voken=voken, image_size=8),
+        eval=dataclasses.replace(config.eval, protocol="none"),
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = "".join(f"{i}.png,{'fruit' if i % 2 else 'bird'}\n" for i in range(40))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "table.csv").write_text(f"image,caption\n{rows}")
+    for i in range(40):
+        photo(tmp_path / "data" / f"{i}.png", tone=6 * i)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def annotated(data, tmp_path):
+    config, workdir = table_config(data), tmp_path / "run"
+    annotate(config, workdir, open_codec(config).tokenizer, progress=False)
+    return config, workdir
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("it began to train")
+
+    monkeypatch.setattr(loop, "train", refuse)
+
+
+def test_captions_to_sample_come_from_the_records(annotated):
+    config, workdir = annotated
+    assert default_captions(config, workdir) == ["bird", "fruit"]
+    assert default_captions(config, workdir / "none") == []
+    assert spread(list(range(10)), 3) == [0, 3, 6] and spread([1], 3) == [1]
+
+
+def test_a_lack_of_captions_is_found_before_training(annotated, no_training, monkeypatch):
+    config, workdir = annotated
+    monkeypatch.setattr(gallery, "default_captions", lambda config, workdir: [])  # photos without captions
+    with pytest.raises(UserError, match="no captions to sample"):
+        fit(config, workdir)
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_found_before_training(annotated, no_training, monkeypatch):
+    config, workdir = annotated
+    usage = shutil.disk_usage(workdir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"0.00 GB free on the disk of .* GB for 3 more checkpoints; free some"):
+        fit(config, workdir)
+    assert not (workdir / "config.json").exists()
+    anyway = dataclasses.replace(config, train=dataclasses.replace(config.train, full_disk="continue"))
+    with pytest.raises(AssertionError, match="it began to train"):
+        fit(anyway, workdir)
+
+
+def test_records_that_do_not_fit_leave_no_claim(annotated, no_training):
+    config, workdir = annotated
+    other = dataclasses.replace(config, latents=dataclasses.replace(config.latents, codebook_size=32))
+    with pytest.raises(UserError, match="correct model.t5.vocabulary or latents.codebook_size"):
+        fit(other, workdir)
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_first_step_that_cannot_run_leaves_no_claim(annotated, monkeypatch):
+    config, workdir = annotated
+
+    def fail(*args, **kwargs):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(loop._Run, "_dispatch", fail)
+    with pytest.raises(MemoryError):
+        fit(config, workdir)
+    assert not (workdir / "config.json").exists()
+    monkeypatch.undo()
+    assert fit(config, workdir) and json.loads((workdir / "config.json").read_text())["name"] == config.name
