@@ -18,7 +18,7 @@ LAYERS = (
     ("interop",),
     ("sampling", "annotate"),
     ("train",),
-    ("evaluate", "export", "plan", "studio"),
+    ("evaluate", "export", "intake", "plan", "studio"),
     ("verbs",),
     ("main", "__init__"),
 )

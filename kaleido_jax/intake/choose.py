@@ -1,0 +1,251 @@
+"""Choosing a config for surveyed data: vocabulary, lengths of the buckets, segments, size and number of steps."""
+
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kaleido_jax.config.checks import validate
+from kaleido_jax.config.load import base_config, load_config
+from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Latents as LatentsFields
+from kaleido_jax.data.records import DEFAULT_CAPTIONS, spread
+from kaleido_jax.errors import user_error
+from kaleido_jax.intake.recognize import Found
+from kaleido_jax.intake.survey import MOST, Survey
+from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.grammar import serialize
+from kaleido_jax.latents.tokenizer import load_tokenizer, round_up
+from kaleido_jax.latents.types import segments_of, select
+from kaleido_jax.latents.vocabulary import CHARACTERS, train_vocabulary
+from kaleido_jax.models.flops import step_flops, sum_parts
+from kaleido_jax.runtime.workdir import VOCABULARY
+
+BASE = "own_pictures"
+SIZES = (32, 64)  # px, of the variants of BASE
+# Rates of training that were measured: where, config, images a second (benchmarks/results/emoji_recipe.md).
+MEASURED = {
+    "cpu": ("one core of an AMD EPYC", "emoji_combined", 31.0),
+    "accelerator": ("an H100", "emoji_combined", 12_500.0),
+}
+MINUTES = {"cpu": 12.0, "accelerator": 5.0}  # of training, if the person does not say
+EPOCHS = 400  # at most; a fast machine would only learn a few pictures by heart
+_LABELED = 0.9  # share of images with boxes from which on boxes become a segment, since others are left out
+_MOST_PIECES, _MOST_WORDS = 1_000, 500  # of a vocabulary besides the characters; each is a row of a small prior's table
+_MOST_CLASSES = 12  # rows of a grid of classes
+_RARE = 1.5  # a bucket this much longer than 98 % need is shortened to them
+_VIEW_PX = 512  # what detectors see; more costs time and finds little in photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the person said; None and "" leave it to us."""
+
+    image_size: int | None = None  # px
+    minutes: float | None = None  # of training
+    detector: str = ""  # a YOLOX's .onnx file
+    masks: str = ""  # an .onnx file or a folder of SAM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A config that fits the data."""
+
+    base: str  # what it builds on, a name for base_config
+    fields: dict[str, Any]  # dotted path -> value, of those that differ; without the vocabulary
+    vocabulary: bytes  # of the sentencepiece model
+    num_pieces: int
+    longest_caption: tuple[int, str]  # tokens with eos, the caption
+    too_long: int  # images of those looked at whose caption or latents do not fit the buckets
+    image_flops: float  # of a training step, for one image
+    minutes: float  # of training, expected
+    rate: float  # images a second, expected
+    measured_on: str  # where the rate is from
+
+
+def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -> Choice:
+    """The smallest config that fits.
+
+    Args:
+      found: what the data are.
+      survey: what is in them.
+      wishes: what the person said.
+      accelerated: whether the machine has a GPU or TPU.
+
+    Raises:
+      UserError: a size that is no variant of the base.
+    """
+    machine = "accelerator" if accelerated else "cpu"
+    size = wishes.image_size or _size(survey, accelerated)
+    if size not in SIZES:
+        raise user_error(f"--image_size={size}", " or ".join(map(str, SIZES)), "choose one, or write a config by hand")
+    base = f"{BASE}:{size}" + ("-accelerator" if accelerated else "")
+    fields = _data_fields(found) | _segment_fields(survey, wishes)
+    values = base_config(base)
+    vocabulary = _vocabulary(survey, wishes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / VOCABULARY
+        path.write_bytes(vocabulary)
+        latents = LatentsFields(**values.latents.to_dict() | {"segments": fields["latents.segments"]})
+        codec = _codec(latents, path)
+        captions, lengths = _lengths(survey, codec, wishes, values.annotate.bbox.max_boxes)
+        margin = 1.25 if survey.num_images > MOST else 1.0  # for those that were not looked at
+        fields["data.max_caption_tokens"] = _bucket([n for n, _ in captions], margin)
+        fields["latents.max_latents_tokens"] = _bucket(lengths, margin)
+        config = validate(_with(values.to_dict(), fields | {"model.t5.vocabulary": str(path)}))
+        flops = _image_flops(config, path)
+    where, reference, measured = MEASURED[machine]
+    rate = measured * _image_flops(load_config(reference)) / flops
+    steps, minutes = _steps(config, survey, rate, wishes.minutes or MINUTES[machine])
+    fields |= {"train.num_steps": steps, "annotate.held_out_share": 0.05}
+    fields["sample.captions"] = tuple(_rows(survey))
+    fits = zip(captions, lengths, strict=True)
+    caption_bucket, latents_bucket = fields["data.max_caption_tokens"], fields["latents.max_latents_tokens"]
+    return Choice(
+        base=base,
+        fields={"name": Path(found.data.root).resolve().name or BASE} | fields,
+        vocabulary=vocabulary,
+        num_pieces=codec.tokenizer.num_pieces,
+        longest_caption=max(captions),
+        too_long=sum(n > caption_bucket or length > latents_bucket for (n, _), length in fits),
+        image_flops=flops,
+        minutes=minutes,
+        rate=rate,
+        measured_on=where,
+    )
+
+
+def _rows(survey: Survey) -> list[str]:
+    """Captions of the grid's rows: classes that have images, or some captions from frequent to rare."""
+    classes = [name for name, number in survey.class_counts.items() if number]
+    return spread(classes, _MOST_CLASSES) if classes else spread(survey.captions, DEFAULT_CAPTIONS)
+
+
+def _size(survey: Survey, accelerated: bool) -> int:
+    middle = survey.shorter_sides_px[len(survey.looks) // 2]
+    return 64 if accelerated and middle >= 64 else 32
+
+
+def _data_fields(found: Found) -> dict[str, Any]:
+    data = found.data
+    fields: dict[str, Any] = {"data.source": data.source, "data.root": str(Path(data.root).resolve())}
+    fields |= {f"data.{name}": value for name in ("split", "labels", "images") if (value := getattr(data, name))}
+    if data.source == "table":
+        fields["data.table.columns"] = data.table.columns
+        if data.table.separator:
+            fields["data.table.separator"] = data.table.separator
+    return fields
+
+
+def _segment_fields(survey: Survey, wishes: Wishes) -> dict[str, Any]:
+    boxes = wishes.detector or survey.share_with("bbox") >= _LABELED
+    blobs = boxes and (wishes.masks or (not wishes.detector and survey.share_with("blob") >= _LABELED))
+    text = survey.share_with("text") > 0
+    chosen = {"text": text, "bbox": boxes, "blob": blobs, "voken": True}
+    segments = tuple(segment for segment, wanted in chosen.items() if wanted)
+    fields: dict[str, Any] = {"latents.segments": segments, "annotate.segments": segments}
+    if wishes.detector:
+        fields |= {"annotate.bbox.kind": "onnx", "annotate.bbox.model": str(Path(wishes.detector).resolve())}
+    if wishes.masks:
+        kind = "sam" if Path(wishes.masks).is_dir() else "onnx"
+        fields |= {"annotate.blob.kind": kind, "annotate.blob.model": str(Path(wishes.masks).resolve())}
+    if wishes.detector or wishes.masks:
+        fields["annotate.view_size"] = _VIEW_PX
+    return fields
+
+
+# --------------------------------------------------------------------------------------------- vocabulary
+def _vocabulary(survey: Survey, wishes: Wishes) -> bytes:
+    sentences = [*_sentences(survey), *survey.class_counts, *detected_classes(wishes.detector)]
+    known = {*CHARACTERS, "|", "▁"}
+    characters = sorted({c for sentence in sentences for c in sentence if c.isprintable() and not c.isspace()} - known)
+    words = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
+    whole = {word: count for word, count in words.most_common(_MOST_WORDS) if len(word) > 1}
+    total = sum(words.values())
+    return train_vocabulary(
+        sentences,
+        max_pieces=_MOST_PIECES + len(characters),
+        characters=CHARACTERS + "".join(characters),
+        normalization="identity",  # what is written is what is read: "½" is not "1/2"
+        words={word: count / total for word, count in whole.items()},
+    )
+
+
+def _sentences(survey: Survey) -> Iterator[str]:
+    for look in survey.looks:
+        yield look.caption
+        yield from (serialize(select(look.latents, (s,)), (s,)) for s in segments_of(look.latents))
+
+
+def detected_classes(detector: str) -> list[str]:
+    """The class names beside a detector's file; [] without one."""
+    path = Path(detector).with_suffix(".names") if detector else None
+    return path.read_text(encoding="utf-8").split("\n") if path is not None and path.is_file() else []
+
+
+def _codec(latents: LatentsFields, vocabulary: Path) -> Codec:
+    return Codec(
+        tokenizer=load_tokenizer(str(vocabulary), latents.codebook_size),
+        segments=latents.segments,
+        vokens_per_image=latents.vokens_per_image,
+        coordinate_step=latents.coordinate_step,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ lengths
+def _lengths(survey: Survey, codec: Codec, wishes: Wishes, max_boxes: int) -> tuple[list[tuple[int, str]], list[int]]:
+    """((tokens, caption), tokens of the latents) of each image that was read, eos included."""
+    tokenizer, captions, lengths = codec.tokenizer, [], []
+    names = [len(tokenizer.encode(name)) for name in detected_classes(wishes.detector)] or [2]
+    found_ones = max_boxes * (max(names) + 9)  # phrase, brackets, four numbers and what joins them and the next box
+    guessed = {"bbox": found_ones * bool(wishes.detector), "blob": (found_ones + max_boxes) * bool(wishes.masks)}
+    for look in survey.looks:
+        captions.append((len(tokenizer.encode(look.caption)) + 1, look.caption))
+        length = 2 * codec.vokens_per_image  # the vokens, "#" between them, and eos
+        for segment in codec.segments:
+            value = getattr(look.latents, segment)
+            if segment != "voken":
+                own = 0 if value is None else _tokens(look.latents, segment, codec)
+                length += len(codec.separator) + (guessed.get(segment) or own)
+        lengths.append(length)
+    return captions, lengths
+
+
+def _tokens(z: Any, segment: str, codec: Codec) -> int:
+    part = codec.fit(codec.snap(select(z, (segment,))))
+    return len(codec.segment_tokens(part, segment))
+
+
+def _bucket(lengths: Sequence[int], margin: float) -> int:
+    """A length that holds all of them, or 98 % where the rest is much longer; a multiple of 8."""
+    ordered = sorted(lengths)
+    usual = ordered[math.ceil(0.98 * len(ordered)) - 1]
+    longest = ordered[-1] if ordered[-1] <= _RARE * usual else usual
+    return round_up(math.ceil(longest * margin), 8)
+
+
+# --------------------------------------------------------------------------------------------------- time
+def _image_flops(config: Config, vocabulary: Path | None = None) -> float:
+    name = str(vocabulary) if vocabulary else config.model.t5.vocabulary
+    rows = load_tokenizer(name, config.latents.codebook_size).base_vocab_size
+    return sum_parts(step_flops(config, rows)).total / config.train.batch_size
+
+
+def _steps(config: Config, survey: Survey, rate: float, minutes: float) -> tuple[int, float]:
+    """(steps, minutes), as many as the time allows and the number of images deserves."""
+    images = min(60 * minutes * rate, EPOCHS * survey.num_images)
+    steps = max(100, round(images / config.train.batch_size / 100) * 100)
+    return steps, steps * config.train.batch_size / rate / 60
+
+
+def _with(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config with some fields changed by their dotted path."""
+    out = dict(values)
+    for key, value in fields.items():
+        head, _, rest = key.partition(".")
+        out[head] = _with(out[head], {rest: value}) if rest else value
+    return out

@@ -1,0 +1,297 @@
+"""Recognizing what a folder of somebody's data is: COCO, GBC, a table, tar shards, or folders of images."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kaleido_jax.config.schema import Data, DataTable
+from kaleido_jax.data.images import IMAGE_SUFFIXES
+from kaleido_jax.errors import user_error
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_SEPARATORS = (",", ";", "\t", "|")
+_ROWS = 50  # of a table that are looked at
+_HEAD_BYTES = 1_000_000  # and of its text
+_ENOUGH = 0.5  # share of these rows whose cell is an image file
+# Names of columns, those that say most first.
+_CAPTIONS = ("caption", "text", "prompt", "title", "label", "class", "category", "bildunterschrift", "titel", "legende")
+_LONG = ("description", "long_caption", "detailed_caption", "beschreibung")
+_OF_SYSTEMS = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+_WHOLE_SETS = ("train", "metadata", "captions", "labels")  # of several tables or splits, the one to take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a folder is."""
+
+    data: Data  # the fields that open it as a source
+    what: str  # for people, e.g. "one folder for each class"
+    notes: tuple[str, ...] = ()  # what was chosen among several possibilities
+    captions: str = ""  # JSONL of images and captions to write and to name in data.labels, where the data has none
+
+
+def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found:
+    """What is in a folder.
+
+    Args:
+      root: the folder; its path is kept in the config as it is.
+      split: the part of it, as the data calls it; "" = the only one, or the one for training.
+      columns: of a table: image, caption and, optionally, description; () = recognized.
+
+    Raises:
+      UserError: not a folder, nothing that is recognized, or several possibilities between which to choose.
+    """
+    if not root.is_dir():
+        raise user_error(f"--data={root}", "a folder", "name the folder of the pictures")
+    kinds: tuple[Callable[[], Found | None], ...] = (
+        lambda: _coco(root, split),
+        lambda: _gbc(root),
+        lambda: _table(root, split, columns),
+        lambda: _tar(root, split),
+        lambda: _folders(root, split),
+    )
+    for kind in kinds:
+        if found := kind():
+            return found
+    _refuse_tables(root)
+    raise user_error(
+        f"no pictures recognized in {root / split}",
+        "a folder for each class, a folder of photos, a table of captions, COCO's or GBC's JSON, or tar shards",
+        "see docs/own-pictures.md",
+    )
+
+
+def _listed(folder: Path, *suffixes: str) -> list[Path]:
+    """The visible files of a folder with one of these suffixes."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_OF_SYSTEMS))
+
+
+def _chosen(names: Sequence[str], what: str, flag: str) -> tuple[str, tuple[str, ...]]:
+    """(one of several names, a note about the others)."""
+    preferred = [name for name in names if name.lower().startswith(_WHOLE_SETS)]
+    if len(names) > 1 and len(preferred) != 1:
+        raise user_error(f"several {what}: {', '.join(names)}", "one of them", f"name it by {flag}")
+    chosen = (preferred or list(names))[0]
+    others = ", ".join(name for name in names if name != chosen)
+    return chosen, (f"{what}: {chosen}, not {others} ({flag} names another)",) if others else ()
+
+
+# --------------------------------------------------------------------------------------- COCO, GBC and tar
+def _coco(root: Path, split: str) -> Found | None:
+    if (root / "annotations.json").is_file():
+        images = "" if (root / "images").is_dir() else _image_folder(root, _file_names(root / "annotations.json"))
+        return Found(data=Data(source="coco", root=str(root), split=split, images=images or ""), what="COCO's JSON")
+    labels = [path for path in root.glob("annotations/*_*.json") if path.name.startswith(("instances_", "captions_"))]
+    if labels:
+        splits = sorted({path.stem.partition("_")[2] for path in labels})
+        here = [name for name in splits if (root / name).is_dir() or (root / "images").is_dir()]
+        if not here:
+            raise user_error(f"labels of {', '.join(splits)} in {root}", f"photos in {root / splits[0]}", "fetch them")
+        chosen, notes = (split, ()) if split else _chosen(here, "splits", "--split=NAME")
+        return Found(data=Data(source="coco", root=str(root), split=chosen), what="COCO's JSON", notes=notes)
+    for path in _listed(root, ".json"):
+        images = _image_folder(root, _file_names(path))
+        if images is not None:
+            data = Data(source="coco", root=str(root), split=split, labels=(path.name,), images=images or ".")
+            return Found(data=data, what=f"COCO's JSON ({path.name})")
+    return None
+
+
+def _file_names(path: Path) -> list[str]:
+    """Names of images in a file of COCO's form; [] for any other file."""
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        return [image["file_name"] for image in images[:_ROWS]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _gbc(root: Path) -> Found | None:
+    files = [path for path in _listed(root, ".jsonl") if any("vertices" in row for row in _json_rows(path))]
+    if not files:
+        return None
+    images = _image_folder(root, [str(row.get("img_path", "")) for row in _json_rows(files[0])]) or ""
+    labels = tuple(path.name for path in files)
+    return Found(data=Data(source="gbc", root=str(root), labels=labels, images=images), what="GBC's region captions")
+
+
+def _tar(root: Path, split: str) -> Found | None:
+    if _listed(root / split, ".tar") if (root / split).is_dir() else []:
+        return Found(data=Data(source="tar", root=str(root), split=split), what="tar shards")
+    splits = [folder.name for folder in _subfolders(root) if _listed(folder, ".tar")] if not split else []
+    if not splits:
+        return None
+    chosen, notes = _chosen(splits, "folders of shards", "--split=NAME")
+    return Found(data=Data(source="tar", root=str(root), split=chosen), what="tar shards", notes=notes)
+
+
+# ------------------------------------------------------------------------------------------------- tables
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A table whose columns are known."""
+
+    path: Path
+    columns: tuple[str, str, str]
+    separator: str
+    images: str  # folder below the root
+
+
+def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
+    paths = [path for path in _listed(root, *TABLE_SUFFIXES) if split in ("", path.stem)]
+    tables = {path.name: table for path in paths if (table := _read_table(root, path, columns))}
+    if not tables:
+        if columns and paths:
+            raise user_error(
+                f"no columns {', '.join(columns)} in {', '.join(path.name for path in paths)}",
+                "a column of image files below --data, and one of captions",
+                "correct --columns",
+            )
+        return None
+    name, notes = _chosen(list(tables), "tables", "--split=NAME (without its suffix)")
+    table = tables[name]
+    image, caption, description = table.columns
+    described = f", {description!r} the descriptions" if description else ""
+    mark = {"\t": "tabs"}.get(table.separator, f"{table.separator!r}")
+    data = Data(
+        source="table",
+        root=str(root),
+        labels=(name,),
+        images=table.images,
+        table=DataTable(columns=table.columns, separator=table.separator),
+    )
+    what = f"a table of captions ({name}: {image!r} has the images, {caption!r} the captions{described}"
+    return Found(data=data, what=what + (f"; cells are separated by {mark})" if table.separator else ")"), notes=notes)
+
+
+def _read_table(root: Path, path: Path, columns: Sequence[str]) -> _Table | None:
+    """A table with a column of images that are there, and one of captions; None if it is not one."""
+    for separator, rows in _readings(path):
+        names = list(dict.fromkeys(name for row in rows for name in row if isinstance(name, str)))
+        cells = {name: [row.get(name) for row in rows] for name in names}
+        if columns:
+            image, folder = columns[0], _image_folder(root, cells.get(columns[0], ()))
+        else:
+            found = ((name, _image_folder(root, cells[name])) for name in names)
+            image, folder = next(((name, folder) for name, folder in found if folder is not None), ("", None))
+        if folder is None:
+            continue
+        caption, description = (*columns[1:], "", "")[:2] if columns else _text_columns(cells, image)
+        if caption in names:
+            default = "\t" if path.suffix.lower() == ".tsv" else ","
+            mark = "" if separator in ("", default) else separator
+            return _Table(path=path, columns=(image, caption, description), separator=mark, images=folder)
+    return None
+
+
+def _readings(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(separator, first rows) of a table for each separator that it may have."""
+    if path.suffix.lower() == ".jsonl":
+        yield "", _json_rows(path)
+        return
+    try:
+        with path.open("rb") as file:
+            text = file.read(_HEAD_BYTES).decode("utf-8-sig", "ignore")
+    except OSError:
+        return
+    for separator in ("\t",) if path.suffix.lower() == ".tsv" else _SEPARATORS:
+        try:
+            rows = list(itertools.islice(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator), _ROWS))
+        except csv.Error:
+            continue
+        if rows and len(rows[0]) > 1:
+            yield separator, rows
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        with path.open("rb") as file:
+            for line in itertools.islice(file, _ROWS):
+                row = json.loads(line) if line.strip() else None
+                rows += [row] if isinstance(row, dict) else []
+    except (OSError, ValueError, RecursionError):
+        pass
+    return rows
+
+
+def _image_folder(root: Path, cells: Sequence[Any]) -> str | None:
+    """The folder below root ("" = root itself) in which most cells name an image file; None if there is none."""
+    named = [cell for cell in cells if isinstance(cell, str) and PurePosixPath(cell).suffix.lower() in IMAGE_SUFFIXES]
+    if not named or len(named) < _ENOUGH * len(cells):
+        return None
+    for folder in ("", *(path.name for path in _subfolders(root))):
+        there = sum(1 for name in named if "\0" not in name and (root / folder / name).is_file())
+        if there >= _ENOUGH * len(named):
+            return folder
+    return None
+
+
+def _text_columns(cells: Mapping[str, Sequence[Any]], image: str) -> tuple[str, str]:
+    """(column of captions, column of descriptions), each "" if it is not clear which it is."""
+    others = [name for name in cells if name != image and any(isinstance(cell, str) for cell in cells[name])]
+    by_name = [name for word in (*_CAPTIONS, *_LONG) for name in others if name.strip().lower() == word]
+    caption = by_name[0] if by_name else others[0] if len(others) == 1 else ""
+    longer = [name for name in by_name if name.strip().lower() in _LONG and name != caption]
+    return caption, longer[0] if longer else ""
+
+
+def _refuse_tables(root: Path) -> None:
+    """Raises UserError if there are tables, none of which could be used."""
+    for path in _listed(root, *TABLE_SUFFIXES):
+        names = max(([*rows[0]] for _, rows in _readings(path) if rows), key=len, default=[])
+        raise user_error(
+            f"{path} with the columns {', '.join(map(str, names))[:200] or 'nothing'}",
+            "a column of image files below --data, and one of captions",
+            "name them by --columns=IMAGE,CAPTION, or put the images beside the table",
+        )
+
+
+# ------------------------------------------------------------------------------------------------ folders
+def _folders(root: Path, split: str) -> Found | None:
+    top = root / split
+    if not top.is_dir():
+        return None
+    if any(_listed(folder, *IMAGE_SUFFIXES) for folder in _subfolders(top)):
+        return Found(data=Data(source="folder", root=str(root), split=split), what="one folder for each class")
+    splits = [
+        folder.name
+        for folder in _subfolders(top)
+        if any(_listed(inner, *IMAGE_SUFFIXES) for inner in _subfolders(folder))
+    ]
+    if splits and not split:
+        chosen, notes = _chosen(splits, "splits", "--split=NAME")
+        return Found(
+            data=Data(source="folder", root=str(root), split=chosen), what="one folder for each class", notes=notes
+        )
+    return _flat(root, split, _listed(top, *IMAGE_SUFFIXES))
+
+
+def _flat(root: Path, split: str, images: list[Path]) -> Found | None:
+    if not images:
+        return None
+    captions = {path: path.with_suffix(".txt") for path in images if path.with_suffix(".txt").is_file()}
+    if len(captions) < _ENOUGH * len(images):
+        note = f"all have the caption {root.resolve().name!r}, the folder's name; a folder for each class says more"
+        data = Data(source="folder", root=str(root), split=split)
+        return Found(data=data, what="a folder of photos without captions", notes=(note,))
+    rows = []
+    for image, path in captions.items():
+        try:
+            text = " ".join(path.read_text(encoding="utf-8-sig").split())
+        except (OSError, UnicodeDecodeError):
+            text = ""  # counted as a row without a caption
+        rows.append(json.dumps({"image": image.relative_to(root).as_posix(), "caption": text}, ensure_ascii=False))
+    without = len(images) - len(captions)
+    notes = (f"{without} photos without a .txt file are left out",) if without else ()
+    data = Data(source="table", root=str(root), table=DataTable(columns=("image", "caption", "")))
+    return Found(data=data, what="photos with captions in .txt files", notes=notes, captions="\n".join(rows) + "\n")
