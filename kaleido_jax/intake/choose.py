@@ -16,7 +16,7 @@ from kaleido_jax.config.schema import Latents as LatentsFields
 from kaleido_jax.data.records import DEFAULT_CAPTIONS, spread
 from kaleido_jax.errors import user_error
 from kaleido_jax.intake.recognize import Found
-from kaleido_jax.intake.survey import MOST, Survey
+from kaleido_jax.intake.survey import LABELED, MOST, Survey
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.tokenizer import load_tokenizer, round_up
@@ -26,6 +26,7 @@ from kaleido_jax.models.flops import step_flops, sum_parts
 from kaleido_jax.runtime.workdir import VOCABULARY
 
 BASE = "own_pictures"
+FEWEST = 24  # images; the vokens' finite scalars need more than 16 to be fitted on
 SIZES = (32, 64)  # px, of the variants of BASE
 # Rates of training that were measured: where, config, images a second (benchmarks/results/emoji_recipe.md).
 MEASURED = {
@@ -34,7 +35,6 @@ MEASURED = {
 }
 MINUTES = {"cpu": 12.0, "accelerator": 5.0}  # of training, if the person does not say
 EPOCHS = 400  # at most; a fast machine would only learn a few pictures by heart
-_LABELED = 0.9  # share of images with boxes from which on boxes become a segment, since others are left out
 _MOST_PIECES, _MOST_WORDS = 1_000, 500  # of a vocabulary besides the characters; each is a row of a small prior's table
 _MOST_CLASSES = 12  # rows of a grid of classes
 _RARE = 1.5  # a bucket this much longer than 98 % need is shortened to them
@@ -45,6 +45,7 @@ _VIEW_PX = 512  # what detectors see; more costs time and finds little in photos
 class Wishes:
     """What the person said; None and "" leave it to us."""
 
+    segments: tuple[str, ...] = ()
     image_size: int | None = None  # px
     minutes: float | None = None  # of training
     detector: str = ""  # a YOLOX's .onnx file
@@ -55,6 +56,7 @@ class Wishes:
 class Choice:
     """A config that fits the data."""
 
+    found: Found
     base: str  # what it builds on, a name for base_config
     fields: dict[str, Any]  # dotted path -> value, of those that differ; without the vocabulary
     vocabulary: bytes  # of the sentencepiece model
@@ -77,8 +79,11 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
       accelerated: whether the machine has a GPU or TPU.
 
     Raises:
-      UserError: a size that is no variant of the base.
+      UserError: too few images, a size that is no variant of the base, or segments that nothing makes.
     """
+    if len(survey.looks) < FEWEST:
+        do = "add some, or write a config by hand"
+        raise user_error(f"{len(survey.looks)} images that can be used", f"{FEWEST} at least, better hundreds", do)
     machine = "accelerator" if accelerated else "cpu"
     size = wishes.image_size or _size(survey, accelerated)
     if size not in SIZES:
@@ -106,6 +111,7 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
     fits = zip(captions, lengths, strict=True)
     caption_bucket, latents_bucket = fields["data.max_caption_tokens"], fields["latents.max_latents_tokens"]
     return Choice(
+        found=found,
         base=base,
         fields={"name": Path(found.data.root).resolve().name or BASE} | fields,
         vocabulary=vocabulary,
@@ -142,11 +148,14 @@ def _data_fields(found: Found) -> dict[str, Any]:
 
 
 def _segment_fields(survey: Survey, wishes: Wishes) -> dict[str, Any]:
-    boxes = wishes.detector or survey.share_with("bbox") >= _LABELED
-    blobs = boxes and (wishes.masks or (not wishes.detector and survey.share_with("blob") >= _LABELED))
-    text = survey.share_with("text") > 0
-    chosen = {"text": text, "bbox": boxes, "blob": blobs, "voken": True}
-    segments = tuple(segment for segment, wanted in chosen.items() if wanted)
+    boxes = wishes.detector or survey.share_with("bbox") >= LABELED
+    blobs = boxes and (wishes.masks or (not wishes.detector and survey.share_with("blob") >= LABELED))
+    chosen = {"text": survey.share_with("text") > 0, "bbox": boxes, "blob": blobs, "voken": True}
+    segments = wishes.segments or tuple(segment for segment, wanted in chosen.items() if wanted)
+    for segment, made in (("bbox", wishes.detector), ("blob", wishes.masks)):
+        if segment in segments and not made and not survey.share_with(segment):
+            do = "leave it out, or name a model by --detector (and --masks)"
+            raise user_error(f"--segments with {segment}", "images with such labels", do)
     fields: dict[str, Any] = {"latents.segments": segments, "annotate.segments": segments}
     if wishes.detector:
         fields |= {"annotate.bbox.kind": "onnx", "annotate.bbox.model": str(Path(wishes.detector).resolve())}
@@ -205,7 +214,7 @@ def _lengths(survey: Survey, codec: Codec, wishes: Wishes, max_boxes: int) -> tu
     guessed = {"bbox": found_ones * bool(wishes.detector), "blob": (found_ones + max_boxes) * bool(wishes.masks)}
     for look in survey.looks:
         captions.append((len(tokenizer.encode(look.caption)) + 1, look.caption))
-        length = 2 * codec.vokens_per_image  # the vokens, "#" between them, and eos
+        length = 2 * codec.vokens_per_image if "voken" in codec.segments else 1  # "#" between vokens, eos after them
         for segment in codec.segments:
             value = getattr(look.latents, segment)
             if segment != "voken":

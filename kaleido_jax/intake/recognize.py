@@ -13,6 +13,7 @@ from kaleido_jax.config.schema import Data, DataTable
 from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.errors import user_error
 
+CAPTIONS = "captions.jsonl"  # in the workdir, made of .txt files beside photos
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _SEPARATORS = (",", ";", "\t", "|")
 _ROWS = 50  # of a table that are looked at
@@ -32,7 +33,7 @@ class Found:
     data: Data  # the fields that open it as a source
     what: str  # for people, e.g. "one folder for each class"
     notes: tuple[str, ...] = ()  # what was chosen among several possibilities
-    captions: str = ""  # JSONL of images and captions to write and to name in data.labels, where the data has none
+    captions: str = ""  # content of a table CAPTIONS to write and to name in data.labels; "" = the data have their own
 
 
 def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found:

@@ -1,25 +1,26 @@
 """A survey of a data set: how many images of which sizes, which captions and labels, and what is wrong with some."""
 
 import statistics
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.labels import LabeledBlobs, LabeledBoxes, LabeledText
-from kaleido_jax.config.schema import Data
 from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.data.sources.base import Example, Source
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.intake.recognize import CAPTIONS, Found
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.text import readable
 
 MOST = 2_000  # images that are read; of larger data these are spread evenly
 NARROW = 3.0  # longer over shorter side: the square crop then keeps less than a third of the picture
+LABELED = 0.9  # share of images with boxes from which on boxes become a segment, since the others are left out
 _CROP_PX = 256  # on which boxes and masks are measured
 
 
@@ -62,18 +63,27 @@ class Survey:
         return [caption for caption, _ in Counter(look.caption for look in self.looks if look.caption).most_common()]
 
 
-def survey(data: Data, max_boxes: int, *, show: bool = True) -> Survey:
+def survey(data: Found, max_boxes: int, *, show: bool = True) -> Survey:
     """Reads up to MOST images of a source with their labels.
 
     Args:
-      data: opens it.
+      data: what it is.
       max_boxes: of an image, that its labels are measured with.
       show: a bar or log lines of progress.
 
     Raises:
       UserError: the source cannot be opened, or no image can be read.
     """
-    source = open_source(data)
+    with tempfile.TemporaryDirectory() as folder:
+        fields = data.data
+        if data.captions:  # which are not in the workdir yet
+            path = Path(folder) / CAPTIONS
+            path.write_text(data.captions, encoding="utf-8")
+            fields = replace(fields, labels=(str(path),))
+        return _survey(open_source(fields), max_boxes, show)
+
+
+def _survey(source: Source, max_boxes: int, show: bool) -> Survey:
     count = min(len(source), MOST)
     looks: list[Look] = []
     reasons: Counter[str] = Counter()
@@ -119,17 +129,18 @@ def _class_counts(source: Source) -> dict[str, int]:
     return {name: labels[number] for number, name in enumerate(source.class_names)}
 
 
-def other_files(root: Path) -> list[str]:
+def _other_files(root: Path) -> list[str]:
     """Names of the files in a folder of class folders that are not images, each once."""
     found = (path for path in root.glob("**/*") if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file())
     return sorted({readable(path.name) for path in found})
 
 
-def lines(found: Survey, what: str, notes: Sequence[str], root: Path) -> list[str]:
+def lines(found: Survey, data: Found) -> list[str]:
     """The survey for people."""
+    root = Path(data.data.root or "")
     looked = f", of which {len(found.looks) + _bad(found):,} were looked at" if found.num_images > MOST else ""
-    out = [f"{root}: {what}, {found.num_images:,} images{looked}", *(f"  {note}" for note in notes)]
-    if found.class_counts:
+    out = [f"{root}: {data.what}, {found.num_images:,} images{looked}", *(f"  {note}" for note in data.notes)]
+    if len(found.class_counts) > 1:
         shown = ", ".join(f"{name} {number}" for name, number in [*found.class_counts.items()][:12])
         more = f" and {len(found.class_counts) - 12} more" if len(found.class_counts) > 12 else ""
         out.append(f"  {len(found.class_counts)} classes: {shown}{more}")
@@ -137,10 +148,11 @@ def lines(found: Survey, what: str, notes: Sequence[str], root: Path) -> list[st
     out.append(f"  shorter sides of {sides[0]} to {sides[-1]} px, {statistics.median_low(sides)} in the middle")
     for name, segment in (("boxes", "bbox"), ("masks", "blob")):
         if share := found.share_with(segment):
-            out.append(f"  {name} in {share:.0%} of the images")
+            rest = "; as a segment, which leaves the others out, by --segments" if share < LABELED else ""
+            out.append(f"  {name} in {share:.0%} of the images{rest}")
     without = sum(not look.caption for look in found.looks)
     if without:
-        out.append(f"  {without} of {len(found.looks)} images have no caption")
+        out.append(f"  {without} of {len(found.looks)} images have no caption; with the segment text they are left out")
     if narrow := found.narrow:
         out.append(
             f"  {len(narrow)} x narrow: the square crop keeps less than a third (e.g. {narrow[0].id}, "
@@ -148,6 +160,8 @@ def lines(found: Survey, what: str, notes: Sequence[str], root: Path) -> list[st
         )
     for reason, (number, first) in [*found.flaws.items()][:6]:
         out.append(f"  {number} x {reason} (e.g. {first}): left out")
+    if data.data.source == "folder" and (others := _other_files(root / data.data.split)):
+        out.append(f"  files of other kinds are ignored: {', '.join(others[:6])}{' ...' * (len(others) > 6)}")
     return out
 
 

@@ -1,10 +1,9 @@
 """init: looks at somebody's pictures, and writes a config that fits them."""
 
-import dataclasses
 import shlex
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kaleido_jax.config.load import OWN, load_config
 from kaleido_jax.config.schema import Annotate, AnnotateBbox, AnnotateBlob, Config
@@ -15,7 +14,7 @@ from kaleido_jax.runtime.workdir import CONFIG, VOCABULARY
 from kaleido_jax.verbs.verb import WORKDIR, Flag, say
 
 if TYPE_CHECKING:
-    from kaleido_jax.intake.choose import Choice
+    from kaleido_jax.intake.choose import Choice, Wishes
 
 HELP = "look at your own pictures and write a config that fits them, config.py in the workdir"
 FLAGS = (
@@ -29,24 +28,19 @@ FLAGS = (
     WORKDIR,
     Flag(name="split", value="NAME", help="the part of the data, as they call it, e.g. train2017"),
     Flag(name="columns", value="IMAGE,CAPTION", help="columns of a table, and maybe a third with descriptions"),
+    Flag(
+        name="segments",
+        value="NAMES",
+        help="latents, e.g. text,bbox,voken; without it voken and what nearly all images have",
+    ),
     Flag(name="image_size", value="PX", help="32 (the default on a CPU) or 64", kind=int),
     Flag(name="minutes", value="N", help="of training, by which the steps are chosen", kind=float),
     Flag(name="detector", value="FILE", help="a YOLOX as .onnx file, for boxes where the data have none", kind=Path),
     Flag(name="masks", value="FILE", help="an .onnx mask model or a folder of SAM, for ellipses", kind=Path),
 )
-CAPTIONS = "captions.jsonl"  # in the workdir, made of .txt files beside photos
 
 
-def run(
-    data: Path,
-    workdir: Path,
-    split: str | None = None,
-    columns: str | None = None,
-    image_size: int | None = None,
-    minutes: float | None = None,
-    detector: Path | None = None,
-    masks: Path | None = None,
-) -> None:
+def run(data: Path, workdir: Path, **flags: Any) -> None:
     """Prints what the data are, and writes workdir/config.py and workdir/spiece.model.
 
     Raises:
@@ -56,33 +50,18 @@ def run(
     check_backend()
     import jax
 
-    from kaleido_jax.intake.choose import Wishes, choose
+    from kaleido_jax.intake.choose import choose
     from kaleido_jax.intake.config_file import config_text
-    from kaleido_jax.intake.recognize import recognize
-    from kaleido_jax.intake.survey import lines, other_files, survey
+    from kaleido_jax.intake.recognize import CAPTIONS, recognize
+    from kaleido_jax.intake.survey import lines, survey
 
-    _check_models(detector, masks)
-    names = [name.strip() for name in (columns or "").split(",") if name.strip()]
-    if columns and not 2 <= len(names) <= 3:
-        raise user_error(f"--columns={columns}", "IMAGE,CAPTION or IMAGE,CAPTION,DESCRIPTION", "correct it")
-    found = recognize(data, split or "", names)
-    with tempfile.TemporaryDirectory() as folder:
-        opened = found.data
-        if found.captions:
-            (Path(folder) / CAPTIONS).write_text(found.captions, encoding="utf-8")
-            opened = dataclasses.replace(opened, labels=(str(Path(folder) / CAPTIONS),))
-        seen = survey(opened, max_boxes=3)
-    if found.captions:
-        own = str(workdir.resolve() / CAPTIONS)
-        found = dataclasses.replace(found, data=dataclasses.replace(found.data, labels=(own,)))
-    notes = found.notes
-    if found.data.source == "folder" and (others := other_files(data / found.data.split)):
-        notes += (f"{len(others)} other names of files are ignored: {', '.join(others[:6])}",)
-    say("\n".join(lines(seen, found.what, notes, data)))
-    wishes = Wishes(image_size=image_size, minutes=minutes, detector=str(detector or ""), masks=str(masks or ""))
+    wishes = _wishes(flags)
+    found = recognize(data, flags["split"] or "", _names(flags["columns"]))
+    seen = survey(found, max_boxes=3)
+    say("\n".join(lines(seen, found)))
     choice = choose(found, seen, wishes, accelerated=jax.default_backend() != "cpu")
-    command = _command(data=data, workdir=workdir, split=split, columns=columns, image_size=image_size, minutes=minutes)
     title = f"{found.what[0].upper()}{found.what[1:]}: {data}"
+    command = _command({"data": data, "workdir": workdir} | flags)
     text = config_text(choice, title=title, command=command, workdir=shlex.quote(str(workdir)))
     make_folder(workdir, "--workdir")
     write_atomically(workdir / VOCABULARY, choice.vocabulary)
@@ -96,6 +75,10 @@ def run(
     say(f"  python -m kaleido_jax.main annotate --workdir={where}\n  python -m kaleido_jax.main --workdir={where}")
 
 
+def _names(flag: str | None) -> list[str]:
+    return [name.strip() for name in (flag or "").split(",") if name.strip()]
+
+
 def _refuse_existing(workdir: Path) -> None:
     for name in (OWN, CONFIG):
         if (workdir / name).exists():
@@ -103,18 +86,29 @@ def _refuse_existing(workdir: Path) -> None:
             raise user_error(f"{workdir / name} exists", "a workdir without a config", do)
 
 
-def _check_models(detector: Path | None, masks: Path | None) -> None:
+def _wishes(flags: Mapping[str, Any]) -> "Wishes":
     from kaleido_jax.annotate.models import check_models
+    from kaleido_jax.intake.choose import Wishes
 
+    detector, masks, columns = flags["detector"], flags["masks"], flags["columns"]
+    if columns and not 2 <= len(_names(columns)) <= 3:
+        raise user_error(f"--columns={columns}", "IMAGE,CAPTION or IMAGE,CAPTION,DESCRIPTION", "correct it")
     if masks and not detector:
         raise user_error("--masks without --detector", "boxes, inside which masks are made", "name a detector too")
     if detector:
         bbox = AnnotateBbox(kind="onnx", model=str(detector))
         blob = AnnotateBlob(kind="sam" if masks and masks.is_dir() else "onnx", model=str(masks))
         check_models(Annotate(segments=("bbox", "blob") if masks else ("bbox",), bbox=bbox, blob=blob))
+    return Wishes(
+        segments=tuple(_names(flags["segments"])),
+        image_size=flags["image_size"],
+        minutes=flags["minutes"],
+        detector=str(detector or ""),
+        masks=str(masks or ""),
+    )
 
 
-def _command(**flags: object) -> str:
+def _command(flags: Mapping[str, Any]) -> str:
     given = (f"--{name}={shlex.quote(str(value))}" for name, value in flags.items() if value is not None)
     return " ".join(["python -m kaleido_jax.main init", *given])
 

@@ -1,0 +1,187 @@
+"""init on small data sets: the config fits, and the verbs that follow it run."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.config import load_config
+from kaleido_jax.config.codec import open_codec
+from kaleido_jax.config.load import base_config
+from kaleido_jax.config.stored import open_workdir
+from kaleido_jax.data.records import read_manifest
+from kaleido_jax.errors import UserError
+from kaleido_jax.main import main
+from tests.data.sources.opening import photo, write
+
+CLASSES = ("Käfer", "red fox")
+
+
+def picture(path, seed, size=(48, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tones = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
+    Image.fromarray(tones).resize(size).save(path)
+
+
+def album(folder, each=20):
+    for number, name in enumerate(CLASSES):
+        for i in range(each):
+            picture(folder / name / f"Bild {i}.jpg", 100 * number + i)
+    return folder
+
+
+def init(data, workdir, *flags):
+    main(["init", f"--data={data}", f"--workdir={workdir}", *flags])
+    return load_config(workdir / "config.py")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("own")
+    data = album(root / "my pictures")
+    (data / ".DS_Store").write_bytes(b"\0")
+    (data / "red fox" / "broken.jpg").write_bytes((data / "red fox" / "Bild 0.jpg").read_bytes()[:200])
+    photo(data / "red fox" / "strip.png", 400, 10)
+    init(data, root / "run")
+    return data, root / "run"
+
+
+def test_the_config_fits_the_pictures(made):
+    data, workdir = made
+    config = load_config(workdir / "config.py")
+    assert (config.data.source, config.data.root, config.name) == ("folder", str(data), "my pictures")
+    assert config.latents.segments == config.annotate.segments == ("text", "voken")
+    assert config.sample.captions == CLASSES and config.annotate.held_out_share == 0.05
+    assert config.model.t5.vocabulary == str(workdir / "spiece.model")
+    codec = open_codec(config)
+    for name in CLASSES:  # an umlaut stays, and each word is one piece
+        assert codec.tokenizer.decode(codec.tokenizer.encode(name)) == name
+        assert len(codec.tokenizer.encode(name)) == len(name.split())
+
+
+def test_the_file_is_short_and_names_what_differs(made):
+    data, workdir = made
+    text = (workdir / "config.py").read_text()
+    assignments = [line for line in text.splitlines() if line.startswith("    config.")]
+    assert len(assignments) <= 12 and 'base_config("own_pictures:32")' in text
+    assert all(len(line) <= 120 for line in text.splitlines() if str(data.parent) not in line)
+
+
+def test_what_was_found_is_told(made, capsys, tmp_path):
+    data, _ = made
+    init(data, tmp_path / "again")
+    out = capsys.readouterr().out
+    for words in (
+        "one folder for each class, 42 images",
+        "2 classes: Käfer 20, red fox 22",
+        "1 x narrow: the square crop keeps less than a third (e.g. folder/red fox/strip.png, 400 x 10 px)",
+        "1 x an image that cannot be decoded",
+        "folder/red fox/broken.jpg",
+        "files of other kinds are ignored: .DS_Store",
+        "images/s follow from a measured rate",
+        f"annotate --workdir={tmp_path / 'again'}",
+    ):
+        assert words in out
+
+
+def test_annotating_needs_the_workdir_alone_and_leaves_out_only_what_init_told(made):
+    _, workdir = made
+    main(["annotate", f"--workdir={workdir}"])
+    manifests = [read_manifest(path.parent) for path in workdir.rglob("manifest.json")]
+    assert sum(m.num_records for m in manifests) == 41 and sum(m.left_out for m in manifests) == 1
+    config = load_config(workdir / "config.py")
+    for manifest in manifests:
+        assert manifest.max_tokens["caption"] <= config.data.max_caption_tokens
+        assert manifest.max_tokens["text | voken"] <= config.latents.max_latents_tokens
+
+
+def test_nothing_is_overwritten(made):
+    data, workdir = made
+    before = (workdir / "config.py").read_text()
+    with pytest.raises(UserError, match="config.py exists; expected a workdir without a config; use it, remove it"):
+        init(data, workdir)
+    assert (workdir / "config.py").read_text() == before
+
+
+def test_a_workdir_with_a_stored_config_is_refused(made, tmp_path):
+    data, workdir = made
+    open_workdir(load_config(workdir / "config.py"), tmp_path / "trained")
+    with pytest.raises(UserError, match="config.json exists"):
+        init(data, tmp_path / "trained")
+
+
+REFUSED = {
+    "no data": (["--data=/none"], "--data=/none; expected a folder"),
+    "size": (["--image_size=48"], "--image_size=48; expected 32 or 64"),
+    "model": (["--detector=/none.onnx"], "annotate.bbox.model = '/none.onnx', which is not there"),
+    "masks": (["--masks=/none.onnx"], "--masks without --detector"),
+    "columns": (["--columns=image"], "expected IMAGE,CAPTION"),
+    "segment": (["--segments=text,bbox"], "--segments with bbox; expected images with such labels"),
+    "order": (["--segments=voken,text"], "in this order"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_before_anything_is_written(case, made, tmp_path):
+    data, _ = made
+    flags, message = REFUSED[case]
+    with pytest.raises(UserError) as error:
+        init(data, tmp_path / "w", *flags)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_few_pictures_are_too_few(tmp_path):
+    with pytest.raises(UserError, match="8 images that can be used; expected 24 at least"):
+        init(album(tmp_path / "data", each=4), tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_captions_in_text_files_are_kept_in_the_workdir_and_move_with_it(tmp_path):
+    for i in range(30):
+        picture(tmp_path / "data" / f"{i}.jpg", i)
+        write(tmp_path / "data" / f"{i}.txt", f"a Käfer number {'abc'[i % 3]}")
+    init(tmp_path / "data", tmp_path / "w")
+    moved = (tmp_path / "w").rename(tmp_path / "moved")
+    config = load_config(moved / "config.py")
+    assert config.data.labels == (str(moved / "captions.jsonl"),)
+    main(["annotate", f"--workdir={moved}"])
+    assert sum(read_manifest(p.parent).num_records for p in moved.rglob("manifest.json")) == 30
+
+
+def test_boxes_and_masks_that_the_data_have_become_segments(tmp_path):
+    images, annotations = [], []
+    for i in range(30):
+        picture(tmp_path / "data" / "images" / f"{i}.jpg", i)
+        images.append(
+            {"id": i, "file_name": f"{i}.jpg", "captions": [f"a thing {'abc'[i % 3]}", "a longer text of it"]}
+        )
+        box = [8, 8, 20, 20]
+        outline = [[8, 8, 28, 8, 28, 28, 8, 28]]
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": box, "segmentation": outline})
+    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "blue thing"}]}
+    write(tmp_path / "data" / "annotations.json", json.dumps(labels))
+    config = init(tmp_path / "data", tmp_path / "w")
+    assert config.latents.segments == ("text", "bbox", "blob", "voken")
+    assert len(open_codec(config).tokenizer.encode("blue thing")) == 2
+    main(["annotate", f"--workdir={tmp_path / 'w'}"])
+    manifests = [read_manifest(p.parent) for p in (tmp_path / "w").rglob("manifest.json")]
+    assert sum(m.num_records for m in manifests) == 30
+    assert config.latents.max_latents_tokens - max(m.max_tokens["text | bbox | blob | voken"] for m in manifests) < 8
+    assert init(tmp_path / "data", tmp_path / "v", "--segments=text").latents.segments == ("text",)
+
+
+def test_names_with_quotes_and_line_ends_cannot_break_the_file(tmp_path):
+    odd = 'a "b" \\ \n\'c\' """'
+    data = album(tmp_path / odd)
+    config = init(data, tmp_path / 'w "1"')
+    assert config.data.root == str(data)
+
+
+@pytest.mark.parametrize("variant", ["32", "64", "32-accelerator", "64-accelerator"])
+def test_every_variant_of_the_base_is_a_config(variant):
+    config = load_config(f"own_pictures:{variant}")
+    assert config.model.denoiser.image_size == int(variant.partition("-")[0])
+    assert config.eval.protocol == "none" and config.annotate.segments == config.latents.segments
+    assert base_config(f"own_pictures:{variant}").train.batch_size == (256 if "acc" in variant else 16)
