@@ -312,9 +312,14 @@ def open_records(
 
 
 def records_folder(config: Config, workdir: Path) -> Path:
-    """The folder of an experiment's records: config.data.records, or where `annotate` writes them in the workdir."""
+    """The folder of an experiment's records: config.data.records, or where `annotate` writes them in the workdir.
+
+    config.data.records may name a workdir too.
+    """
     if config.data.records:
-        return Path(config.data.records)
+        folder = Path(config.data.records)
+        in_workdir = not (find_records(folder) / MANIFEST).exists() and (find_records(folder / "records") / MANIFEST)
+        return folder / "records" if in_workdir and in_workdir.exists() else folder
     return workdir if (workdir / MANIFEST).exists() else workdir / "records"
 
 

@@ -38,11 +38,8 @@ def run(config: Config, workdir: Path) -> None:
         check_backend()
     from kaleido_jax.annotate.job.report import summary, write_report
     from kaleido_jax.annotate.job.run import annotate
-    from kaleido_jax.annotate.models import check_models
     from kaleido_jax.latents.tokenizer import load_tokenizer
 
-    if config.annotate.engine == "local":  # elsewhere the files are those of other machines
-        check_models(config.annotate)
     tokenizer = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size)
     for folder, manifest in annotate(config, workdir, tokenizer).items():
         say("\n".join(summary(manifest)))

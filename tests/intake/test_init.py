@@ -114,7 +114,7 @@ def test_a_workdir_with_a_stored_config_is_refused(made, tmp_path):
 REFUSED = {
     "no data": (["--data=/none"], "--data=/none; expected a folder"),
     "size": (["--image_size=48"], "--image_size=48; expected 32 or 64"),
-    "model": (["--detector=/none.onnx"], "annotate.bbox.model = '/none.onnx', which is not there"),
+    "model": (["--detector=/none.onnx"], "no file /none.onnx; expected an ONNX model"),
     "masks": (["--masks=/none.onnx"], "--masks without --detector"),
     "columns": (["--columns=image"], "expected IMAGE,CAPTION"),
     "segment": (["--segments=text,bbox"], "--segments with bbox; expected images with such labels"),
