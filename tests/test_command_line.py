@@ -185,10 +185,36 @@ def test_flags_that_are_no_text_are_refused():
         main.main([EMOJI, "--workdir=caf\udce9"])
 
 
-def test_training_without_captions_for_its_grid_is_refused_before_it_starts(tmp_path):
-    with pytest.raises(UserError, match="no captions to sample; expected config.sample.captions"):
+def test_training_without_records_is_refused_before_it_starts(tmp_path):
+    with pytest.raises(UserError, match="no records in .*; make them with `annotate`"):
+        main.main(["--config=own_pictures", "--config.data.source=folder", f"--workdir={tmp_path / 'w'}"])
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_protocol_that_reads_scenes_of_emoji_is_refused_for_other_data(tmp_path):
+    with pytest.raises(UserError, match="eval.protocol = 'emoji' with config.data.source = 'folder'"):
         main.main([EMOJI, "--config.data.source=folder", f"--workdir={tmp_path / 'w'}"])
     assert not (tmp_path / "w").exists()
+
+
+def test_a_workdir_needs_no_config_once_it_has_one(tmp_path, monkeypatch):
+    (tmp_path / "config.py").write_text(
+        "from kaleido_jax.config import base_config\ndef get_config():\n    return base_config('own_pictures')\n"
+    )
+    seen = {}
+    monkeypatch.setattr(verbs.VERBS["train"], "run", lambda **arguments: seen.update(arguments))
+    main.main([f"--workdir={tmp_path}", "--num_processes=1", "--config.train.num_steps=7"])
+    assert seen["config"].name == "own_pictures" and seen["config"].train.num_steps == 7
+    for wrong, said in (("config = Unet()", "line 2: NameError"), ("x: return", "line 2: SyntaxError")):
+        (tmp_path / "config.py").write_text(f"def get_config():\n    {wrong}\n")
+        with pytest.raises(UserError, match=rf"config.py, {said}.*; correct it"):
+            main.main([f"--workdir={tmp_path}"])
+
+
+@pytest.mark.parametrize("verb", ["train", "annotate", "sample", "evaluate", "plan"])
+def test_every_verb_says_where_a_config_may_come_from(verb, tmp_path):
+    with pytest.raises(UserError, match="no --config; .* or a --workdir that has one"):
+        main.main([verb, f"--workdir={tmp_path}"])
 
 
 def test_a_start_that_the_records_refuse_claims_no_workdir(tmp_path):

@@ -16,16 +16,30 @@ def prepare_records(config: Config, workdir: Path, codec: Codec) -> Records:
     Raises:
       UserError: records are missing, damaged, or made for other latents or another vocabulary.
     """
-    folder = records_folder(config, workdir)
-    if config.data.source != "records" and source_kind(config.data.source).splits:
+    if _generated(config):
         annotate(config, workdir, codec.tokenizer)
-    elif not (find_records(folder) / MANIFEST).exists():
+    else:
+        check_records(config, workdir)
+    return open_prepared(config, workdir, codec)
+
+
+def check_records(config: Config, workdir: Path) -> None:
+    """Checks that there are records, unless their source is generated; opens none and makes no folder.
+
+    Raises:
+      UserError: there are none; says how to make or where to fetch them.
+    """
+    folder = records_folder(config, workdir)
+    if not (_generated(config) or (find_records(folder) / MANIFEST).exists()):
         raise user_error(
             f"no records in {folder}",
             f"ArrayRecord shards of {config.name} with the latents {', '.join(config.latents.segments) or 'none'}",
             config.data.fetch or "make them with `annotate`, or set config.data.records to their folder",
         )
-    return open_prepared(config, workdir, codec)
+
+
+def _generated(config: Config) -> bool:
+    return config.data.source != "records" and bool(source_kind(config.data.source).splits)
 
 
 def open_prepared(config: Config, workdir: Path, codec: Codec) -> Records:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from kaleido_jax.annotate.prepare import open_prepared, prepare_records
+from kaleido_jax.annotate.prepare import check_records, open_prepared, prepare_records
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
@@ -42,6 +42,8 @@ def fit(config: Config, workdir: str | Path) -> bool:
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_devices(config, jax.device_count())
     codec = open_codec(config)
+    if distributed.is_main():
+        check_records(config, workdir)  # before there is a workdir
     with locked(workdir) if distributed.is_main() else nullcontext():
         check_workdir(config, workdir)
         if distributed.is_main():
