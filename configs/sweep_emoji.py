@@ -1,19 +1,23 @@
 """Sweeps over guidance: models of the emoji scenes and their baselines, under every rule at several gamma.
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
-          ":short" is a look at the same in minutes: two rules, two gammas, no tuning.
+          ":short" is a look at the same in minutes: two rules, two gammas, no tuning. ":claim" is of the models that
+          `bash launch/claim.sh` trains by configs/claim_emoji.py, and wants an accelerator.
           Fields change by --sweep.KEY=VALUE.
 Hardware: two CPU cores
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("bundled", "short")
+VARIANTS = ("bundled", "short", "claim")
+SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
 # Guidance below some noise level, as the emoji models themselves are sampled, and the two ways in between.
 INTERVAL = SweptRule(
@@ -44,23 +48,56 @@ APG = SweptRule(
 )
 
 
+AUTOGUIDANCE = SweptRule(name="autoguidance", sample=("guidance=autoguidance",))
+
+
+def claim(name: str, model: str, worse_step: int, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
+    """A model of configs/claim_emoji.py; its own first checkpoint is the worse one of autoguidance."""
+    paths = tuple(f"runs/claim/{model}-{seed}" for seed in seeds)
+    return SweptModel(name=name, paths=paths, worse=paths, worse_step=worse_step, **more)
+
+
+def claim_models() -> tuple[SweptModel, ...]:
+    first = base_config("claim_emoji:baseline-0").train.keep_every_steps
+    single = (
+        ("Kaleido, text", "text"),
+        ("Kaleido, bbox", "bbox"),
+        ("Kaleido, blob", "blob"),
+        ("Kaleido, voken", "voken"),
+    )
+    controls = (("baseline, wide", "wide"), ("Kaleido, eta 0.1", "eta01"), ("Kaleido, p_uncond 0.3", "uncond30"))
+    return (
+        claim("baseline", "baseline", first, SEVERAL),
+        claim("Kaleido", "combined", first, SEVERAL),
+        *(claim(name, model, first) for name, model in (*single, ("oracle", "oracle"), *controls)),
+        claim("Kaleido, z of another", "combined", first, shuffled=True),
+        claim("Kaleido, temperature 0.7", "combined", first, sample=("temperature=0.7",)),
+        claim("Kaleido, temperature 1.3", "combined", first, sample=("temperature=1.3",)),
+    )
+
+
+BUNDLED = (
+    SweptModel(name="baseline", paths=("emoji-tiny-baseline",)),
+    SweptModel(name="Kaleido", paths=("emoji-tiny",)),
+)
+
+
 def get_config(variant: str = "bundled") -> ConfigDict:
     if variant not in VARIANTS:
         raise user_error(f"sweep_emoji.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
-    short = variant == "short"
+    short, trained = variant == "short", variant == "claim"
+    rules = (CFG,) if short else (CFG, INTERVAL, CADS, APG, AUTOGUIDANCE)
+    number = 2_000 if trained else 1_000
     sweep = Sweep(
-        name="emoji-tiny",
-        protocol="emoji-1k",
-        models=(
-            SweptModel(name="baseline", paths=("emoji-tiny-baseline",)),
-            SweptModel(name="Kaleido", paths=("emoji-tiny",)),
-        ),
-        rules=(CFG,) if short else (CFG, INTERVAL, CADS, APG),
+        name="emoji, three seeds" if trained else "emoji-tiny",
+        protocol="emoji" if trained else "emoji-1k",
+        models=claim_models() if trained else BUNDLED,
+        rules=rules,
         gammas=(1.0, 4.0) if short else (1.0, 2.0, 4.0, 8.0),
         sample=("sampler=dpmpp_2m", "num_steps=20", "threshold=clip", "top_p=0.98"),
-        num_samples=1_000,
-        num_reference=1_000,
-        seeds=(0,),
-        tune_samples=200,
+        num_samples=number,
+        num_reference=number,
+        tune_samples=500 if trained else 200,
+        chunk=500 if trained else 50,
     )
     return ConfigDict(dataclasses.asdict(sweep))

@@ -144,6 +144,7 @@ class DataEmoji:
     num_test: Count = 2_000  # held-out records
     two_share: Share = 0.2  # share of the scenes that have two sprites
     kinds: tuple[str, ...] = ()  # of the ten, e.g. ("fruit", "bird"); () = all
+    names_alone: bool = False  # the text names the sprites and says nothing else: an oracle of the hidden mode
     least_side: Annotated[float, Range(0.2, 0.9)] = 0.45  # of a sprite alone, in parts of the image's; 0.8: close-ups
     most_tilt: Annotated[int, Range(0, 45)] = 45  # degrees to the left and to the right; to 12 all are upright
 

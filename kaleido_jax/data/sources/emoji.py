@@ -336,12 +336,17 @@ class EmojiSource:
             for placed, box, mask in zip(scene.sprites, visible_boxes(scene), masks, strict=True)
         )
         return Example(
-            id=self.id(index), image=image, caption=caption(scene), description=describe(scene), objects=objects
+            id=self.id(index), image=image, caption=caption(scene), description=self._text(scene), objects=objects
         )
 
+    def _text(self, scene: Scene) -> str:
+        if self._emoji.names_alone:
+            return " and ".join(SPRITE_NAMES[placed.sprite] for placed in scene.sprites)
+        return describe(scene)
 
-def _views(emoji: DataEmoji) -> tuple[tuple[str, ...], float, int]:
-    return emoji.kinds, emoji.least_side, emoji.most_tilt
+
+def _views(emoji: DataEmoji) -> tuple[tuple[str, ...], bool, float, int]:
+    return emoji.kinds, emoji.names_alone, emoji.least_side, emoji.most_tilt
 
 
 def _check_kinds(emoji: DataEmoji) -> None:

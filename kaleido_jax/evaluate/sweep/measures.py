@@ -148,7 +148,8 @@ def _scenes_of(path: str) -> DataEmoji:
     if data.source != "emoji":
         found = f"{path}, a model of data.source = {data.source!r}"
         raise user_error(found, "one of the emoji scenes for this protocol", "take another protocol")
-    return dataclasses.replace(data.emoji, num_train=1, num_test=1, two_share=0.0)
+    # What z says is the model's own affair.
+    return dataclasses.replace(data.emoji, num_train=1, num_test=1, two_share=0.0, names_alone=False)
 
 
 def diversity(rows: Rows, conditions: Sequence[int] | Int[np.ndarray, "n"]) -> dict[str, float]:

@@ -142,6 +142,15 @@ def test_some_kinds_alone_keep_their_shares_and_others_are_refused():
         scenes("train", 1, kinds=("bird",))
 
 
+def test_the_oracle_text_names_the_sprites_alone():
+    told, usual = scenes("train", 20, names_alone=True), scenes("train", 20)
+    for i in range(20):
+        names = [emoji.SPRITE_NAMES[placed.sprite] for placed in usual.scene(i).sprites]
+        assert told[i].description == " and ".join(names) and usual[i].description != told[i].description
+        assert told.scene(i) == usual.scene(i)
+    assert told.fingerprint != usual.fingerprint
+
+
 # ---------------------------------------------------------------------------------------------- the words
 def test_words_say_what_is_drawn():
     scene = Scene(sprites=(one(x=0.3, y=0.3, tilt=-20), one(ROBIN, 0.8, 0.7, 0.4, 0)), background="blue")

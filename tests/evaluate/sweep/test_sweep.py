@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from kaleido_jax.config.load import load_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, load_sweep, settings
 from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate import sets
@@ -311,6 +313,25 @@ def test_every_shipped_sweep_is_valid_in_each_of_its_variants(path):
         assert sweep.num_samples >= sets.SET_PROTOCOLS[sweep.protocol].num_samples
     with pytest.raises(UserError, match=f"one of {', '.join(variants)}"):
         load_sweep(f"{path}:others", {})
+
+
+def test_the_claims_models_differ_in_what_they_are_called_for_and_in_nothing_else():
+    names = [model.rpartition("-")[0] for one in load_sweep("sweep_emoji:claim", {}).models for model in one.paths]
+    models = runpy.run_path("configs/claim_emoji.py")["MODELS"]
+    assert {Path(name).name for name in names} == set(models)
+    base = load_config("claim_emoji:combined-0")
+    same = {}
+    for name in models:
+        config = load_config(f"claim_emoji:{name}-0")
+        flat = flatten_dict(dataclasses.asdict(dataclasses.replace(config, name="")), sep=".")
+        other = flatten_dict(dataclasses.asdict(dataclasses.replace(base, name="")), sep=".")
+        same[name] = {key for key in flat if flat[key] != other[key]}
+    assert same["combined"] == set() and same["eta01"] == {"train.eta"} and same["uncond30"] == {"diffusion.p_uncond"}
+    assert same["oracle"] == {"latents.segments", "data.emoji.names_alone"}
+    assert all(same[name] == {"latents.segments"} for name in ("baseline", "text", "bbox", "blob", "voken"))
+    assert load_config("claim_emoji:baseline-2").seed == 2
+    with pytest.raises(UserError, match="expected MODEL-SEED"):
+        load_config("claim_emoji:baseline")
 
 
 def test_of_one_setting_twice_the_last_holds():

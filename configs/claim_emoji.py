@@ -1,0 +1,56 @@
+"""The paper's figure 5 on scenes of emoji: the same net trained with z of each kind, of all, of an oracle, and without.
+
+Command:  python -m kaleido_jax.main --config=configs/claim_emoji.py:baseline-0 --workdir=runs/claim/baseline-0
+          python -m kaleido_jax.main --config=configs/claim_emoji.py:combined-0 --workdir=runs/claim/combined-0
+          ... for each of MODELS and each seed; the number after the dash is the seed of scenes, weights and order.
+          python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py:claim --workdir=runs/claim/sweep
+          `bash launch/claim.sh` does all of it.
+Hardware: one GPU. The package's two models, the same nets, trained beside each other on an H200 at 10,000 to 13,000
+          images/s each (benchmarks/results/emoji_recipe.md): 7,000 steps of 256 images are about three minutes.
+"""
+
+from ml_collections import ConfigDict
+
+from kaleido_jax.config import base_config
+from kaleido_jax.errors import user_error
+
+ALL = ("text", "bbox", "blob", "voken")
+MODELS: dict[str, tuple[str, ...]] = {
+    "baseline": (),
+    "combined": ALL,
+    "text": ("text",),
+    "bbox": ("bbox",),
+    "blob": ("blob",),
+    "voken": ("voken",),
+    "oracle": ("text",),  # the sprite's name and nothing else: the hidden mode itself
+    # Controls
+    "wide": (),  # a baseline with about as many parameters as `combined` has with its prior
+    "eta01": ALL,  # the AR loss counts a tenth
+    "uncond30": ALL,  # c and z are dropped in 30 % of the rows instead of 10 %
+}
+STEPS = 7_000
+
+
+def get_config(model: str = "combined-0") -> ConfigDict:
+    name, dash, seed = model.rpartition("-")
+    if name not in MODELS or not dash or not seed.isdecimal():
+        expected = f"MODEL-SEED with one of {', '.join(MODELS)}, e.g. combined-0"
+        raise user_error(f"claim_emoji.py:{model}", expected, "choose one")
+    config = base_config("emoji_combined:accelerator")
+    config.name = f"claim-{model}"
+    config.seed = int(seed)
+    config.latents.segments = MODELS[name]
+    config.data.emoji.two_share = 0.0  # every scene has one mode of its caption
+    config.data.emoji.names_alone = name == "oracle"
+    train = config.train
+    train.num_steps, train.checkpoint_every_steps = STEPS, STEPS // 8
+    train.keep_every_steps = STEPS // 8  # the first one is the worse model of autoguidance
+    train.sample_at_end = False
+    config.eval.protocol = "none"  # the sweep measures
+    if name == "wide":  # 578 thousand parameters more, where the prior has 574
+        config.model.denoiser.attention_ffn, config.model.denoiser.num_text_layers = True, 2
+    if name == "eta01":
+        train.eta = 0.1
+    if name == "uncond30":
+        config.diffusion.p_uncond = 0.3
+    return config
