@@ -153,6 +153,34 @@ def test_a_rule_that_needs_a_worse_model_is_left_out_for_models_without(tmp_path
     assert names == [[("CFG", False)], [("CFG", False), ("autoguidance", True)]]
 
 
+@pytest.mark.slow
+def test_a_worse_model_that_is_the_model_itself_guides_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "open_model", cells.open_model)
+    few = SetProtocol(extractors=("sprite-reader",), resize="means", num_samples=20, num_reference=20, num_neighbors=20)
+    monkeypatch.setitem(sets.SET_PROTOCOLS, "few", few)
+    sweep = Sweep(
+        protocol="few",
+        models=(SweptModel(name="Kaleido", paths=("emoji-tiny",), worse=("emoji-tiny",)),),
+        rules=(SweptRule(name="CFG"), SweptRule(name="auto", sample=("guidance=autoguidance",))),
+        gammas=(1.0, 4.0),
+        sample=("sampler=ddim", "num_steps=2"),
+        num_samples=20,
+        num_reference=20,
+        chunk=20,
+    )
+    result = SweepRun(sweep, tmp_path).run()
+    (unguided, cfg), (same, auto) = (
+        [cell for cell in result["cells"] if cell["rule"] == rule] for rule in ("CFG", "auto")
+    )
+    assert same["sheet"] == unguided["sheet"]  # at gamma 1 no rule guides
+    assert auto["stamp"]["guidance"] == f"autoguidance, worse {auto['of']['model']['weights']}"
+    pixels = {path.parent.name: np.load(path)["pixels"] for path in tmp_path.glob("images/*/*.npz")}
+    assert len(pixels) == 3 and len(list(tmp_path.glob("latents/*"))) == 1
+    others = [[np.abs(a.astype(int) - b).max() for b in pixels.values() if b is not a] for a in pixels.values()]
+    assert sorted(min(each) for each in others)[:2] == pytest.approx([0, 0], abs=1)  # unguided and guided by itself
+    assert max(max(each) for each in others) > 20  # CFG
+
+
 def test_shuffled_latents_are_those_of_other_images_of_the_same_caption(tmp_path):
     model, captions = PretendedModel(), ("fruit", "bird", "heart")
     sample = model.override({"gamma": 2.0})
