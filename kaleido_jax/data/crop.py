@@ -80,6 +80,8 @@ def crop_image(image: at.Image, size_px: int) -> UInt8[np.ndarray, "s s 3"]:
     if (height, width) == (size_px, size_px):
         return image
     left, top, side = crop_window((width, height))
+    if side == size_px and left.is_integer() and top.is_integer():
+        return np.ascontiguousarray(image[int(top) : int(top) + size_px, int(left) : int(left) + size_px])
     box, size = (left, top, left + side, top + side), (size_px, size_px)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=box))
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from kaleido_jax.data.crop import (
     boxes_to_crop,
+    crop_image,
     crop_mask,
     cut_boxes,
     square_crop,
@@ -231,3 +232,15 @@ def test_wrong_sizes_are_reported():
         square_crop(example(image), 0)
     with pytest.raises(UserError, match="a mask of 6 x 8 px in photo/1; expected 8 x 6"):
         square_crop(example(image, LabeledObject(phrase="a", mask=np.ones((8, 6), bool))), 4)
+
+
+@pytest.mark.parametrize("shape", [(31, 45), (44, 30), (30, 30)])
+def test_a_crop_at_its_own_size_is_that_part_of_the_photo(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    side = min(shape)
+    top, left = ((length - side) // 2 for length in shape)
+    cut = crop_image(image, side)
+    np.testing.assert_array_equal(cut, image[top : top + side, left : left + side])
+    box = (left, top, left + side, top + side)
+    filtered = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS, box=box)
+    np.testing.assert_array_equal(cut, np.asarray(filtered))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -82,7 +83,7 @@ class LocalPool:
     def __init__(self, job: Job, num_workers: int) -> None:
         """Starts no process yet."""
         spawn = multiprocessing.get_context("spawn")
-        self._count, self._told = spawn.Value("q", 0), spawn.Value("b", _GO_ON)
+        self._count, self._told, self._stopped = spawn.Value("q", 0), spawn.Value("b", _GO_ON), False
         self._pool = ProcessPoolExecutor(
             num_workers, mp_context=spawn, initializer=_start_worker, initargs=(job, self._count, self._told)
         )
@@ -93,15 +94,17 @@ class LocalPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error, shards in hand are left to their journals.
-        if kind is not None:
+        # After an error, shards in hand are left to their journals. Idle workers end by themselves.
+        if kind is not None and not self._stopped:
             self._told.value = _END if issubclass(kind, KeyboardInterrupt) else _STOP
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def specification(self) -> str:
         """The job's hash, from one worker."""
         try:
-            return self._pool.submit(_worker_specification).result()
+            with _interrupts_later():
+                asked = self._pool.submit(_worker_specification)
+            return asked.result()
         except BrokenProcessPool as error:
             raise _worker_died() from error
 
@@ -112,7 +115,8 @@ class LocalPool:
           Stopped: the user asked for it.
           UserError: a worker was killed, e.g. for its memory.
         """
-        waiting = {self._pool.submit(_worker_make, place, indices): place for place, indices in shards.items()}
+        with _interrupts_later():
+            waiting = {self._pool.submit(_worker_make, place, indices): place for place, indices in shards.items()}
         counted = 0
         while waiting:
             done, _ = wait(waiting, timeout=_POLL_SEC, return_when=FIRST_COMPLETED)
@@ -129,7 +133,22 @@ class LocalPool:
                 except BrokenProcessPool as error:
                     raise (Stopped() if asked() else _worker_died()) from error
         if asked():
+            self._stopped = True
             raise Stopped
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits until workers are started, and never reaches these, which inherit the mask.
+
+    A terminal sends it to all processes of a program. A worker that it ends while it starts would leave the parent
+    waiting for it without end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _WORKER: dict[str, Any] = {}  # the job of this worker process, the counter it shares and what it is told
@@ -137,7 +156,6 @@ _WORKER: dict[str, Any] = {}  # the job of this worker process, the counter it s
 
 def _start_worker(job: Job, count: Any, told: Any) -> None:
     _WORKER.update(job=job, count=count, told=told)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent says what to do
     threading.Thread(target=_end_with_parent, daemon=True).start()
     threading.Thread(target=_end_when_told, daemon=True).start()
 

@@ -130,8 +130,9 @@ def remarks(manifest: Manifest) -> list[str]:
     lines, tally = [], manifest.tally
     for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
         if lengths := {int(tokens): count for tokens, count in tally.get("too_long", {}).get(what, {}).items()}:
-            lost = f"{_count(sum(lengths.values()), 'image')} left out for the length of their {what}"
-            lines.append(f"{lost}, at most {max(lengths)} tokens: {field} = {max(lengths)} keeps them all")
+            count = sum(lengths.values())
+            lost = f"{_count(count, 'image')} left out, since {'its' if count == 1 else 'their'} {what} is too long"
+            lines.append(f"{lost}, {max(lengths)} tokens at most: {field} = {max(lengths)} keeps all")
     for what, count in tally.get("unknown", {}).items():
         characters = tally["characters"][what]
         most = sorted(characters, key=lambda c: (-characters[c], c))[:_CHARACTERS_SHOWN]
@@ -184,7 +185,7 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
     yield "<h2>What the records hold</h2>"
     yield from _table(("what", "how much"), content_rows(manifest))
     if lines := remarks(manifest):
-        yield '<h2>To look at</h2><ul class="remarks">'
+        yield '<h2>Worth a look</h2><ul class="remarks">'
         yield from (f"<li>{escape(line)}</li>" for line in lines)
         yield "</ul>"
     if rows := agreement_rows(manifest):
@@ -251,7 +252,8 @@ def _card(record: Record) -> Iterator[str]:
         yield f"<p>{escape(z.text)}</p>"
     if z.voken is not None:
         yield f'<ul class="voken" aria-label="vokens">{"".join(f"<li>{v}</li>" for v in z.voken)}</ul>'
-    yield f"<small>{escape(record.id)}{'<br>' + escape(record.credit) if record.credit else ''}</small></div></article>"
+    below = [record.id, f"shorter side of the photo {record.shorter_side_px} px" if record.shorter_side_px else ""]
+    yield f"<small>{'<br>'.join(escape(line) for line in (*below, record.credit) if line)}</small></div></article>"
 
 
 def _data_url(png: bytes) -> str:

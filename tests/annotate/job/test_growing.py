@@ -377,7 +377,7 @@ def test_summary_and_report_say_what_the_records_hold_and_what_they_lost(tmp_pat
     for said in (
         "11 images with objects, 10 without; 22 objects, 1.0 an image, at most 2",
         "data.max_caption_tokens = 8",
-        "2 images left out for the length of their caption, at most",
+        "2 images left out, since their caption is too long, ",
         "21 captions with characters that the vocabulary lacks, which read as <unk>: ä",
         "21 text segments with characters that the vocabulary lacks, which were dropped: ä",
         "1 photo more than 4 times as long as wide, of which only the middle square is used",
@@ -388,7 +388,7 @@ def test_summary_and_report_say_what_the_records_hold_and_what_they_lost(tmp_pat
         assert said in text, said
         assert said.replace("<", "&lt;").replace(">", "&gt;") in page, said
     longest = max(int(n) for n in manifest.tally["too_long"]["caption"])
-    assert f"at most {longest} tokens: data.max_caption_tokens = {longest} keeps them all" in text
+    assert f"{longest} tokens at most: data.max_caption_tokens = {longest} keeps all" in text
 
 
 def json_with(config, group, field, value):

@@ -98,6 +98,32 @@ def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_pat
     assert read_manifest(killed / "train").num_records == 2000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_in_a_pool_keeps_what_is_finished(tmp_path, tokenizer, signals):
+    stopped = tmp_path / "stopped"
+    program = [sys.executable, "-c", _RUN.format(keywords=_TWO_THOUSAND), str(stopped), "2"]
+    process = subprocess.Popen(program, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not list(stopped.glob("train/*.journal")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    for _ in range(signals):  # as a terminal does, to all processes
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode not in (0, 1) and "stopping after the images in hand" in said
+    assert said.count("Traceback") == 1  # the program's own, whose main does not catch the interrupt
+    assert not (stopped / "train" / "manifest.json").exists()
+    deadline = time.monotonic() + 20
+    while _children(process.pid):
+        assert time.monotonic() < deadline, "a worker outlived the program"
+        time.sleep(0.05)
+    again, whole = (Annotate(date=DATE, num_workers=workers) for workers in (2, 0))
+    make_records(stopped, tokenizer=tokenizer, annotate_settings=again, **_TWO_THOUSAND)
+    make_records(tmp_path / "whole", tokenizer=tokenizer, annotate_settings=whole, **_TWO_THOUSAND)
+    assert _hashes(stopped) == _hashes(tmp_path / "whole")
+
+
 def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
     together = make_records(tmp_path / "a", tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **EMOJI)
     pool = Annotate(date=DATE, num_workers=2)
