@@ -6,7 +6,7 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
-HELP = "a data source -> records with latents, a manifest and a report; resumes a stopped job"
+HELP = "a data source -> records with latents, a manifest and a report; resumes a stopped job, adds new images"
 FLAGS = (
     CONFIG,
     WORKDIR,
@@ -27,12 +27,14 @@ FLAGS = (
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Writes workdir/records, manifest.json and report.html; resumes a stopped job.
+    """Writes workdir/records, manifest.json and report.html; resumes a stopped job, and extends records by new images.
 
-    A generated source has splits, each with its manifest and report in workdir/records/<split>.
+    A generated source, or one of which a share is held out, has splits, each with its manifest and report in
+    workdir/records/<split>.
 
     Raises:
-      UserError: no data, an annotator that cannot run, or no image with all required latents.
+      UserError: no data, an annotator that cannot run, images that changed, or no image with all required latents.
+      KeyboardInterrupt: the user stopped the job; what is finished is kept.
     """
     if config.annotate.engine == "local" and not config.annotate.num_workers:  # otherwise the workers use the devices
         check_backend()
