@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kaleido_jax.annotate.annotator import Failure
+from kaleido_jax.annotate.job.tally import NARROW
 from kaleido_jax.annotate.labels import LabeledBlobs, LabeledBoxes, LabeledText
 from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.images import IMAGE_SUFFIXES
@@ -19,7 +20,6 @@ from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.text import readable
 
 MOST = 2_000  # images that are read; of larger data these are spread evenly
-NARROW = 3.0  # longer over shorter side: the square crop then keeps less than a third of the picture
 LABELED = 0.9  # share of images with boxes from which on boxes become a segment, since the others are left out
 _CROP_PX = 256  # on which boxes and masks are measured
 
@@ -155,7 +155,7 @@ def lines(found: Survey, data: Found) -> list[str]:
         out.append(f"  {without} of {len(found.looks)} images have no caption; with the segment text they are left out")
     if narrow := found.narrow:
         out.append(
-            f"  {len(narrow)} x narrow: the square crop keeps less than a third (e.g. {narrow[0].id}, "
+            f"  {len(narrow)} x narrow: the square crop keeps less than a quarter (e.g. {narrow[0].id}, "
             f"{' x '.join(map(str, narrow[0].size_px))} px)"
         )
     for reason, (number, first) in [*found.flaws.items()][:6]:

@@ -87,6 +87,7 @@ def _refuse_existing(workdir: Path) -> None:
 
 
 def _wishes(flags: Mapping[str, Any]) -> "Wishes":
+    from kaleido_jax.annotate.registry import check_models
     from kaleido_jax.intake.choose import Wishes
 
     detector, masks, columns = flags["detector"], flags["masks"], flags["columns"]
@@ -94,8 +95,10 @@ def _wishes(flags: Mapping[str, Any]) -> "Wishes":
         raise user_error(f"--columns={columns}", "IMAGE,CAPTION or IMAGE,CAPTION,DESCRIPTION", "correct it")
     if masks and not detector:
         raise user_error("--masks without --detector", "boxes, inside which masks are made", "name a detector too")
-    if detector:
-        _check_models(detector, masks)
+    if detector:  # opened, so that a wrong one is not found only by `annotate`
+        bbox = AnnotateBbox(kind="onnx", model=str(detector))
+        blob = AnnotateBlob(kind="sam" if masks and masks.is_dir() else "onnx", model=masks and str(masks))
+        check_models(Annotate(bbox=bbox, blob=blob), ("bbox", "blob") if masks else ("bbox",))
     return Wishes(
         segments=tuple(_names(flags["segments"])),
         image_size=flags["image_size"],
@@ -103,19 +106,6 @@ def _wishes(flags: Mapping[str, Any]) -> "Wishes":
         detector=str(detector or ""),
         masks=str(masks or ""),
     )
-
-
-def _check_models(detector: Path, masks: Path | None) -> None:
-    """Opens the models, so that a wrong one is not found only by `annotate`; of SAM, which is large, its config."""
-    from kaleido_jax.annotate.torch_models import read_config
-    from kaleido_jax.annotate.vision.detector import open_detector
-    from kaleido_jax.annotate.vision.segmenter import open_segmenter
-
-    open_detector(Annotate(bbox=AnnotateBbox(kind="onnx", model=str(detector))))
-    if masks and masks.is_dir():
-        read_config(masks)
-    elif masks:
-        open_segmenter(Annotate(blob=AnnotateBlob(kind="onnx", model=str(masks))))
 
 
 def _command(flags: Mapping[str, Any]) -> str:

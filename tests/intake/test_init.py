@@ -75,7 +75,7 @@ def test_what_was_found_is_told(made, capsys, tmp_path):
     for words in (
         "one folder for each class, 42 images",
         "2 classes: Käfer 20, red fox 22",
-        "1 x narrow: the square crop keeps less than a third (e.g. folder/red fox/strip.png, 400 x 10 px)",
+        "1 x narrow: the square crop keeps less than a quarter (e.g. folder/red fox/strip.png, 400 x 10 px)",
         "1 x an image that cannot be decoded",
         "folder/red fox/broken.jpg",
         "files of other kinds are ignored: .DS_Store",
