@@ -2,13 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from kaleido_jax.config.schema import Config, identity
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import make_folder, write_atomically
 from kaleido_jax.runtime.workdir import CONFIG, VOCABULARY, is_vocabulary_path, read_config
-
-_VOCABULARY = "model.t5.vocabulary"
 
 
 def open_workdir(config: Config, workdir: Path) -> Path:
@@ -44,8 +43,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
     mine, defaults = (identity(dataclasses.asdict(c)) for c in (config, Config()))
     stored = {key: defaults[key] for key in mine if key in defaults} | stored
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
-    if different == [_VOCABULARY] and _same_vocabulary(stored, mine, workdir):
-        return
+    different = [key for key in different if not _only_moved(key, stored.get(key), mine.get(key), workdir)]
     if different:
         key = different[0]
         more = f" and {len(different) - 1} more fields differ" if len(different) > 1 else ""
@@ -56,11 +54,16 @@ def check_workdir(config: Config, workdir: Path) -> None:
         )
 
 
-def _same_vocabulary(stored: dict, mine: dict, workdir: Path) -> bool:
-    """Whether two paths are of one vocabulary: the workdir's own, which was elsewhere before."""
-    was, now, own = stored.get(_VOCABULARY), Path(mine[_VOCABULARY]), workdir / VOCABULARY
-    moved = isinstance(was, str) and is_vocabulary_path(was) and own.is_file() and now.is_file()
-    return moved and own.read_bytes() == now.read_bytes()
+def _only_moved(key: str, was: Any, now: Any, workdir: Path) -> bool:
+    """Whether a field names the workdir's own file, which was elsewhere before: its vocabulary, or its labels."""
+    if key == "model.t5.vocabulary":
+        own = workdir / VOCABULARY
+        moved = isinstance(was, str) and is_vocabulary_path(was) and own.is_file() and Path(now).is_file()
+        return moved and own.read_bytes() == Path(now).read_bytes()
+    if key == "data.labels" and isinstance(was, list):
+        own = [str(workdir.resolve() / Path(name).name) for name in was]
+        return own == [str(Path(name).resolve()) for name in now] and all(Path(name).is_file() for name in own)
+    return False
 
 
 def _keep_vocabulary(config: Config, workdir: Path) -> None:

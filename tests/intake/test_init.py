@@ -1,5 +1,6 @@
 """init on small data sets: the config fits, and the verbs that follow it run."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from kaleido_jax.config import load_config
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.load import base_config
-from kaleido_jax.config.stored import open_workdir
+from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.data.records import read_manifest
 from kaleido_jax.errors import UserError
 from kaleido_jax.main import main
@@ -142,10 +143,14 @@ def test_captions_in_text_files_are_kept_in_the_workdir_and_move_with_it(tmp_pat
     for i in range(30):
         picture(tmp_path / "data" / f"{i}.jpg", i)
         write(tmp_path / "data" / f"{i}.txt", f"a Käfer number {'abc'[i % 3]}")
-    init(tmp_path / "data", tmp_path / "w")
+    open_workdir(init(tmp_path / "data", tmp_path / "w"), tmp_path / "w")
     moved = (tmp_path / "w").rename(tmp_path / "moved")
     config = load_config(moved / "config.py")
     assert config.data.labels == (str(moved / "captions.jsonl"),)
+    check_workdir(config, moved)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, labels=("captions.jsonl",)))
+    with pytest.raises(UserError, match="data.labels"):
+        check_workdir(other, moved)
     main(["annotate", f"--workdir={moved}"])
     assert sum(read_manifest(p.parent).num_records for p in moved.rglob("manifest.json")) == 30
 
