@@ -31,7 +31,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # checks would double the suite's time; KALEIDO_CHECK_ALL=1 checks them too. config/ has its own checks and no arrays.
 CHECKED = (
     *("runtime", "models", "diffusion", "data", "interop", "sampling", "train", "evaluate", "latents.geometry"),
-    *("annotate.vlm.model", "annotate.vision", "annotate.vokens", "annotate.torch_models"),
+    *("intake", "annotate.vlm.model", "annotate.vision", "annotate.vokens", "annotate.torch_models"),
 )
 if os.environ.get("KALEIDO_CHECK_ALL") == "1":
     CHECKED += ("latents", "annotate", "verbs")
