@@ -18,5 +18,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), "")
 
 
+class Aborted(KeyboardInterrupt):
+    """Ctrl-C a second time: the program ends without the checkpoint that the first one asked for."""
+
+
 class Terminated(KeyboardInterrupt):
     """Stopped by SIGTERM: a scheduler wants the machine back, and the run may go on elsewhere."""

@@ -1,6 +1,7 @@
 """Command line: python -m kaleido_jax.main [VERB] --config=NAME[:ARGUMENT] [--config.KEY=VALUE ...] --workdir=DIR."""
 
 import logging
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 
 from kaleido_jax.config.fields import expand
 from kaleido_jax.config.load import config_from_flags, config_of_workdir
-from kaleido_jax.errors import Terminated, UserError, nearest, user_error
+from kaleido_jax.errors import Aborted, Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.signals import raise_on_sigterm
 from kaleido_jax.runtime.xla_flags import before_backend
@@ -45,6 +46,10 @@ def run() -> None:
     except OSError as error:  # what the system says of a path that the user gave: missing, full, read-only, ...
         found = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _fail(str(user_error(found, "a readable and writable path", "correct the path or its permissions")), 2)
+    except Aborted:
+        sys.stderr.write("stopped at once; the last checkpoint is whole\n")
+        sys.stderr.flush()
+        os._exit(130)  # without waiting for what is still being written
     except Terminated:
         sys.exit(75)  # of all processes, which wait for each other there
     except KeyboardInterrupt:

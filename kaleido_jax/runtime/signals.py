@@ -1,19 +1,86 @@
-"""Stop signals: SIGTERM and Ctrl-C ask for a clean end."""
+"""Stop signals: SIGTERM and Ctrl-C ask for a clean end, and are acknowledged at once, whatever the program does.
+
+Python runs its handlers between two of its own instructions, so not while a library compiles or waits for a device. A
+thread that reads signal.set_wakeup_fd hears of signals at any time.
+"""
 
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
-from kaleido_jax.errors import Terminated
+from kaleido_jax.errors import Aborted, Terminated
+
+STOPPING = "stopping {}; press Ctrl-C again to stop at once\n"
+LATER = b"stopping as soon as what runs now lets go; press Ctrl-C again to stop at once\n"
+PATIENCE_SEC = 1.0  # before a program that has not ended says that it will
+GRACE_SEC = 3.0  # for the handlers and finally clauses of a program that shall stop at once
 
 
 def raise_on_sigterm() -> None:
-    """SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that what is open is closed."""
+    """SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that what is open is closed.
+
+    Where that takes more than a second, a line says so, and a second Ctrl-C ends the program with exit code 130.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    _Ear(_say_later).__enter__()
+
+
+def _say_later() -> None:
+    time.sleep(PATIENCE_SEC)
+    os.write(2, LATER)
+
+
+# A forked process would write the signals that it gets into the pipe of its parent, which took them for its own.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+class _Ear:
+    """While entered, a thread that hears SIGTERM and SIGINT, calls `first` at the first and ends at a second SIGINT.
+
+    Only in the main thread, where Python allows it; elsewhere nothing is heard.
+    """
+
+    def __init__(self, first: Callable[[], None]) -> None:
+        self._first, self._thread, self._left = first, None, threading.Event()
+
+    def __enter__(self) -> "_Ear":
+        if threading.current_thread() is threading.main_thread():
+            self._read_end, self._write_end = os.pipe()
+            os.set_blocking(self._write_end, False)
+            self._before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+            self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+            self._thread.start()
+        return self
+
+    def _listen(self) -> None:
+        heard = False
+        while number := os.read(self._read_end, 1):
+            if number[0] not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            if heard and number[0] == signal.SIGINT:
+                # The handler has raised Aborted; while the program is inside a library, nobody hears of it.
+                if self._left.wait(GRACE_SEC):
+                    return
+                os._exit(130)  # checkpoints are renamed when they are whole, so the last one stays
+            if not heard:
+                # In a thread of its own, since a second press may come while it waits.
+                threading.Thread(target=self._first, daemon=True).start()
+            heard = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._thread is not None:
+            signal.set_wakeup_fd(self._before)
+            self._left.set()
+            os.close(self._write_end)
+            self._thread.join()
+            os.close(self._read_end)
 
 
 class StopSignal:
@@ -28,13 +95,13 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self._terminated = False
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        # os.write, since a logger may be in use by what the signal interrupts
+        self._ear = _Ear(lambda: os.write(2, STOPPING.format(self._what).encode())).__enter__()
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not self.asked:  # os.write, since a logger may be in use by what the signal interrupts
-            os.write(2, f"stopping {self._what}; press Ctrl-C again to stop at once\n".encode())
+            raise Aborted
         self.asked, self._terminated = True, self._terminated or number == signal.SIGTERM
 
     def as_error(self) -> KeyboardInterrupt:
@@ -42,5 +109,6 @@ class StopSignal:
         return Terminated() if self._terminated else KeyboardInterrupt()
 
     def __exit__(self, *error: object) -> None:
+        self._ear.__exit__()
         for number, handler in self._before.items():
             signal.signal(number, handler)

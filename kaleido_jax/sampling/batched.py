@@ -37,6 +37,7 @@ SETTINGS = tuple(
     field.name for field in dataclasses.fields(Sample) if field.name not in OF_THE_GRID + OF_LOADING
 )  # what a call may set, and a recipe keeps
 OF_THE_PRIOR = ("temperature", "top_k", "top_p")
+COMPILED_IN = tuple(sorted({*SETTINGS} - {*OF_THE_PRIOR, "gamma", "grammar", "num_steps", "start_at_n"}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from kaleido_jax.data.records import default_captions, spread
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.compile_times import compiling
 from kaleido_jax.runtime.files import fingerprint, new_folder, write_atomically
 from kaleido_jax.sampling.grid import Row, render_grid
 from kaleido_jax.sampling.output import GRID, RECIPE, png_bytes
@@ -83,7 +84,8 @@ def _write_one(pipeline: KaleidoPipeline, parent: Path, captions: Sequence[str],
     what = f"{images} images" if not pipeline.config.latents.segments else f"latents and {images} images of each"
     log.info("gamma %g: sampling %s for %d rows", gamma, what, len(captions))
     given = {"gamma": gamma, "grammar": settings.grammar}
-    out = pipeline(captions, images_per_caption=images, seed=seed, **given)
+    with compiling("the sampler", *pipeline.compiled_for(sample), min(len(captions) * images, pipeline.chunk)):
+        out = pipeline(captions, images_per_caption=images, seed=seed, **given)
     if distributed.is_main():
         with new_folder(folder, "samples") as temporary:
             out.save(temporary)

@@ -30,7 +30,7 @@ from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.runtime.workdir import VOCABULARY, vocabulary_path
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
-from kaleido_jax.sampling.batched import OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs, Watch
+from kaleido_jax.sampling.batched import COMPILED_IN, OF_THE_PRIOR, SETTINGS, BatchedModel, PriorInputs, Watch
 from kaleido_jax.sampling.editing import (
     Edited,
     Plan,
@@ -628,6 +628,16 @@ class KaleidoPipeline:
                 expected = near or f"one of {', '.join(SETTINGS)}"
                 raise user_error(f"unknown argument {name!r}", expected, "correct the name")
         return validate(values | {"sample": values["sample"] | overrides}).sample
+
+    def compiled_for(self, sample: Sample) -> tuple[object, ...]:
+        """What its compiled functions depend on besides the number of rows, as values whose str() tells them apart."""
+        of = {name: getattr(sample, name) for name in COMPILED_IN} | {"guided": sample.gamma != 1}
+        return self.config.model, self.config.diffusion, self.config.latents, jax.device_count(), of
+
+    @property
+    def chunk(self) -> int:
+        """The largest batch, samples."""
+        return self._batched.chunk
 
     def caption_tokens(self, captions: Sequence[str]) -> HostTokens:
         """Token ids of captions with eos, padded to the config's caption length.

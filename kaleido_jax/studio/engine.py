@@ -22,19 +22,18 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.data.records import default_captions
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents, segments_of
-from kaleido_jax.sampling.batched import OF_THE_PRIOR
-from kaleido_jax.sampling.batched import SETTINGS as ALL_SETTINGS
+from kaleido_jax.runtime.compile_times import compiling, expected
+from kaleido_jax.sampling.batched import COMPILED_IN
 from kaleido_jax.sampling.output import KaleidoOutput, pixels_of, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe
 from kaleido_jax.studio.jobs import Job
 from kaleido_jax.studio.requests import LIMITS, SETTINGS, Draw, Edit, Generate, Modes
 
+WHAT = "the model"  # of the lines about compiling
 log = logging.getLogger(__name__)
 
 PREVIEW_PX, PREVIEW_SEC = 256, 0.08  # largest side of a preview, least time between two
-# Settings for which the image function is compiled.
-COMPILED_IN = sorted({*ALL_SETTINGS} - {*OF_THE_PRIOR, "gamma", "grammar", "num_steps", "start_at_n"})
 
 
 class Engine:
@@ -67,13 +66,15 @@ class Engine:
             self._ready.set()
             if self._paths[1] is not None:
                 self._baseline = _open(self._paths[1])
-            self.waiting = "compiling the model (some seconds the first time)"
             start = time.monotonic()
             settings = self._pipeline.override({"num_steps": 2})
-            recipe = self._pipeline.sampled_recipe(
-                (self._suggestions or ["a"])[0], seed=0, indices=[0], sample=settings
-            )
-            self._pipeline.draw(recipe)
+            made_of = self._pipeline.compiled_for(settings)
+            self.waiting = f"compiling the model, {expected(WHAT, *made_of)}"
+            with compiling(WHAT, *made_of):
+                recipe = self._pipeline.sampled_recipe(
+                    (self._suggestions or ["a"])[0], seed=0, indices=[0], sample=settings
+                )
+                self._pipeline.draw(recipe)
             self._compiled.add(self._program(recipe))
             self._compile_sec = time.monotonic() - start
             log.info("ready after %.0f s of compiling", self._compile_sec)

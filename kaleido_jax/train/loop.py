@@ -21,6 +21,7 @@ from kaleido_jax.models.flops import flops_at
 from kaleido_jax.models.kaleido import build_model, count_params
 from kaleido_jax.runtime import checkpoints, distributed
 from kaleido_jax.runtime.accelerators import accelerator
+from kaleido_jax.runtime.compile_times import compiling
 from kaleido_jax.runtime.mesh import batch_sharding, make_mesh, put_batch, replicated
 from kaleido_jax.runtime.signals import StopSignal
 from kaleido_jax.runtime.xla_flags import warn_of_wrong_reductions
@@ -53,7 +54,8 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIte
         too many records cannot be read.
       FloatingPointError: config.train.max_skipped_steps in a row had no finite gradient; skipped.jsonl names their
         samples.
-      KeyboardInterrupt: stopped by a signal, after saving a checkpoint; Terminated if that was SIGTERM.
+      KeyboardInterrupt: stopped by a signal, after saving a checkpoint; Terminated if that was SIGTERM, Aborted without
+        a checkpoint at a second Ctrl-C.
     """
     with StopSignal() as stop, contextlib.closing(batches):
         # ------------------------------------------------------------ mesh and model
@@ -186,11 +188,13 @@ class _Run:
         return state, scalars
 
     def _compile(self, state: State, placed: dict[str, jax.Array]) -> None:
-        start, lengths = time.monotonic(), " and ".join(map(str, _lengths(placed)))
-        log.info("compiling the training step for %s tokens", lengths)
-        with self.stopwatch("compile"):
+        start = time.monotonic()
+        what = f"the training step for {' and '.join(map(str, _lengths(placed)))} tokens"
+        shapes = {name: value.shape for name, value in placed.items()}
+        made_of = self.config.model, self.config.diffusion, self.config.train, self.mesh.shape, shapes
+        with self.stopwatch("compile"), compiling(what, *made_of):
             distributed.compile_together(self.step, state, self.frozen, placed)
-        log.info("compiled in %.0f s", time.monotonic() - start)
+        self.progress.leave_out(time.monotonic() - start)
 
     def _report(self, step: int) -> None:
         scalars = {key: value for key, value in self.averages.compute().items() if key not in ("rows", "stop")}

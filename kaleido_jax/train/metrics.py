@@ -160,6 +160,13 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
+    def leave_out(self, seconds: float) -> None:
+        """Time in which nothing was trained, such as compiling, which the rates would take for that of all steps."""
+        step, since = self._last
+        self._last = (step, since + seconds)
+        if self._bar is not None:
+            self._bar.unpause()
+
     def report(self, step: int, scalars: dict[str, float]) -> dict[str, float]:
         """Shows the progress and returns the rates: img_per_sec, eta_sec."""
         then_step, then = self._last

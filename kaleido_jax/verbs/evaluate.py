@@ -38,9 +38,11 @@ def run(config: Config | None, workdir: Path, sweep: tuple[str, dict[str, str]] 
         return
     check_backend()
     from kaleido_jax.evaluate.protocols import bundled_reports, measure
+    from kaleido_jax.runtime.compile_times import compiling
 
     check_workdir(config, workdir)
-    report = measure(workdir, config)
+    with compiling("what measures", config.model, config.diffusion, config.sample, config.eval):
+        report = measure(workdir, config)
     columns = {"this run": report} | bundled_reports(config.eval.protocol)
     say(f"{workdir / 'eval' / config.eval.protocol}.json:")
     say(table(columns | {heading: report[key] for key, heading in OTHERS.items() if key in report}))

@@ -6,6 +6,7 @@ import pytest
 from clu import metrics as clu_metrics
 
 from kaleido_jax.runtime.accelerators import accelerator
+from kaleido_jax.train import metrics
 from kaleido_jax.train.metrics import Averages, MetricWriter, Stopwatch
 
 
@@ -89,3 +90,14 @@ def test_steps_that_were_skipped_are_in_no_mean():
     for loss, in_row in ((1.0, 0), (float("nan"), 1), (3.0, 0)):
         averages.add({"loss": np.float32(loss), "skipped_in_row": np.int32(in_row), "skipped_steps": np.int32(1)})
     assert averages.compute() == {"loss": 2.0, "skipped_in_row": 0.0, "skipped_steps": 1.0}
+
+
+def test_compiling_is_no_part_of_the_speed(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    progress = metrics.Progress(total_steps=100, first_step=0, batch_size=8)
+    now[0] = 83.0  # compiling
+    progress.leave_out(83.0)
+    now[0] = 93.0  # ten steps of a second
+    rates = progress.report(10, {})
+    assert rates == {"img_per_sec": pytest.approx(8.0), "eta_sec": pytest.approx(90.0)}

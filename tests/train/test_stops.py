@@ -1,0 +1,90 @@
+"""Ctrl-C and SIGTERM in training: the step in hand is the last one, and a second press leaves the last checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kaleido_jax.errors import Terminated
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.runtime import checkpoints
+from kaleido_jax.train import loop
+from tests.conftest import REPO
+from tests.tiny import single_net_config, tiny_batch
+
+CONFIG = single_net_config(train__num_steps=60, train__checkpoint_every_steps=60, train__log_every_steps=60)
+
+
+class Pressing:
+    """Batches; sends this process a signal before the one of a given number."""
+
+    def __init__(self, at, number):
+        self.batch, self.at, self.number = 0, at, number
+
+    def __next__(self):
+        self.batch += 1
+        if self.batch == self.at:
+            os.kill(os.getpid(), self.number)
+        return tiny_batch(CONFIG, seed=self.batch)
+
+    def get_state(self):
+        return {"batch": self.batch}
+
+    def set_state(self, state):
+        self.batch = state["batch"]
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_the_step_in_hand_is_the_last_one(tmp_path, number, error, capfd, monkeypatch):
+    """Also of the device: of the steps before the last two, the results are on the host."""
+    behind, add = [], loop.Watch.add
+
+    def adding(self, step, batch, scalars):
+        stop = add(self, step, batch, scalars)
+        behind.append(len(self._pending))
+        return stop
+
+    monkeypatch.setattr(loop.Watch, "add", adding)
+    with pytest.raises(error):
+        loop.train(CONFIG, tmp_path, load_tokenizer("emoji", 64), Pressing(7, number))
+    assert checkpoints.steps_of(tmp_path) == [7] and max(behind) == 2
+    assert json.loads((tmp_path / "checkpoints" / "7" / "data" / "metadata").read_text()) == {"batch": 7}
+    assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
+
+
+TWICE = """
+import os, signal, sys
+from pathlib import Path
+import tests.conftest
+from kaleido_jax import main
+from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.train import loop
+from tests.train.test_stops import CONFIG, Pressing
+
+class Twice(Pressing):
+    def __next__(self):
+        if self.batch == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().__next__()
+
+import dataclasses
+config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, checkpoint_every_steps=5))
+main.main = lambda argv: loop.train(config, Path(sys.argv[1]), load_tokenizer("emoji", 64), Twice(0, 0))
+main.run()
+"""
+
+
+def test_a_second_press_stops_without_a_checkpoint_and_leaves_the_last_one(tmp_path):
+    command = [sys.executable, "-c", TWICE, tmp_path]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stderr
+    assert "stopped at once; the last checkpoint is whole" in done.stderr and "Traceback" not in done.stderr
+    ((step, certificate),) = checkpoints.certificates(tmp_path)
+    assert step == 5 and isinstance(certificate, dict)
