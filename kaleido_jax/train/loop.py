@@ -128,7 +128,7 @@ class _Run:
         """From the step of `state` to the last; the checkpoints are on disk when it returns."""
         first, last = int(state.step), self.train.num_steps
         self.watch = Watch(self.workdir, self.train.max_skipped_steps, self.config.data.max_bad_share)
-        self.writer = MetricWriter(self.workdir, first) if distributed.is_main() else NoWriter()
+        self.writer = MetricWriter(self.workdir, first, self.config) if distributed.is_main() else NoWriter()
         self.progress = Progress(last, first, self.train.batch_size)
         due = None  # the step to report next
         for step in range(first + 1, last + 1):

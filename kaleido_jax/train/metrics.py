@@ -1,26 +1,33 @@
-"""Metrics of a run: metrics.jsonl and TensorBoard events with the same keys, and one progress line per interval.
+"""Metrics of a run: metrics.jsonl, TensorBoard events and, if the config names a project, Weights & Biases, with the
+same keys; and one progress line per interval.
 
 The writer keeps clu.metric_writers' interface (write_scalars, flush, close); clu's own needs TensorFlow.
 """
 
+import dataclasses
+import importlib.util
 import json
 import logging
 import math
+import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from kaleido_jax.config.schema import Config
+from kaleido_jax.errors import user_error
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.progress import clock
-from kaleido_jax.runtime.workdir import METRICS
+from kaleido_jax.runtime.workdir import METRICS, WANDB
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +36,19 @@ COUNTERS = ("skipped_steps", "skipped_in_row", "loss_scale")
 
 
 class MetricWriter:
-    """Appends scalars to WORKDIR/metrics.jsonl and to TensorBoard events."""
+    """Appends scalars to WORKDIR/metrics.jsonl, to TensorBoard events, and to a run of Weights & Biases."""
 
-    def __init__(self, workdir: Path, resume_step: int = 0) -> None:
-        """Drops the lines after the checkpoint that the run resumes from, since they will be written again."""
+    def __init__(self, workdir: Path, resume_step: int = 0, config: Config | None = None) -> None:
+        """Drops the lines after the checkpoint that the run resumes from, since they will be written again.
+
+        Args:
+          workdir: of the run.
+          resume_step: the checkpoint's step, 0 for a fresh run.
+          config: names the project of Weights & Biases, if it gets the metrics too.
+
+        Raises:
+          UserError: Weights & Biases refuses the run.
+        """
         path = workdir / METRICS
         if path.exists():
             lines = path.read_bytes().splitlines()
@@ -40,12 +56,15 @@ class MetricWriter:
             write_atomically(path, b"".join(line + b"\n" for line in kept))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
+        self._run = open_wandb(config, workdir) if config and config.train.wandb_project else None
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         """One line, and one event for each key."""
         self._file.write(json.dumps({"step": step} | scalars) + "\n")
         for key, value in scalars.items():
             self._events.add_scalar(key, value, step)
+        if self._run is not None:
+            self._run.log({"step": step} | scalars)
 
     def flush(self) -> None:
         """Writes everything to disk."""
@@ -57,6 +76,8 @@ class MetricWriter:
         self.flush()
         self._file.close()
         self._events.close()
+        if self._run is not None:
+            self._run.finish()
 
 
 class NoWriter(MetricWriter):
@@ -73,6 +94,50 @@ class NoWriter(MetricWriter):
 
     def close(self) -> None:
         """Nothing."""
+
+
+# -------------------------------------------------------------------------------------- Weights & Biases
+def check_wandb(config: Config) -> None:
+    """Checks that the package is there if the config names a project; for the start, before anything compiles.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if config.train.wandb_project and importlib.util.find_spec("wandb") is None:
+        found = f"config.train.wandb_project = {config.train.wandb_project!r} without the package wandb"
+        do = "pip install 'kaleido_jax[wandb]', or set config.train.wandb_project to ''"
+        raise user_error(found, "it installed", do)
+
+
+def open_wandb(config: Config, workdir: Path) -> Any:
+    """The run of Weights & Biases that belongs to a workdir, new or resumed.
+
+    It is sent there, or kept in WORKDIR/wandb with WANDB_MODE=offline.
+
+    Raises:
+      UserError: nobody is logged in, or the project cannot be written.
+    """
+    import wandb
+
+    stored = workdir / WANDB
+    name = stored.read_text().strip() if stored.exists() else secrets.token_hex(4)
+    try:
+        run = wandb.init(
+            project=config.train.wandb_project,
+            id=name,
+            name=config.name,
+            dir=str(workdir),
+            resume="allow",
+            config=dataclasses.asdict(config),
+        )
+    except wandb.errors.Error as error:
+        do = "`wandb login`, or set WANDB_MODE=offline or config.train.wandb_project to ''"
+        raise user_error(f"wandb: {error}", f"access to the project {config.train.wandb_project}", do) from error
+    # Not wandb's own count of steps, which must grow: a resumed run writes some of them again.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    write_atomically(stored, f"{name}\n".encode())
+    return run
 
 
 def _step(line: bytes) -> float:

@@ -1,13 +1,17 @@
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from clu import metrics as clu_metrics
 
+from kaleido_jax.config import load_config
+from kaleido_jax.errors import UserError
 from kaleido_jax.runtime.accelerators import accelerator
 from kaleido_jax.train import metrics
-from kaleido_jax.train.metrics import Averages, MetricWriter, Stopwatch
+from kaleido_jax.train.fit import fit
+from kaleido_jax.train.metrics import Averages, MetricWriter, Stopwatch, check_wandb
 
 
 def test_averages_are_means_and_start_anew():
@@ -101,3 +105,86 @@ def test_compiling_is_no_part_of_the_speed(monkeypatch):
     now[0] = 93.0  # ten steps of a second
     rates = progress.report(10, {})
     assert rates == {"img_per_sec": pytest.approx(8.0), "eta_sec": pytest.approx(90.0)}
+
+
+FAKE_WANDB = """
+from types import SimpleNamespace
+
+calls = []
+
+
+class Error(Exception):
+    pass
+
+
+errors = SimpleNamespace(Error=Error)
+
+
+class Run:
+    def log(self, values):
+        calls.append(("log", values))
+
+    def define_metric(self, name, step_metric=None):
+        calls.append(("axis", (name, step_metric)))
+
+    def finish(self):
+        calls.append(("finish", None))
+
+
+def init(**settings):
+    calls.append(("init", settings))
+    if settings["project"] == "closed":
+        raise Error("nobody is logged in")
+    return Run()
+"""
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """What the program told Weights & Biases, of which only the interface is there."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    import wandb
+
+    yield wandb.calls
+    sys.modules.pop("wandb")
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(tmp_path, wandb):
+    config = load_config("emoji_combined", **{"train.wandb_project": "kaleido"})
+    for resume_step in (0, 10):
+        writer = MetricWriter(tmp_path, resume_step, config)
+        writer.write_scalars(resume_step + 10, {"loss": 1.0})
+        writer.close()
+    starts = [settings for what, settings in wandb if what == "init"]
+    assert len({settings["id"] for settings in starts}) == 1 and starts[1]["resume"] == "allow"
+    assert starts[0]["project"] == "kaleido" and starts[0]["config"]["train"]["eta"] == config.train.eta
+    assert [values for what, values in wandb if what == "log"] == [
+        {"step": 10, "loss": 1.0},
+        {"step": 20, "loss": 1.0},
+    ]
+    assert ("axis", ("*", "step")) in wandb and wandb[-1] == ("finish", None)
+
+
+def test_without_a_project_nothing_is_told_to_wandb(tmp_path, wandb):
+    MetricWriter(tmp_path, 0, load_config("emoji_combined")).close()
+    assert wandb == [] and not (tmp_path / "wandb_run.txt").exists()
+
+
+def test_a_refusal_of_wandb_is_one_line_that_says_what_to_do(tmp_path, wandb):
+    config = load_config("emoji_combined", **{"train.wandb_project": "closed"})
+    with pytest.raises(
+        UserError, match="nobody is logged in; expected access to the project closed.*WANDB_MODE=offline"
+    ):
+        MetricWriter(tmp_path, 0, config)
+
+
+def test_a_project_without_the_package_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("kaleido_jax.train.metrics.importlib.util.find_spec", lambda name: None)
+    config = load_config("emoji_combined", **{"train.wandb_project": "kaleido"})
+    with pytest.raises(UserError, match=r"without the package wandb; expected .*kaleido_jax\[wandb\]"):
+        fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    check_wandb(load_config("emoji_combined"))
