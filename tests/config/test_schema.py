@@ -156,7 +156,7 @@ def test_what_may_change_in_a_workdir_is_said_at_the_field():
         *("name", "init", "sample", "eval", "mesh"),
         *(f"train.{f}" for f in ("num_steps", "log_every_steps", "checkpoint_every_steps")),
         *(f"train.{f}" for f in ("keep_checkpoints", "keep_every_steps", "sample_at_end", "full_disk")),
-        *(f"train.{f}" for f in ("max_skipped_steps", "profile_steps", "ema_snapshot_every_steps")),
+        *(f"train.{f}" for f in ("max_skipped_steps", "profile_steps", "ema_snapshot_every_steps", "wandb_project")),
         *(f"data.{f}" for f in ("verify", "fetch", "records", "root", "tar.index", "num_workers", "max_bad_share")),
         *(f"annotate.{f}" for f in ("batch_size", "date", "endpoint", "engine", "num_workers", "ray_address")),
         *(f"annotate.{f}" for f in ("worker_cpus", "worker_gpus", "report_samples")),
