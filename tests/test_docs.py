@@ -81,7 +81,7 @@ def test_every_block_of_commands_is_run_or_says_why_not():
 def test_commands_that_cannot_run_here_have_flags_that_are_known():
     checked = 0
     for block in COMMANDS:
-        for words in commands(block.text) if not block.runs else ():
+        for words in commands(block.text) if not (block.runs or "run by" in block.mark) else ():
             # Where a page has a placeholder or a run that somebody trained, a config with everything in it.
             words = [re.sub(r"^--config=(FILE|NAME|runs/.*)$", "--config=imagenet_combined", word) for word in words]
             words = [re.sub(r"^--model=runs/.*$", "--model=emoji-tiny", word) for word in words]

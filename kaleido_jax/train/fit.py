@@ -36,8 +36,8 @@ def fit(config: Config, workdir: str | Path) -> bool:
     The workdir belongs to the config, by its config.json, from the first step on: a start that fails does not claim it.
 
     Raises:
-      UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices, checkpoints
-        not the disk, or the workdir belongs to another config.
+      UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices or
+        checkpoints the disk, or the workdir belongs to another config.
     """
     workdir = Path(workdir).expanduser()
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
