@@ -166,28 +166,7 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
       UserError: a flag is missing or unknown, or its value is not allowed.
     """
     known = {f"--{flag.name}": flag for flag in verb.FLAGS}
-    given, overrides, fields = {}, [], {}
-    for arg in flags:
-        name, equals, value = arg.partition("=")
-        group, _, key = name.partition(".")
-        if CONFIG in verb.FLAGS and name.startswith("--config."):
-            overrides.append(arg)
-        elif key and equals and group in known and known[group].has_fields:
-            fields.setdefault(known[group].name, {})[key] = value
-        elif key and equals and group in known and known[group].keyed:
-            values = given.setdefault(group, {})
-            values.pop(key, None)
-            values[key] = value
-        elif equals and name in known and known[name].repeated:
-            given.setdefault(name, []).append(value)
-        elif name not in known or known[name].keyed or not (equals or known[name].bare):
-            expected = [f"{name}.{flag.value}" if flag.keyed else f"{name}=" for name, flag in known.items()]
-            expected += ["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else []
-            raise user_error(f"unknown flag {arg}", ", ".join(expected), "see --help")
-        elif known[name].sets:
-            overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
-        else:
-            given[name] = value or known[name].bare
+    given, overrides, fields = _read_flags(verb, known, flags)
     config = f"--{CONFIG.name}"
     for name in (f"--{flag.name}" for flag in verb.FLAGS if flag.configures):
         given.setdefault(config, given.get(name, ""))
@@ -216,6 +195,35 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
     elif CONFIG in verb.FLAGS:
         arguments[CONFIG.name] = config_from_flags(given[config], overrides)
     return arguments
+
+
+def _read_flags(
+    verb: Verb, known: dict[str, Flag], flags: list[str]
+) -> tuple[dict[str, Any], list[str], dict[str, dict[str, str]]]:
+    """(values by flag, changes of the config as flags, changes of other flags' fields), with their texts."""
+    given, overrides, fields = {}, [], {}
+    for arg in flags:
+        name, equals, value = arg.partition("=")
+        group, _, key = name.partition(".")
+        if CONFIG in verb.FLAGS and name.startswith("--config."):
+            overrides.append(arg)
+        elif key and equals and group in known and known[group].has_fields:
+            fields.setdefault(known[group].name, {})[key] = value
+        elif key and equals and group in known and known[group].keyed:
+            values = given.setdefault(group, {})
+            values.pop(key, None)
+            values[key] = value
+        elif equals and name in known and known[name].repeated:
+            given.setdefault(name, []).append(value)
+        elif name not in known or known[name].keyed or not (equals or known[name].bare):
+            expected = [f"{name}.{flag.value}" if flag.keyed else f"{name}=" for name, flag in known.items()]
+            expected += ["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else []
+            raise user_error(f"unknown flag {arg}", ", ".join(expected), "see --help")
+        elif known[name].sets:
+            overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
+        else:
+            given[name] = value or known[name].bare
+    return given, overrides, fields
 
 
 def _typed(flag: Flag, value: Any) -> Any:

@@ -54,8 +54,7 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIte
         too many records cannot be read.
       FloatingPointError: config.train.max_skipped_steps in a row had no finite gradient; skipped.jsonl names their
         samples.
-      KeyboardInterrupt: stopped by a signal, after saving a checkpoint; Terminated if that was SIGTERM, Aborted without
-        a checkpoint at a second Ctrl-C.
+      KeyboardInterrupt: stopped after saving; Terminated by SIGTERM, Aborted by a second Ctrl-C, without saving.
     """
     with StopSignal() as stop, contextlib.closing(batches):
         # ------------------------------------------------------------ mesh and model
