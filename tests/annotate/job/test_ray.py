@@ -46,11 +46,11 @@ def test_a_killed_ray_worker_loses_nothing_and_changes_no_byte(tmp_path, monkeyp
     class Killing(RayCluster):
         """Kills the process of one actor in the middle of its first shard."""
 
-        def make(self, shards, advance):
+        def make(self, shards, advance, asked):
             actor = self.actors[0]
             killer = threading.Thread(target=kill, args=(actor,))
             killer.start()
-            yield from super().make(shards, advance)
+            yield from super().make(shards, advance, asked)
             killer.join()
             seen["after"] = ray.get(actor.process_id.remote())
 
