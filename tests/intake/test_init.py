@@ -13,6 +13,9 @@ from kaleido_jax.config.load import base_config
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.data.records import read_manifest
 from kaleido_jax.errors import UserError
+from kaleido_jax.intake.choose import EPOCHS, Wishes, choose
+from kaleido_jax.intake.recognize import recognize
+from kaleido_jax.intake.survey import survey
 from kaleido_jax.main import main
 from tests.data.sources.opening import photo, write
 
@@ -190,3 +193,19 @@ def test_every_variant_of_the_base_is_a_config(variant):
     assert config.model.denoiser.image_size == int(variant.partition("-")[0])
     assert config.eval.protocol == "none" and config.annotate.segments == config.latents.segments
     assert base_config(f"own_pictures:{variant}").train.batch_size == (256 if "acc" in variant else 16)
+
+
+@pytest.mark.parametrize(("side", "base"), [(48, "own_pictures:32-accelerator"), (80, "own_pictures:64-accelerator")])
+def test_an_accelerator_gets_larger_batches_and_pictures_but_no_more_epochs(side, base, tmp_path):
+    for i in range(30):
+        picture(tmp_path / "cat" / f"{i}.png", i, (side, side + 10))
+    found = recognize(tmp_path)
+    seen = survey(found, max_boxes=3, show=False)
+    choice = choose(found, seen, Wishes(), accelerated=True)
+    config = base_config(base)
+    assert choice.base == base
+    assert choice.fields["train.num_steps"] * config.train.batch_size <= max(EPOCHS * 30, 100 * config.train.batch_size)
+    assert choose(found, seen, Wishes(), accelerated=False).base == "own_pictures:32"
+    longer, shorter = (choose(found, seen, Wishes(minutes=m), accelerated=False) for m in (4, 2))
+    assert longer.fields["train.num_steps"] > shorter.fields["train.num_steps"]
+    assert abs(longer.minutes - 4) < 0.5 and longer.measured_on == "one core of an AMD EPYC"
