@@ -139,6 +139,8 @@ def _is_news(record: logging.LogRecord) -> bool:
     if str(record.msg).startswith("Metadata file does not exist"):
         return False
     # A save that fails in the background: pages of its tracebacks, and then our own line about it.
+    if record.name == "asyncio" and "exception was never retrieved" in str(record.msg):
+        return False
     return record.filename not in ("future.py", "async_checkpointer.py")
 
 

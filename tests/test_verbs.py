@@ -58,7 +58,7 @@ def _stored(folder, step=4):
 
 
 def test_a_run_leaves_everything(workdir):
-    samples = workdir / "samples" / "step_00000004" / "gamma4_seed0"
+    samples = workdir / "samples" / "step_00000004" / "gamma2_seed0"
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 4]
     assert {"loss", "loss_dm", "loss_ar", "loss_dm_r0", "grad_norm_prior", "grad_norm_denoiser", "img_per_sec"} <= set(

@@ -176,4 +176,4 @@ def test_a_bundled_model_is_found_by_its_name(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(protocols, "MODELS", tmp_path / "models")
     assert protocols.bundled_reports("some")["tiny-model"]["accuracy"] == 0.1234
     assert protocols.bundled_reports("emoji") == {}
-    assert (tmp_path / "shown" / "samples" / "step_00000007" / "gamma4_seed0" / "grid.png").stat().st_size
+    assert (tmp_path / "shown" / "samples" / "step_00000007" / "gamma2_seed0" / "grid.png").stat().st_size

@@ -71,7 +71,7 @@ def test_two_processes_train_sample_and_measure_and_one_goes_on(tmp_path):
         found, expected = (snapshot(workdir, step) for workdir in (moving, alone))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), found, expected)
     names = [
-        sorted(path.name for path in (w / "samples" / "step_00000006" / "gamma4_seed0").iterdir())
+        sorted(path.name for path in (w / "samples" / "step_00000006" / "gamma2_seed0").iterdir())
         for w in (moving, alone)
     ]
     assert names[0] == names[1] and "grid.png" in names[0]
