@@ -26,6 +26,12 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
 from kaleido_jax.sampling.weights import EXPORT, is_export
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+LIMITS = """## Limits
+
+The measures above are all that is known about it. It draws captions like those of its data; for others the images may
+look sure and be wrong. Nothing filters what it draws, and what its data lack or favor, it lacks or favors too.
+Whoever publishes it adds its license, the origin of its data, and what it must not be used for.
+"""
 CARD, ORBAX, STABLEHLO = "README.md", "orbax", "stablehlo"
 
 
@@ -187,6 +193,7 @@ A Kaleido diffusion model of kaleido_jax.
 ## Measures
 
 {measured}
+{LIMITS}
 ## Use
 
 ```python

@@ -59,6 +59,8 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
     batch = CONFIG.train.batch_size
     assert f"7 steps of {batch} samples ({7 * batch} images)" in texts[1] and "| accuracy | 0.1234 |" in texts[1]
     assert all(line.count("|") == 3 for line in texts[1].splitlines() if line.startswith("|"))  # no cell is cut
+    order = [texts[1].index(f"\n## {title}\n") for title in ("Measures", "Limits", "Use")]
+    assert order == sorted(order)
     assert "`eval/some.json` (samples 20, gamma 4.0, sampler ddim, guidance_interval [0.8, 9.0]):" in texts[1]
     with pytest.raises(UserError, match="exists; expected a new folder"):
         main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
@@ -176,4 +178,5 @@ def test_a_bundled_model_is_found_by_its_name(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(protocols, "MODELS", tmp_path / "models")
     assert protocols.bundled_reports("some")["tiny-model"]["accuracy"] == 0.1234
     assert protocols.bundled_reports("emoji") == {}
-    assert (tmp_path / "shown" / "samples" / "step_00000007" / "gamma2_seed0" / "grid.png").stat().st_size
+    samples = tmp_path / "shown" / "samples" / "step_00000007" / f"gamma{CONFIG.sample.gamma:g}_seed0"
+    assert (samples / "grid.png").stat().st_size
