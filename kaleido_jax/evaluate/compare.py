@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from kaleido_jax import array_types as at
 from kaleido_jax.data.sources.emoji import KINDS
@@ -17,6 +17,7 @@ from kaleido_jax.evaluate.emoji import (
 )
 from kaleido_jax.evaluate.scene_reading import see
 from kaleido_jax.evaluate.sprite_reader import SpriteReader, open_reader
+from kaleido_jax.latents.render.layout import load_font
 from kaleido_jax.runtime.files import replacing
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
@@ -101,7 +102,7 @@ def picture(
       rows: for each gamma the images of each model.
       notes: for each gamma what stands above each model's images.
     """
-    font, small = ImageFont.load_default(_FONT_PX), ImageFont.load_default(round(0.8 * _FONT_PX))
+    font, small = load_font(_FONT_PX), load_font(round(0.8 * _FONT_PX))
     block = (_WIDTH - _MARGIN * (len(names) + 1)) // len(names)
     across = 4 if len(names) > 1 else 8
     side = (block - _GAP * (across - 1)) // across

@@ -7,10 +7,10 @@ telephone's screen can still be read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from kaleido_jax.latents.render.image import render_outlines
-from kaleido_jax.latents.render.layout import drawings_of, line_height, shapes_of, shorten, wrap
+from kaleido_jax.latents.render.layout import drawings_of, line_height, load_font, shapes_of, shorten, wrap
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.sampling.recipe import Recipe
 
@@ -57,7 +57,7 @@ class _Sheet:
         across = (columns + self.left) * (self.cell + GAP_PX) - GAP_PX + 2 * MARGIN_PX
         self.width = max(NARROWEST_PX, across)
         letters = round(self.width / LETTERS_ACROSS)
-        self.big, self.small = (ImageFont.load_default(size) for size in (letters, round(letters * 0.82)))
+        self.big, self.small = (load_font(size) for size in (letters, round(letters * 0.82)))
         self.said = [self._said(row) for row in rows]
         self.lines = max(len(lines) for lines in self.said)
         self.block = len(self.matrix[0]) * (self.cell + GAP_PX) + self.lines * line_height(self.small) + GAP_PX

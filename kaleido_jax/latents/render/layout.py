@@ -1,7 +1,10 @@
 """Layout of a picture of z in px, with its colors and fonts; shared by all renderers."""
 
+import functools
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -216,14 +219,21 @@ def chip_rows(chips: Chips, font: ImageFont.FreeTypeFont, width_px: float) -> li
 
 
 # --------------------------------------------------------------------------------------- fonts, colors
+@functools.cache
+def load_font(size_px: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans of matplotlib; Pillow's own font shows letters with accents, and those of other scripts, as boxes."""
+    (matplotlib,) = importlib.util.find_spec("matplotlib").submodule_search_locations  # without importing it
+    return ImageFont.truetype(Path(matplotlib) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size_px)
+
+
 def font_for(size_px: int) -> ImageFont.FreeTypeFont:
     """The font of a picture that is size_px wide; never too small to read."""
-    return ImageFont.load_default(max(_SMALLEST_TEXT_PX, round(size_px / 18)))
+    return load_font(max(_SMALLEST_TEXT_PX, round(size_px / 18)))
 
 
 def label_font_for(size_px: int, letters_px: float | None = None) -> ImageFont.FreeTypeFont:
     """The font of labels on a picture that is size_px wide; smaller, since they hide what they name."""
-    return ImageFont.load_default(max(_SMALLEST_TEXT_PX, round(size_px / 28 if letters_px is None else letters_px)))
+    return load_font(max(_SMALLEST_TEXT_PX, round(size_px / 28 if letters_px is None else letters_px)))
 
 
 def line_height(font: ImageFont.FreeTypeFont) -> int:

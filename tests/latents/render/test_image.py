@@ -6,7 +6,7 @@ from PIL import Image
 
 from kaleido_jax.latents.render import layout
 from kaleido_jax.latents.render.image import render_outlines, render_panel
-from kaleido_jax.latents.render.layout import place_labels
+from kaleido_jax.latents.render.layout import load_font, place_labels
 from kaleido_jax.latents.render.svg import render_svg
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.segments.blob import Blob
@@ -153,3 +153,10 @@ def test_svg_of_nothing_is_an_empty_square():
     assert root.get("viewBox") == "0 0 100 100" and not list(root.iter(f"{SVG}text"))
     with pytest.raises(LatentsError):
         render_svg(Latents(text="a | b"))
+
+
+def test_letters_with_accents_and_of_other_scripts_are_not_boxes():
+    font = load_font(20)
+    missing = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
+    for letter in "äßéñøŁжΩ":
+        assert (font.getmask(letter).getbbox(), bytes(font.getmask(letter))) != missing
