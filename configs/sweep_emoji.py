@@ -1,10 +1,10 @@
 """Sweeps over guidance: models of the emoji scenes and their baselines, under every rule at several gamma.
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
-          ":short" is a look at the same in minutes: two rules, two gammas, no tuning. ":claim" is of the models that
-          `bash launch/claim.sh` trains by configs/claim_emoji.py, and wants an accelerator.
-          Fields change by --sweep.KEY=VALUE.
-Hardware: two CPU cores
+          ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
+          emoji-tiny. ":claim" is of the models that `bash launch/claim.sh` trains by configs/claim_emoji.py, and wants
+          an accelerator. Fields change by --sweep.KEY=VALUE.
+Hardware: one CPU core draws about six guided images a second
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("bundled", "short", "claim")
+VARIANTS = ("bundled", "short", "controls", "claim")
 SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
 # Guidance below some noise level, as the emoji models themselves are sampled, and the two ways in between.
@@ -82,22 +82,35 @@ BUNDLED = (
 )
 
 
+CONTROLS = (
+    BUNDLED[1],
+    SweptModel(name="z of another", paths=("emoji-tiny",), shuffled=True),
+    SweptModel(name="temperature 0.7", paths=("emoji-tiny",), sample=("temperature=0.7",)),
+    SweptModel(name="temperature 1.3", paths=("emoji-tiny",), sample=("temperature=1.3",)),
+)
+
+
 def get_config(variant: str = "bundled") -> ConfigDict:
     if variant not in VARIANTS:
         raise user_error(f"sweep_emoji.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
-    short, trained = variant == "short", variant == "claim"
-    rules = (CFG,) if short else (CFG, INTERVAL, CADS, APG, AUTOGUIDANCE)
-    number = 2_000 if trained else 1_000
     sweep = Sweep(
-        name="emoji, three seeds" if trained else "emoji-tiny",
-        protocol="emoji" if trained else "emoji-1k",
-        models=claim_models() if trained else BUNDLED,
-        rules=rules,
-        gammas=(1.0, 4.0) if short else (1.0, 2.0, 4.0, 8.0),
+        name="emoji-tiny",
+        protocol="emoji-1k",
+        models=BUNDLED,
+        rules=(CFG, INTERVAL, CADS, APG, AUTOGUIDANCE),
+        gammas=(1.0, 2.0, 4.0, 8.0),
         sample=("sampler=dpmpp_2m", "num_steps=20", "threshold=clip", "top_p=0.98"),
-        num_samples=number,
-        num_reference=number,
-        tune_samples=500 if trained else 200,
-        chunk=500 if trained else 50,
+        num_samples=1_000,
+        num_reference=1_000,
+        tune_samples=200,
+        chunk=50,
     )
+    if variant == "short":
+        sweep = dataclasses.replace(sweep, rules=(CFG,), gammas=(1.0, 4.0))
+    if variant == "controls":
+        rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
+        sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
+    if variant == "claim":
+        many = {"num_samples": 2_000, "num_reference": 2_000, "tune_samples": 500, "chunk": 500}
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", protocol="emoji", models=claim_models(), **many)
     return ConfigDict(dataclasses.asdict(sweep))
