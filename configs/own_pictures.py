@@ -45,5 +45,8 @@ def get_config(variant: str = "32") -> ConfigDict:
     # After so little training 4 turns into garish colors and shows the patches; accelerators train longer.
     sample.sampler, sample.num_steps, sample.gamma, sample.guidance_interval = "ddpm", 50, 2.0, ()
     sample.top_p, sample.grammar = 0.95, True  # every z parses, however short the training was
-    config.eval.protocol = "none"
+    config.eval.protocol = "none"  # `init` writes "records"
+    config.eval.num_samples, config.eval.gamma = 200, sample.gamma
+    if accelerator:
+        config.eval.num_samples = 2_000
     return config

@@ -373,9 +373,11 @@ class Eval:
     every_steps: Whole = 0  # between looks while training: held-out losses and a grid of the EMA; 0 = none
     held_out_batches: Whole = 4  # of each look, always the same; 0 = no held-out losses
     grid: bool = True  # of each look: the same captions, latents and noise
-    # emoji: images against captions and z, and how many modes are drawn. edits: whether images follow edits of their z
-    protocol: Literal["none", "emoji", "edits"] = "none"
-    num_samples: Count = 2_000  # captions take turns; the modes of ten kinds want some 200 of each, `edits` 200 in all
+    # emoji: images against captions and z, and how many modes are drawn. edits: whether images follow edits of their z.
+    # records: any pictures with records, beside the held-out ones and a baseline; by the verb `evaluate` only
+    protocol: Literal["none", "emoji", "edits", "records"] = "none"
+    # captions take turns; the modes of ten kinds want some 200 of each, `edits` 200 in all, `records` 50 at least
+    num_samples: Count = 2_000
     gamma: float = 2.0
     num_steps: Count = 50  # reverse steps, with the sampler of `sample`
     real_scenes: Count = 1_000  # emoji: real images that are measured alike, as the ceiling

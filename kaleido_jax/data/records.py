@@ -3,6 +3,7 @@
 A file is written under a temporary name and renamed, so a reader gets the old or the new one, never a part of one.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -122,9 +123,16 @@ class Records:
         self.image_size: int = image_size or manifest.source["image_size"]
         self._folder = folder
         self._source = ArrayRecordDataSource([_Instruction.of(folder, s) for s in manifest.shards if s.records])
+        self._chosen: Int[np.ndarray, " m"] | None = None  # of `select`
 
     def __len__(self) -> int:
-        return self.manifest.num_records
+        return self.manifest.num_records if self._chosen is None else len(self._chosen)
+
+    def select(self, indices: Sequence[int]) -> "Records":
+        """These records alone, in this order; `manifest` remains that of all of them."""
+        all_of_them, chosen = np.arange(len(self)) if self._chosen is None else self._chosen, copy.copy(self)
+        chosen._chosen = all_of_them[list(indices)]
+        return chosen
 
     def __getitem__(self, index: SupportsIndex) -> Record:
         return self._read(index, unpack)
@@ -137,6 +145,8 @@ class Records:
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
+        if self._chosen is not None:
+            index = int(self._chosen[index])
         try:
             return unpacked(self._source[index])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
@@ -151,25 +161,27 @@ class Records:
         """
         lengths = self._segment_lengths()
         separators = len(codec.separator) * (len(codec.segments) - 1)
-        return sum(lengths[segment] for segment in codec.segments) + separators + 1
+        total = sum(lengths[segment] for segment in codec.segments) + separators + 1
+        return total if self._chosen is None else total[self._chosen]
 
     def _segment_lengths(self) -> dict[str, Int[np.ndarray, " n"]]:
         made_of = fingerprint(*(shard.sha256 for shard in self.manifest.shards))
-        path = self._folder / f".lengths-{made_of}.npz"
+        path, number = self._folder / f".lengths-{made_of}.npz", self.manifest.num_records
         if path.exists():
             try:
                 with np.load(path) as stored:
                     kept = {segment: stored[segment] for segment in self.manifest.counts}
-                if all(one.shape == (len(self),) and one.dtype == np.int64 for one in kept.values()):
+                if all(one.shape == (number,) and one.dtype == np.int64 for one in kept.values()):
                     return kept
                 raise ValueError("lengths of other records")
             except BAD_NPZ as error:
                 log.warning("%s is damaged (%s) and is made again", path, error)
-        lengths = {segment: np.zeros(len(self), np.int64) for segment in self.manifest.counts}
-        with progress("lengths of the latents", len(self), "record") as advance:
-            for index in range(len(self)):
+        lengths = {segment: np.zeros(number, np.int64) for segment in self.manifest.counts}
+        every = self if self._chosen is None else Records(self._folder, self.manifest, self.image_size)
+        with progress("lengths of the latents", number, "record") as advance:
+            for index in range(number):
                 try:
-                    tokens = self.training_record(index).tokens
+                    tokens = every.training_record(index).tokens
                 except UserError as error:  # training leaves it out too
                     log.warning("%s", error)
                     tokens = {}

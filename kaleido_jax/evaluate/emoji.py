@@ -26,15 +26,14 @@ from kaleido_jax.data.sources.emoji import BACKGROUNDS, KINDS, PLACES, SHARES, S
 from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate import modes
 from kaleido_jax.evaluate.latents import latents_report
-from kaleido_jax.evaluate.parts import Arrays, draw_in_parts, stored_report
+from kaleido_jax.evaluate.parts import draw_captions_in_parts, draw_rows, stored_report
 from kaleido_jax.evaluate.scene_reading import Seen, agreement, see
 from kaleido_jax.evaluate.sprite_reader import VERSION, SpriteReader, open_reader
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import fingerprint, write_atomically
-from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
-from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
+from kaleido_jax.sampling.tokens import SampledLatents
 
 log = logging.getLogger(__name__)
 
@@ -120,14 +119,8 @@ def draw(pipeline: KaleidoPipeline, sample: Sample, number: int, seed: int, fold
     kinds = allowed[np.arange(number) % len(allowed)]
     log.info("%d samples at gamma %g", number, sample.gamma)
 
-    def draw_part(rows: list[int]) -> Arrays:
-        z, pixels = _draw_rows(pipeline, sample, rows, [KINDS[kind] for kind in kinds[rows]], seed)
-        limit = pipeline.config.latents.max_latents_tokens
-        return {"pixels": pixels, "tokens": pad_rows([row.tokens for row in z], limit)}
-
-    parts = draw_in_parts(number, PART, folder, draw_part)
-    z = [read_latents(row, pipeline.codec) for part in parts for row in part["tokens"]]
-    return Samples(kinds=kinds, pixels=np.concatenate([part["pixels"] for part in parts]), z=z)
+    z, pixels = draw_captions_in_parts(pipeline, sample, [KINDS[kind] for kind in kinds], seed, PART, folder)
+    return Samples(kinds=kinds, pixels=pixels, z=z)
 
 
 def draw_captions(pipeline: KaleidoPipeline, sample: Sample, captions: list[str], seed: int) -> at.Images:
@@ -136,20 +129,7 @@ def draw_captions(pipeline: KaleidoPipeline, sample: Sample, captions: list[str]
     Raises:
       FloatingPointError: samples are not finite.
     """
-    return _draw_rows(pipeline, sample, list(range(len(captions))), captions, seed)[1]
-
-
-def _draw_rows(
-    pipeline: KaleidoPipeline, sample: Sample, rows: list[int], captions: list[str], seed: int
-) -> tuple[list[SampledLatents], at.Images]:
-    z, tokens = [], None
-    if pipeline.config.latents.segments:
-        z = pipeline.sample_latents(captions, seed=seed, indices=rows, sample=sample)
-        tokens = [row.spelled(pipeline.codec) for row in z]
-    x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows, sample=sample)
-    if not np.isfinite(x).all():
-        raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
-    return z, pixels_of(x)
+    return draw_rows(pipeline, sample, list(range(len(captions))), captions, seed)[1]
 
 
 def real_samples(number: int, seed: int, image_size: int, views: DataEmoji | None = None) -> Samples:

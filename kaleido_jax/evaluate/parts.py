@@ -2,14 +2,19 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kaleido_jax import array_types as at
+from kaleido_jax.config.schema import Sample
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import replacing
+from kaleido_jax.sampling.output import pixels_of
+from kaleido_jax.sampling.pipeline import KaleidoPipeline
+from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
 
 log = logging.getLogger(__name__)
 
@@ -48,3 +53,40 @@ def draw_in_parts(number: int, size: int, folder: Path, draw: Callable[[list[int
         with np.load(path, allow_pickle=False) as stored:
             parts.append(dict(stored))
     return parts
+
+
+def draw_captions_in_parts(
+    pipeline: KaleidoPipeline, sample: Sample, captions: Sequence[str], seed: int, size: int, folder: Path
+) -> tuple[list[SampledLatents], at.Images]:
+    """An image of each caption from a z of its own, and these z; parts that `folder` holds already are not drawn again.
+
+    Raises:
+      FloatingPointError: samples are not finite.
+    """
+
+    def draw_part(rows: list[int]) -> Arrays:
+        z, pixels = draw_rows(pipeline, sample, rows, [captions[i] for i in rows], seed)
+        limit = pipeline.config.latents.max_latents_tokens
+        return {"pixels": pixels, "tokens": pad_rows([row.tokens for row in z], limit)}
+
+    parts = draw_in_parts(len(captions), size, folder, draw_part)
+    z = [read_latents(row, pipeline.codec) for part in parts for row in part["tokens"]]
+    return z, np.concatenate([part["pixels"] for part in parts])
+
+
+def draw_rows(
+    pipeline: KaleidoPipeline, sample: Sample, rows: list[int], captions: list[str], seed: int
+) -> tuple[list[SampledLatents], at.Images]:
+    """(z, images as uint8) of these sample indices; no z for a baseline.
+
+    Raises:
+      FloatingPointError: samples are not finite.
+    """
+    z, tokens = [], None
+    if pipeline.config.latents.segments:
+        z = pipeline.sample_latents(captions, seed=seed, indices=rows, sample=sample)
+        tokens = [row.spelled(pipeline.codec) for row in z]
+    x = pipeline.sample_images(captions, tokens, seed=seed, indices=rows, sample=sample)
+    if not np.isfinite(x).all():
+        raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
+    return z, pixels_of(x)

@@ -27,6 +27,7 @@ class SetProtocol:
     num_reference: int  # real images for mean and covariance
     num_neighbors: int  # images of each set for precision, recall, density and coverage: the first ones
     k: int = NEAREST
+    minima: bool = False  # whether these counts are the least ones, and all images there are get measured
 
 
 SET_PROTOCOLS = {
@@ -61,6 +62,24 @@ SET_PROTOCOLS = {
     "emoji-1k": SetProtocol(
         extractors=("sprite-reader",), resize="means", num_samples=1_000, num_reference=1_000, num_neighbors=1_000
     ),
+    # Of own data, of which there may be few. Only numbers of equal counts compare, and the stamps hold the counts.
+    "records": SetProtocol(
+        extractors=("efficientnet-lite0",),
+        resize="clean-fid",
+        num_samples=50,
+        num_reference=50,
+        num_neighbors=50,
+        minima=True,
+    ),
+    # As many samples as there are held-out images, and these.
+    "records-few": SetProtocol(
+        extractors=("efficientnet-lite0",),
+        resize="clean-fid",
+        num_samples=10,
+        num_reference=50,
+        num_neighbors=10,
+        minima=True,
+    ),
 }
 
 
@@ -88,7 +107,7 @@ def measure_set(
     Args:
       protocol: a name of SET_PROTOCOLS.
       reference: the real images.
-      samples: features of the samples; those beyond the protocol's number are left out.
+      samples: features of the samples; those beyond the protocol's number are left out, unless it is the least one.
       identity: of the extractor that made them.
       sampled_with: the fields of a Stamp that tell how they were sampled: checkpoint, sampler, num_steps, guidance,
         gamma and seeds.
@@ -100,11 +119,13 @@ def measure_set(
         raise user_error(f"protocol {protocol!r}", f"one of {', '.join(SET_PROTOCOLS)}", "choose one of them")
     wanted = SET_PROTOCOLS[protocol]
     _check(protocol, wanted, reference, samples, identity)
-    samples = samples[: wanted.num_samples]
+    samples = samples if wanted.minima else samples[: wanted.num_samples]
     values = {"frechet": frechet_distance(reference.moments, moments(samples))}
-    real, some = (x[: wanted.num_neighbors] for x in (reference.rows, samples))
+    neighbors = len(reference.rows) + len(samples) if wanted.minima else wanted.num_neighbors
+    real, some = (x[:neighbors] for x in (reference.rows, samples))
     values |= dataclasses.asdict(manifold(real, some, wanted.k))
-    kernel = kernel_distance(reference.rows, samples, subset_size=min(SUBSET_SIZE, wanted.num_neighbors))
+    fewest = min(len(reference.rows), len(samples), neighbors)
+    kernel = kernel_distance(reference.rows, samples, subset_size=min(SUBSET_SIZE, fewest))
     values |= {"kernel_distance": kernel.mean, "kernel_distance_std": kernel.std}
     stamp = Stamp(
         protocol=protocol,

@@ -108,6 +108,7 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
     steps, minutes = _steps(config, survey, rate, wishes.minutes or MINUTES[machine])
     fields |= {"train.num_steps": steps, "annotate.held_out_share": 0.05}
     fields["sample.captions"] = tuple(_rows(survey))
+    fields["eval.protocol"] = "records"
     fits = zip(captions, lengths, strict=True)
     caption_bucket, latents_bucket = fields["data.max_caption_tokens"], fields["latents.max_latents_tokens"]
     return Choice(

@@ -25,6 +25,7 @@ _COMMENTS = {
     "annotate.held_out_share": "of the images, kept out of training to measure on",
     "train.num_steps": "may be raised later: the run then goes on",
     "sample.captions": "rows of the grid of samples",
+    "eval.protocol": "what `evaluate` measures: beside the held-out pictures, and beside a baseline (docs/metrics.md)",
 }
 
 
@@ -45,6 +46,7 @@ begun, only what decides neither the model nor its data may change, such as the 
 
   python -m kaleido_jax.main annotate --workdir={_plain(workdir)}
   python -m kaleido_jax.main --workdir={_plain(workdir)}
+  python -m kaleido_jax.main evaluate --workdir={_plain(workdir)}
 """
 
 from pathlib import Path

@@ -1,6 +1,10 @@
 """Batches of an experiment's records, as config.data and config.latents say."""
 
+import dataclasses
+from collections.abc import Iterator
+
 import jax
+import numpy as np
 
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import Config, micro_names
@@ -48,3 +52,27 @@ def make_batches(
         micros=micro_names(config.model),
         num_workers=config.data.num_workers,
     )
+
+
+def batches_of_all(config: Config, records: Records, codec: Codec) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of batches in which each record is once, in their order; the last one may be smaller.
+
+    Only what does not fill a row on each device is left out, so nothing on a single device.
+
+    Raises:
+      UserError: as make_batches, or fewer records than devices.
+    """
+    mesh = make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]  # that share a batch
+    total = len(records) // devices * devices
+    if not total:
+        raise user_error(f"{len(records)} records on {devices} devices", "one for each", "use fewer devices")
+    size = max(config.train.batch_size // devices * devices, devices)
+    data = dataclasses.replace(config.data, length_buckets=(), num_workers=0)
+    for start in range(0, total, size):
+        rows = range(start, min(start + size, total))
+        train = dataclasses.replace(config.train, batch_size=len(rows))
+        part = dataclasses.replace(config, train=train, data=data)
+        loader = make_batches(part, records.select(rows), codec, shuffle=False, num_epochs=1)
+        yield next(loader)
+        loader.close()

@@ -1,6 +1,7 @@
 """Looks at a run while it trains: held-out losses, and a grid of the same captions with the same latents and noise."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,47 @@ from kaleido_jax.runtime.mesh import placing, put_batch, replicated
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train.batches import make_batches
 from kaleido_jax.train.caption_cache import ClassCaptions
-from kaleido_jax.train.step import joint_loss
+from kaleido_jax.train.step import Metrics, joint_loss
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = "test"  # the split
 FOLDER = "samples/training"
 ROWS = 6  # of the grid
+
+
+class Losses:
+    """The training loss and its parts, without a step, under times and noise that are the same whenever it is asked."""
+
+    def __init__(self, config: Config, model: Kaleido, mesh: Mesh) -> None:
+        """Compiles with the first batch of each shape."""
+        self.mesh = mesh
+
+        def losses(params: dict[str, Any], frozen: dict[str, Any], batch: dict[str, Any], number: Any) -> Metrics:
+            with placing(mesh, config.mesh.rules):
+                return joint_loss(params | frozen, model, config, batch, number)[1]
+
+        self._losses = jax.jit(losses, out_shardings=replicated(mesh))
+
+    def mean(
+        self, batches: Sequence[dict[str, np.ndarray]], params: dict[str, Any], frozen: dict[str, Any], passes: int = 1
+    ) -> dict[str, float]:
+        """The mean over the samples, by the names of the metrics.
+
+        Args:
+          batches: this process's rows of each, one at least.
+          params: trained parts of the model.
+          frozen: the other parts.
+          passes: over the batches, each with times and noise of its own.
+        """
+        found, rows = [], []
+        for number in range(passes * len(batches)):
+            batch = batches[number % len(batches)]
+            inputs = params, frozen, put_batch(batch, self.mesh), np.int32(number)
+            distributed.compile_together(self._losses, *inputs)
+            found.append(jax.device_get(self._losses(*inputs)))
+            rows.append(len(batch["image"]))
+        return {name: float(np.average([each[name] for each in found], weights=rows)) for name in found[0]}
 
 
 class Looks:
@@ -41,22 +76,14 @@ class Looks:
         self.records = _held_out(config, workdir, self.codec)
         self.batches = self._batches() if self.records and config.eval.held_out_batches else []
 
-        def losses(params: dict[str, Any], frozen: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-            with placing(mesh, config.mesh.rules):
-                return joint_loss(params | frozen, model, config, batch, 0)[1]
-
-        self._losses = jax.jit(losses, out_shardings=replicated(mesh))
+        self._losses = Losses(config, model, mesh)
 
     def __call__(self, step: int, ema: dict[str, Any], frozen: dict[str, Any]) -> dict[str, float]:
         """Held-out losses of the EMA, under names with `held_out_`; the grid is in samples/training/."""
-        found = []
-        for batch in self.batches:
-            placed = put_batch(batch, self.mesh)
-            distributed.compile_together(self._losses, ema, frozen, placed)
-            found.append(jax.device_get(self._losses(ema, frozen, placed)))
+        found = self._losses.mean(self.batches, ema, frozen) if self.batches else {}
         if self.config.eval.grid:
             self._draw(step, ema | frozen)
-        return {f"held_out_{name}": float(np.mean([each[name] for each in found])) for name in (found or [{}])[0]}
+        return {f"held_out_{name}": value for name, value in found.items()}
 
     def _batches(self) -> list[dict[str, np.ndarray]]:
         """The first batches of the held-out records, the same for every look; their times and noise are fixed too."""
@@ -82,14 +109,21 @@ class Looks:
         log.info("grid of held-out captions and latents: %s", path)
 
 
-def _held_out(config: Config, workdir: Path, codec: Codec) -> Records | None:
+def open_held_out(config: Config, workdir: Path, codec: Codec) -> Records | None:
+    """The records of the split `test` beside those of training; None if there are none."""
     folder = find_records(records_folder(config, workdir), HELD_OUT)
     train = find_records(records_folder(config, workdir))
     if folder == train or not (folder / MANIFEST).exists():
-        log.warning("no held-out records (%s), so no held-out losses", folder)
         return None
-    size = config.model.denoiser.image_size
-    records = open_records(folder, codec=codec, image_size=size, verify=config.data.verify)
+    return open_records(folder, codec=codec, image_size=config.model.denoiser.image_size, verify=config.data.verify)
+
+
+def _held_out(config: Config, workdir: Path, codec: Codec) -> Records | None:
+    records = open_held_out(config, workdir, codec)
+    if records is None:
+        where = records_folder(config, workdir) / HELD_OUT
+        log.warning("no held-out records (%s), so no held-out losses", where)
+        return None
     if config.eval.held_out_batches and len(records) < config.train.batch_size:
         log.warning(
             "%d held-out records fill no batch of %d, so no held-out losses", len(records), config.train.batch_size

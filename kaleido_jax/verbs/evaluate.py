@@ -7,6 +7,7 @@ from typing import Any
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import check_workdir
 from kaleido_jax.config.sweep import load_sweep
+from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.runtime.files import make_folder
 from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, say
@@ -20,20 +21,38 @@ SWEEP = Flag(
     has_fields=True,
     replaces=("config",),
 )
-FLAGS = (CONFIG, SWEEP, WORKDIR, *PROCESSES)
+BASELINE = Flag(
+    name="baseline",
+    value="DIR",
+    help="with the protocol records: the workdir of a model without latents that was trained on the same records, to "
+    "be measured beside it",
+    kind=Path,
+)
+FLAGS = (CONFIG, SWEEP, BASELINE, WORKDIR, *PROCESSES)
 OTHERS = {  # parts of a report with the same measures -> heading of their column
-    "real": "real scenes",
+    "baseline": "baseline",
+    "real": "real images",
     "kept": "others kept",
     "follow": "others follow",
 }
 
 
-def run(config: Config | None, workdir: Path, sweep: tuple[str, dict[str, str]] | None = None) -> None:
+def run(
+    config: Config | None,
+    workdir: Path,
+    sweep: tuple[str, dict[str, str]] | None = None,
+    baseline: Path | None = None,
+) -> None:
     """Prints eval/<protocol>.json beside the bundled models', measuring first unless it has the latest checkpoint's.
 
     With a sweep: measures what is missing of it and prints its tables.
+
+    Raises:
+      UserError: a baseline beside a sweep, and what the protocol or the sweep raises.
     """
     if sweep is not None:
+        if baseline is not None:
+            raise user_error("--baseline beside --sweep", "one of them", "a sweep names its models itself")
         _sweep(sweep, workdir)
         return
     check_backend()
@@ -42,10 +61,15 @@ def run(config: Config | None, workdir: Path, sweep: tuple[str, dict[str, str]] 
 
     check_workdir(config, workdir)
     with compiling("what measures", config.model, config.diffusion, config.sample, config.eval):
-        report = measure(workdir, config)
+        report = measure(workdir, config, baseline)
     columns = {"this run": report} | bundled_reports(config.eval.protocol)
     say(f"{workdir / 'eval' / config.eval.protocol}.json:")
     say(table(columns | {heading: report[key] for key, heading in OTHERS.items() if key in report}))
+    for name, reason in report.get("left_out", {}).items():
+        say(f"  no {name}: {reason}")
+    page = workdir / "eval" / f"{config.eval.protocol}.html"
+    if page.exists():
+        say(f"{page} shows it")
 
 
 def _sweep(sweep: tuple[str, dict[str, str]], folder: Path) -> None:

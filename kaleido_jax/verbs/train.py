@@ -1,5 +1,6 @@
 """train: records, training, a grid and measures; each is skipped if it is already done."""
 
+import shlex
 from pathlib import Path
 
 from kaleido_jax.config.schema import Config
@@ -10,6 +11,7 @@ from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, say
 
 HELP = "train, and sample a grid at the end; resumes from the workdir's latest checkpoint"
 FLAGS = (CONFIG, WORKDIR, *PROCESSES)
+NOT_AT_END = ("records",)  # protocols that want a baseline beside the run, and a feature network that may be missing
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -21,5 +23,7 @@ def run(config: Config, workdir: Path) -> None:
         say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
     if config.train.sample_at_end:
         sample(config, workdir)
-    if config.eval.protocol != "none":
+    if config.eval.protocol in NOT_AT_END:
+        say(f"measure it: python -m kaleido_jax.main evaluate --workdir={shlex.quote(str(workdir))}")
+    elif config.eval.protocol != "none":
         evaluate(config, workdir)

@@ -35,13 +35,21 @@ def measure(example: Example, z: Latents) -> dict[str, list[int]]:
         if boxes:
             drawn = geometry.to_thousandths(np.array(boxes, np.float64), size_px)
             found = np.array([b.box for b in z.bbox], np.float64).reshape(-1, 4)
-            out["box"] = _paired(geometry.box_iou(drawn[:, None], found[None]))
+            out["box"] = pair_boxes(drawn, found)
     if z.blob is not None:
         masks = [o.mask for o in example.objects if o.mask is not None and o.mask.sum() > SMALLEST_PX**2]
         if masks:
             filled = [geometry.ellipse_mask(np.array(b.blob, np.float64), size_px) for b in z.blob]
             out["ellipse"] = _paired(np.array([[_iou(m, f) for f in filled] for m in masks]).reshape(len(masks), -1))
     return out
+
+
+def pair_boxes(wanted: Float[np.ndarray, "n 4"], found: Float[np.ndarray, "m 4"]) -> list[int]:
+    """IoU of each wanted box with its own found one, 0..1000; 0 for one without a partner, or without overlap.
+
+    They are paired one to one so that the sum of IoU is maximal.
+    """
+    return _paired(geometry.box_iou(wanted[:, None], found[None]))
 
 
 def tally(measures: Iterable[Mapping[str, list[int]]]) -> dict[str, dict[str, int]]:
