@@ -120,6 +120,14 @@ def test_run_again_redoes_nothing(workdir, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 
+def test_a_protocol_that_wants_a_baseline_is_not_measured_when_training_ends(workdir, capsys):
+    config = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, protocol="records"))
+    before = {*workdir.rglob("eval/*")}
+    train.run(config, workdir)
+    assert f"measure it: python -m kaleido_jax.main evaluate --workdir={workdir}" in capsys.readouterr().out
+    assert {*workdir.rglob("eval/*")} == before
+
+
 @pytest.mark.slow
 def test_resume_is_bit_identical(workdir, tmp_path):
     folder = tmp_path / "resumed"

@@ -57,6 +57,7 @@ def test_the_config_fits_the_pictures(made):
     assert (config.data.source, config.data.root, config.name) == ("folder", str(data), "my pictures")
     assert config.latents.segments == config.annotate.segments == ("text", "voken")
     assert config.sample.captions == CLASSES and config.annotate.held_out_share == 0.05
+    assert config.eval.protocol == "records" and config.eval.num_samples >= 50
     assert config.model.t5.vocabulary == str(workdir / "spiece.model")
     codec = open_codec(config)
     for name in CLASSES:  # an umlaut stays, and each word is one piece
