@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import fingerprint, write_atomically
 from kaleido_jax.runtime.mesh import make_mesh
+from kaleido_jax.runtime.progress import progress
 from kaleido_jax.sampling.batched import SETTINGS
 from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -162,8 +163,9 @@ def measure(config: Config, workdir: Path, baseline: Path | None = None) -> dict
         real = {"train": real_of(task.data.train, MOST_REFERENCE)}
         if task.data.held_out is not None:
             real["held_out"] = real_of(task.data.held_out, len(captions))
-        report = {"of": task.metadata} | _report(task, real, drawn, captions)
-        _add_losses(report, losses)
+        report = {"of": task.metadata} | losses["model"] | _report(task, real, drawn, captions)
+        if "baseline" in losses:
+            report["baseline"] = losses["baseline"] | report["baseline"]
         _add_boxes(report, task, drawn["model"], real)
         content = page(report, _shown(real, drawn, captions), config.name)
         write_atomically(path.with_suffix(".html"), content.encode())
@@ -303,17 +305,14 @@ def losses_of(pipeline: KaleidoPipeline, data: OwnData) -> dict[str, float]:
     return found
 
 
-def _add_losses(report: dict[str, Any], losses: dict[str, dict[str, float]]) -> None:
-    for name, found in losses.items():
-        (report if name == "model" else report[name]).update(found)
-
-
 # ----------------------------------------------------------------------------------------------- report
 def _report(task: _Task, real: dict[str, Real], drawn: dict[str, Drawn], captions: list[str]) -> dict[str, Any]:
     """What features and z say."""
     data, extractor, stamping = task.data, task.extractor, _stamping(task)
-    features = {name: extractor(one.pixels) for name, one in drawn.items()}
-    real_features = {name: extractor(one.pixels) for name, one in real.items()}
+    everything = [*drawn.values(), *real.values()]
+    with progress("features", sum(len(one.pixels) for one in everything), "img") as advance:
+        rows = [_features(extractor, one.pixels, advance) for one in everything]
+    features, real_features = dict(zip(drawn, rows, strict=False)), dict(zip(real, rows[len(drawn) :], strict=True))
     reference = reference_of(
         real_features["train"], name=f"records {data.fingerprint}", split="train", identity=extractor.identity
     )
@@ -350,6 +349,14 @@ def _report(task: _Task, real: dict[str, Real], drawn: dict[str, Drawn], caption
     if drawn["model"].z:
         numbers["model"] |= latents_report(drawn["model"].z)
     return {"counts": counts} | numbers.pop("model") | numbers | {"left_out": left_out, "stamps": stamps}
+
+
+def _features(extractor: Extractor, pixels: at.Images, advance: Callable[[int], None]) -> Rows:
+    parts = []
+    for part in extractor.stream([pixels]):
+        parts.append(part)
+        advance(len(part))
+    return np.concatenate(parts)
 
 
 def real_of(records: Records, most: int) -> Real:

@@ -16,7 +16,7 @@ from kaleido_jax.latents.render.svg import render_svg
 from kaleido_jax.sampling.output import png_bytes
 from kaleido_jax.sampling.tokens import SampledLatents
 
-_Z_PX = 160  # width of a picture of z
+_Z_PX = 128  # width of a picture of z, about that of a column of the page
 
 
 @dataclass(frozen=True, kw_only=True)
