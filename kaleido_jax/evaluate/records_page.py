@@ -124,7 +124,8 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
         (
             "Likeness",
             f"{number:,} samples beside {reference}. Precision and density: samples look like the pictures. Recall and "
-            "coverage: all kinds of pictures occur.",
+            "coverage: all kinds of pictures occur. Blurred samples may have a high precision and density with a "
+            "recall near 0: they lie in the middle of everything.",
             sets,
             "",
         ),
