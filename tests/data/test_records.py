@@ -68,7 +68,8 @@ def test_training_reads_the_same_without_the_latents(made, opening):
 def test_manifest_tells_how_the_records_were_made(made, opening, tokenizer):
     manifest = open_records(made / "train", **opening).manifest
     sizes = {"num_train": 40, "num_test": 1, "two_share": 0.2, "image_size": 32}
-    assert manifest.source == {"name": "emoji", "split": "train", "seed": 0} | sizes
+    views = {"names_alone": False, "least_side": 0.45, "most_tilt": 45}
+    assert manifest.source == {"name": "emoji", "split": "train", "seed": 0} | sizes | views
     assert manifest.class_names == list(KINDS)
     assert manifest.counts == {"text": 40, "bbox": 40, "voken": 40}
     assert [s.records for s in manifest.shards] == [16, 16, 8]
