@@ -45,6 +45,9 @@ class Sweep:
     sample: tuple[str, ...] = ()  # "FIELD=VALUE" of config.sample for all, e.g. ("num_steps=20",)
     num_samples: Count = 2_000  # of each cell, the captions in turn
     num_reference: Count = 2_000  # real images
+    reference: PathText = ""  # their folder ROOT/CAPTION/MODE/IMAGE; scenes of emoji are drawn instead
+    extractor: str = "efficientnet-lite0"  # the feature network, where images are photographs
+    extractor_path: PathText = ""  # its weights; "" = those of its package
     seeds: tuple[Whole, ...] = (0,)  # of sampling; each is measured for itself
     tune_gamma: Weight = 4.0
     tune_samples: Count = 500  # for each setting that is tried, with a seed of their own

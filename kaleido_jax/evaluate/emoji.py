@@ -176,29 +176,21 @@ def report_of(samples: Samples, reader: SpriteReader) -> dict[str, Any]:
 def modes_of_caption(seen: Sequence[Seen], kind: int) -> dict[str, Any]:
     """The hidden modes among the samples of one caption.
 
-    Over the samples of the right kind: `shares` of the twelve sprites, `modes_found`, `effective_number` (exp of the
-    entropy), beside it the true shares' own (`_true`) and the mean of as many samples of a perfect model (`_exact`),
-    `total_variation` from the true shares, with the same mean; None where no sample is of the right kind. Over all
-    samples in which something is seen: entropies in nats of the words for background, place and size.
+    Over the samples of the right kind: what `modes.counts_of` counts of the twelve sprites. Over all samples in which
+    something is seen: entropies in nats of the words for background, place and size.
     """
-    true, first = SHARES[kind], SPRITES_PER_KIND * kind
+    first = SPRITES_PER_KIND * kind
     right = [s.sprite - first for s in seen if s.kind == kind]
-    shares = modes.shares_of(right, SPRITES_PER_KIND) if right else None
-    exact = modes.of_exact_sampling(true, len(right)) if right else {}
-    names = SPRITE_NAMES[first : first + SPRITES_PER_KIND]
+    counted = modes.counts_of(right, SHARES[kind])
+    shares, names = counted.pop("shares"), SPRITE_NAMES[first : first + SPRITES_PER_KIND]
     return {
         "samples": len(seen),
         "kind_right": len(right) / len(seen),
-        "modes_found": modes.modes_found(shares) if right else 0,
-        "effective_number": modes.effective_number(shares) if right else None,
-        "effective_number_exact": exact.get("effective_number"),
-        "effective_number_true": modes.effective_number(true),
-        "total_variation": modes.total_variation(shares, true) if right else None,
-        "total_variation_exact": exact.get("total_variation"),
+        **counted,
         "entropy_background": _entropy([s.background for s in seen], list(BACKGROUNDS)),
         "entropy_place": _entropy([s.place for s in seen], PLACES),
         "entropy_size": _entropy([s.size for s in seen], SIZES),
-        "shares": dict(zip(names, shares.tolist(), strict=True)) if right else None,
+        "shares": dict(zip(names, shares, strict=True)) if shares else None,
     }
 
 

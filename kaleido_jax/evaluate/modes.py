@@ -1,6 +1,7 @@
 """Statistics of which modes were drawn how often, beside the true shares."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -48,4 +49,28 @@ def of_exact_sampling(true: Shares, number: int) -> dict[str, float]:
     return {
         "effective_number": float(np.mean([effective_number(draw) for draw in draws])),
         "total_variation": float(np.mean([total_variation(draw, true) for draw in draws])),
+    }
+
+
+def counts_of(found: Sequence[int], true: Shares) -> dict[str, Any]:
+    """The hidden modes among some samples of one caption, whose true shares are known.
+
+    `shares` of the modes, `modes_found`, `effective_number`, beside it the true shares' own (`_true`) and the mean of
+    as many samples of a perfect model (`_exact`), `total_variation` from the true shares, with the same mean; None
+    where there is no sample.
+
+    Args:
+      found: the mode of each sample, 0..n-1; samples of none of them left out.
+      true: shares of the modes.
+    """
+    shares = shares_of(found, len(true)) if found else None
+    exact = of_exact_sampling(true, len(found)) if found else {}
+    return {
+        "modes_found": modes_found(shares) if found else 0,
+        "effective_number": effective_number(shares) if found else None,
+        "effective_number_exact": exact.get("effective_number"),
+        "effective_number_true": effective_number(true),
+        "total_variation": total_variation(shares, true) if found else None,
+        "total_variation_exact": exact.get("total_variation"),
+        "shares": shares.tolist() if found else None,
     }

@@ -55,6 +55,14 @@ SET_PROTOCOLS = {
         num_reference=50_000,
         num_neighbors=50_000,
     ),
+    # Photographs of classes inside classes, e.g. Tiny ImageNet's 2,500 of its validation split in 50 classes.
+    "classes": SetProtocol(
+        extractors=("efficientnet", "onnx", "transformers", FID_NAME, "inception"),
+        resize="",
+        num_samples=2_500,
+        num_reference=2_500,
+        num_neighbors=2_500,
+    ),
     "emoji": SetProtocol(
         extractors=("sprite-reader",), resize="means", num_samples=2_000, num_reference=2_000, num_neighbors=2_000
     ),

@@ -23,7 +23,8 @@ from kaleido_jax.evaluate.sweep import cells as of_sweep
 from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model
 from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
 from kaleido_jax.evaluate.sweep.figure import write_figure
-from kaleido_jax.evaluate.sweep.measures import Measure, Measured, open_measure, pixels_shown
+from kaleido_jax.evaluate.sweep.measured import Measure, Measured, pixels_shown
+from kaleido_jax.evaluate.sweep.measures import open_measure
 from kaleido_jax.evaluate.sweep.page import page
 from kaleido_jax.evaluate.sweep.summary import markdown, summarize
 from kaleido_jax.evaluate.sweep.tuning import READING_SEC, tune

@@ -11,7 +11,7 @@ from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, is_tuned
 from kaleido_jax.evaluate.metrics.frechet import frechet_distance, moments
 from kaleido_jax.evaluate.sweep.cells import Chosen, guidance_of, sample_of
 from kaleido_jax.evaluate.sweep.drawing import Drawn
-from kaleido_jax.evaluate.sweep.measures import Measure
+from kaleido_jax.evaluate.sweep.measured import Measure
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import fingerprint, write_atomically
 

@@ -1,0 +1,100 @@
+"""Modes that are folders: plain colors, which mean colors as features tell apart."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
+from kaleido_jax.errors import UserError
+from kaleido_jax.evaluate import sets
+from kaleido_jax.evaluate.features.extractor import Extractor
+from kaleido_jax.evaluate.sets import SetProtocol
+from kaleido_jax.evaluate.sweep import folders
+from kaleido_jax.evaluate.sweep.drawing import Drawn
+from kaleido_jax.evaluate.sweep.measures import open_measure
+
+COLORS = {
+    "warm": {"red": (220, 30, 30), "orange": (230, 140, 20)},
+    "cold": {"blue": (20, 40, 220), "green": (20, 190, 60)},
+}
+EACH = {"red": 12, "orange": 6, "blue": 9, "green": 9}
+SIDE = 8
+SAMPLED = {
+    "checkpoint": "aa",
+    "prior": "",
+    "sampler": "x",
+    "num_steps": 1,
+    "guidance": "cfg",
+    "gamma": 1.0,
+    "seeds": (0,),
+}
+
+
+def picture(rng, color, side=SIDE):
+    return np.clip(np.array(color) + rng.normal(0, 12, (side, side, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for caption, modes in COLORS.items():
+        for mode, color in modes.items():
+            (tmp_path / caption / mode).mkdir(parents=True)
+            for i in range(EACH[mode]):
+                Image.fromarray(picture(rng, color, 2 * SIDE)).save(tmp_path / caption / mode / f"{i}.png")
+    protocol = SetProtocol(extractors=("mean",), resize="", num_samples=20, num_reference=36, num_neighbors=20)
+    monkeypatch.setitem(sets.SET_PROTOCOLS, "colors", protocol)
+    means = Extractor(name="mean color", weights="0", resize="none", of=lambda x: x.mean(axis=(1, 2), dtype=np.float32))
+    monkeypatch.setattr(folders, "open_extractor", lambda name, path: means)
+    models = (SweptModel(name="a", paths=("x",)),)
+    sizes = {"num_samples": 20, "num_reference": 36}
+    return Sweep(protocol="colors", models=models, rules=(SweptRule(name="CFG"),), reference=str(tmp_path), **sizes)
+
+
+def drawn(colors):
+    """20 samples of the two captions in turn; `colors` for each caption in turn."""
+    rng, kinds = np.random.default_rng(1), np.arange(20) % 2
+    pixels = np.stack([picture(rng, colors[kind][i // 2 % len(colors[kind])]) for i, kind in enumerate(kinds)])
+    return Drawn(captions=kinds, pixels=pixels, z=[])
+
+
+def test_modes_are_counted_beside_their_true_shares(sweep, tmp_path):
+    measure = open_measure(sweep, SIDE, tmp_path)
+    assert measure.captions == ("cold", "warm") and measure.modes["warm"].names == ("orange", "red")
+    assert measure.modes["warm"].shares == pytest.approx((1 / 3, 2 / 3))
+    assert measure.about["reader"]["accuracy"] == 1 and measure.about["reader"]["num_test"] == 12
+    cold, warm = (list(COLORS[caption].values()) for caption in ("cold", "warm"))
+    both = measure(drawn([cold, warm]), SAMPLED)
+    assert both.result.values["kind_right"] == 1
+    assert both.result.values["effective_number"] == pytest.approx(2)
+    assert both.captions["cold"]["shares"] == {"blue": 0.5, "green": 0.5}
+    assert both.captions["warm"]["total_variation"] == pytest.approx(1 / 6)
+    assert both.seen.tolist()[:4] == [0, 1, 1, 0]  # blue, red, green, orange among their own caption's modes
+    one = measure(drawn([cold[:1], warm[:1]]), SAMPLED)
+    assert one.result.values["effective_number"] == pytest.approx(1)
+    assert one.result.values["recall"] < both.result.values["recall"]
+    assert one.result.values["frechet"] > 2 * both.result.values["frechet"]
+
+
+def test_samples_of_another_caption_are_wrong_and_of_no_mode(sweep, tmp_path):
+    cold, warm = (list(COLORS[caption].values()) for caption in ("cold", "warm"))
+    swapped = open_measure(sweep, SIDE, tmp_path)(drawn([warm, warm]), SAMPLED)
+    assert swapped.result.values["kind_right"] == 0.5
+    assert swapped.captions["cold"]["shares"] is None and set(swapped.seen[::2].tolist()) == {-1}
+
+
+def test_folders_that_do_not_fit_are_refused_in_one_line(sweep, tmp_path):
+    with pytest.raises(UserError, match="without sweep.reference"):
+        open_measure(dataclasses.replace(sweep, reference=""), SIDE, tmp_path)
+    with pytest.raises(UserError, match=re.escape("no folders CAPTION/MODE")):
+        open_measure(dataclasses.replace(sweep, reference=str(tmp_path / "warm")), SIDE, tmp_path)
+    (tmp_path / "warm" / "pink").mkdir()
+    with pytest.raises(UserError, match="0 images in .*pink; expected 3 or more"):
+        open_measure(sweep, SIDE, tmp_path)
+    for i in range(3):
+        (tmp_path / "warm" / "pink" / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="pink.*not an image"):
+        open_measure(sweep, SIDE, tmp_path)
