@@ -203,8 +203,9 @@ def test_an_emoji_baseline_differs_by_its_latents(pair):
     kaleido, baseline = (load_config(f"emoji_combined:{variant}") for variant in pair)
     assert kaleido.latents.segments and baseline.latents.segments == ()
     assert (kaleido.name, baseline.name) == ("emoji-tiny", "emoji-tiny-baseline")
-    for group in ("model", "diffusion", "train", "sample"):
+    for group in ("model", "diffusion", "train", "eval"):
         assert getattr(baseline, group) == getattr(kaleido, group)
+    assert dataclasses.replace(baseline.sample, num_steps=10) == kaleido.sample  # what each needs
 
 
 def test_the_64_px_net_grows_around_the_long_run():

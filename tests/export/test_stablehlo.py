@@ -25,7 +25,7 @@ from tests.sampling.test_pipeline import random_params
 from tests.tiny import single_net_config, small_nest_config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-PROGRAM = re.search(r"<!-- draws without the package -->\n```python\n(.*?)```", PAGE, re.DOTALL)[1]
+PROGRAM = re.search(r"<!-- draws without the package -->\n<!-- run by \S+ -->\n```python\n(.*?)```", PAGE, re.DOTALL)[1]
 WITHOUT = "import sys\nsys.modules['kaleido_jax'] = None  # importing it fails\n"
 # Random weights also sample coordinates that `coordinate_step` would move; the program of the page leaves them.
 CHANGES = {"sample__num_steps": 3, "sample__gamma": 3.0, "latents__coordinate_step": 1}

@@ -251,7 +251,8 @@ def gradients(policy):
 def test_recomputed_layers_give_the_same_gradients(remat):
     (recomputes, found), (plain_recomputes, plain) = gradients(remat), gradients("none")
     assert recomputes and not plain_recomputes
-    jax.tree.map(lambda a, b: close(a, b, tolerance=1e-5), found, plain)
+    # Other fusions round differently; relative to the largest entry, as below.
+    jax.tree.map(lambda a, b: close(a, b, tolerance=1e-5 * max(1.0, float(np.abs(b).max()))), found, plain)
 
 
 def check_gradients(grads, source, given):

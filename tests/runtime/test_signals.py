@@ -31,7 +31,9 @@ def start():
 
     def run(source):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        running.append(subprocess.Popen([sys.executable, "-c", source], cwd=REPO, text=True, **pipes))
+        # A shell lets its jobs in the background ignore Ctrl-C, and these tests may be one.
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        running.append(subprocess.Popen([sys.executable, "-c", source], cwd=REPO, text=True, **pipes, **heard))
         assert running[0].stdout.readline() == "in\n"
         time.sleep(0.2)
         return running[0]
