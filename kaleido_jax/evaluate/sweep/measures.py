@@ -25,7 +25,7 @@ def open_measure(sweep: Sweep, image_size: int, folder: Path) -> Measure:
         known = ", ".join(SET_PROTOCOLS)
         raise user_error(f"sweep.protocol = {sweep.protocol!r}", f"one of {known}", "choose one of them")
     check_counts(sweep.protocol, num_samples=sweep.num_samples, num_reference=sweep.num_reference)
-    if sweep.protocol.startswith("emoji"):
+    if SET_PROTOCOLS[sweep.protocol].extractors == ("sprite-reader",):
         return SceneMeasure.open(sweep, image_size, folder)
     if not sweep.reference:
         found = f"sweep.protocol = {sweep.protocol!r} without sweep.reference"
