@@ -29,7 +29,7 @@ def test_the_second_process_is_told_what_the_first_one_took(tmp_path, caplog, mo
         compile_something()
     assert "compiling a step, for the first time here" in caplog.text and "compiled a step in" in caplog.text
     (times,) = json.loads((tmp_path / FILE).read_text()).values()
-    assert set(times) <= {"fresh", "cached"} and 0 < min(times.values()) < 60
+    assert set(times) <= {"fresh", "cached"} and 0 <= min(times.values()) < 60  # tenths of a second
     caplog.clear()
     with compiling("a step", "of 8 rows"):  # in this process it is compiled
         compile_something()
