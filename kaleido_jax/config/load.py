@@ -78,6 +78,8 @@ def base_config(name_or_path: str | Path) -> "ConfigDict":
 
 
 def _changed(values: dict[str, Any], overrides: Mapping[str, Any]) -> Config:
+    if "rules" in values and "models" in values:
+        raise user_error("a sweep as the config of a model", "a config", "give it to `evaluate` by --sweep=NAME")
     for key, value in overrides.items():
         field_type(Config, key)  # raises for an unknown key, naming the nearest
         *path, last = key.split(".")

@@ -67,6 +67,8 @@ def load_sweep(spec: str, overrides: dict[str, str]) -> Sweep:
       UserError: no such file, an error inside it, an unknown field or a value that is not allowed.
     """
     values = load_values(spec)
+    if "train" in values:
+        raise user_error(f"--sweep={spec}, a config of a model", "a sweep such as sweep_emoji", "name one")
     for key, text in overrides.items():
         values[key] = read_text(text, field_type(Sweep, key), key)
     return build(Sweep, values)

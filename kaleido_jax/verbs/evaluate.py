@@ -78,7 +78,9 @@ def _sweep(sweep: tuple[str, dict[str, str]], folder: Path) -> None:
     from kaleido_jax.evaluate.sweep.run import SweepRun
     from kaleido_jax.evaluate.sweep.summary import markdown
 
-    say(markdown(SweepRun(loaded, make_folder(folder, "--workdir")).run()))
+    started = SweepRun(loaded, folder)  # refuses what cannot run, and leaves nothing behind
+    make_folder(folder, "--workdir")
+    say(markdown(started.run()))
     say(f"{folder / 'sweep.html'} shows it, {folder / 'sweep.json'} holds it")
 
 

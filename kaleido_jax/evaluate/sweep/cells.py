@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from kaleido_jax.config.schema import Config, Mesh, Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, resolved, settings
@@ -97,8 +96,3 @@ def check_models(sweep: Sweep) -> int:
         found = " and ".join(f"{path} of {size} px" for size, path in sizes.items())
         raise user_error(found, "images of one size", "sweep them one after the other")
     return next(iter(sizes))
-
-
-def title_of(path: str) -> str:
-    """The last part of a model's path, which says enough in a table."""
-    return Path(path).name

@@ -323,6 +323,16 @@ def test_a_bad_sweep_is_refused_before_anything_is_drawn(changes, said, tmp_path
         load_sweep(str(path), {})
 
 
+def test_configs_and_sweeps_are_told_apart_and_a_refused_sweep_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="--sweep=emoji_combined, a config of a model; expected a sweep"):
+        load_sweep("emoji_combined", {})
+    with pytest.raises(UserError, match="give it to `evaluate` by --sweep=NAME"):
+        load_config("sweep_emoji")
+    with pytest.raises(UserError, match="no model 'runs/claim/baseline-0'"):
+        VERBS["evaluate"].run(None, tmp_path / "w", ("sweep_emoji:claim", {}))
+    assert not (tmp_path / "w").exists()
+
+
 def test_too_few_images_other_protocols_and_missing_models_are_refused(tmp_path):
     for changes, said in (
         ({"num_samples": NUMBER - 1}, "79 samples for protocol tiny"),
