@@ -1,12 +1,13 @@
 """The paper's figure 5 on scenes of emoji: the same net trained with z of each kind, of all, of an oracle, and without.
 
-Command:  python -m kaleido_jax.main --config=configs/claim_emoji.py:baseline-0 --workdir=runs/claim/baseline-0
+Command:  python -m kaleido_jax.main annotate --config=configs/claim_emoji.py:combined-0 --workdir=runs/claim/records-0
+          python -m kaleido_jax.main --config=configs/claim_emoji.py:baseline-0 --workdir=runs/claim/baseline-0
           python -m kaleido_jax.main --config=configs/claim_emoji.py:combined-0 --workdir=runs/claim/combined-0
           ... for each of MODELS and each seed; the number after the dash is the seed of scenes, weights and order.
           python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py:claim --workdir=runs/claim/sweep
-          `bash launch/claim.sh` does all of it.
+          `python launch/experiments.py emoji` does all of it.
 Hardware: one GPU. The package's two models, the same nets, trained beside each other on an H200 at 10,000 to 13,000
-          images/s each (benchmarks/results/emoji_recipe.md): 7,000 steps of 256 images are about three minutes.
+          images/s each (benchmarks/results/emoji_recipe.md).
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     "eta01": ALL,  # the AR loss counts a tenth
     "uncond30": ALL,  # c and z are dropped in 30 % of the rows instead of 10 %
 }
-STEPS = 7_000
+STEPS = 3_000
+SCENES = 25_000
 
 
 def get_config(model: str = "combined-0") -> ConfigDict:
@@ -42,8 +44,10 @@ def get_config(model: str = "combined-0") -> ConfigDict:
     config.latents.segments = MODELS[name]
     config.data.emoji.two_share = 0.0  # every scene has one mode of its caption
     config.data.emoji.names_alone = name == "oracle"
+    config.data.emoji.num_train, config.data.emoji.num_test = SCENES, 200
+    config.data.records = f"runs/claim/records-{'oracle-' * (name == 'oracle')}{seed}"  # models of a seed share them
     train = config.train
-    train.num_steps, train.checkpoint_every_steps = STEPS, STEPS // 8
+    train.num_steps, train.checkpoint_every_steps, train.warmup_steps = STEPS, STEPS // 8, 300
     train.keep_every_steps = STEPS // 8  # the first one is the worse model of autoguidance
     train.sample_at_end = False
     config.eval.protocol = "none"  # the sweep measures

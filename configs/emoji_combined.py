@@ -112,5 +112,5 @@ def get_config(variant: str = "short") -> ConfigDict:
     if accelerator:  # batches of 16 would leave it idle; less noise in the gradient bears a higher rate
         train.batch_size, train.num_steps, train.learning_rate, train.warmup_steps = 256, 14_000, 3e-3, 500
         train.ema_decay, train.log_every_steps, train.checkpoint_every_steps = 0.999, 250, 3_500
-        config.data.num_workers = 5
+        config.data.in_memory = True  # otherwise reading takes five processes
     return config

@@ -2,8 +2,8 @@
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
-          emoji-tiny. ":claim" is of the models that `bash launch/claim.sh` trains by configs/claim_emoji.py, and wants
-          an accelerator. Fields change by --sweep.KEY=VALUE.
+          emoji-tiny. ":claim" is of the models that `python launch/experiments.py emoji` trains by
+          configs/claim_emoji.py, and wants an accelerator. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -111,6 +111,7 @@ def get_config(variant: str = "bundled") -> ConfigDict:
         rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
         sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
     if variant == "claim":
-        many = {"num_samples": 2_000, "num_reference": 2_000, "tune_samples": 500, "chunk": 500}
-        sweep = dataclasses.replace(sweep, name="emoji, three seeds", protocol="emoji", models=claim_models(), **many)
+        # Batches of one size, so that each rule compiles once.
+        large = {"tune_samples": 500, "chunk": 500}
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(), **large)
     return ConfigDict(dataclasses.asdict(sweep))

@@ -10,6 +10,7 @@ from kaleido_jax.config.fields import build, cross_check
 from kaleido_jax.config.schema import (
     Annotate,
     Config,
+    Data,
     Latents,
     Mesh,
     Model,
@@ -270,6 +271,13 @@ def _check_segments(segments: tuple[str, ...], path: str) -> None:
             raise user_error(f"config.{path} has {segment!r}", f"segments from {known}", "correct the name")
     if segments != in_order:
         raise user_error(f"config.{path} = {segments}", f"{in_order}, once each in this order", "reorder them")
+
+
+@cross_check(Data)
+def _check_data(data: Data, path: str) -> None:
+    if data.in_memory and data.num_workers:
+        found = f"config.{path}.in_memory and {path}.num_workers = {data.num_workers}"
+        raise user_error(found, "one of them, since each process would keep all records", "unset the other")
 
 
 @cross_check(Latents)

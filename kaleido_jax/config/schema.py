@@ -199,6 +199,7 @@ class Data:
     class_captions: tuple[str, ...] = ()  # all captions of the data, if they are few: each is then encoded once
     length_buckets: tuple[Count, ...] = ()  # of z below max_latents_tokens: a batch has one, so short z are padded less
     num_workers: MayChange[Whole] = 0  # processes that read and decode records; 0 = threads of the training process
+    in_memory: MayChange[bool] = False  # keep every record decoded once it was read: for data that fit into memory
     max_bad_share: MayChange[Share] = 0.001  # share of records that may be unreadable before training stops
     verify: MayChange[Literal["full", "size"]] = "full"  # check of record shards when opened: sha256 or size
     fetch: MayChange[str] = ""  # shown when the records are missing: where to get the data

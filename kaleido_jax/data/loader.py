@@ -56,6 +56,7 @@ def make_loader(
     rows: slice | Int[np.ndarray, " r"] = slice(None),
     micros: Sequence[str] = (),
     num_workers: int = 0,
+    in_memory: bool = False,
 ) -> "Batches":
     """An iterator of batches with get_state() and set_state(); with `num_epochs`, incomplete batches are left out.
 
@@ -73,6 +74,7 @@ def make_loader(
       rows: those of every batch that this process reads; the batches are the same however many processes share them.
       micros: micro conditions of the denoiser; records have "scale" only.
       num_workers: processes that read, with threads of their own; 0 = threads of this process.
+      in_memory: keep what was read once, decoded, so that later epochs only copy it. Batches are the same.
 
     Raises:
       UserError: a sample is longer than its bucket (it is named, before the first batch), or no batch is full.
@@ -84,7 +86,7 @@ def make_loader(
         bucket_of = buckets_of(records.latents_lengths(codec), bounds)
     order = Order(bucket_of, batch_size, seed=seed, shuffle=shuffle, num_epochs=num_epochs)
     reader = _Reader(records, codec, order, rows, max_caption_tokens, bounds, tuple(micros))
-    return Batches(reader, num_workers)
+    return Batches(reader, num_workers, _Kept(reader) if in_memory else None)
 
 
 @runtime_checkable
@@ -107,9 +109,9 @@ class BatchIterator(Protocol):
 class Batches(Iterator[dict[str, np.ndarray]]):
     """Batches from the next one on, whose number is the whole state."""
 
-    def __init__(self, reader: "_Reader", num_workers: int) -> None:
+    def __init__(self, reader: "_Reader", num_workers: int, kept: "_Kept | None" = None) -> None:
         """Starts no thread before the first batch is asked for."""
-        self._reader, self._num_workers = reader, num_workers
+        self._reader, self._num_workers, self._kept = reader, num_workers, kept
         self._next, self._iterator = 0, None
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -158,8 +160,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def _read_from(self, batch: int) -> grain.DatasetIterator:
         reader = dataclasses.replace(self._reader, first=batch)
         number = min(len(reader.order) - batch, sys.maxsize // reader.rows_a_batch)
-        samples = grain.MapDataset.range(reader.rows_a_batch * number).map(reader)
         options = grain.ReadOptions(num_threads=_NUM_THREADS, prefetch_buffer_size=_BUFFERED_BATCHES)
+        if self._kept is not None:
+            numbers = grain.MapDataset.range(batch, batch + number)
+            return iter(numbers.map(self._kept.batch).to_iter_dataset(options))
+        samples = grain.MapDataset.range(reader.rows_a_batch * number).map(reader)
         batches = samples.batch(reader.rows_a_batch, drop_remainder=True).to_iter_dataset(options)
         if self._num_workers:
             if not flags.FLAGS.is_parsed():  # Grain reads some of absl's flags, which our command line does not parse
@@ -190,7 +195,11 @@ class _Reader:
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         _end_with_parent()
         batch, row = divmod(int(number), self.rows_a_batch)
-        index = wanted = int(self.order[self.first + batch][self.rows][row])
+        return self.sample(int(self.order[self.first + batch][self.rows][row]))
+
+    def sample(self, wanted: int) -> dict[str, np.ndarray]:
+        """Record `wanted`, or the next one of its bucket that can be read."""
+        index = wanted
         for _ in range(_MAX_TRIES - 1):
             try:
                 return self._sample(index) | {"replaced": np.float32(index != wanted)}
@@ -209,6 +218,43 @@ class _Reader:
         if "scale" in self.micros:  # a photo of unknown size counts as one that was not enlarged
             sample["micro_scale"] = np.float32(record.shorter_side_px or image.shape[0])
         return sample | {"image": image, "sample_id": np.int64(index)}
+
+
+class _Kept:
+    """Batches of samples that are read when they are first asked for, and kept in arrays of all records.
+
+    Threads may read the same sample twice; they then write the same values.
+    """
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._arrays: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()  # for making the arrays
+        self._there = np.zeros(len(reader.records), bool)
+
+    def batch(self, number: int) -> dict[str, np.ndarray]:
+        reader = self._reader
+        indices = reader.order[int(number)][reader.rows]
+        for index in indices[~self._there[indices]].tolist():
+            self._keep(index, reader.sample(index))
+        batch = {name: values[indices] for name, values in self._arrays.items()}
+        length = reader.bounds[reader.order.bucket_of[indices[0]]]
+        return {name: rows[:, :length] if name.startswith("decoder_") else rows for name, rows in batch.items()}
+
+    def _keep(self, index: int, sample: dict[str, np.ndarray]) -> None:
+        with self._lock:
+            if not self._arrays:
+                self._arrays = {name: self._room(name, value) for name, value in sample.items()}
+        for name, value in sample.items():
+            if name.startswith("decoder_"):
+                self._arrays[name][index, : len(value)] = value
+            else:
+                self._arrays[name][index] = value
+        self._there[index] = True
+
+    def _room(self, name: str, value: np.ndarray | np.generic) -> np.ndarray:
+        shape = self._reader.bounds[-1:] if name.startswith("decoder_") else np.shape(value)
+        return np.zeros((len(self._there), *shape), value.dtype)
 
 
 @functools.cache

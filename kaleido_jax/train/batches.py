@@ -51,6 +51,7 @@ def make_batches(
         rows=rows_of_process(mesh, config.train.batch_size),
         micros=micro_names(config.model),
         num_workers=config.data.num_workers,
+        in_memory=config.data.in_memory,
     )
 
 
@@ -68,7 +69,7 @@ def batches_of_all(config: Config, records: Records, codec: Codec) -> Iterator[d
     if not total:
         raise user_error(f"{len(records)} records on {devices} devices", "one for each", "use fewer devices")
     size = max(config.train.batch_size // devices * devices, devices)
-    data = dataclasses.replace(config.data, length_buckets=(), num_workers=0)
+    data = dataclasses.replace(config.data, length_buckets=(), num_workers=0, in_memory=False)
     for start in range(0, total, size):
         rows = range(start, min(start + size, total))
         train = dataclasses.replace(config.train, batch_size=len(rows))

@@ -28,7 +28,13 @@ BASELINE = Flag(
     "be measured beside it",
     kind=Path,
 )
-FLAGS = (CONFIG, SWEEP, BASELINE, WORKDIR, *PROCESSES)
+PART = Flag(
+    name="part",
+    value="MODEL/N",
+    help="with --sweep: only the cells of training N (from 0) of a model, so that several processes, each with another "
+    "part, share a sweep; --sweep alone then collects them",
+)
+FLAGS = (CONFIG, SWEEP, PART, BASELINE, WORKDIR, *PROCESSES)
 OTHERS = {  # parts of a report with the same measures -> heading of their column
     "baseline": "baseline",
     "real": "real images",
@@ -42,19 +48,22 @@ def run(
     workdir: Path,
     sweep: tuple[str, dict[str, str]] | None = None,
     baseline: Path | None = None,
+    part: str | None = None,
 ) -> None:
     """Prints eval/<protocol>.json beside the bundled models', measuring first unless it has the latest checkpoint's.
 
-    With a sweep: measures what is missing of it and prints its tables.
+    With a sweep: measures what is missing of it and prints its tables; of a part of it, only measures.
 
     Raises:
-      UserError: a baseline beside a sweep, and what the protocol or the sweep raises.
+      UserError: a baseline beside a sweep, a part without one, and what the protocol or the sweep raises.
     """
     if sweep is not None:
         if baseline is not None:
             raise user_error("--baseline beside --sweep", "one of them", "a sweep names its models itself")
-        _sweep(sweep, workdir)
+        _sweep(sweep, workdir, part)
         return
+    if part is not None:
+        raise user_error("--part without --sweep", "both", "name the sweep")
     check_backend()
     from kaleido_jax.evaluate.protocols import bundled_reports, measure
     from kaleido_jax.runtime.compile_times import compiling
@@ -72,14 +81,17 @@ def run(
         say(f"{page} shows it")
 
 
-def _sweep(sweep: tuple[str, dict[str, str]], folder: Path) -> None:
+def _sweep(sweep: tuple[str, dict[str, str]], folder: Path, part: str | None) -> None:
     loaded = load_sweep(*sweep)
     check_backend()
     from kaleido_jax.evaluate.sweep.run import SweepRun
     from kaleido_jax.evaluate.sweep.summary import markdown
 
-    started = SweepRun(loaded, folder)  # refuses what cannot run, and leaves nothing behind
+    started = SweepRun(loaded, folder, part)  # refuses what cannot run, and leaves nothing behind
     make_folder(folder, "--workdir")
+    if part is not None:
+        say(f"{part}: {started.run_part()} cells are measured; without --part the same command collects all")
+        return
     say(markdown(started.run()))
     say(f"{folder / 'sweep.html'} shows it, {folder / 'sweep.json'} holds it")
 

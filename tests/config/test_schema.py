@@ -151,6 +151,11 @@ def test_micro_conditions_that_the_denoiser_lacks_are_refused():
         tiny_config(model__denoiser__micro=(("scale", 0.0),))
 
 
+def test_processes_that_read_do_not_keep_the_records_each():
+    with pytest.raises(UserError, match="config.data.in_memory and data.num_workers = 2; expected one of them"):
+        tiny_config(data__in_memory=True, data__num_workers=2)
+
+
 def test_what_may_change_in_a_workdir_is_said_at_the_field():
     assert marked(Config, MAY_CHANGE) == {
         *("name", "init", "sample", "eval", "mesh"),
@@ -158,6 +163,7 @@ def test_what_may_change_in_a_workdir_is_said_at_the_field():
         *(f"train.{f}" for f in ("keep_checkpoints", "keep_every_steps", "sample_at_end", "full_disk")),
         *(f"train.{f}" for f in ("max_skipped_steps", "profile_steps", "ema_snapshot_every_steps", "wandb_project")),
         *(f"data.{f}" for f in ("verify", "fetch", "records", "root", "tar.index", "num_workers", "max_bad_share")),
+        "data.in_memory",
         *(f"annotate.{f}" for f in ("batch_size", "date", "endpoint", "engine", "num_workers", "ray_address")),
         *(f"annotate.{f}" for f in ("worker_cpus", "worker_gpus", "report_samples")),
     }

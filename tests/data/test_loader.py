@@ -135,6 +135,22 @@ def test_buckets_pad_less_and_lose_nothing(loader, records, tokenizer):
     assert len({batch["decoder_target_tokens"].shape[1] for batch in batches}) > 1
 
 
+def test_batches_kept_in_memory_are_those_that_are_read(loader, records, monkeypatch):
+    """In the first epoch, in later ones, in buckets, of one process's rows, and after a resume."""
+    read, count = type(records).training_record, []
+    for options in ({"length_buckets": (40, 56), "batch_size": 4}, {"rows": slice(4, 8)}, {"segments": ()}):
+        expected = take(loader(**options), 25)
+        monkeypatch.setattr(type(records), "training_record", lambda self, i: count.append(i) or read(self, i))
+        kept = loader(in_memory=True, **options)
+        assert_same(take(kept, 20), expected[:20])
+        kept.set_state(kept.get_state())
+        count.clear()
+        assert_same(take(kept, 5), expected[20:])
+        if "rows" not in options:  # every record was seen once
+            assert not count
+        monkeypatch.undo()
+
+
 @pytest.mark.slow
 def test_worker_processes_read_the_same_batches(loader):
     buckets = {"length_buckets": (48,), "batch_size": 4}

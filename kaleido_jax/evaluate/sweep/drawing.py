@@ -23,7 +23,7 @@ from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
 
-PART = 200  # samples that are stored together; a run that was stopped loses at most as many
+PART = 200  # samples that are stored together, or a whole batch: a run that was stopped loses at most as many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ def draw(
     seed: int,
     folder: Path,
     shuffled: bool = False,
+    chunk: int = 0,
 ) -> Drawn:
     """`number` images of the captions in turn; what the folder holds already is not drawn again.
 
@@ -54,17 +55,19 @@ def draw(
       seed: sample i depends on it, on i and on the caption alone.
       folder: of the samples of all cells.
       shuffled: each image gets the z of another image of its caption.
+      chunk: images that the pipeline samples at once.
 
     Raises:
       FloatingPointError: samples are not finite.
     """
-    kinds, last = np.arange(number) % len(captions), number % PART  # rows of a last part that is not full
+    part = max(PART, chunk)
+    kinds, last = np.arange(number) % len(captions), number % part  # rows of a last part that is not full
     of_prior = {name: getattr(sample, name) for name in (*OF_THE_PRIOR, "grammar")}
     recipe = pipeline.recipe(captions, 1, seed, sample)
-    common = [list(captions), seed, last]
+    common = [list(captions), seed, last, *([part] if part != PART else [])]
     unguided = pipeline.recipe(captions, 1, seed, dataclasses.replace(sample, gamma=1.0))["model"]
     source = fingerprint(json.dumps([unguided, of_prior, *common]))
-    z = _latents(pipeline, sample, [captions[kind] for kind in kinds], seed, folder / "latents" / source)
+    z = _latents(pipeline, sample, [captions[kind] for kind in kinds], seed, folder / "latents" / source, part)
     if shuffled and z:
         z, source = [z[i] for i in _other_of_caption(kinds, seed)], f"{source} of {number}, shuffled"
     tokens = [row.spelled(pipeline.codec) for row in z]
@@ -77,12 +80,12 @@ def draw(
             raise FloatingPointError("samples are not finite; check the checkpoint, or lower gamma")
         return {"pixels": pixels_of(x)}
 
-    parts = draw_in_parts(number, PART, folder / "images" / name, draw_part)
+    parts = draw_in_parts(number, part, folder / "images" / name, draw_part)
     return Drawn(captions=kinds, pixels=np.concatenate([part["pixels"] for part in parts]), z=z)
 
 
 def _latents(
-    pipeline: KaleidoPipeline, sample: Sample, captions: list[str], seed: int, folder: Path
+    pipeline: KaleidoPipeline, sample: Sample, captions: list[str], seed: int, folder: Path, part: int
 ) -> list[SampledLatents]:
     if not pipeline.config.latents.segments:
         return []
@@ -91,7 +94,7 @@ def _latents(
         z = pipeline.sample_latents([captions[i] for i in rows], seed=seed, indices=rows, sample=sample)
         return {"tokens": pad_rows([row.tokens for row in z], pipeline.config.latents.max_latents_tokens)}
 
-    parts = draw_in_parts(len(captions), PART, folder, draw_part)
+    parts = draw_in_parts(len(captions), part, folder, draw_part)
     return [read_latents(row, pipeline.codec) for part in parts for row in part["tokens"]]
 
 

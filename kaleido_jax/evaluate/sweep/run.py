@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from kaleido_jax.config.schema import Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel
+from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate.sweep import cells as of_sweep
 from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model
 from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
@@ -40,15 +42,22 @@ JPEG_QUALITY = 90
 class SweepRun:
     """A sweep in progress; everything finished is in its folder."""
 
-    def __init__(self, sweep: Sweep, folder: Path) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, part: str | None = None) -> None:
         """Checks the models; loads the measure.
 
+        Args:
+          sweep: what is measured.
+          folder: of everything finished.
+          part: "MODEL/N", training N, from 0, of a model of the sweep; the others need not be there.
+
         Raises:
-          UserError: a model is missing or does not fit, or too few images for the protocol.
+          UserError: no such part, a model is missing or does not fit, or too few images for the protocol.
         """
         self.sweep, self.folder = sweep, folder
-        image_size = check_models(sweep)
-        self.measure: Measure = open_measure(sweep, image_size, folder)
+        self._part = None if part is None else _part(sweep, part)
+        needed = sweep if self._part is None else dataclasses.replace(sweep, models=(_alone(*self._part),))
+        image_size = check_models(needed)
+        self.measure: Measure = open_measure(needed, image_size, folder)
         self._loaded: tuple[Any, KaleidoPipeline] | None = None
 
     def run(self) -> dict[str, Any]:
@@ -57,17 +66,7 @@ class SweepRun:
         Raises:
           FloatingPointError: samples are not finite.
         """
-        chosen, tried = tune(self.sweep, self.measure, self._draw_few, self.folder)
-        plan = [
-            cell
-            for model in self.sweep.models
-            for training in range(len(model.paths))
-            for cell in of_sweep.cells(self.sweep, chosen, model, training)
-        ]
-        found = []
-        for i, cell in enumerate(plan):
-            log.info("cell %d of %d: %s", i + 1, len(plan), cell.title)
-            found.append(self._cell(cell))
+        tried, found = self._cells(self.sweep.models, None)
         result = {
             "sweep": dataclasses.asdict(self.sweep),
             "captions": list(self.measure.captions),
@@ -84,6 +83,33 @@ class SweepRun:
             write_figure(result["summary"], self.folder / "sweep.png")
             write_atomically(self.folder / "sweep.html", page(result, self.folder).encode())
         return result
+
+    def run_part(self) -> int:
+        """The cells of the part alone, so that several processes share the work of a sweep; returns their number.
+
+        Raises:
+          FloatingPointError: samples are not finite.
+        """
+        model, training = self._part
+        return len(self._cells((model,), training)[1])
+
+    def _cells(
+        self, models: Sequence[SweptModel], training: int | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(settings that were tried, cells) of models, or of one of their trainings."""
+        sweep = dataclasses.replace(self.sweep, models=tuple(models))
+        chosen, tried = tune(sweep, self.measure, self._few, self._draw_few, self.folder)
+        plan = [
+            cell
+            for model in models
+            for i in (range(len(model.paths)) if training is None else (training,))
+            for cell in of_sweep.cells(self.sweep, chosen, model, i)
+        ]
+        found = []
+        for i, cell in enumerate(plan):
+            log.info("cell %d of %d: %s", i + 1, len(plan), cell.title)
+            found.append(self._cell(cell))
+        return tried, found
 
     # ------------------------------------------------------------------------------------------ one cell
     def _cell(self, cell: Cell) -> dict[str, Any]:
@@ -154,14 +180,17 @@ class SweepRun:
             temporary.write_bytes(buffer.getvalue())
 
     # ---------------------------------------------------------------------------------------- samples
-    def _draw_few(self, model: SweptModel, sample: Sample) -> tuple[Drawn, dict[str, Any]]:
-        number, seed = self.sweep.tune_samples, self.sweep.tune_seed
-        of = self._of(model, 0, sample, number, seed, _needs_worse(sample))
-        return self._drawn(model, 0, sample, number, seed), of
+    def _few(self, model: SweptModel, sample: Sample) -> dict[str, Any]:
+        """What the samples of `_draw_few` depend on."""
+        return self._of(model, 0, sample, self.sweep.tune_samples, self.sweep.tune_seed, _needs_worse(sample))
+
+    def _draw_few(self, model: SweptModel, sample: Sample) -> Drawn:
+        return self._drawn(model, 0, sample, self.sweep.tune_samples, self.sweep.tune_seed)
 
     def _drawn(self, model: SweptModel, training: int, sample: Sample, number: int, seed: int) -> Drawn:
         pipeline = self._pipeline(model, training, _needs_worse(sample))
-        return draw(pipeline, sample, self.measure.captions, number, seed, self.folder, model.shuffled)
+        captions, chunk = self.measure.captions, self.sweep.chunk
+        return draw(pipeline, sample, captions, number, seed, self.folder, model.shuffled, chunk)
 
     def _pipeline(self, model: SweptModel, training: int, worse: bool) -> KaleidoPipeline:
         """One model is loaded at a time."""
@@ -170,6 +199,22 @@ class SweepRun:
             self._loaded = None
             self._loaded = wanted, open_model(model, training, worse, self.sweep.chunk)
         return self._loaded[1]
+
+
+def _part(sweep: Sweep, text: str) -> tuple[SweptModel, int]:
+    name, _, number = text.rpartition("/")
+    for model in sweep.models:
+        if model.name == name and number.isdecimal() and int(number) < len(model.paths):
+            return model, int(number)
+    known = ", ".join(f"{model.name}/{i}" for model in sweep.models for i in range(len(model.paths)))
+    raise user_error(f"part {text!r}", f"one of {known}", "name one of them")
+
+
+def _alone(model: SweptModel, training: int) -> SweptModel:
+    """With the training, and the first one, which tunes."""
+    chosen = sorted({0, training})
+    paths, worse = ([each[i] for i in chosen] for each in (model.paths, model.worse or model.paths))
+    return dataclasses.replace(model, paths=tuple(paths), worse=tuple(worse) if model.worse else ())
 
 
 def _needs_worse(sample: Sample) -> bool:

@@ -18,10 +18,11 @@ from kaleido_jax.runtime.files import fingerprint, write_atomically
 log = logging.getLogger(__name__)
 
 READING_SEC = 3600
-Draw = Callable[[SweptModel, Sample], tuple[Drawn, dict[str, Any]]]  # few samples, and what they depend on
+Of = Callable[[SweptModel, Sample], dict[str, Any]]  # what the few samples of a setting depend on
+Draw = Callable[[SweptModel, Sample], Drawn]  # these samples
 
 
-def tune(sweep: Sweep, measure: Measure, draw: Draw, folder: Path) -> tuple[Chosen, list[dict[str, Any]]]:
+def tune(sweep: Sweep, measure: Measure, of: Of, draw: Draw, folder: Path) -> tuple[Chosen, list[dict[str, Any]]]:
     """The best settings of each rule for each model, by the least Frechet distance; and all that were tried.
 
     The samples have a seed of their own, so that no number of the sweep is of those that chose.
@@ -29,7 +30,8 @@ def tune(sweep: Sweep, measure: Measure, draw: Draw, folder: Path) -> tuple[Chos
     Args:
       sweep: says what is tried.
       measure: gives the features.
-      draw: samples of the first training of a model.
+      of: what the samples depend on.
+      draw: samples of the first training of a model; of those whose distance is known it is not called.
       folder: keeps each distance.
     """
     chosen: Chosen = {}
@@ -41,7 +43,7 @@ def tune(sweep: Sweep, measure: Measure, draw: Draw, folder: Path) -> tuple[Chos
             of_model[rule.name] = rule.tried[0] if rule.tried else ()
             if not is_tuned(rule) or (guidance_of(sweep, model, rule) == "autoguidance" and not model.worse):
                 continue
-            distances = [_distance(sweep, measure, draw, folder, model, rule, one) for one in rule.tried]
+            distances = [_distance(sweep, measure, of, draw, folder, model, rule, one) for one in rule.tried]
             best = distances.index(min(distances))
             of_model[rule.name] = rule.tried[best]
             tried += [
@@ -55,6 +57,7 @@ def tune(sweep: Sweep, measure: Measure, draw: Draw, folder: Path) -> tuple[Chos
 def _distance(
     sweep: Sweep,
     measure: Measure,
+    of: Of,
     draw: Draw,
     folder: Path,
     model: SweptModel,
@@ -62,14 +65,21 @@ def _distance(
     settings: tuple[str, ...],
 ) -> float:
     sample = sample_of(sweep, model, rule, settings, sweep.tune_gamma)
+    samples_of = of(model, sample)
+    path = folder / "tuning" / f"{fingerprint(json.dumps(samples_of))}.json"
+
+    def known() -> float | None:
+        return json.loads(path.read_text())["frechet"] if path.exists() else None
+
+    distance = distributed.tell("a distance", known, distributed.START_SEC)
+    if distance is not None:
+        return distance
     log.info("%s, %s, trying %s", model.name, rule.name, " ".join(settings) or "as it is")
-    drawn, of = draw(model, sample)
-    path = folder / "tuning" / f"{fingerprint(json.dumps(of))}.json"
+    drawn = draw(model, sample)
 
     def make() -> float:
-        if not path.exists():
-            distance = frechet_distance(measure.reference.moments, moments(measure.extractor(drawn.pixels)))
-            write_atomically(path, json.dumps({"of": of, "frechet": distance}).encode())
+        found = frechet_distance(measure.reference.moments, moments(measure.extractor(drawn.pixels)))
+        write_atomically(path, json.dumps({"of": samples_of, "frechet": found}).encode())
         return json.loads(path.read_text())["frechet"]
 
-    return distributed.tell("a distance", make, READING_SEC)
+    return distributed.tell("a measured distance", make, READING_SEC)

@@ -127,6 +127,29 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(pretending, result, f
     assert sampled(pretending) <= 2 * (2 * 20 + 3 * NUMBER)
 
 
+def test_parts_of_a_sweep_make_the_same_bytes_and_a_last_run_draws_nothing(
+    pretending, result, finished, tmp_path, monkeypatch
+):
+    for part in ("Kaleido/0", "baseline/0"):
+        assert SweepRun(SWEEP, tmp_path, part).run_part() == 4
+    assert not (tmp_path / "sweep.json").exists() and len(list(tmp_path.glob("cells/*.json"))) == 6
+    before = sampled(pretending)
+    SweepRun(SWEEP, tmp_path).run()
+    assert sampled(pretending) == before
+    for name in ("sweep.json", "sweep.md", "sweep.html", "sweep.png"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_part_needs_its_own_models_alone(tmp_path):
+    model = SweptModel(name="several", paths=("emoji-tiny", "nowhere", "emoji-tiny"))
+    sweep = dataclasses.replace(SWEEP, models=(model, SweptModel(name="other", paths=("nowhere",))))
+    assert SweepRun(sweep, tmp_path, "several/2").run_part() == 4
+    with pytest.raises(UserError, match="nowhere"):
+        SweepRun(sweep, tmp_path, "several/1")
+    with pytest.raises(UserError, match="part 'several/3'; expected one of several/0, several/1, several/2, other/0"):
+        SweepRun(sweep, tmp_path, "several/3")
+
+
 def test_the_settings_with_the_least_distance_are_taken_and_every_rule_has_the_same_budget(tmp_path, monkeypatch):
     images = PretendedModel.sample_images
 
@@ -365,7 +388,7 @@ def test_the_claims_models_differ_in_what_they_are_called_for_and_in_nothing_els
         other = flatten_dict(dataclasses.asdict(dataclasses.replace(base, name="")), sep=".")
         same[name] = {key for key in flat if flat[key] != other[key]}
     assert same["combined"] == set() and same["eta01"] == {"train.eta"} and same["uncond30"] == {"diffusion.p_uncond"}
-    assert same["oracle"] == {"latents.segments", "data.emoji.names_alone"}
+    assert same["oracle"] == {"latents.segments", "data.emoji.names_alone", "data.records"}
     assert all(same[name] == {"latents.segments"} for name in ("baseline", "text", "bbox", "blob", "voken"))
     assert load_config("claim_emoji:baseline-2").seed == 2
     with pytest.raises(UserError, match="expected MODEL-SEED"):

@@ -1,0 +1,90 @@
+"""The experiments' steps and their order; what they run is tested where it belongs."""
+
+import importlib.util
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kaleido_jax.config.load import load_config
+from kaleido_jax.main import parse_flags, split_verb
+from kaleido_jax.verbs import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def experiments():
+    spec = importlib.util.spec_from_file_location("experiments", ROOT / "launch/experiments.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def steps_of(experiments):
+    return {name: make() for name, make in experiments.EXPERIMENTS.items()}
+
+
+def test_every_step_needs_earlier_steps_alone_and_is_a_command_that_is_understood(experiments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for steps in steps_of(experiments).values():
+        seen = set()
+        for step in steps:
+            assert {*step.after} <= seen and step.name not in seen
+            seen.add(step.name)
+            words = shlex.split(step.command)
+            if words[1:3] != ["-m", "kaleido_jax.main"]:
+                assert Path(words[1]).exists()
+                continue
+            verb, flags = split_verb(words[3:])
+            parse_flags(VERBS[verb], flags)
+        assert steps[-1].name == "page"
+
+
+def test_trainings_write_where_the_sweep_and_the_other_trainings_look(experiments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    steps = {step.name: step for step in steps_of(experiments)["emoji"]}
+    for name, step in steps.items():
+        if step.after and step.after[0].startswith("records-"):
+            words = shlex.split(step.command)
+            config = load_config(words[3].partition("=")[2])
+            assert config.data.records == f"runs/claim/{step.after[0]}" and words[4].endswith(f"runs/claim/{name}")
+            assert f"--workdir={config.data.records} " in f"{steps[step.after[0]].command} "
+
+
+def test_some_trainings_alone_take_what_they_need_with_them(experiments):
+    steps = steps_of(experiments)["emoji"]
+    names = [step.name for step in experiments.chosen(steps, ["combined-0", "baseline-1"])]
+    assert names[:4] == ["records-0", "records-1", "combined-0", "baseline-1"]
+    assert "sweep of Kaleido/0" in names and "page" not in names and "sweep of baseline/1" not in names
+
+
+def test_steps_run_side_by_side_when_what_they_need_is_there(experiments, tmp_path):
+    def step(name, *after, seconds=0.0, code=0):
+        text = f"import pathlib, time; time.sleep({seconds}); pathlib.Path({str(tmp_path)!r}, {name!r}).touch()"
+        command = f"python -c {shlex.quote(f'{text}; raise SystemExit({code})')}"
+        return experiments.Step(name=name, command=command, after=after)
+
+    steps = [
+        step("slow", seconds=1.0),
+        step("quick"),
+        step("bad", code=3),
+        step("after both", "slow", "quick"),
+        step("lost", "bad"),
+        step("lost too", "lost"),
+    ]
+    runner = experiments.Runner(steps, tmp_path, jobs=3)
+    start = time.monotonic()
+    assert runner.run() == ["bad"] and runner.done == {"slow", "quick", "after both"}
+    assert time.monotonic() - start < 30
+    made = {path.name: path.stat().st_mtime for path in tmp_path.iterdir() if path.suffix != ".log"}
+    assert {*made} == {"slow", "quick", "bad", "after both"} and made["after both"] >= made["slow"] > made["quick"]
+
+
+def test_an_unknown_training_is_named(experiments, capsys):
+    with pytest.raises(SystemExit):
+        experiments.main(["emoji", "--models=combined-7"])
+    assert "no training 'combined-7'" in capsys.readouterr().err
