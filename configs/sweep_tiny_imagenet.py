@@ -1,7 +1,9 @@
 """A sweep over guidance on photographs: the models of configs/tiny_imagenet.py.
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny_sweep
-          --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE (examples/tiny_imagenet.py)
+          ":baseline", ":voken", ":bbox" and ":both" sweep one model; in the same --workdir the whole sweep finds what
+          they measured. --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
+          models' size and quality (examples/tiny_imagenet.py).
 Hardware: one GPU; nobody has run it yet
 """
 
@@ -13,29 +15,30 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("all",)
+NAMES = {"baseline": "baseline", "voken": "vokens", "bbox": "boxes", "both": "boxes and vokens"}
+VARIANTS = ("all", *NAMES)
 
 
 def get_config(variant: str = "all") -> ConfigDict:
     if variant not in VARIANTS:
-        raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose it")
+        raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
     emoji = base_config("sweep_emoji:bundled")
-    names = {"baseline": "baseline", "vokens": "voken", "boxes": "bbox", "boxes and vokens": "both"}
+    first = base_config("tiny_imagenet:baseline").train.keep_every_steps
     models = tuple(
-        SweptModel(name=name, paths=(path := (f"runs/tiny_{variant}",)), worse=path, worse_step=2_500)
-        for name, variant in names.items()
+        SweptModel(name=NAMES[name], paths=(path := (f"runs/tiny_{name}",)), worse=path, worse_step=first)
+        for name in (NAMES if variant == "all" else (variant,))
     )
     sweep = Sweep(
         name="Tiny ImageNet, 10 superclasses of 5 classes",
         protocol="classes",
         models=models,
         rules=tuple(SweptRule(**rule) for rule in emoji.rules),
-        gammas=(1.0, 2.0, 4.0, 8.0),
-        sample=("sampler=dpmpp_2m", "num_steps=30", "threshold=clip"),
+        gammas=emoji.gammas,
+        sample=emoji.sample,
         num_samples=2_500,
         num_reference=2_500,
         reference="data/val/images",
         tune_samples=500,
-        chunk=250,
+        chunk=500,
     )
     return ConfigDict(dataclasses.asdict(sweep))

@@ -1,9 +1,7 @@
 """Choosing a config for surveyed data: vocabulary, lengths of the buckets, segments, size and number of steps."""
 
 import math
-import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.tokenizer import load_tokenizer, round_up
 from kaleido_jax.latents.types import segments_of, select
-from kaleido_jax.latents.vocabulary import CHARACTERS, train_vocabulary
+from kaleido_jax.latents.vocabulary import vocabulary_of
 from kaleido_jax.models.flops import step_flops, sum_parts
 from kaleido_jax.runtime.workdir import VOCABULARY
 
@@ -35,7 +33,6 @@ MEASURED = {
 }
 MINUTES = {"cpu": 12.0, "accelerator": 5.0}  # of training, if the person does not say
 EPOCHS = 400  # at most; a fast machine would only learn a few pictures by heart
-_MOST_PIECES, _MOST_WORDS = 1_000, 500  # of a vocabulary besides the characters; each is a row of a small prior's table
 _MOST_CLASSES = 12  # rows of a grid of classes
 _RARE = 1.5  # a bucket this much longer than 98 % need is shortened to them
 _VIEW_PX = 512  # what detectors see; more costs time and finds little in photos
@@ -91,7 +88,7 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
     base = f"{BASE}:{size}" + ("-accelerator" if accelerated else "")
     fields = _data_fields(found) | _segment_fields(survey, wishes)
     values = base_config(base)
-    vocabulary = _vocabulary(survey, wishes)
+    vocabulary = vocabulary_of([*_sentences(survey), *survey.class_counts, *detected_classes(wishes.detector)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / VOCABULARY
         path.write_bytes(vocabulary)
@@ -169,22 +166,6 @@ def _segment_fields(survey: Survey, wishes: Wishes) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------- vocabulary
-def _vocabulary(survey: Survey, wishes: Wishes) -> bytes:
-    sentences = [*_sentences(survey), *survey.class_counts, *detected_classes(wishes.detector)]
-    known = {*CHARACTERS, "|", "▁"}
-    characters = sorted({c for sentence in sentences for c in sentence if c.isprintable() and not c.isspace()} - known)
-    words = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
-    whole = {word: count for word, count in words.most_common(_MOST_WORDS) if len(word) > 1}
-    total = sum(words.values())
-    return train_vocabulary(
-        sentences,
-        max_pieces=_MOST_PIECES + len(characters),
-        characters=CHARACTERS + "".join(characters),
-        normalization="identity",  # what is written is what is read: "½" is not "1/2"
-        words={word: count / total for word, count in whole.items()},
-    )
-
-
 def _sentences(survey: Survey) -> Iterator[str]:
     for look in survey.looks:
         yield look.caption

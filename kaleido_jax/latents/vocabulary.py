@@ -2,8 +2,10 @@
 
 import io
 import math
+import re
 import string
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import sentencepiece
@@ -18,6 +20,27 @@ _JOINTS = (",▁", "▁|")
 # So are the coordinates that latents.coordinate_step = 10 leaves: one token each instead of up to four. Others are
 # spelled in digits.
 _NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1, 10))
+_MOST_PIECES, _MOST_WORDS = 1_000, 500  # of data's own, besides the characters; each is a row of a small prior's table
+
+
+def vocabulary_of(sentences: Sequence[str]) -> bytes:
+    """The bytes of a model file that fits one data set: every character of it as it is written, frequent words whole.
+
+    Args:
+      sentences: its captions, class names and lines of latents, without vokens.
+    """
+    known = {*CHARACTERS, "|", "▁"}
+    characters = sorted({c for sentence in sentences for c in sentence if c.isprintable() and not c.isspace()} - known)
+    words = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
+    whole = {word: count for word, count in words.most_common(_MOST_WORDS) if len(word) > 1}
+    total = sum(words.values())
+    return train_vocabulary(
+        sentences,
+        max_pieces=_MOST_PIECES + len(characters),
+        characters=CHARACTERS + "".join(characters),
+        normalization="identity",  # what is written is what is read: "½" is not "1/2"
+        words={word: count / total for word, count in whole.items()},
+    )
 
 
 def train_vocabulary(

@@ -1,57 +1,134 @@
 import io
+import json
+import re
+import runpy
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from examples.tiny_imagenet import main
+from kaleido_jax.annotate.job.run import annotate
+from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.load import load_config
+from kaleido_jax.config.sweep import load_sweep
+from kaleido_jax.data.records import open_records, records_folder
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
 
+VARIANTS = tuple(runpy.run_path("configs/tiny_imagenet.py")["SEGMENTS"])
+BOXES = ([0, 0, 31, 63], [8, 8, 15, 15], [0, 0, 63, 63])
 
-def packed(path):
-    """Four gray photographs of two subclasses of one superclass; the last one's box has no area."""
+
+def packed(path, number=4):
+    """Photographs of a gradient, of two subclasses of one superclass in turn; the last one's box has no area."""
     parts = []
-    for gray in (10, 90, 170, 250):
+    for gray in np.linspace(10, 250, number):
+        pixels = np.clip(gray + np.arange(-32, 32), 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
-        Image.new("RGB", (64, 64), (gray,) * 3).save(buffer, "jpeg")
+        Image.fromarray(np.tile(pixels[:, None, None], (1, 64, 3))).save(buffer, "jpeg", quality=95)
         parts.append(np.frombuffer(buffer.getvalue(), np.uint8))
     np.savez(
         path,
         jpeg=np.concatenate(parts),
         offset=np.cumsum([0, *map(len, parts)]),
-        label=np.array([0, 1, 0, 1], np.uint8),
-        box=np.array([[0, 0, 31, 63], [8, 8, 15, 15], [0, 0, 63, 63], [5, 5, 5, 9]], np.uint8),
-        filename=np.array([f"{i}.JPEG" for i in range(4)]),
+        label=np.arange(number, dtype=np.uint8) % 2,
+        box=np.array([*(BOXES[i % 3] for i in range(number - 1)), [5, 5, 5, 9]], np.uint8),
+        filename=np.array([f"{i}.JPEG" for i in range(number)]),
         name=np.array(["tabby, tabby cat", "Egyptian cat"]),
         super_of_label=np.array([0, 0], np.uint8),
         super_name=np.array(["cat"]),
     )
+    return path
+
+
+def config_of(variant, folder, **changes):
+    files = {"data.root": str(folder), "model.t5.vocabulary": str(folder / "spiece.model")}
+    return load_config(f"tiny_imagenet:{variant}", **files | changes)
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder / "images")) for path in folder.glob("images/*/*/*"))
 
 
 def test_superclasses_are_captions_and_subclasses_folders_and_names_of_boxes(tmp_path, capsys):
-    packed(tmp_path / "x.npz")
-    main([f"--npz={tmp_path / 'x.npz'}", f"--out={tmp_path / 'out'}"])
+    main([f"--npz={packed(tmp_path / 'x.npz')}", f"--out={tmp_path / 'out'}"])
     assert capsys.readouterr().out == f"4 images in {tmp_path / 'out'}\n"
-    found = sorted(str(path.relative_to(tmp_path / "out/images")) for path in tmp_path.glob("out/images/*/*/*"))
-    assert found == ["cat/Egyptian cat/1.JPEG", "cat/Egyptian cat/3.JPEG", "cat/tabby/0.JPEG", "cat/tabby/2.JPEG"]
-    config = load_config("tiny_imagenet:both", **{"data.root": str(tmp_path / "out")})
-    source = open_source(config.data, seed=0, image_size=32)
+    expected = ["cat/Egyptian cat/1.JPEG", "cat/Egyptian cat/3.JPEG", "cat/tabby/0.JPEG", "cat/tabby/2.JPEG"]
+    assert names(tmp_path / "out") == expected
+    source = open_source(config_of("both", tmp_path / "out").data, seed=0, image_size=32)
     assert len(source) == 4
     first, second, _, last = (source[i] for i in range(4))
     assert first.caption == "cat" and first.objects[0].phrase == "tabby" and first.objects[0].box == (0, 0, 32, 64)
     assert second.objects[0].box == (8, 8, 16, 16) and last.objects == ()
 
 
-def test_another_file_and_a_folder_that_is_there_are_refused(tmp_path):
+def test_images_shrink_with_their_boxes_and_the_first_of_each_class_are_kept(tmp_path):
+    npz = packed(tmp_path / "x.npz", 6)
+    main([f"--npz={npz}", f"--out={tmp_path / 'whole'}"])
+    main([f"--npz={npz}", f"--out={tmp_path / 'small'}", "--side=32", "--per_class=2"])
+    assert names(tmp_path / "small") == [name for name in names(tmp_path / "whole") if name[-6] in "0123"]
+    whole, small = (
+        open_source(config_of("both", tmp_path / name).data, seed=0, image_size=32) for name in ("whole", "small")
+    )
+    assert small[1].image.shape == (32, 32, 3) and small[1].objects[0].box == (4, 4, 8, 8)
+    means = whole[1].image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(small[1].image - means).max() < 6
+    source = json.loads((tmp_path / "small" / "annotations.json").read_text())
+    assert {(image["width"], image["height"]) for image in source["images"]} == {(32, 32)}
+
+
+def test_the_vocabulary_is_small_and_has_each_word_and_number_as_one_piece(tmp_path):
+    for name in ("train", "val"):
+        main([f"--npz={packed(tmp_path / 'x.npz', 4 if name == 'train' else 6)}", f"--out={tmp_path / name}"])
+    own = [(tmp_path / name / "spiece.model").read_bytes() for name in ("train", "val")]
+    assert own[0] == own[1]  # of the names, not of the images
+    codec = open_codec(config_of("both", tmp_path / "train"))
+    assert codec.tokenizer.base_vocab_size <= 384
+    assert [len(codec.tokenizer.encode(text)) for text in ("cat", "Egyptian cat", "tabby")] == [1, 2, 1]
+    assert codec.constraint is not None  # it has the pieces that constrained sampling needs
+
+
+def test_every_variant_trains_on_the_same_records_which_leave_out_what_has_no_box(tmp_path):
+    main([f"--npz={packed(tmp_path / 'x.npz', 20)}", f"--out={tmp_path / 'train'}", "--side=32"])
+    few = {"latents.codebook_size": 8, "latents.vokens_per_image": 2, "data.records": str(tmp_path / "made")}
+    config = config_of("both", tmp_path / "train", **few)
+    [manifest] = annotate(config, tmp_path / "made", open_codec(config).tokenizer, progress=False).values()
+    assert (manifest.num_records, manifest.left_out) == (19, 1)
+    for variant in VARIANTS:
+        config = config_of(variant, tmp_path / "train", **few)
+        records = open_records(records_folder(config, tmp_path / "run"), codec=open_codec(config), image_size=32)
+        assert len(records) == 19
+
+
+def test_the_longest_latents_fit():
+    config = load_config("tiny_imagenet:both")
+    words, box, bar, vokens_and_eos = 3, 10, 1, 2 * config.latents.vokens_per_image
+    assert words + box + bar + vokens_and_eos <= config.latents.max_latents_tokens
+
+
+def test_the_sweep_of_all_has_the_models_that_its_parts_measure_and_their_first_checkpoints():
+    whole = load_sweep("sweep_tiny_imagenet", {})
+    parts = [load_sweep(f"sweep_tiny_imagenet:{variant}", {}) for variant in VARIANTS]
+    assert [model for part in parts for model in part.models] == list(whole.models)
+    for variant, model in zip(VARIANTS, whole.models, strict=True):
+        config = load_config(f"tiny_imagenet:{variant}")
+        assert model.paths == (f"runs/tiny_{variant}",) == model.worse
+        assert model.worse_step == config.train.keep_every_steps == config.train.checkpoint_every_steps
+        assert config.train.num_steps % model.worse_step == 0
+
+
+def test_another_file_bad_numbers_and_a_folder_that_is_there_are_refused(tmp_path):
     np.savez(tmp_path / "y.npz", jpeg=np.zeros(3, np.uint8))
     with pytest.raises(UserError, match="expected an .npz with jpeg, offset"):
         main([f"--npz={tmp_path / 'y.npz'}", f"--out={tmp_path / 'out'}"])
+    npz = packed(tmp_path / "x.npz")
+    for flag, said in (("--per_class=0", "--per_class=0; expected 1"), ("--side=0", "--side=0; expected 1")):
+        with pytest.raises(UserError, match=re.escape(said)):
+            main([f"--npz={npz}", f"--out={tmp_path / 'out'}", flag])
     assert not (tmp_path / "out").exists()
-    packed(tmp_path / "x.npz")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     with pytest.raises(UserError):
-        main([f"--npz={tmp_path / 'x.npz'}", f"--out={tmp_path / 'out'}"])
+        main([f"--npz={npz}", f"--out={tmp_path / 'out'}"])
     assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
