@@ -2,8 +2,8 @@
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
-          emoji-tiny. ":claim" is of the models that `python launch/experiments.py emoji` trains by
-          configs/claim_emoji.py, and wants an accelerator. Fields change by --sweep.KEY=VALUE.
+          emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
+          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -16,7 +16,7 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("bundled", "short", "controls", "claim")
+VARIANTS = ("bundled", "short", "controls", "claim", "claim-controls")
 SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
 # Guidance below some noise level, as the emoji models themselves are sampled, and the two ways in between.
@@ -65,15 +65,20 @@ def claim_models() -> tuple[SweptModel, ...]:
         ("Kaleido, blob", "blob"),
         ("Kaleido, voken", "voken"),
     )
-    controls = (("baseline, wide", "wide"), ("Kaleido, eta 0.1", "eta01"), ("Kaleido, p_uncond 0.3", "uncond30"))
     return (
         claim("baseline", "baseline", first, SEVERAL),
         claim("Kaleido", "combined", first, SEVERAL),
-        *(claim(name, model, first) for name, model in (*single, ("oracle", "oracle"), *controls)),
+        *(claim(name, model, first) for name, model in (*single, ("oracle", "oracle"))),
         claim("Kaleido, z of another", "combined", first, shuffled=True),
         claim("Kaleido, temperature 0.7", "combined", first, sample=("temperature=0.7",)),
         claim("Kaleido, temperature 1.3", "combined", first, sample=("temperature=1.3",)),
     )
+
+
+def claim_controls() -> tuple[SweptModel, ...]:
+    first = base_config("claim_emoji:baseline-0").train.keep_every_steps
+    controls = (("baseline, wide", "wide"), ("Kaleido, eta 0.1", "eta01"), ("Kaleido, p_uncond 0.3", "uncond30"))
+    return tuple(claim(name, model, first) for name, model in controls)
 
 
 BUNDLED = (
@@ -110,8 +115,12 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant == "controls":
         rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
         sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
-    if variant == "claim":
+    if variant == "claim-controls":
+        sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(), rules=(CFG, INTERVAL))
+    if variant.startswith("claim"):
         # Batches of one size, so that each rule compiles once.
         large = {"tune_samples": 500, "chunk": 500}
-        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(), **large)
+        sweep = dataclasses.replace(sweep, **large)
+    if variant == "claim":
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models())
     return ConfigDict(dataclasses.asdict(sweep))

@@ -1,8 +1,7 @@
 """A sweep over guidance on photographs: the models of configs/tiny_imagenet.py.
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny_sweep
-          ":baseline", ":voken", ":bbox" and ":both" sweep one model; in the same --workdir the whole sweep finds what
-          they measured. --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
+          --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
           models' size and quality (examples/tiny_imagenet.py).
 Hardware: one GPU; nobody has run it yet
 """
@@ -15,18 +14,18 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
+VARIANTS = ("all",)
 NAMES = {"baseline": "baseline", "voken": "vokens", "bbox": "boxes", "both": "boxes and vokens"}
-VARIANTS = ("all", *NAMES)
 
 
 def get_config(variant: str = "all") -> ConfigDict:
     if variant not in VARIANTS:
-        raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
+        raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose it")
     emoji = base_config("sweep_emoji:bundled")
     first = base_config("tiny_imagenet:baseline").train.keep_every_steps
     models = tuple(
         SweptModel(name=NAMES[name], paths=(path := (f"runs/tiny_{name}",)), worse=path, worse_step=first)
-        for name in (NAMES if variant == "all" else (variant,))
+        for name in NAMES
     )
     sweep = Sweep(
         name="Tiny ImageNet, 10 superclasses of 5 classes",

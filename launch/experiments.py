@@ -1,15 +1,15 @@
 """The experiments of docs/results on one accelerator: annotates, trains every model, sweeps all of them.
 
-    python launch/experiments.py emoji [tiny_imagenet] [--jobs=4] [--models=combined-0,baseline-0]
+    python launch/experiments.py emoji [emoji_controls] [tiny_imagenet] [--jobs=4] [--sweep.KEY=VALUE ...]
 
 --jobs of the steps run beside each other, since nets as small as these do not fill a device; a step starts when what it
-needs is there. Logs are in runs/logs, and what is finished is not done again by the same command. --models trains and
-sweeps these alone, and leaves out the page of all.
+needs is there. Logs are in runs/logs, and what is finished is not done again by the same command.
 """
 
 import argparse
 import dataclasses
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -38,67 +38,79 @@ class Step:
 
 
 def emoji() -> list[Step]:
-    """Those of configs/claim_emoji.py and sweep_emoji.py:claim."""
-    folder, config = "runs/claim", "configs/claim_emoji.py"
-    sweep = load_sweep(f"{ROOT}/configs/sweep_emoji.py:claim", {})
-    steps = [
-        Step(
-            name=f"records-{records}",
-            command=f"{MAIN} annotate --config={config}:{model} --workdir={folder}/records-{records} "
-            f"--config.annotate.num_workers={max(1, (os.cpu_count() or 1) // 4)}",
-            on_device=False,
-        )
-        for records, model in {"0": "combined-0", "1": "combined-1", "2": "combined-2", "oracle-0": "oracle-0"}.items()
+    """Models of configs/claim_emoji.py with z of every kind, of all, and without, in the sweep sweep_emoji.py:claim."""
+    records = {"0": "combined-0", "1": "combined-1", "2": "combined-2", "oracle-0": "oracle-0"}
+    made = [
+        annotating(f"{CLAIM}:{model}", f"runs/claim/records-{name}", len(records)) for name, model in records.items()
     ]
-    of_model = {
-        model: Step(
-            name=model,
-            command=f"{MAIN} --config={config}:{model} --workdir={folder}/{model}",
-            after=(f"records-{model if model.startswith('oracle') else model.rpartition('-')[2]}",),
-        )
-        for model in trainings(sweep)
-    }
-    return steps + in_order(of_model, sweeps(sweep, "configs/sweep_emoji.py:claim", folder), EMOJI_FIRST)
+    sweep = load_sweep(f"{ROOT}/configs/sweep_emoji.py:claim", {})
+    names = sorted(
+        trained_in(sweep), key=lambda name: (name.partition("-")[0] not in ("baseline", "combined"), name[-1])
+    )
+    trained = [training(f"{CLAIM}:{name}", f"runs/claim/{name}", f"runs/claim/{records_of(name)}") for name in names]
+    return [*made, *trained, *sweeps(sweep, "configs/sweep_emoji.py:claim", "runs/claim/sweep")]
 
 
-# The trainings that come first; their sweeps come before the other trainings.
-EMOJI_FIRST = (
-    *("combined-0", "baseline-0", "combined-1", "baseline-1", "combined-2", "baseline-2"),
-    *("oracle-0", "text-0", "bbox-0", "blob-0", "voken-0"),
-)
+def emoji_controls() -> list[Step]:
+    """Further models of configs/claim_emoji.py, in the sweep sweep_emoji.py:claim-controls."""
+    sweep = load_sweep(f"{ROOT}/configs/sweep_emoji.py:claim-controls", {})
+    trained = [training(f"{CLAIM}:{name}", f"runs/claim/{name}", "runs/claim/records-0") for name in trained_in(sweep)]
+    swept = sweeps(sweep, "configs/sweep_emoji.py:claim-controls", "runs/claim/controls")
+    return [annotating(f"{CLAIM}:combined-0", "runs/claim/records-0", 1), *trained, *swept]
 
 
-def trainings(sweep: Sweep) -> list[str]:
+def tiny_imagenet() -> list[Step]:
+    """configs/tiny_imagenet.py, whose data lie in data/ (see there)."""
+    sweep, config = load_sweep(f"{ROOT}/configs/sweep_tiny_imagenet.py", {}), "configs/tiny_imagenet.py"
+    names = [name.removeprefix("tiny_") for name in trained_in(sweep)]
+    trained = [training(f"{config}:{name}", f"runs/tiny_{name}", "runs/tiny") for name in names]
+    return [
+        annotating(config, "runs/tiny", 1),
+        *trained,
+        *sweeps(sweep, "configs/sweep_tiny_imagenet.py", "runs/tiny_sweep"),
+    ]
+
+
+CLAIM = "configs/claim_emoji.py"
+
+
+def annotating(config: str, folder: str, beside: int) -> Step:
+    """Records of a config, made by this one's share of the processors among `beside` jobs."""
+    workers = max(1, (os.cpu_count() or 1) // beside)
+    command = f"{MAIN} annotate --config={config} --workdir={folder} --config.annotate.num_workers={workers}"
+    return Step(name=folder, command=command, on_device=False)
+
+
+def training(config: str, folder: str, records: str) -> Step:
+    """One model."""
+    return Step(name=folder, command=f"{MAIN} --config={config} --workdir={folder}", after=(records,))
+
+
+def records_of(model: str) -> str:
+    """The folder of the records that configs/claim_emoji.py names."""
+    name, _, seed = model.rpartition("-")
+    return f"records-{'oracle-' * (name == 'oracle')}{seed}"
+
+
+def trained_in(sweep: Sweep) -> list[str]:
     """Names of the workdirs of a sweep's models."""
     return list(dict.fromkeys(Path(path).name for model in sweep.models for path in model.paths))
 
 
-def in_order(trained: dict[str, Step], swept: Sequence[Step], first: Sequence[str]) -> list[Step]:
-    """The trainings named `first`, then their sweeps, then the others and theirs."""
-    names, later = [*first], [name for name in trained if name not in first]
-    result: list[Step] = []
-    for group in (names, later):
-        result += [trained[name] for name in group]
-        for step in swept:  # a model's first training comes before its others
-            if step not in result and {*step.after} <= {other.name for other in result}:
-                result.append(step)
-    return result
-
-
 def sweeps(sweep: Sweep, spec: str, folder: str) -> list[Step]:
     """Each training's part, and the page of all; a model's first training tunes it, so the others wait for that."""
-    command = f"{MAIN} evaluate --sweep={spec} --workdir={folder}/sweep"
+    command = f"{MAIN} evaluate --sweep={spec} --workdir={folder}"
     steps = []
     for model in sweep.models:
         for i, path in enumerate(model.paths):
-            first = (f"sweep of {model.name}/0",) if i else ()
+            first = (f"{folder} {model.name}/0",) if i else ()
             part = f"{model.name}/{i}"
-            quoted = shlex.quote(f"--part={part}")
-            steps.append(Step(name=f"sweep of {part}", command=f"{command} {quoted}", after=(Path(path).name, *first)))
-    return [*steps, Step(name="page", command=command, after=tuple(step.name for step in steps))]
+            with_part = f"{command} {shlex.quote(f'--part={part}')}"
+            steps.append(Step(name=f"{folder} {part}", command=with_part, after=(path, *first)))
+    return [*steps, Step(name=f"{folder} page", command=command, after=tuple(step.name for step in steps))]
 
 
-EXPERIMENTS = {"emoji": emoji}
+EXPERIMENTS = {"emoji": emoji, "emoji_controls": emoji_controls, "tiny_imagenet": tiny_imagenet}
 
 
 class Runner:
@@ -151,7 +163,8 @@ class Runner:
         else:
             environment["JAX_PLATFORMS"] = "cpu"
         say(f"{step.name}: {step.command}")
-        with (self.logs / f"{step.name.replace('/', '-')}.log").open("ab") as log:
+        name = re.sub(r"[^\w.]+", "-", step.name.removeprefix("runs/"))
+        with (self.logs / f"{name}.log").open("ab") as log:
             command = shlex.split(step.command.replace("python", shlex.quote(sys.executable), 1))
             return (
                 subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False).returncode == 0
@@ -164,35 +177,20 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def chosen(steps: Sequence[Step], models: Sequence[str]) -> list[Step]:
-    """The steps of some trainings, with what these need and the sweeps that need nothing else."""
-    kept = {step.name for step in steps if step.name in models}
-    by_name = {step.name: step for step in steps}
-    kept |= {name for model in models for name in by_name[model].after}
-    changed = True
-    while changed:
-        more = {step.name for step in steps if step.name not in kept and step.after and kept >= {*step.after}}
-        more = {name for name in more if name.startswith("sweep of ")}
-        changed, kept = bool(more), kept | more
-    return [step for step in steps if step.name in kept]
-
-
 def main(argv: list[str]) -> int:
     """Parses the flags and runs; 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=4)
-    parser.add_argument("--models", default="", help="trainings, separated by commas")
-    flags = parser.parse_args(argv)
-    steps = [step for name in flags.experiments for step in EXPERIMENTS[name]()]
-    if flags.models:
-        models, known = flags.models.split(","), {step.name for step in steps}
-        if unknown := [model for model in models if model not in known]:
-            parser.error(f"no training {unknown[0]!r}")
-        steps = chosen(steps, models)
+    flags, more = parser.parse_known_args(argv)
+    if unknown := [flag for flag in more if not flag.startswith("--sweep.")]:
+        parser.error(f"{unknown[0]}: no such flag")
+    steps = {step.name: step for name in flags.experiments for step in EXPERIMENTS[name]()}  # shared ones once
+    for step in [step for step in steps.values() if " --sweep=" in step.command]:
+        steps[step.name] = dataclasses.replace(step, command=shlex.join([*shlex.split(step.command), *more]))
     logs = ROOT / "runs" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    failed = Runner(steps, logs, flags.jobs).run()
+    failed = Runner([*steps.values()], logs, flags.jobs).run()
     for name in failed:
         say(f"{name} failed; {logs} has its log")
     return 1 if failed else 0

@@ -107,11 +107,9 @@ def test_the_longest_latents_fit():
     assert words + box + bar + vokens_and_eos <= config.latents.max_latents_tokens
 
 
-def test_the_sweep_of_all_has_the_models_that_its_parts_measure_and_their_first_checkpoints():
-    whole = load_sweep("sweep_tiny_imagenet", {})
-    parts = [load_sweep(f"sweep_tiny_imagenet:{variant}", {}) for variant in VARIANTS]
-    assert [model for part in parts for model in part.models] == list(whole.models)
-    for variant, model in zip(VARIANTS, whole.models, strict=True):
+def test_the_sweep_has_all_models_and_their_first_checkpoints():
+    variants = ("baseline", "voken", "bbox", "both")
+    for variant, model in zip(variants, load_sweep("sweep_tiny_imagenet", {}).models, strict=True):
         config = load_config(f"tiny_imagenet:{variant}")
         assert model.paths == (f"runs/tiny_{variant}",) == model.worse
         assert model.worse_step == config.train.keep_every_steps == config.train.checkpoint_every_steps

@@ -41,25 +41,20 @@ def test_every_step_needs_earlier_steps_alone_and_is_a_command_that_is_understoo
                 continue
             verb, flags = split_verb(words[3:])
             parse_flags(VERBS[verb], flags)
-        assert steps[-1].name == "page"
+        assert steps[-1].name.endswith(" page")
 
 
-def test_trainings_write_where_the_sweep_and_the_other_trainings_look(experiments, monkeypatch):
+def test_trainings_read_the_records_that_they_wait_for_and_write_where_the_sweep_looks(experiments, monkeypatch):
     monkeypatch.chdir(ROOT)
-    steps = {step.name: step for step in steps_of(experiments)["emoji"]}
-    for name, step in steps.items():
-        if step.after and step.after[0].startswith("records-"):
+    for steps in steps_of(experiments).values():
+        annotated = {step.name for step in steps if " annotate " in step.command}
+        trained = [step for step in steps if {*step.after} & annotated]
+        for step in trained:
             words = shlex.split(step.command)
             config = load_config(words[3].partition("=")[2])
-            assert config.data.records == f"runs/claim/{step.after[0]}" and words[4].endswith(f"runs/claim/{name}")
-            assert f"--workdir={config.data.records} " in f"{steps[step.after[0]].command} "
-
-
-def test_some_trainings_alone_take_what_they_need_with_them(experiments):
-    steps = steps_of(experiments)["emoji"]
-    names = [step.name for step in experiments.chosen(steps, ["combined-0", "baseline-1"])]
-    assert names[:4] == ["records-0", "records-1", "combined-0", "baseline-1"]
-    assert "sweep of Kaleido/0" in names and "page" not in names and "sweep of baseline/1" not in names
+            assert (config.data.records,) == step.after and words[4] == f"--workdir={step.name}"
+        swept = {name for step in steps if "--part=" in step.command for name in step.after if " " not in name}
+        assert swept == {step.name for step in trained}
 
 
 def test_steps_run_side_by_side_when_what_they_need_is_there(experiments, tmp_path):
@@ -84,7 +79,8 @@ def test_steps_run_side_by_side_when_what_they_need_is_there(experiments, tmp_pa
     assert {*made} == {"slow", "quick", "bad", "after both"} and made["after both"] >= made["slow"] > made["quick"]
 
 
-def test_an_unknown_training_is_named(experiments, capsys):
-    with pytest.raises(SystemExit):
-        experiments.main(["emoji", "--models=combined-7"])
-    assert "no training 'combined-7'" in capsys.readouterr().err
+def test_the_models_that_are_compared_come_before_the_others(experiments):
+    names = [step.name.removeprefix("runs/claim/") for step in steps_of(experiments)["emoji"]]
+    trained = [name for name in names if name[-1].isdecimal() and "records" not in name and " " not in name]
+    assert [name.rpartition("-")[2] for name in trained[:6]] == ["0", "0", "1", "1", "2", "2"]
+    assert {name.partition("-")[0] for name in trained[:6]} == {"baseline", "combined"} and len(trained) == 11

@@ -377,7 +377,8 @@ def test_every_shipped_sweep_is_valid_in_each_of_its_variants(path):
 
 
 def test_the_claims_models_differ_in_what_they_are_called_for_and_in_nothing_else():
-    names = [model.rpartition("-")[0] for one in load_sweep("sweep_emoji:claim", {}).models for model in one.paths]
+    sweeps = [load_sweep(f"sweep_emoji:{variant}", {}) for variant in ("claim", "claim-controls")]
+    names = [model.rpartition("-")[0] for sweep in sweeps for one in sweep.models for model in one.paths]
     models = runpy.run_path("configs/claim_emoji.py")["MODELS"]
     assert {Path(name).name for name in names} == set(models)
     base = load_config("claim_emoji:combined-0")
