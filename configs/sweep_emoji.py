@@ -3,7 +3,7 @@
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
-          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator. Fields change by --sweep.KEY=VALUE.
+          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-short" is of four of them and a CPU. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -16,7 +16,7 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("bundled", "short", "controls", "claim", "claim-controls")
+VARIANTS = ("bundled", "short", "controls", "claim", "claim-controls", "claim-short")
 SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
 # Guidance below some noise level, as the emoji models themselves are sampled, and the two ways in between.
@@ -81,6 +81,15 @@ def claim_controls() -> tuple[SweptModel, ...]:
     return tuple(claim(name, model, first) for name, model in controls)
 
 
+def claim_short() -> tuple[SweptModel, ...]:
+    """Without worse models, so that folders with nothing but the last EMA will do."""
+    trainings = {"baseline": ("baseline", SEVERAL), "Kaleido": ("combined", (0,))}
+    return tuple(
+        SweptModel(name=name, paths=tuple(f"runs/claim/{model}-{seed}" for seed in seeds))
+        for name, (model, seeds) in trainings.items()
+    )
+
+
 BUNDLED = (
     SweptModel(name="baseline", paths=("emoji-tiny-baseline",)),
     SweptModel(name="Kaleido", paths=("emoji-tiny",)),
@@ -115,6 +124,9 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant == "controls":
         rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
         sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
+    if variant == "claim-short":
+        short = {"models": claim_short(), "rules": (CFG, INTERVAL), "gammas": (1.0, 4.0)}
+        return ConfigDict(dataclasses.asdict(dataclasses.replace(sweep, name="emoji, seeds of training", **short)))
     if variant == "claim-controls":
         sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(), rules=(CFG, INTERVAL))
     if variant.startswith("claim"):
