@@ -6,14 +6,16 @@ The same targets run for minutes or days by `bash launch/fuzz.sh` (docs/hardenin
 import functools
 import random
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import long
 from tests.fuzz.mutate import mutate
-from tests.fuzz.targets import TARGETS, probe
+from tests.fuzz.targets import TARGETS, Target, probe
 
 # Lines of one kind of segments, and weights that are no denoiser's, end in an error after they are read.
 NOT_WHOLE = ("latents_line", "torch_zip", "torch_pickle", "torch_legacy", "safetensors")
@@ -42,3 +44,33 @@ def test_any_bytes_give_a_value_or_one_line(name):
         probe(made, raw if seed % 16 == 0 else mutate(rng.choice(made.seeds), rng, made.form))
 
     run()
+
+
+class Over(Exception):
+    """The time is used up."""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_long_run_ends_by_its_cpu_time(busy, tmp_path, monkeypatch):
+    """On a machine that others use, ten minutes by the clock can be ten seconds of work."""
+
+    def read(data):
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.05:
+            sum(range(1000)) if busy else time.sleep(0.05)
+
+    def end(self):
+        raise Over
+
+    monkeypatch.setitem(TARGETS, "waits", lambda folder: Target(seeds=[b"a"], read=read))
+    monkeypatch.setattr(long.Fuzzer, "end", end)
+    fuzzer = long.Fuzzer("waits", tmp_path, 0.2)
+    read_all = 0
+    try:
+        for _ in range(200 if busy else 20):  # waiting: a second by the clock, next to nothing of the processor
+            fuzzer(b"a")
+            read_all += 1
+    except Over:
+        pass
+    assert (3 < read_all < 200) if busy else read_all == 20
+    assert not fuzzer.found
