@@ -111,7 +111,7 @@ def help_text(names: Sequence[str] = ()) -> str:
         joint = "." if flag.keyed else "="
         left = f"--{flag.name}[={flag.value}]" if flag.bare else f"--{flag.name}{joint}{flag.value}"
         text = f"{name}: {flag.help}" if name else flag.help
-        lines += textwrap.wrap(text, 120, initial_indent=f"  {left:<23}", subsequent_indent=" " * 25)
+        lines += textwrap.wrap(text, 120, initial_indent=f"  {left:<22} ", subsequent_indent=" " * 25)
         if flag is CONFIG:
             lines.append("  --config.KEY=VALUE     change one field, e.g. --config.train.batch_size=64")
     lines.append("  --help                 this text; with a verb, only the part about it")

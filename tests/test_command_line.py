@@ -109,8 +109,9 @@ def test_keyed_flags_come_as_a_dict_in_their_order(called, capsys):
     assert called[0]["say"] == {"b": "", "a.0": "z"} and list(called[0]["say"]) == ["b", "a.0"]
     main.main(["greet", EMOJI, "--to=me"])
     assert called[1]["say"] is None
+    verbs.VERBS["greet"].FLAGS += (Flag(name="tell", value="WHOM,SAYING=WHAT", keyed=True, help="many"),)
     main.main(["greet", "--help"])
-    assert "--say.WHOM=WHAT" in capsys.readouterr().out
+    assert "--say.WHOM=WHAT" in (message := capsys.readouterr().out) and "WHOM,SAYING=WHAT greet: many" in message
     for flag in ("--say=x", "--say.=x", "--say.a", "--to.a=x"):
         with pytest.raises(UserError, match=rf"unknown flag {flag}; expected .*--say.WHOM=WHAT"):
             main.main(["greet", EMOJI, "--to=me", flag])

@@ -26,6 +26,7 @@ from kaleido_jax.config.schema import Config
 from kaleido_jax.data.sources import open_source, source_kind
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
+from kaleido_jax.latents.tokenizer import vocabulary_name
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import BAD_NPZ, fingerprint, refuse_lfs_pointer, replacing, write_atomically
 from kaleido_jax.runtime.progress import progress
@@ -464,11 +465,18 @@ def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) 
             f"latents.segments = {codec.segments}",
             "annotate with these segments, or take them out of latents.segments",
         )
-    if manifest.vocabulary != codec.tokenizer.fingerprint:
+    tokenizer = codec.tokenizer
+    if manifest.codebook_size != tokenizer.codebook_size:
         raise user_error(
-            f"records in {folder} made with vocabulary {manifest.vocabulary} ({manifest.codebook_size} vokens)",
-            f"{codec.tokenizer.fingerprint} ({codec.tokenizer.codebook_size} vokens)",
-            "correct model.t5.vocabulary or latents.codebook_size, or annotate again",
+            f"records in {folder} made with a codebook of {manifest.codebook_size} vokens",
+            f"latents.codebook_size = {tokenizer.codebook_size}",
+            "correct it, or annotate again",
+        )
+    if manifest.vocabulary != tokenizer.fingerprint:
+        raise user_error(
+            f"records in {folder} made with {vocabulary_name(manifest.vocabulary, manifest.codebook_size)}",
+            vocabulary_name(tokenizer.fingerprint, tokenizer.codebook_size),
+            "correct model.t5.vocabulary, or annotate again",
         )
     if manifest.coordinate_step != codec.coordinate_step:
         raise user_error(

@@ -152,7 +152,10 @@ def lines(found: Survey, data: Found) -> list[str]:
             out.append(f"  {name} in {share:.0%} of the images{rest}")
     without = sum(not look.caption for look in found.looks)
     if without:
-        out.append(f"  {without} of {len(found.looks)} images have no caption; with the segment text they are left out")
+        out.append(
+            f"  {without} of {len(found.looks)} images have no caption: a model of such images cannot be told what "
+            "to draw; with the segment text they are left out"
+        )
     if narrow := found.narrow:
         out.append(
             f"  {len(narrow)} x narrow: the square crop keeps less than a quarter (e.g. {narrow[0].id}, "

@@ -164,6 +164,14 @@ def load_tokenizer(name_or_path: str, codebook_size: int) -> Tokenizer:
     return Tokenizer(Path(name_or_path), 100, codebook_size)
 
 
+def vocabulary_name(fingerprint: str, codebook_size: int) -> str:
+    """The vocabulary with this fingerprint, as words for a message: a shipped one has a name."""
+    for name in SHIPPED:
+        if load_tokenizer(name, codebook_size).fingerprint == fingerprint:
+            return f"vocabulary {name!r}"
+    return f"a vocabulary of its own ({fingerprint})"
+
+
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple that is at least `value`."""
     return -(-value // multiple) * multiple

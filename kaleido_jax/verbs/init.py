@@ -115,10 +115,11 @@ def _command(flags: Mapping[str, Any]) -> str:
 
 def _chosen(config: Config, choice: "Choice", looked: int) -> list[str]:
     tokens, caption = choice.longest_caption
-    shown = caption if len(caption) <= 60 else f"{caption[:57]}..."
+    shown = repr(caption if len(caption) <= 60 else f"{caption[:57]}...")
+    longest = f"{tokens} token{'s' * (tokens != 1)} ({shown})"
     lines = [
         f"chosen: {config.model.denoiser.image_size} px; latents {', '.join(config.latents.segments)}",
-        f"  a vocabulary of {choice.num_pieces} pieces; the longest caption has {tokens} tokens ({shown!r}), "
+        f"  a vocabulary of {choice.num_pieces} pieces; the longest caption has {longest}, "
         f"captions up to {config.data.max_caption_tokens} are kept, latents up to {config.latents.max_latents_tokens}",
     ]
     if choice.too_long:

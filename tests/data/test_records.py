@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -109,8 +110,11 @@ def test_missing_segments_are_named(made, tokenizer):
 
 
 def test_another_vocabulary_is_refused(made):
-    with pytest.raises(UserError, match="made with vocabulary"):
+    with pytest.raises(UserError, match="made with vocabulary 'emoji'; expected vocabulary 't5'; correct model"):
         open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("t5", 64), segments=()), image_size=32)
+    own = resources.files("kaleido_jax").joinpath("assets/emoji/spiece.model")  # with other extra ids than "emoji" has
+    with pytest.raises(UserError, match="'emoji'; expected a vocabulary of its own"):
+        open_records(made / "train", codec=Codec(tokenizer=load_tokenizer(str(own), 64), segments=()), image_size=32)
     with pytest.raises(UserError, match="latents.codebook_size"):
         open_records(made / "train", codec=Codec(tokenizer=load_tokenizer("emoji", 128), segments=()), image_size=32)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -179,6 +180,24 @@ def test_boxes_and_masks_that_the_data_have_become_segments(tmp_path):
     assert sum(m.num_records for m in manifests) == 30
     assert config.latents.max_latents_tokens - max(m.max_tokens["text | bbox | blob | voken"] for m in manifests) < 8
     assert init(tmp_path / "data", tmp_path / "v", "--segments=text").latents.segments == ("text",)
+
+
+def test_images_without_a_caption_are_told_before_and_after_annotating(tmp_path, capsys):
+    images, annotations = [], []
+    for i in range(30):
+        picture(tmp_path / "data" / "images" / f"{i}.jpg", i)
+        images.append({"id": i, "file_name": f"{i}.jpg"})
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": [8, 8, 20, 20]})
+    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    write(tmp_path / "data" / "annotations.json", json.dumps(labels))
+    config = init(tmp_path / "data", tmp_path / "w")
+    assert config.latents.segments == ("bbox", "voken")
+    told = capsys.readouterr().out
+    assert "30 of 30 images have no caption: a model of such images cannot be told what to draw" in told
+    assert "the longest caption has 1 token (" in told
+    main(["annotate", f"--workdir={tmp_path / 'w'}"])
+    [held_out] = re.findall(r"test: (\d+) record", told := capsys.readouterr().out)
+    assert f"{30 - int(held_out)} images without a caption: a model of such images cannot be told" in told
 
 
 def test_names_with_quotes_and_line_ends_cannot_break_the_file(tmp_path):

@@ -85,7 +85,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_found_before_training(annota
 def test_records_that_do_not_fit_leave_no_claim(annotated, no_training):
     config, workdir = annotated
     other = dataclasses.replace(config, latents=dataclasses.replace(config.latents, codebook_size=32))
-    with pytest.raises(UserError, match="correct model.t5.vocabulary or latents.codebook_size"):
+    with pytest.raises(UserError, match="a codebook of 64 vokens; expected latents.codebook_size = 32; correct it"):
         fit(other, workdir)
     assert not (workdir / "config.json").exists()
 

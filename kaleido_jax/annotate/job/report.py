@@ -25,6 +25,7 @@ _DRAWN_PX = 320  # side of a picture, about a card's width on a phone
 _LOSSLESS_UP_TO_PX = 64  # larger pictures are shown as JPEG, a tenth of the bytes
 _REASONS_SHOWN, _FAILURES_SHOWN = 30, 20
 _CHARACTERS_SHOWN, _NARROW_SHOWN = 20, 3
+_NO_CONDITION = "a model of such images cannot be told what to draw"
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1a1c22; --soft: #5b6270; --line: #d9dde4;
@@ -117,7 +118,7 @@ def content_rows(manifest: Manifest) -> list[tuple[str, str]]:
     for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
         if what in manifest.limits:
             longest = manifest.max_tokens.get(_longest_name(what, manifest), 0)
-            rows.append((f"longest {what}", f"{longest} tokens; {field} = {manifest.limits[what]}"))
+            rows.append((f"longest {what}", f"{_count(longest, 'token')}; {field} = {manifest.limits[what]}"))
     return rows
 
 
@@ -126,8 +127,10 @@ def _longest_name(what: str, manifest: Manifest) -> str:
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """What may be wrong with the records: lost to a limit, unknown characters, photos of an extreme shape."""
+    """What may be wrong with the records: no captions, lost to a limit, unknown characters, photos of extreme shape."""
     lines, tally = [], manifest.tally
+    if count := tally.get("empty", {}).get("caption", 0):
+        lines.append(f"{_count(count, 'image')} without a caption: {_NO_CONDITION}")
     for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
         if lengths := {int(tokens): count for tokens, count in tally.get("too_long", {}).get(what, {}).items()}:
             count = sum(lengths.values())

@@ -395,7 +395,8 @@ def _make_record(opened: OpenJob, image: _Image) -> None:
         shorter_side_px=stored.shorter_side_px,
     )
     measured = agreement.measure(image.seen["view"], kept)
-    image.count({"objects": tally.objects_of(kept)} | tally.unknown_in(words, job.codec.tokenizer))
+    empty = {} if stored.caption.strip() else {"empty": {"caption": 1}}
+    image.count({"objects": tally.objects_of(kept)} | tally.unknown_in(words, job.codec.tokenizer) | empty)
     image.entry |= {"lengths": lengths, "measured": measured, "segments": list(tokens), "record": pack(record)}
 
 

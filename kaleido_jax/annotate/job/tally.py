@@ -5,6 +5,7 @@ too_long    "caption" or "latents" -> tokens, eos included -> images that were l
 unknown     "caption" or segment -> images with characters that the vocabulary lacks
 characters  "caption" or segment -> such a character -> images
 shape       "narrow" or "enlarged" -> images
+empty       "caption" -> records with none
 """
 
 from collections.abc import Iterable, Mapping

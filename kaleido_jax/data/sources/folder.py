@@ -1,5 +1,6 @@
 """Folders by class: CLASS/IMAGE, whose class name is the caption. A flat folder of images is one class."""
 
+import functools
 import logging
 import os
 import unicodedata
@@ -40,11 +41,11 @@ class FolderSource:
         empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
         if empty:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
-            log.warning("folders without an image are ignored: %s%s in %s", ", ".join(empty[:_LISTED]), more, top)
+            _warn_once(f"folders without an image are ignored: {', '.join(empty[:_LISTED])}{more} in {top}")
         folders = {folder: files for folder, files in folders.items() if files}
         if loose := _images(top) if top.is_dir() else []:
             if folders:
-                log.warning("%d images beside the class folders of %s are ignored", len(loose), top)
+                _warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
             else:
                 folders = {top.resolve(): loose}
         if not folders:
@@ -105,6 +106,12 @@ def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:
         return class_caption((names or {}).get(own) or unicodedata.normalize("NFC", own))
     except (UnicodeDecodeError, UserError):
         return None
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """A warning: one verb opens a source several times, for each part of the data."""
+    log.warning(text)
 
 
 def _read_names(path: Path) -> dict[str, str]:

@@ -47,6 +47,9 @@ def test_what_is_hidden_or_without_images_is_no_class_and_no_image(tmp_path, cap
         "folder/dog/1.png",
     ]
     assert "lost+found" in caplog.text
+    told = len(caplog.records)
+    open_source("folder", root=str(tmp_path))
+    assert len(caplog.records) == told  # one verb opens a source several times
 
 
 def test_names_that_are_no_utf8_work_or_fail_alone(tmp_path):
