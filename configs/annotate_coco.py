@@ -8,7 +8,9 @@ Hardware: any CPU; docs/annotate.md has rates. --config.annotate.num_workers=N u
 Result:   runs/coco/records/, manifest.json and report.html, at 256 px (--config.annotate.image_size=64 for the
           first stage). A photo without captions or without objects is left out and counted.
 
-Train on them with --config.data.records=runs/coco and a config of that size, vocabulary and number of vokens.
+To train a small model of such photos, begin with `init --data=DIR` instead, whose config annotates them and trains on
+the result (docs/own-pictures.md). A config of yours takes these records by data.records = "runs/coco" if it has this
+one's model.t5.vocabulary, latents.codebook_size and latents.vokens_per_image, and images of a size that divides theirs.
 """
 
 from ml_collections import ConfigDict

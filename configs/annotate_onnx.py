@@ -2,7 +2,9 @@
 
 Command:  python -m kaleido_jax.main annotate --config=configs/annotate_onnx.py --config.data.root=DIR \\
               --config.annotate.bbox.model=yolox_nano.onnx --config.annotate.blob.model=u2netp.onnx --workdir=runs/onnx
-Data:     COCO's layout, of which only the captions are used, for text. Other sources by --config.data.source.
+Data:     COCO's layout, of which only the captions are used, for text; --config.data.source=folder for one folder for
+          each class, and others (docs/annotate.md). `init --detector=yolox_nano.onnx --masks=u2netp.onnx` writes a
+          config with these annotators that also trains a small model.
 Weights:  any YOLOX as its own program exports it, with its class names, one per line, in yolox_nano.names beside it;
           any ONNX model that maps an image to a mask, such as U2-Net. Several sizes of both are public.
 Hardware: any CPU with onnxruntime (pip install 'kaleido_jax[onnx]').

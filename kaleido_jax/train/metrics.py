@@ -59,8 +59,8 @@ class MetricWriter:
         self._run = open_wandb(config, workdir) if config and config.train.wandb_project else None
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """One line, and one event for each key."""
-        self._file.write(json.dumps({"step": step} | scalars) + "\n")
+        """One line with the time of writing, and one event for each key."""
+        self._file.write(json.dumps({"step": step, "unix_sec": round(time.time(), 3)} | scalars) + "\n")
         for key, value in scalars.items():
             self._events.add_scalar(key, value, step)
         if self._run is not None:

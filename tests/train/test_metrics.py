@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +45,7 @@ def test_torn_lines_do_not_end_a_resume(torn, tmp_path):
 
 
 def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
-    writer = MetricWriter(tmp_path)
+    begun, writer = time.time(), MetricWriter(tmp_path)
     for step in (10, 20, 30):
         writer.write_scalars(step, {"loss": float(step)})
     writer.close()
@@ -55,6 +56,8 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(10, 10.0), (20, 20.0), (30, 3.0)]
+    times = [line["unix_sec"] for line in lines]
+    assert times == sorted(times) and begun - 0.01 < times[0] and times[-1] < time.time() + 0.01
 
 
 def test_the_stopwatch_shares_the_time_out_and_knows_the_peak(monkeypatch):
