@@ -18,7 +18,7 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.held_out import held_out
 from kaleido_jax.data.sources.base import Example, Source, SourceKind, SourceSettings
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +116,18 @@ class Cropped:
         return self._source.label(index)
 
     def __getitem__(self, index: int) -> Example:
+        first = ""
         for step in range(len(self)):
             number = (index + step) % len(self)
             try:
                 if self._held_out_share and held_out(self._source, number, self._held_out_share):
                     continue
                 return square_crop(replace(self._source[number], objects=()), self._image_size)
-            except Exception:  # noqa: BLE001  # it is counted when the example's shard is made
+            except Exception as error:  # noqa: BLE001  # it is counted when the example's shard is made
+                first = first or (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
                 continue
-        raise user_error(f"none of {len(self)} images can be read", "at least one", "correct config.data.root")
+        reason = f"the first: {first}" if first else "correct config.data.root"
+        raise user_error(f"none of {len(self)} images can be read", "at least one", reason)
 
 
 def _opener(settings: AnnotatorSettings, segment: str) -> Opener:

@@ -298,6 +298,13 @@ def _finish(job: Job, done: Mapping[Place, dict[str, Any]], class_names: list[st
     return manifests
 
 
+def _without(job: Job, failures: list[dict[str, Any]]) -> str:
+    """What to do if a segment that is required fails everywhere, or ""."""
+    failed = {failure["segment"] for failure in failures} & set(job.required)
+    names = [segment for segment in job.required if segment in failed]
+    return f"take {', '.join(names)} out of annotate.segments, give the data what is missing, or " if names else ""
+
+
 def _write_manifest(job: Job, split: str, done: list[dict[str, Any]], class_names: list[str]) -> Manifest:
     shards = [Shard(**d["shard"]) for d in done]
     failures = [failure for d in done for failure in d["failures"]]
@@ -307,7 +314,7 @@ def _write_manifest(job: Job, split: str, done: list[dict[str, Any]], class_name
         raise user_error(
             f"none of {left_out} examples has all of {', '.join(job.required)}{reason}",
             "at least one",
-            f"see {notes_path(job, Place(split, 0))}",
+            f"{_without(job, failures)}see {notes_path(job, Place(split, 0))}",
         )
     counts = sum((Counter(d["counts"]) for d in done), Counter())
     manifest = Manifest(

@@ -445,6 +445,20 @@ def test_all_images_bad_is_one_line(tmp_path, tokenizer):
     assert "\n" not in str(error.value)
 
 
+def test_a_table_with_other_columns_is_told_with_its_columns(tmp_path, tokenizer):
+    """Its photos are there: a hint at the root would send one the wrong way."""
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a fox"}\n' * 30)
+    config = default_config()
+    config.data.source, config.data.root = "table", str(tmp_path / "data")
+    config.annotate.image_size, config.annotate.segments = 30, ("text", "voken")
+    config.latents.codebook_size, config.latents.vokens_per_image = 64, 4
+    reason = r"none of 30 images can be read; .*a row without image \(it has file_name, text\).* set data.table.columns"
+    with pytest.raises(UserError, match=reason):
+        _annotated(config, tmp_path / "work", tokenizer)
+
+
 def test_where_nothing_can_be_written_is_one_line(tmp_path, tokenizer):
     _coco(tmp_path / "data")
     config = default_config()
