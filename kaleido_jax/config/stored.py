@@ -46,11 +46,12 @@ def check_workdir(config: Config, workdir: Path) -> None:
     different = [key for key in different if not _only_moved(key, stored.get(key), mine.get(key), workdir)]
     if different:
         key = different[0]
+        samples = "draw other samples by `sample --seed=N`, " if different == ["seed"] else ""
         more = f" and {len(different) - 1} more fields differ" if len(different) > 1 else ""
         raise user_error(
             f"workdir {workdir} belongs to another config: {key} = {stored.get(key)!r} there{more}",
             f"{mine.get(key)!r}",
-            f"use another --workdir, or the config it was made with (--config={workdir / CONFIG})",
+            f"{samples}use another --workdir, or the config it was made with (--config={workdir / CONFIG})",
         )
 
 

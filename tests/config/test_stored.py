@@ -27,6 +27,8 @@ def test_how_it_is_sampled_may_change_in_a_workdir(tmp_path):
     check_workdir(tiny_config(sample__sampler="heun", sample__guidance="apg"), tmp_path)
     with pytest.raises(UserError, match="train.mixed_ratio"):
         check_workdir(tiny_config(train__mixed_ratio=(2, 1)), tmp_path)
+    with pytest.raises(UserError, match="seed = 0 there; expected 1; draw other samples by `sample --seed=N`, use"):
+        check_workdir(tiny_config(seed=1), tmp_path)
 
 
 def test_nets_of_another_depth_are_still_different(tmp_path):
