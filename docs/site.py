@@ -23,7 +23,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from kaleido_jax import array_types, main
-from kaleido_jax.config import fields, schema
+from kaleido_jax.config import fields, schema, sweep
 from kaleido_jax.verbs import VERBS
 
 log = get_plugin_logger("site")
@@ -54,6 +54,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     made = {
         "reference/command-line.md": command_line(),
         "reference/config.md": config_reference(),
+        "reference/sweep.md": sweep_reference(),
         "reference/array-types.md": array_types_reference(),
         "notebook.md": notebook(REPO / NOTEBOOK),
         "results/index.md": "# What was measured\n\n" + "".join(results()),
@@ -123,21 +124,44 @@ def cell(text: str) -> str:
 
 def config_reference() -> str:
     """Every field of the schema: type, range, default, whether it may change, unit or reason."""
-    source = Path(schema.__file__).read_text()
-    said = comments(source)
-    lines = {
-        (node.name, item.target.id): item.lineno
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef)
-        for item in node.body
-        if isinstance(item, ast.AnnAssign)
-    }
     text = [
         "# Every field of a config",
         "From [the schema](../../kaleido_jax/config/schema.py). A config file or a flag `--config.KEY=VALUE` sets a "
         "field; what is wrong is refused before anything compiles. *Free* fields may differ between the runs of one "
         "workdir; any other change of a config needs a new workdir.",
     ]
+    return "\n\n".join(text + field_tables(schema.Config(), Path(schema.__file__), resumes=True)) + "\n"
+
+
+def sweep_reference() -> str:
+    """Every field of a sweep, as of a config."""
+    text = [
+        "# Every field of a sweep",
+        "From [the sweep's own schema](../../kaleido_jax/config/sweep.py). A file such as "
+        "[sweep_emoji.py](../../configs/sweep_emoji.py) sets them, and a flag `--sweep.KEY=VALUE` changes one "
+        "([what a sweep is](../metrics.md#sweeps-over-guidance)).",
+    ]
+    return "\n\n".join(text + field_tables(sweep.Sweep(), Path(sweep.__file__), resumes=False)) + "\n"
+
+
+def field_tables(root: Any, source: Path, resumes: bool) -> list[str]:
+    """A heading, a docstring and a table of fields for each group below a dataclass.
+
+    Args:
+      root: the dataclass, with its defaults.
+      source: the file of all the groups, whose comments say what the fields mean.
+      resumes: whether to say which fields may change in a workdir.
+    """
+    code = source.read_text()
+    said, text = comments(code), []
+    lines = {
+        (node.name, item.target.id): item.lineno
+        for node in ast.parse(code).body
+        if isinstance(node, ast.ClassDef)
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+    }
+    columns = ["field", "meaning", "default", "type", *(["on resume"] if resumes else [])]
 
     def walk(group: type, value: Any, path: str, free: bool) -> None:
         rows, below = [], []
@@ -145,23 +169,34 @@ def config_reference() -> str:
             kind, dotted = fields.read_type(hint), f"{path}.{name}".lstrip(".")
             changes = free or fields.MAY_CHANGE in kind.marks
             default = getattr(value, name)
+            meaning = cell(said.get(lines[group.__name__, name], ""))
+            shown = "" if kind.group else cell_default(default)
             if kind.group is group:  # UNet.inner: the same fields once more
                 meaning, shown = f"the same fields, `{dotted}.image_size` and so on; `None` for the innermost", "`None`"
             elif kind.group is not None:
                 below.append((kind.group, default if default is not None else kind.group(), dotted, changes))
                 meaning, shown = f"a group: [{dotted}](#{dotted})", "" if default is not None else "`None`"
-            else:
-                meaning, shown = cell(said.get(lines[group.__name__, name], "")), cell_default(default)
-            anchor = f'<a id="{dotted}"></a>' if kind.group is None or kind.group is group else ""
-            rows.append(f"| {anchor}`{name}` | {meaning} | {shown} | {described(kind)} | {'free' if changes else ''} |")
+            elif (one := group_of_each(kind)) is not None:
+                below.append((one, one(), dotted, changes))
+                meaning = f"groups, each with these fields: [{dotted}](#{dotted})"
+            own_heading = any(dotted == one[2] for one in below)
+            anchor = "" if own_heading else f'<a id="{dotted}"></a>'
+            cells = [f"{anchor}`{name}`", meaning, shown, described(kind), *(["free" if changes else ""] * resumes)]
+            rows.append(f"| {' | '.join(cells)} |")
         title = path or "The top"
         text.append(f"## {title} {{ #{path or 'top'} }}\n\n{(group.__doc__ or '').strip()}")
-        text.append("| field | meaning | default | type | on resume |\n|---|---|---|---|---|\n" + "\n".join(rows))
+        text.append("\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]))
         for group_below in below:
             walk(*group_below)
 
-    walk(schema.Config, schema.Config(), "", False)
-    return "\n\n".join(text) + "\n"
+    walk(type(root), root, "", False)
+    return text
+
+
+def group_of_each(kind: fields.FieldType) -> type | None:
+    """The dataclass that each entry of a tuple is, or None."""
+    inner = typing.get_args(kind.bare)[:1] if typing.get_origin(kind.bare) is tuple else ()
+    return fields.read_type(inner[0]).group if inner else None
 
 
 def cell_default(value: Any) -> str:

@@ -1,5 +1,7 @@
 """The pages of docs/: the site builds without a warning, and what they tell people to type works as it stands."""
 
+import dataclasses
+import importlib.util
 import os
 import re
 import shlex
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kaleido_jax import main
+from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.verbs import VERBS
 from tests.test_readme import folder_like_a_clone
 
@@ -131,6 +134,18 @@ def test_messages_of_a_page_are_those_that_its_commands_show(tmp_path):
         assert shown and not missing, f"{block.page}: {missing} is not in\n{printed}"
 
 
+def test_the_page_of_sweeps_says_what_each_field_is():
+    spec = importlib.util.spec_from_file_location("site_hooks", REPO / "docs" / "site.py")
+    spec.loader.exec_module(site := importlib.util.module_from_spec(spec))
+    page = site.sweep_reference()
+    for path, group in {"": Sweep, "models.": SweptModel, "rules.": SweptRule}.items():
+        for field in dataclasses.fields(group):
+            [row] = re.findall(rf'(?:id="{path}{field.name}"></a>|\| )`{field.name}` \| (.*) \|.*\|.*\|', page)[:1]
+            assert row.strip(), path + field.name
+    assert "## models { #models }" in page and "on resume" not in page
+    assert "`4.0` | float at least 0" in page and "settings" in page
+
+
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     site = tmp_path / "site"
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # advertises another program
@@ -146,4 +161,5 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert "weight of the AR loss" in pages["reference/config.html"]
     assert "images_per_caption" in pages["reference/api.html"]
     assert "verify" in pages["reference/command-line.html"]
+    assert 'id="models.paths"' in pages["reference/sweep.html"]
     assert "effective number" in pages["index.html"]  # a section of README.md

@@ -27,7 +27,7 @@ class SweptModel:
 class SweptRule:
     """One way to guide."""
 
-    name: str = ""
+    name: str = ""  # as curves and tables call it
     sample: tuple[str, ...] = ()  # "FIELD=VALUE" of config.sample, e.g. ("guidance=apg",)
     # Further settings, of which each model takes the best: that with the least Frechet distance at tune_gamma.
     tried: tuple[tuple[str, ...], ...] = ()
@@ -37,11 +37,11 @@ class SweptRule:
 class Sweep:
     """Every model under every rule at every gamma."""
 
-    name: str = "sweep"
+    name: str = "sweep"  # of its page
     protocol: str = "emoji"  # of the metrics on sets of images, which says how many images it wants
     models: tuple[SweptModel, ...] = ()
     rules: tuple[SweptRule, ...] = ()
-    gammas: tuple[Weight, ...] = (1.0, 2.0, 4.0, 8.0)
+    gammas: tuple[Weight, ...] = (1.0, 2.0, 4.0, 8.0)  # weights of the guidance; 1 = none
     sample: tuple[str, ...] = ()  # "FIELD=VALUE" of config.sample for all, e.g. ("num_steps=20",)
     num_samples: Count = 2_000  # of each cell, the captions in turn
     num_reference: Count = 2_000  # real images
@@ -49,9 +49,9 @@ class Sweep:
     extractor: str = "efficientnet-lite0"  # the feature network, where images are photographs
     extractor_path: PathText = ""  # its weights; "" = those of its package
     seeds: tuple[Whole, ...] = (0,)  # of sampling; each is measured for itself
-    tune_gamma: Weight = 4.0
+    tune_gamma: Weight = 4.0  # at which the settings of a rule's `tried` are compared
     tune_samples: Count = 500  # for each setting that is tried, with a seed of their own
-    tune_seed: Whole = 1_000
+    tune_seed: Whole = 1_000  # of these samples, so that none is measured again
     shown: Count = 12  # images of each caption that the page shows, of the first seed
     chunk: Count = 50  # images sampled at once
 
