@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.signals import end_at_once
 
 log = logging.getLogger(__name__)
 
@@ -217,10 +218,7 @@ def leave(code: int) -> NoReturn:
         sys.exit(code)
     if is_main():
         time.sleep(_GRACE_SEC)  # with it goes the coordinator, which aborts the others: they write their lines first
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end_at_once(code)
 
 
 def _leave_after_traceback(*error: Any) -> None:

@@ -4,12 +4,15 @@ Python runs its handlers between two of its own instructions, so not while a lib
 thread that reads signal.set_wakeup_fd hears of signals at any time.
 """
 
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 from kaleido_jax.errors import Aborted, Terminated
 
@@ -30,6 +33,17 @@ def raise_on_sigterm() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     _Ear(_say_later).__enter__()
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the process with what is written so far, and without the interpreter's end.
+
+    For a program with threads inside a library, which that would abort, or for which others must not wait.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _say_later() -> None:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import Terminated, user_error
 from kaleido_jax.runtime.devices import check_backend
+from kaleido_jax.runtime.signals import end_at_once
 from kaleido_jax.verbs.verb import Flag, say
 
 HELP = "a page on 127.0.0.1 where latents are seen, edited and drawn again; needs no config"
@@ -39,4 +40,7 @@ def run(model: str | None, baseline: str | None, port: int | None) -> None:
         raise user_error(f"--port={port}", "0 to 65535", "correct it")
     listening = listen(port)
     say(f"studio: http://127.0.0.1:{listening.getsockname()[1]} (Ctrl-C ends it)")
-    serve(Engine(*paths), listening)
+    try:
+        serve(Engine(*paths), listening)
+    except KeyboardInterrupt as stopped:  # the usual end; the worker may be loading or compiling a model
+        end_at_once(75 if isinstance(stopped, Terminated) else 130)

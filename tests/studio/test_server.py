@@ -5,7 +5,11 @@ import concurrent.futures
 import copy
 import io
 import json
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -299,3 +303,15 @@ def test_groups_are_by_what_latents_speak_of():
     assert {g["label"]: g["share"] for g in groups}["apple + pear"] == 0.2
     assert label_of({"text": "just words"}) == "just words" and label_of({"voken": [1, 2]}) == "1 2"
     assert json.dumps(groups)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_it_ends_in_peace_while_the_model_is_loaded(number, code):
+    """The interpreter's end would abort the process ("terminate called ...") for a thread that is inside a library."""
+    command = [sys.executable, "-m", "kaleido_jax.main", "studio", "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert "http://127.0.0.1:" in server.stdout.readline()
+        time.sleep(0.5)
+        server.send_signal(number)
+        _, told = server.communicate(timeout=60)
+    assert (server.returncode, told) == (code, "")
