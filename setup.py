@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "kaleido_jax" / "__init__.p
 # Upper ends stand where the next release is known or likely to break us. Lower ends without a reason beside
 # them stand at or a little below the tested release. Nothing in CORE brings TensorFlow.
 CORE = [
+    "absl-py>=2",  # the flags that grain reads
     "array-record>=0.8.1",  # what grain asks for
     "clu>=0.0.12,<0.1",  # parts of it import TensorFlow; we use others
     "etils[epath]>=1.9.1",  # what tensorflow-datasets asks for

@@ -7,6 +7,7 @@
 """
 
 import ast
+import importlib.metadata
 import io
 import json
 import posixpath
@@ -21,6 +22,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from kaleido_jax import array_types, main
 from kaleido_jax.config import fields, schema, sweep
@@ -55,6 +58,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         "reference/command-line.md": command_line(),
         "reference/config.md": config_reference(),
         "reference/sweep.md": sweep_reference(),
+        "reference/dependencies.md": dependencies_reference(),
         "reference/array-types.md": array_types_reference(),
         "notebook.md": notebook(REPO / NOTEBOOK),
         "results/index.md": "# What was measured\n\n" + "".join(results()),
@@ -233,6 +237,51 @@ def array_types_reference() -> str:
             rows.append(f"| {anchor}`{name}` | `{ast.unparse(node.value)}` | {cell(said.get(node.lineno, ''))} |")
     text = (array_types.__doc__ or "").strip()
     return f"# Array shapes\n\n{text}\n\n| name | type and shape | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def dependencies_reference() -> str:
+    """What the package needs: ranges and reasons of setup.py, tested versions, and licenses by their own metadata."""
+    source = (REPO / "setup.py").read_text()
+    said = comments(source)
+    lists = {
+        node.targets[0].id: node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("CORE", "EXTRAS")
+    }
+    tested = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (REPO / "requirements.txt").read_text(), re.MULTILINE))
+    tested = {canonicalize_name(name): version for name, version in tested.items()}
+
+    def table(items: list[ast.expr], licensed: bool) -> str:
+        columns = ["package", "versions", *(["tested", "license"] if licensed else []), "why"]
+        rows = [columns, ["---"] * len(columns)]
+        for item in items:
+            one = Requirement(ast.literal_eval(item))
+            name = one.name + (f"[{','.join(sorted(one.extras))}]" if one.extras else "")
+            known = [tested.get(canonicalize_name(one.name), ""), ", ".join(licenses_of(one.name))] if licensed else []
+            rows.append([f"`{name}`", str(one.specifier), *known, cell(said.get(item.lineno, ""))])
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    text = [
+        "# Dependencies",
+        "From [setup.py](../../setup.py), whose ranges pip follows; the tested versions are in "
+        "[requirements.txt](../../requirements.txt) with all that they need in turn. Licenses are what the packages "
+        "say of themselves. How this is kept true is told in [hardening](../hardening.md#dependencies).",
+        table(lists["CORE"].elts, licensed=True),
+        "## Extras",
+        "None of them is needed to train, sample, edit or measure.",
+    ]
+    for extra, items in zip(lists["EXTRAS"].keys, lists["EXTRAS"].values, strict=True):
+        text += [f"### {ast.literal_eval(extra)}", table(items.elts, licensed=False)]
+    return "\n\n".join(text) + "\n"
+
+
+def licenses_of(name: str) -> list[str]:
+    """The words for its license in the metadata of an installed package."""
+    metadata = importlib.metadata.metadata(name)
+    classifiers = [line.split(" :: ")[-1] for line in metadata.get_all("Classifier", []) if line[:10] == "License ::"]
+    first = next((line for line in (metadata.get("License") or "").splitlines() if line.strip()), "none is named")
+    expression = metadata.get("License-Expression") or ("" if classifiers else first)
+    return classifiers if not expression else [one.strip() for one in re.split(r" AND | OR |[()]", expression) if one]
 
 
 # ------------------------------------------------------------------------------- includes and their links

@@ -1,6 +1,7 @@
 """The pages of docs/: the site builds without a warning, and what they tell people to type works as it stands."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -134,10 +135,16 @@ def test_messages_of_a_page_are_those_that_its_commands_show(tmp_path):
         assert shown and not missing, f"{block.page}: {missing} is not in\n{printed}"
 
 
-def test_the_page_of_sweeps_says_what_each_field_is():
+@functools.cache
+def site():
+    """The module of the site's hooks."""
     spec = importlib.util.spec_from_file_location("site_hooks", REPO / "docs" / "site.py")
-    spec.loader.exec_module(site := importlib.util.module_from_spec(spec))
-    page = site.sweep_reference()
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+def test_the_page_of_sweeps_says_what_each_field_is():
+    page = site().sweep_reference()
     for path, group in {"": Sweep, "models.": SweptModel, "rules.": SweptRule}.items():
         for field in dataclasses.fields(group):
             [row] = re.findall(rf'(?:id="{path}{field.name}"></a>|\| )`{field.name}` \| (.*) \|.*\|.*\|', page)[:1]
