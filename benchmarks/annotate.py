@@ -39,6 +39,7 @@ class NoAnnotator:
     """Answers at once, with a text."""
 
     segments, needs, metadata = ("text",), (), {"model": "none", "version": "1"}
+    sees = "record"
 
     def __call__(self, examples, so_far):
         """One answer an example."""

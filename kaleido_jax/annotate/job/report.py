@@ -62,6 +62,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 .voken li { border: 1px solid var(--line); border-radius: 5px; padding: 0 6px }
 .remarks { margin: 0; padding: 12px 14px 12px 34px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; display: grid; gap: 6px }
+#bare { accent-color: var(--accent); margin: 0 8px 14px 0 }
+#bare:checked ~ .cards .card:not(.bare) { display: none }
 details { margin-top: 12px } summary { cursor: pointer; color: var(--accent) }
 """
 
@@ -115,11 +117,22 @@ def content_rows(manifest: Manifest) -> list[tuple[str, str]]:
         have = f"{_count(count - without, 'image')} with objects, {without:,} without"
         each = f"{total / max(count, 1):.1f} an image, at most {max(images)}"
         rows.append((segment, f"{have}; {_count(total, 'object')}, {each}"))
+    if classes := class_counts(manifest):
+        name, least = classes[-1]
+        counts = f"{least:,} ({name})" if least == classes[0][1] else f"{least:,} ({name}) to {classes[0][1]:,}"
+        rows.append(("classes", f"{len(classes):,}, of {counts} images each"))
     for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
         if what in manifest.limits:
             longest = manifest.max_tokens.get(_longest_name(what, manifest), 0)
             rows.append((f"longest {what}", f"{_count(longest, 'token')}; {field} = {manifest.limits[what]}"))
     return rows
+
+
+def class_counts(manifest: Manifest) -> list[tuple[str, int]]:
+    """(class, images) from the most to the fewest; [] where there is one, or the captions are not those of classes."""
+    counts = manifest.tally.get("classes", {})
+    whole = len(counts) > 1 and sum(counts.values()) == manifest.num_records
+    return sorted(counts.items(), key=lambda one: (-one[1], one[0])) if whole else []
 
 
 def _longest_name(what: str, manifest: Manifest) -> str:
@@ -187,6 +200,10 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
     yield "</div>"
     yield "<h2>What the records hold</h2>"
     yield from _table(("what", "how much"), content_rows(manifest))
+    if classes := class_counts(manifest):
+        yield f"<details><summary>Images of each of the {len(classes):,} classes</summary>"
+        yield from _table(("class", "images"), [(name, _Number(f"{number:,}")) for name, number in classes])
+        yield "</details>"
     if lines := remarks(manifest):
         yield '<h2>Worth a look</h2><ul class="remarks">'
         yield from (f"<li>{escape(line)}</li>" for line in lines)
@@ -199,6 +216,9 @@ def _page(manifest: Manifest, chosen: list[Record]) -> Iterator[str]:
     yield from _failures(manifest)
     what = f"{len(chosen):,} of {manifest.num_records:,} images, at random"
     yield f"<h2>{what if len(chosen) < manifest.num_records else 'All images'}</h2>"
+    if bare := sum(_is_bare(record) for record in chosen):
+        label = f"only those without a box or ellipse ({bare:,})"
+        yield f'<input type="checkbox" id="bare"><label for="bare">{label}</label>'
     yield '<div class="cards">'
     for record in chosen:
         yield from _card(record)
@@ -246,9 +266,15 @@ def _failures(manifest: Manifest) -> Iterator[str]:
     yield "</details>"
 
 
+def _is_bare(record: Record) -> bool:
+    """Whether it could have boxes or ellipses and has none."""
+    lists = [found for found in (record.latents.bbox, record.latents.blob) if found is not None]
+    return bool(lists) and not any(lists)
+
+
 def _card(record: Record) -> Iterator[str]:
     z = record.latents
-    yield '<article class="card">'
+    yield f'<article class="card{" bare" * _is_bare(record)}">'
     yield render_svg(Latents(bbox=z.bbox, blob=z.blob), _DRAWN_PX, _data_url(record.image))
     yield f"<div><h3>{escape(record.caption) or '(no caption)'}</h3>"
     if z.text is not None:

@@ -119,6 +119,7 @@ class OpenJob:
         """
         self.job = job
         self.source: Source = job.kind.open(job.source)
+        self.class_names = frozenset(self.source.class_names)
         self.annotators: list[Annotator] = open_annotators(job.annotators, job.codec.segments)
         self.separator_tokens = len(job.codec.separator)
         self.provenance = {s: dict(a.metadata) for a in self.annotators for s in a.segments}
@@ -395,8 +396,12 @@ def _make_record(opened: OpenJob, image: _Image) -> None:
         shorter_side_px=stored.shorter_side_px,
     )
     measured = agreement.measure(image.seen["view"], kept)
-    empty = {} if stored.caption.strip() else {"empty": {"caption": 1}}
-    image.count({"objects": tally.objects_of(kept)} | tally.unknown_in(words, job.codec.tokenizer) | empty)
+    counts = {"objects": tally.objects_of(kept)} | tally.unknown_in(words, job.codec.tokenizer)
+    if not stored.caption.strip():
+        counts["empty"] = {"caption": 1}
+    if stored.caption in opened.class_names:
+        counts["classes"] = {stored.caption: 1}
+    image.count(counts)
     image.entry |= {"lengths": lengths, "measured": measured, "segments": list(tokens), "record": pack(record)}
 
 

@@ -6,6 +6,7 @@ unknown     "caption" or segment -> images with characters that the vocabulary l
 characters  "caption" or segment -> such a character -> images
 shape       "narrow" or "enlarged" -> images
 empty       "caption" -> records with none
+classes     class name -> records with this caption, where the source has classes
 """
 
 from collections.abc import Iterable, Mapping

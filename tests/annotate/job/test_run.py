@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from kaleido_jax.annotate import registry as annotators
 from kaleido_jax.annotate.annotator import Failure
-from kaleido_jax.annotate.job import engines, shards
+from kaleido_jax.annotate.job import engines, report, shards
 from kaleido_jax.annotate.job.report import agreement_rows, sample_indices, write_report
 from kaleido_jax.annotate.job.run import annotate, reasons
 from kaleido_jax.annotate.prepare import prepare_records
@@ -443,6 +444,28 @@ def test_all_images_bad_is_one_line(tmp_path, tokenizer):
     with pytest.raises(UserError, match="none of 4 examples has all of text .image: image file: No such file") as error:
         _annotated(config, tmp_path / "work", tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_the_report_counts_classes_and_can_show_those_without_objects_alone(annotated, tmp_path, tokenizer):
+    manifest, folder = annotated
+    record = Records(folder, manifest)[0]
+    bare = replace(record, latents=record.latents.replace(bbox=(), blob=()))
+    page = "".join(report._page(manifest, [record, bare, record]))
+    assert "only those without a box or ellipse (1)" in page and page.count('class="card bare"') == 1
+    assert page.count('class="card"') == 2 and page.index('id="bare"') < page.index('<div class="cards">')
+    assert 'id="bare"' not in "".join(report._page(manifest, [record]))
+
+    for name, count in (("cat", 3), ("red fox", 1)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (40, 40), (number, 9, 9)).save(tmp_path / "data" / name / f"{number}.png")
+    config = default_config()
+    config.data.source, config.data.root = "folder", str(tmp_path / "data")
+    config.annotate.image_size, config.annotate.segments, config.latents.codebook_size = 30, ("text",), 64
+    made = _annotated(config, tmp_path / "work", tokenizer)
+    assert "  classes: 2, of 1 (red fox) to 3 images each" in report.summary(made)
+    page = write_report(tmp_path / "work", num_samples=9, seed=0).read_text()
+    assert re.findall(r"<td>([a-z ]+)</td><td class=\"number\">(\d)</td>", page) == [("cat", "3"), ("red fox", "1")]
 
 
 def test_a_table_with_other_columns_is_told_with_its_columns(tmp_path, tokenizer):
