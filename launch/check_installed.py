@@ -1,7 +1,8 @@
 """Checks a kaleido_jax that is installed, as its user would meet it: every module imports, the commands run.
 
-Command:  PYTHON -P launch/check_installed.py FOLDER
+Command:  PYTHON -P launch/check_installed.py [--extra=NAME] FOLDER
           with the Python of the environment, in any folder; FOLDER must not exist, and gets what the commands write.
+          With --extra only the modules that this extra brings are imported.
 Result:   one line for each check; exit code 1 and the output of a command that fails.
 """
 
@@ -17,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 FOR_OTHERS = ("kaleido_jax.interop.seqio", "kaleido_jax.interop.t5.t5x_network")  # need seqio and t5x
 SMALL = (
     "--config.sample.captions=('fruit',)",
@@ -29,9 +33,14 @@ SMALL = (
 def main() -> None:
     """Runs all checks; what they write goes below the folder that the command names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extra")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.absolute()
+    flags = parser.parse_args()
+    folder = flags.folder.absolute()
     folder.mkdir(parents=True)
+    if flags.extra:
+        say(f"extra {flags.extra}: {', '.join(import_extra(flags.extra))} can be imported")
+        return
     import kaleido_jax
 
     package = Path(kaleido_jax.__file__).parent
@@ -71,6 +80,29 @@ def import_all(package: object) -> int:
     for name in names:
         importlib.import_module(name)
     return len(names)
+
+
+def import_extra(extra: str) -> list[str]:
+    """Imports the modules of the packages that an extra names; "NAME VERSION" of each package."""
+    brought = []
+    for text in importlib.metadata.requires("kaleido_jax") or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = requirement.name
+        modules = [m for m, of in importlib.metadata.packages_distributions().items() if same_package(name, of)]
+        for module in modules:
+            if module.isidentifier() and not module.startswith("_"):
+                importlib.import_module(module)
+        brought.append(f"{name} {importlib.metadata.version(name)}")
+    if not brought:
+        sys.exit(f"kaleido_jax {importlib.metadata.version('kaleido_jax')} has no extra {extra!r}")
+    return brought
+
+
+def same_package(name: str, others: list[str]) -> bool:
+    """Whether a package is among others, however it is written."""
+    return canonicalize_name(name) in {canonicalize_name(other) for other in others}
 
 
 def is_script(file: importlib.metadata.PackagePath) -> bool:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Before a release: builds an sdist and from it a wheel, installs the wheel into an empty environment of each Python and
 # checks it there: pip check, every module, the commands. `bash launch/check_wheel.sh python3.11 python3.12 python3.13`
-# takes about four minutes for each. KEEP=DIR keeps the built files there.
+# takes about four minutes for each. KEEP=DIR keeps the built files there; EXTRAS="onnx wandb" then installs each of
+# these extras into an empty environment of the first Python, and imports what it brings.
 set -euo pipefail
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -28,6 +29,14 @@ for python in "$@"; do
   "$work/env/bin/python" -m pip install -q "$work"/*.whl
   "$work/env/bin/python" -m pip check
   (cd "$work" && env -u PYTHONPATH "$work/env/bin/python" -P "$repo/launch/check_installed.py" "$work/checked")
+  rm -rf "$work/env" "$work/checked"
+done
+for extra in ${EXTRAS:-}; do
+  echo "==> extra $extra, in an empty environment of $("$1" --version)"
+  "$1" -m venv "$work/env"
+  "$work/env/bin/python" -m pip install -q "$(echo "$work"/*.whl)[$extra]"
+  "$work/env/bin/python" -m pip check
+  (cd "$work" && env -u PYTHONPATH "$work/env/bin/python" -P "$repo/launch/check_installed.py" --extra="$extra" "$work/checked")
   rm -rf "$work/env" "$work/checked"
 done
 echo "==> the wheel is well"

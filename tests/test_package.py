@@ -191,3 +191,7 @@ def test_the_wheel_is_whole_and_works_in_any_folder(tmp_path):
     env = os.environ | {"PYTHONPATH": str(site)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0 and f"in {site}" in done.stdout, done.stdout + done.stderr
+    for extra, said in (("onnx", "extra onnx: onnxruntime "), ("none", "has no extra 'none'")):
+        command[-1] = f"--extra={extra}"
+        done = subprocess.run([*command, tmp_path / extra], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert said in done.stdout + done.stderr and (done.returncode == 0) == (extra == "onnx")
