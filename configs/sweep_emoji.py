@@ -3,7 +3,8 @@
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
-          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-short" is of four of them and a CPU. Fields change by --sweep.KEY=VALUE.
+          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-short" is of four of them,
+          for a CPU. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
