@@ -33,6 +33,8 @@ MEASURED = {
 }
 MINUTES = {"cpu": 12.0, "accelerator": 5.0}  # of training, if the person does not say
 EPOCHS = 400  # at most; a fast machine would only learn a few pictures by heart
+HELD_OUT_SHARE, HELD_OUT = 0.05, 20  # of the images; of few of them more, to reach this many
+_MOST_HELD_OUT = 0.15  # of the images, however few they are: training needs them more
 _MOST_CLASSES = 12  # rows of a grid of classes
 _RARE = 1.5  # a bucket this much longer than 98 % need is shortened to them
 _VIEW_PX = 512  # what detectors see; more costs time and finds little in photos
@@ -59,6 +61,8 @@ class Choice:
     vocabulary: bytes  # of the sentencepiece model
     num_pieces: int
     longest_caption: tuple[int, str]  # tokens with eos, the caption
+    labels: tuple[str, ...]  # segments that come from the labels of the data
+    labeled: int  # images of those looked at that have all of these
     too_long: int  # images of those looked at whose caption or latents do not fit the buckets
     image_flops: float  # of a training step, for one image
     minutes: float  # of training, expected
@@ -78,15 +82,15 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
     Raises:
       UserError: too few images, a size that is no variant of the base, or segments that nothing makes.
     """
-    if len(survey.looks) < FEWEST:
-        do = "add some, or write a config by hand"
-        raise user_error(f"{len(survey.looks)} images that can be used", f"{FEWEST} at least, better hundreds", do)
+    _check_number(len(survey.looks), "that can be used", "add some, or write a config by hand")
     machine = "accelerator" if accelerated else "cpu"
     size = wishes.image_size or _size(survey, accelerated)
     if size not in SIZES:
         raise user_error(f"--image_size={size}", " or ".join(map(str, SIZES)), "choose one, or write a config by hand")
     base = f"{BASE}:{size}" + ("-accelerator" if accelerated else "")
     fields = _data_fields(found) | _segment_fields(survey, wishes)
+    labels, labeled = _labeled(survey, fields["latents.segments"], wishes)
+    usable = survey.num_images * labeled // len(survey.looks)
     values = base_config(base)
     vocabulary = vocabulary_of([*_sentences(survey), *survey.class_counts, *detected_classes(wishes.detector)])
     with tempfile.TemporaryDirectory() as folder:
@@ -102,8 +106,8 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
         flops = _image_flops(config, path)
     where, reference, measured = MEASURED[machine]
     rate = measured * _image_flops(load_config(reference)) / flops
-    steps, minutes = _steps(config, survey, rate, wishes.minutes or MINUTES[machine])
-    fields |= {"train.num_steps": steps, "annotate.held_out_share": 0.05}
+    steps, minutes = _steps(config, usable, rate, wishes.minutes or MINUTES[machine])
+    fields |= {"train.num_steps": steps, "annotate.held_out_share": _held_out_share(usable)}
     fields["sample.captions"] = tuple(_rows(survey))
     fields["eval.protocol"] = "records"
     fits = zip(captions, lengths, strict=True)
@@ -115,12 +119,19 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
         vocabulary=vocabulary,
         num_pieces=codec.tokenizer.num_pieces,
         longest_caption=max(captions),
+        labels=labels,
+        labeled=labeled,
         too_long=sum(n > caption_bucket or length > latents_bucket for (n, _), length in fits),
         image_flops=flops,
         minutes=minutes,
         rate=rate,
         measured_on=where,
     )
+
+
+def _check_number(images: int, which: str, do: str) -> None:
+    if images < FEWEST:
+        raise user_error(f"{images} images {which}", f"{FEWEST} at least, better hundreds", do)
 
 
 def _rows(survey: Survey) -> list[str]:
@@ -163,6 +174,19 @@ def _segment_fields(survey: Survey, wishes: Wishes) -> dict[str, Any]:
     if wishes.detector or wishes.masks:
         fields["annotate.view_size"] = _VIEW_PX
     return fields
+
+
+def _labeled(survey: Survey, segments: Sequence[str], wishes: Wishes) -> tuple[tuple[str, ...], int]:
+    """(segments that come from the labels of the data, images with all of them); refuses too few."""
+    made = {"bbox": wishes.detector, "blob": wishes.masks, "voken": "pixels"}
+    labels = tuple(segment for segment in segments if not made.get(segment))
+    labeled = sum(all(getattr(look.latents, segment) is not None for segment in labels) for look in survey.looks)
+    _check_number(labeled, f"that have all of {', '.join(labels)}", "choose fewer by --segments, or label more")
+    return labels, labeled
+
+
+def _held_out_share(images: int) -> float:
+    return round(min(max(HELD_OUT_SHARE, HELD_OUT / images), _MOST_HELD_OUT), 2)
 
 
 # --------------------------------------------------------------------------------------------- vocabulary
@@ -226,9 +250,9 @@ def _image_flops(config: Config, vocabulary: Path | None = None) -> float:
     return sum_parts(step_flops(config, rows)).total / config.train.batch_size
 
 
-def _steps(config: Config, survey: Survey, rate: float, minutes: float) -> tuple[int, float]:
+def _steps(config: Config, usable: int, rate: float, minutes: float) -> tuple[int, float]:
     """(steps, minutes), as many as the time allows and the number of images deserves."""
-    images = min(60 * minutes * rate, EPOCHS * survey.num_images)
+    images = min(60 * minutes * rate, EPOCHS * usable)
     steps = max(100, round(images / config.train.batch_size / 100) * 100)
     return steps, steps * config.train.batch_size / rate / 60
 

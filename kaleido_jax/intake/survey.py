@@ -148,7 +148,7 @@ def lines(found: Survey, data: Found) -> list[str]:
     out.append(f"  shorter sides of {sides[0]} to {sides[-1]} px, {statistics.median_low(sides)} in the middle")
     for name, segment in (("boxes", "bbox"), ("masks", "blob")):
         if share := found.share_with(segment):
-            rest = "; as a segment, which leaves the others out, by --segments" if share < LABELED else ""
+            rest = f"; with the segment {segment} (--segments) the others are left out" if share < LABELED else ""
             out.append(f"  {name} in {share:.0%} of the images{rest}")
     without = sum(not look.caption for look in found.looks)
     if without:

@@ -122,6 +122,10 @@ def _chosen(config: Config, choice: "Choice", looked: int) -> list[str]:
         f"  a vocabulary of {choice.num_pieces} pieces; the longest caption has {longest}, "
         f"captions up to {config.data.max_caption_tokens} are kept, latents up to {config.latents.max_latents_tokens}",
     ]
+    if choice.labeled < looked:
+        lines.append(
+            f"  {choice.labeled} of {looked} images have {', '.join(choice.labels)}; the others will be left out"
+        )
     if choice.too_long:
         lines.append(f"  {choice.too_long} of {looked} images are longer and will be left out")
     return lines

@@ -57,7 +57,7 @@ def test_the_config_fits_the_pictures(made):
     config = load_config(workdir / "config.py")
     assert (config.data.source, config.data.root, config.name) == ("folder", str(data), "my pictures")
     assert config.latents.segments == config.annotate.segments == ("text", "voken")
-    assert config.sample.captions == CLASSES and config.annotate.held_out_share == 0.05
+    assert config.sample.captions == CLASSES and config.annotate.held_out_share == 0.15
     assert config.eval.protocol == "records" and config.eval.num_samples >= 50
     assert config.model.t5.vocabulary == str(workdir / "spiece.model")
     codec = open_codec(config)
@@ -160,18 +160,46 @@ def test_captions_in_text_files_are_kept_in_the_workdir_and_move_with_it(tmp_pat
     assert sum(read_manifest(p.parent).num_records for p in moved.rglob("manifest.json")) == 30
 
 
-def test_boxes_and_masks_that_the_data_have_become_segments(tmp_path):
+def coco(folder, number, with_objects, with_captions):
+    """COCO's JSON of some pictures: the first ones have a box with a mask each, the last ones captions."""
     images, annotations = [], []
-    for i in range(30):
-        picture(tmp_path / "data" / "images" / f"{i}.jpg", i)
-        images.append(
-            {"id": i, "file_name": f"{i}.jpg", "captions": [f"a thing {'abc'[i % 3]}", "a longer text of it"]}
-        )
+    for i in range(number):
+        picture(folder / "images" / f"{i}.jpg", i)
+        captions = [f"a thing {'abc'[i % 3]}", "a longer text of it"] if i >= number - with_captions else []
+        images.append({"id": i, "file_name": f"{i}.jpg", "captions": captions})
         box = [8, 8, 20, 20]
         outline = [[8, 8, 28, 8, 28, 28, 8, 28]]
-        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": box, "segmentation": outline})
+        if i < with_objects:
+            annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": box, "segmentation": outline})
     labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "blue thing"}]}
-    write(tmp_path / "data" / "annotations.json", json.dumps(labels))
+    write(folder / "annotations.json", json.dumps(labels))
+
+
+def test_images_without_a_label_that_was_asked_for_are_told_and_counted_out(tmp_path, capsys):
+    coco(tmp_path / "data", 50, with_objects=40, with_captions=36)
+    config = init(tmp_path / "data", tmp_path / "w")
+    out = capsys.readouterr().out
+    assert config.latents.segments == ("text", "voken") and "  36 of 50 images have text; the others will be" in out
+    assert "  boxes in 80% of the images; with the segment bbox (--segments) the others are left out\n" in out
+    wish = "--segments=text,bbox,blob,voken"
+    boxed = init(tmp_path / "data", tmp_path / "v", wish)
+    assert "  26 of 50 images have text, bbox, blob; the others will be left out\n" in capsys.readouterr().out
+    assert boxed.train.num_steps * 16 <= EPOCHS * 26 < config.train.num_steps * 16
+    coco(tmp_path / "less", 50, with_objects=30, with_captions=36)
+    with pytest.raises(UserError, match="^16 images that have all of text, bbox, blob; expected 24 at least, better"):
+        init(tmp_path / "less", tmp_path / "u", wish)
+    assert not (tmp_path / "u").exists()
+
+
+@pytest.mark.parametrize(("images", "share"), [(24, 0.15), (200, 0.1), (399, 0.05), (5_000, 0.05)])
+def test_of_few_pictures_a_larger_share_is_held_out(images, share, tmp_path):
+    found = recognize(album(tmp_path / "data"))
+    seen = dataclasses.replace(survey(found, max_boxes=3, show=False), num_images=images)
+    assert choose(found, seen, Wishes(), accelerated=False).fields["annotate.held_out_share"] == share
+
+
+def test_boxes_and_masks_that_the_data_have_become_segments(tmp_path):
+    coco(tmp_path / "data", 30, with_objects=30, with_captions=30)
     config = init(tmp_path / "data", tmp_path / "w")
     assert config.latents.segments == ("text", "bbox", "blob", "voken")
     assert len(open_codec(config).tokenizer.encode("blue thing")) == 2
