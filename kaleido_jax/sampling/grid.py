@@ -1,9 +1,11 @@
 """The grid of some samples as a picture: for each caption its latents and their images, under a line that says how.
 
-Several gammas stand side by side as columns. Text is sized by the picture's width, so that a grid that fills a
-telephone's screen can still be read.
+Several gammas stand side by side as columns; where there is one and z has nothing to draw, several z of a caption do.
+Text is sized by the picture's width, so that a grid that fills a telephone's screen can still be read.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,8 +56,15 @@ class _Sheet:
         columns, self.left = len(self.matrix[0][0]), int(self.has_panel)
         room = (WIDEST_PX - 2 * MARGIN_PX + GAP_PX) // (columns + self.left) - GAP_PX
         self.cell = _cell(max(48, min(CELL_PX, room)), rows[0].images[0][0].width)
-        across = (columns + self.left) * (self.cell + GAP_PX) - GAP_PX + 2 * MARGIN_PX
-        self.width = max(NARROWEST_PX, across)
+        self.runs = [list(run) for _, run in itertools.groupby(range(len(rows)), lambda i: rows[i].caption)]
+        row_px = (columns + self.left) * (self.cell + GAP_PX) - GAP_PX
+        # Rows of one caption in a line, as many as fit.
+        self.beside = 1
+        if not self.has_panel and len(recipes) == 1:
+            fit = (WIDEST_PX - MARGIN_PX) // (row_px + MARGIN_PX)
+            self.beside = max(1, min(fit, max(map(len, self.runs))))
+        self.width = max(NARROWEST_PX, self.beside * (row_px + MARGIN_PX) + MARGIN_PX)
+        self.row_px = row_px if self.beside > 1 else self._inner
         letters = round(self.width / LETTERS_ACROSS)
         self.big, self.small = (load_font(size) for size in (letters, round(letters * 0.82)))
         self.said = [self._said(row) for row in rows]
@@ -67,22 +76,23 @@ class _Sheet:
         """The whole picture."""
         title = [line for text in self._title() for line in wrap(text, self.big, self._inner)]
         step, heading = line_height(self.big), line_height(self.big) + GAP_PX // 2 + self.labels
-        first = [i == 0 or row.caption != self.rows[i - 1].caption for i, row in enumerate(self.rows)]
-        height = 2 * MARGIN_PX + len(title) * step + sum(first) * (heading + 2 * GAP_PX) + len(self.rows) * self.block
+        lines = [math.ceil(len(run) / self.beside) for run in self.runs]
+        height = 2 * MARGIN_PX + len(title) * step + len(self.runs) * (heading + 2 * GAP_PX) + sum(lines) * self.block
         sheet = Image.new("RGB", (self.width, height), PAPER)
         draw, top = ImageDraw.Draw(sheet), MARGIN_PX
         for line in title:
             draw.text((MARGIN_PX, top), line, font=self.big, fill=FAINT)
             top += step
-        for row, matrix, said, new in zip(self.rows, self.matrix, self.said, first, strict=True):
-            if new:
-                draw.line((MARGIN_PX, top + GAP_PX, self.width - MARGIN_PX, top + GAP_PX), fill=CANVAS, width=2)
-                caption = shorten(row.caption or "(no caption)", self.big, self._inner)
-                draw.text((MARGIN_PX, top + 2 * GAP_PX), caption, font=self.big, fill=INK)
-                top += heading + 2 * GAP_PX
-                self._label_columns(draw, top)
-            self._paint_row(sheet, draw, top, row, matrix, said)
-            top += self.block
+        for run, number in zip(self.runs, lines, strict=True):
+            draw.line((MARGIN_PX, top + GAP_PX, self.width - MARGIN_PX, top + GAP_PX), fill=CANVAS, width=2)
+            caption = shorten(self.rows[run[0]].caption or "(no caption)", self.big, self._inner)
+            draw.text((MARGIN_PX, top + 2 * GAP_PX), caption, font=self.big, fill=INK)
+            top += heading + 2 * GAP_PX
+            self._label_columns(draw, top)
+            for place, row in enumerate(run):
+                left = MARGIN_PX + place % self.beside * (self.row_px + MARGIN_PX)
+                self._paint_row(sheet, draw, (left, top + place // self.beside * self.block), row)
+            top += number * self.block
         return sheet
 
     @property
@@ -105,23 +115,16 @@ class _Sheet:
                 text = shorten(f"gamma {recipe['sample']['gamma']:g}", self.small, self.cell)
                 draw.text((self._x(column), top - self.labels), text, font=self.small, fill=FAINT)
 
-    def _paint_row(
-        self,
-        sheet: Image.Image,
-        draw: ImageDraw.ImageDraw,
-        top: int,
-        row: Row,
-        matrix: Sequence[Sequence[Image.Image]],
-        said: Sequence[tuple[str, tuple[int, int, int]]],
-    ) -> None:
+    def _paint_row(self, sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: int) -> None:
+        left, top = corner
         if self.has_panel:
-            sheet.paste(self._panel(row.latents), (MARGIN_PX, top))
-        for line in matrix:
+            sheet.paste(self._panel(self.rows[row].latents), corner)
+        for line in self.matrix[row]:
             for column, image in enumerate(line, start=self.left):
-                sheet.paste(_resized(image, self.cell), (self._x(column), top))
+                sheet.paste(_resized(image, self.cell), (left + column * (self.cell + GAP_PX), top))
             top += self.cell + GAP_PX
-        for text, color in said:
-            draw.text((MARGIN_PX, top), text, font=self.small, fill=color)
+        for text, color in self.said[row]:
+            draw.text((left, top), text, font=self.small, fill=color)
             top += line_height(self.small)
 
     def _panel(self, z: Latents | None) -> Image.Image:
@@ -141,9 +144,9 @@ class _Sheet:
             text, color = (f"z does not parse: {row.problem}", WRONG) if row.problem else ("", FAINT)
         else:
             text, color = " | ".join(_words(row.latents)), FAINT
-        lines = wrap(text, self.small, self._inner) if text else []
+        lines = wrap(text, self.small, self.row_px) if text else []
         if len(lines) > MOST_LINES:
-            rest = shorten(f"{lines[MOST_LINES - 1]} {lines[MOST_LINES]}", self.small, self._inner)
+            rest = shorten(f"{lines[MOST_LINES - 1]} {lines[MOST_LINES]}", self.small, self.row_px)
             lines = [*lines[: MOST_LINES - 1], rest]
         return [(line, color) for line in lines]
 

@@ -65,6 +65,19 @@ def test_several_gammas_stand_side_by_side_with_their_names(monkeypatch):
     assert (pixels[tops(sheet, COLORS[0])[0] + 5] == COLORS[0]).all(-1).sum() == 3 * CELL_PX
 
 
+def test_several_z_of_a_caption_that_have_nothing_to_draw_stand_side_by_side():
+    rows = [row(WORDS, images=2), row(WORDS, images=2), row(WORDS, images=2), row(None, images=2, caption="bird")]
+    sheet = render_grid(rows, [recipe()])
+    pixels, begins = np.asarray(sheet), tops(sheet, COLORS[0])
+    assert len(begins) == 3 and sheet.width <= grid.WIDEST_PX  # two z of fruit, the third, then the bird
+    columns = [(pixels[top + 5] == COLORS[0]).all(-1) for top in begins]
+    assert [int(column.sum()) // CELL_PX for column in columns] == [2, 1, 1]
+    second = 2 * MARGIN_PX + 2 * CELL_PX + GAP_PX
+    assert np.flatnonzero(columns[0] & ~np.roll(columns[0], 1)).tolist() == [MARGIN_PX, second]
+    with_boxes = render_grid([row(BOX, images=2), row(BOX, images=2)], [recipe()])
+    assert len(tops(with_boxes, COLORS[0])) == 2
+
+
 def test_a_grid_of_many_images_stays_narrow_enough_to_read():
     sheet = render_grid([row(BOX, images=12)], [recipe()])
     assert sheet.width <= grid.WIDEST_PX
