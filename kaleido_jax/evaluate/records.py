@@ -47,6 +47,7 @@ from kaleido_jax.evaluate.parts import draw_captions_in_parts, stored_report
 from kaleido_jax.evaluate.records_page import Shown, page
 from kaleido_jax.evaluate.sets import SET_PROTOCOLS, Rows, check_counts, measure_set, reference_of
 from kaleido_jax.evaluate.sweep.run import guidance_text
+from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime import distributed
@@ -64,13 +65,14 @@ from kaleido_jax.train.watching import HELD_OUT, Losses, open_held_out
 log = logging.getLogger(__name__)
 
 SAMPLES = "records_samples"  # the folder of all samples, kept for when a baseline comes
-VERSION = "records/1"  # raise it when the measures change
+VERSION = "records/2"  # raise it when the measures change
 MEASURING_SEC = 3600  # for the main process to measure all samples, while the others wait
 PART = 50  # samples that are stored together; a run that was stopped loses at most as many
 MOST_REFERENCE = 10_000  # training pictures whose features are compared with; of more, these are spread evenly
 MOST_LOSSES = 2_048  # records of each split whose losses are measured
 DRAWS = 256  # times and noise over all records of a split, at least: a few records alone would give a loss of chance
 HALF = 500  # thousandths of IoU from which on a box counts as drawn
+NO_BOXES = "the model has no boxes"
 _FEW = SET_PROTOCOLS["records-few"].num_samples
 _CAPTIONS_SHOWN, _SAMPLES_SHOWN = 12, 4
 
@@ -130,7 +132,8 @@ def measure(config: Config, workdir: Path, baseline: Path | None = None) -> dict
     Numbers of the model: `held_out_loss_dm`, `held_out_loss_ar` and the same of as many training records, `train_...`;
     those of `sets.measure_set` with the training pictures as the reference; the same of the first samples only, as many
     as there are held-out pictures, as `few_...`; `vendi` and `similarity`, means over the captions; `box_...`, whether
-    the detector that annotated the records finds the boxes of z in the samples; those of `latents_report`.
+    the detector that annotated the records finds the boxes of z in the samples; those of `latents_report`;
+    `latents_copied`, the share of z that a training record has token for token.
 
     `baseline` and `real` have the same of the baseline and of real pictures. `left_out` says why a number is not there,
     `of` what all of them depend on, `stamps` what the sets do.
@@ -274,7 +277,7 @@ def _folder_of(workdir: Path, recipe: Any, captions: Sequence[str], seed: int) -
 def _detector_of(config: Config) -> tuple[Detector | None, str]:
     """(the detector that made the boxes of the records, or why there is none)."""
     if "bbox" not in config.latents.segments:
-        return None, "the model has no boxes"
+        return None, NO_BOXES
     if config.annotate.bbox.kind != "onnx":
         kind = config.annotate.bbox.kind
         return None, f"the boxes come from {'labels' if kind == 'labels' else kind + ', not from a detector'}"
@@ -332,12 +335,20 @@ def _report(task: _Task, real: dict[str, Real], drawn: dict[str, Drawn], caption
         sets += [("records-few", name, rows[:few], "few_") for name, rows in features.items()]
         sets.append(("records-few", "real", real_features["held_out"], "few_"))
         stamping = stamping | {"real": stamping["model"] | {"checkpoint": f"pictures of {HELD_OUT}", "prior": ""}}
+        if few < (width := reference.rows.shape[1]):
+            # The covariance then has no full rank, and what is missing of it grows with how much pictures differ.
+            left_out["few_frechet"] = (
+                f"a Frechet distance of {few} pictures on {width:,} features is larger for real pictures than for "
+                "blurred samples"
+            )
     else:
         left_out["ceiling"] = f"{few} held-out pictures, where {_FEW} are the least that say something"
     stamps = {}
     for protocol, name, rows, prefix in sets:
         result = measure_set(protocol, reference, rows, identity=extractor.identity, sampled_with=stamping[name])
-        numbers[name] |= {f"{prefix}{metric}": value for metric, value in result.values.items()}
+        numbers[name] |= {
+            f"{prefix}{metric}": value for metric, value in result.values.items() if f"{prefix}{metric}" not in left_out
+        }
         stamps[f"{prefix}{name}"] = dataclasses.asdict(result.stamp)
     real_rows = np.concatenate(list(real_features.values()))
     real_captions = [one.caption for part in real.values() for one in part.records]
@@ -348,7 +359,15 @@ def _report(task: _Task, real: dict[str, Real], drawn: dict[str, Drawn], caption
         left_out["diversity"] = reason
     if drawn["model"].z:
         numbers["model"] |= latents_report(drawn["model"].z)
+        numbers["model"] |= copied(drawn["model"].z, real["train"].records, task.pipelines["model"].codec)
     return {"counts": counts} | numbers.pop("model") | numbers | {"left_out": left_out, "stamps": stamps}
+
+
+def copied(z: Sequence[SampledLatents], records: Sequence[Record], codec: Codec) -> dict[str, float]:
+    """`latents_copied`, the share of z that one of the records has token for token; {} if none parses."""
+    known = {tuple(codec.encode(record.latents)) for record in records}
+    found = [tuple(codec.encode(one.latents)) in known for one in z if one.latents is not None]
+    return {"latents_copied": float(np.mean(found))} if found else {}
 
 
 def _features(extractor: Extractor, pixels: at.Images, advance: Callable[[int], None]) -> Rows:
@@ -463,7 +482,8 @@ def box_agreement(detector: Annotator, pixels: at.Images, z: Sequence[Latents | 
 def _add_boxes(report: dict[str, Any], task: _Task, drawn: Drawn, real: dict[str, Real]) -> None:
     detector = task.detector
     if detector is None:
-        report["left_out"]["boxes"] = task.why_no_boxes
+        if task.why_no_boxes != NO_BOXES:
+            report["left_out"]["boxes"] = task.why_no_boxes
         return
     report |= box_agreement(detector, drawn.pixels, [row.latents for row in drawn.z])
     if "held_out" in real:

@@ -1,6 +1,7 @@
 """A model of own pictures as one HTML page that needs no other file, no script and no network."""
 
 import base64
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from PIL import Image
 
 from kaleido_jax import array_types as at
 from kaleido_jax.evaluate.stamp import Stamp, frechet_heading
+from kaleido_jax.latents.render.layout import drawings_of, shapes_of
 from kaleido_jax.latents.render.svg import render_svg
 from kaleido_jax.sampling.output import png_bytes
 from kaleido_jax.sampling.tokens import SampledLatents
@@ -40,8 +42,8 @@ class _Row:
 
 
 _SETS = (
-    _Row(name="frechet", heading="", better="lower", form="{:.1f}"),
     _Row(name="kernel_distance", heading="kernel distance", better="lower", form="{:.4f}"),
+    _Row(name="frechet", heading="", better="lower", form="{:.1f}"),
     _Row(name="precision", heading="precision", better="higher"),
     _Row(name="recall", heading="recall", better="higher"),
     _Row(name="density", heading="density", better="higher"),
@@ -65,6 +67,7 @@ _BOXES = (
 )
 _LATENTS = (
     _Row(name="latents_parsed", heading="z that parse", better="higher", form="{:.1%}"),
+    _Row(name="latents_copied", heading="z that a training picture has", better="lower", form="{:.1%}"),
     _Row(name="latents_tokens", heading="tokens of z", form="{:.1f}"),
     _Row(name="latents_repetition", heading="repeated 4-grams within z", better="lower"),
     _Row(name="latents_distinct_1", heading="distinct tokens", better="higher", form="{:.4f}"),
@@ -109,23 +112,24 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
     counts, left_out = report["counts"], report["left_out"]
     stamp = report["stamps"]["model"]
     frechet = frechet_heading(Stamp(**stamp | {"seeds": tuple(stamp["seeds"])}))
-    sets = (_Row(name="frechet", heading=frechet, better="lower", form="{:.1f}"), *_SETS[1:])
+    sets = tuple(dataclasses.replace(row, heading=row.heading or frechet) for row in _SETS)
     few = tuple(_Row(name=f"few_{r.name}", heading=r.heading, better=r.better, form=r.form) for r in sets)
     number, reference = report["of"]["num_samples"], f"{counts['reference']:,} training pictures"
     images = f"{report['diversity_images']:.1f} pictures of each caption" if "diversity_images" in report else ""
     groups = (
         (
             "Losses",
-            "Of the same records at the same times and noise. A held-out loss well above that of training records "
-            "means that pictures were learned by heart: train for fewer steps, or add pictures.",
+            "Of the same records at the same times and noise. Where a held-out loss is well above that of training "
+            "records, these were learned by heart: pictures by L_DM, latents by L_AR. Add pictures, or train for fewer "
+            "steps.",
             _LOSSES,
             "" if counts["held_out_records"] else "nothing was held out (config.annotate.held_out_share)",
         ),
         (
             "Likeness",
             f"{number:,} samples beside {reference}. Precision and density: samples look like the pictures. Recall and "
-            "coverage: all kinds of pictures occur. Blurred samples may have a high precision and density with a "
-            "recall near 0: they lie in the middle of everything.",
+            "coverage: all kinds of pictures occur. Blurred samples lie in the middle of everything: that raises all "
+            "of these but recall, which is then near 0. A Frechet distance of so few is large for that reason alone.",
             sets,
             "",
         ),
@@ -135,7 +139,7 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
             "Real pictures of the same kind are the best that a model can reach. These numbers change with how many "
             "there are, so compare within this table only.",
             few,
-            left_out.get("ceiling", ""),
+            left_out.get("ceiling", left_out.get("few_frechet", "")),
         ),
         (
             "Diversity",
@@ -203,6 +207,8 @@ def _picture(image: at.Image, alt: str) -> str:
 def _with_z(picture: str, z: SampledLatents, image: at.Image) -> str:
     if z.latents is None:
         return f'<div class="pair">{picture}<p class="faint">z does not parse: {escape(z.problem)}</p></div>'
+    if not any(True for _ in shapes_of(drawings_of(z.latents))):  # the picture of z would be the sample once more
+        picture = ""
     return f'<div class="pair">{picture}{render_svg(z.latents, _Z_PX, _data_uri(image))}</div>'
 
 

@@ -69,12 +69,12 @@ def brightness(params, model, config, batch, step):
     return None, found | ({"loss_ar": batch["decoder_loss_weights"].sum()} if model.has_prior else {})
 
 
-def tiny_extractor():
-    """Means of squares of 2 px."""
+def tiny_extractor(px=2):
+    """Means of squares."""
 
     def of(images):
         b, h, w, _ = images.shape
-        return images.reshape(b, h // 2, 2, w // 2, 2, 3).mean((2, 4)).reshape(b, -1) / 255 + 0.01
+        return images.reshape(b, h // px, px, w // px, px, 3).mean((2, 4)).reshape(b, -1) / 255 + 0.01
 
     return Extractor(name=efficientnet.NAME, weights="0" * 16, resize="clean-fid 8", of=of)
 
@@ -131,12 +131,20 @@ def test_the_report_has_model_baseline_and_ceiling_and_a_second_one_draws_nothin
     assert [sorted(i for one in drawn if one[0] == base for i in one[1:]) for base in (False, True)] == [
         list(range(SAMPLES))
     ] * 2
-    for name in ("held_out_loss_dm", "train_loss_dm", "frechet", "recall", "few_frechet", "few_coverage", "vendi"):
+    for name in (
+        "held_out_loss_dm",
+        "train_loss_dm",
+        "frechet",
+        "recall",
+        "few_kernel_distance",
+        "few_coverage",
+        "vendi",
+    ):
         assert np.isfinite(report[name]) and np.isfinite(report["baseline"][name]), name
     assert "held_out_loss_ar" in report and "held_out_loss_ar" not in report["baseline"]
     assert report["latents_parsed"] == 1 and "latents_parsed" not in report["baseline"]
     # Real scenes are nearer to real scenes than noise is.
-    assert report["real"]["few_frechet"] < report["few_frechet"]
+    assert report["real"]["few_kernel_distance"] < report["few_kernel_distance"]
     assert report["real"]["few_coverage"] > report["few_coverage"] and report["real"]["vendi"] > 1
     assert "labels" in report["left_out"]["boxes"] and "box_objects" not in report
     stamps = report["stamps"]
@@ -255,7 +263,33 @@ def test_a_model_of_random_weights_is_measured(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "open_extractor", lambda name: tiny_extractor())
     report = protocols.measure(tmp_path, pipeline.config)
     assert report["held_out_loss_dm"] > 0 and report["train_loss_ar"] > 1 and report["latents_parsed"] == 1
-    assert report["real"]["few_frechet"] < report["few_frechet"]
+    assert report["real"]["few_kernel_distance"] < report["few_kernel_distance"]
+
+
+@pytest.mark.parametrize(("px", "features", "measured"), [(2, 48, False), (4, 12, True)])
+def test_a_frechet_distance_of_fewer_pictures_than_features_is_left_out(
+    px, features, measured, places, models, monkeypatch
+):
+    folder, _ = places
+    monkeypatch.setattr(records, "open_extractor", lambda name: tiny_extractor(px))
+    report = protocols.measure(folder / "run", models["run"].config, folder / "base")
+    for one in (report, report["baseline"], report["real"]):
+        assert ("few_frechet" in one) == measured and "few_kernel_distance" in one
+    assert "frechet" in report and "frechet" in report["baseline"]
+    html = (folder / "run" / "eval" / "records.html").read_text()
+    reason = f"a Frechet distance of {HELD_OUT} pictures on {features} features is larger for real pictures"
+    assert (reason in html) == (reason in report["left_out"].get("few_frechet", "")) == (not measured)
+
+
+def test_z_that_training_records_have_are_counted(models, folder):
+    pipeline = models["run"]
+    data, codec = records.open_own_data(pipeline, folder), pipeline.codec
+    train = [data.train[i] for i in range(3)]
+    other = train[0].latents.replace(text="something else")
+    z = [SampledLatents(tokens=(), latents=one) for one in (train[0].latents, train[2].latents, other, None)]
+    assert records.copied(z, train, codec) == {"latents_copied": pytest.approx(2 / 3)}
+    assert records.copied(z[2:], train, codec) == {"latents_copied": 0}
+    assert records.copied(z[3:], train, codec) == {}
 
 
 class Seeing:
@@ -302,10 +336,11 @@ def test_the_page_escapes_captions_and_shows_why_a_z_does_not_parse():
     shown = Shown(
         caption='<b>"__STAMPS__"',
         real=[],
-        samples={"model": [image, image]},
+        samples={"model": [image, image, image]},
         z=[
             SampledLatents(tokens=(3, 1), latents=None, problem="no <eos>"),
             SampledLatents(tokens=(3, 1), latents=Latents(text="a & b")),
+            SampledLatents(tokens=(3, 1), latents=Latents(bbox=(Box("c", (0, 0, 500, 500)),))),
         ],
     )
     stamp = {"protocol": "records", "extractor": "efficientnet-lite0", "weights": "0", "resize": "clean-fid 8", "k": 3}
@@ -316,10 +351,12 @@ def test_the_page_escapes_captions_and_shows_why_a_z_does_not_parse():
         "counts": {"training_records": 64, "held_out_records": 0, "reference": 64, "few": 0, "captions": 2},
         "frechet": 12.345,
         "real": {},
-        "left_out": {"ceiling": "0 held-out pictures", "boxes": "the model has no boxes"},
+        "left_out": {"ceiling": "0 held-out pictures", "boxes": "the boxes come from labels"},
         "stamps": {"model": stamp},
     }
     html = page(report, [shown], "mine & yours")
     assert "&lt;b&gt;&quot;__STAMPS__&quot;" in html and "no &lt;eos&gt;" in html and "mine &amp; yours" in html
+    # A z that shows nothing stands below its sample, another one beside it.
+    assert html.count("<img ") == 2 and html.count("<image ") == 2
     assert "12.3" in html and "Left out: 0 held-out pictures." in html and "nothing was held out" in html
     assert '<th scope="col">baseline</th>' not in html
