@@ -63,6 +63,7 @@ class Choice:
     longest_caption: tuple[int, str]  # tokens with eos, the caption
     labels: tuple[str, ...]  # segments that come from the labels of the data
     labeled: int  # images of those looked at that have all of these
+    training: int  # images to train on, about: those that have all, without the held-out ones
     too_long: int  # images of those looked at whose caption or latents do not fit the buckets
     image_flops: float  # of a training step, for one image
     minutes: float  # of training, expected
@@ -107,7 +108,8 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
     where, reference, measured = MEASURED[machine]
     rate = measured * _image_flops(load_config(reference)) / flops
     steps, minutes = _steps(config, usable, rate, wishes.minutes or MINUTES[machine])
-    fields |= {"train.num_steps": steps, "annotate.held_out_share": _held_out_share(usable)}
+    share = _held_out_share(usable)
+    fields |= {"train.num_steps": steps, "annotate.held_out_share": share}
     fields["sample.captions"] = tuple(_rows(survey))
     fields["eval.protocol"] = "records"
     fits = zip(captions, lengths, strict=True)
@@ -121,6 +123,7 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
         longest_caption=max(captions),
         labels=labels,
         labeled=labeled,
+        training=round(usable * (1 - share)),
         too_long=sum(n > caption_bucket or length > latents_bucket for (n, _), length in fits),
         image_flops=flops,
         minutes=minutes,

@@ -146,7 +146,8 @@ def _expected(config: Config, choice: "Choice") -> list[str]:
     return [
         f"expected: {parameters / 1e6:.1f} M parameters, {sum(kinds.values()) / 1e6:,.0f} MB of memory for them and "
         f"their averages, {stored / 1e6:,.0f} MB for a checkpoint",
-        f"  training: {config.train.num_steps:,} steps, {images:,} images, about {choice.minutes:.0f} minutes on "
-        f"{choice.measured_on}, where {choice.rate:,.0f} images/s follow from a measured rate and this model's FLOPs; "
+        f"  training: {config.train.num_steps:,} steps, which see each picture {images / choice.training:.0f} times, "
+        f"in about {choice.minutes:.0f} minutes on {choice.measured_on}, where {choice.rate:,.0f} images/s follow from "
+        "a measured rate and this model's FLOPs; "
         "and a minute or two before the first step, to compile it",
     ]
