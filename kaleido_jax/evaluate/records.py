@@ -91,9 +91,19 @@ class OwnData:
         return self.held_out or self.train
 
     def captions(self, number: int) -> list[str]:
-        """Of the samples: those of the held-out records in turn, or of training ones if nothing is held out."""
-        each = [self.source[i].caption for i in spread(range(len(self.source)), number)]
+        """Of the samples: those of the held-out records in turn, or of training ones if nothing is held out.
+
+        Where training has all of these too, as with classes, it is its captions that follow the held-out ones: of few
+        held-out records a class may be missing.
+        """
+        each = _captions(self.source, number)
+        if self.held_out is not None and {*each} <= {*_captions(self.train, MOST_REFERENCE)}:
+            each += _captions(self.train, number - len(each))
         return [each[i % len(each)] for i in range(number)]
+
+
+def _captions(records: Records, most: int) -> list[str]:
+    return [records[i].caption for i in spread(range(len(records)), most)]
 
 
 @dataclass(frozen=True, kw_only=True)

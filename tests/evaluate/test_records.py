@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -264,6 +265,34 @@ def test_a_model_of_random_weights_is_measured(folder, tmp_path, monkeypatch):
     report = protocols.measure(tmp_path, pipeline.config)
     assert report["held_out_loss_dm"] > 0 and report["train_loss_ar"] > 1 and report["latents_parsed"] == 1
     assert report["real"]["few_kernel_distance"] < report["few_kernel_distance"]
+
+
+class Captions(records.Records):
+    """Records of which only the captions are known."""
+
+    def __init__(self, captions):
+        self._captions = captions
+
+    def __len__(self):
+        return len(self._captions)
+
+    def __getitem__(self, index):
+        return SimpleNamespace(caption=self._captions[index])
+
+
+@pytest.mark.parametrize(
+    ("held_out", "expected"),
+    [
+        ("bb", "bbaabbccdd"),  # classes: each of training occurs, also those of which nothing is held out
+        ("ef", "efefefefef"),  # captions of their own, which are the better test
+        ("", "abcdabcdab"),
+    ],
+)
+def test_samples_have_the_held_out_captions_and_no_class_is_missing(held_out, expected):
+    train = Captions(list("abcd" if not held_out else "aabbccdd"))
+    data = records.OwnData(train=train, held_out=Captions(list(held_out)) if held_out else None, fingerprint="")
+    assert "".join(data.captions(10)) == expected
+    assert "".join(data.captions(2)) == (expected[:2] if held_out else "ac")
 
 
 @pytest.mark.parametrize(("px", "features", "measured"), [(2, 48, False), (4, 12, True)])
