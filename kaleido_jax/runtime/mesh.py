@@ -18,6 +18,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
+from kaleido_jax.errors import user_error
+
 BATCH = P(("data", "fsdp"))
 
 Rules = Sequence[tuple[str, str]]  # (logical axis, mesh axes joined by "+"; "" = not split)
@@ -29,10 +31,19 @@ def make_mesh(sizes: Mapping[str, int], across_slices: str = "data") -> Mesh:
 
     On TPU, neighbors on an axis are neighbors in the machine. Several slices, which only a data center's network
     connects, follow each other on the axis `across_slices`, whose size is a multiple of their number.
+
+    Raises:
+      UserError: it is not.
     """
     devices, shape = jax.devices(), tuple(sizes.values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
+        if sizes[across_slices] % slices:
+            raise user_error(
+                f"config.mesh.{across_slices} = {sizes[across_slices]} on {slices} slices",
+                f"a multiple of {slices}, since slices follow each other on config.mesh.across_slices",
+                f"set config.mesh.{across_slices}={slices}, or another across_slices",
+            )
         outer = tuple(slices if name == across_slices else 1 for name in sizes)
         inner = tuple(size // of for size, of in zip(shape, outer, strict=True))
         placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
