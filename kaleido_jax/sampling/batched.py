@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from kaleido_jax.array_types import HostTokens, Keys, Scalar, Tokens
@@ -22,10 +23,12 @@ from kaleido_jax.latents.constrain import Constraint
 from kaleido_jax.latents.tokenizer import round_up
 from kaleido_jax.models.kaleido import Kaleido
 from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.mesh import Rules, placing
 from kaleido_jax.sampling import functional
 from kaleido_jax.sampling.functional import Conditioned, EncodedCaptions
 
 Params = dict[str, Any]
+Placement = tuple[Mesh, Rules] | None  # of activations; None on one device
 Watch = Callable[[int, int, SampleArray], None]  # (evaluations done, of how many, x0 so far on its devices)
 OF_THE_GRID = (
     "captions",
@@ -58,7 +61,13 @@ class BatchedModel:
     diffusion: Diffusion
     max_latents_tokens: int
     sharding: NamedSharding  # of the rows
+    rules: Rules  # of parameters and activations
     chunk: int
+
+    @property
+    def placement(self) -> Placement:
+        """Where activations are, compiled in."""
+        return (self.sharding.mesh, self.rules) if self.sharding.mesh.size > 1 else None
 
     def rows(self, total: int, of: int) -> Iterator[tuple[Int[np.ndarray, "b"], int]]:
         """(rows, how many of them are new) until `total`, in batches of one size, so that one compilation serves all.
@@ -76,7 +85,7 @@ class BatchedModel:
 
     def encode(self, params: Params, tokens: HostTokens) -> EncodedCaptions:
         """The states of captions, on their devices."""
-        return _together(_encode_captions, self.model, params, self._split(tokens))
+        return _together(_encode_captions, params, self._split(tokens), model=self.model, placement=self.placement)
 
     def sample_latents(
         self, params: Params, captions: EncodedCaptions, rows: Int[np.ndarray, "b"], inputs: PriorInputs
@@ -91,6 +100,7 @@ class BatchedModel:
             per_row,
             inputs.constraint,
             model=self.model,
+            placement=self.placement,
             max_len=self.max_latents_tokens,
             settings=inputs.settings,
         )
@@ -113,12 +123,13 @@ class BatchedModel:
         gamma = None if sample.gamma == 1 else np.float32(sample.gamma)
         keys, bad_params = self._split(keys), bad and bad[0]
         inputs = params, captions, self._split(rows), self._split(z[rows]), bad
-        condition = _together(_condition_images, *inputs, model=self.model, sample=settings["sample"])
+        placed = {"placement": self.placement}
+        condition = _together(_condition_images, *inputs, model=self.model, sample=settings["sample"], **placed)
         state = _together(_start_images, keys, gamma, **settings)
         steps = samplers.evaluations(self.diffusion, sample)
         for i, evaluation in enumerate(steps):
             inputs = params, condition, keys, gamma, bad_params, state, evaluation
-            state, x0 = _together(_image_step, *inputs, **settings)
+            state, x0 = _together(_image_step, *inputs, **settings, **placed)
             if watch is not None:
                 watch(i + 1, len(steps), x0)
         return fetched(_finish(state, settings["sample"]))
@@ -146,10 +157,13 @@ def fetched(x: Array) -> np.ndarray:
     return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
-_encode_captions = jax.jit(functional.encode_captions, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("model", "placement"))
+def _encode_captions(params: Params, tokens: Tokens, *, model: Kaleido, placement: Placement) -> EncodedCaptions:
+    with _placing(placement):
+        return functional.encode_captions(model, params, tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_len", "settings"))
+@functools.partial(jax.jit, static_argnames=("model", "placement", "max_len", "settings"))
 def _sample_latents(
     params: Params,
     captions: EncodedCaptions,
@@ -158,14 +172,16 @@ def _sample_latents(
     constraint: Constraint | None,
     *,
     model: Kaleido,
+    placement: Placement,
     max_len: int,
     settings: tuple[tuple[str, float | int], ...],
 ) -> Tokens:
     given = {"max_len": max_len, "constraint": constraint, **dict(settings), **per_row}
-    return functional.sample_latents(model, params, captions, keys, **given)
+    with _placing(placement):
+        return functional.sample_latents(model, params, captions, keys, **given)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sample"))
+@functools.partial(jax.jit, static_argnames=("model", "placement", "sample"))
 def _condition_images(
     params: Params,
     captions: EncodedCaptions,
@@ -174,10 +190,12 @@ def _condition_images(
     bad: tuple[Params, EncodedCaptions] | None,
     *,
     model: Kaleido,
+    placement: Placement,
     sample: Sample,
 ) -> Conditioned:
     bad = bad and (bad[0], bad[1].take(rows))
-    return functional.condition_images(model, params, captions.take(rows), z, bad, sample=sample)
+    with _placing(placement):
+        return functional.condition_images(model, params, captions.take(rows), z, bad, sample=sample)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"))
@@ -187,7 +205,7 @@ def _start_images(
     return functional.start_images(model, keys, gamma, diffusion=diffusion, sample=sample)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "diffusion", "sample"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "placement", "diffusion", "sample"), donate_argnames="state")
 def _image_step(
     params: Params,
     condition: Conditioned,
@@ -198,16 +216,22 @@ def _image_step(
     evaluation: Int[Array, "3"],
     *,
     model: Kaleido,
+    placement: Placement,
     diffusion: Diffusion,
     sample: Sample,
 ) -> tuple[Reversing, SampleArray]:
     inputs = model, params, condition, keys, gamma, bad_params, state, evaluation
-    return functional.image_step(*inputs, diffusion=diffusion, sample=sample)
+    with _placing(placement):
+        return functional.image_step(*inputs, diffusion=diffusion, sample=sample)
 
 
 @functools.partial(jax.jit, static_argnames="sample")
 def _finish(state: Reversing, sample: Sample) -> SampleArray:
     return samplers.finish(state, sample)[0]
+
+
+def _placing(placement: Placement) -> AbstractContextManager[None]:
+    return placing(*(placement or (None, ())))
 
 
 def _compiled_in(sample: Sample) -> Sample:

@@ -98,6 +98,7 @@ class KaleidoPipeline:
             diffusion=config.diffusion,
             max_latents_tokens=config.latents.max_latents_tokens,
             sharding=batch_sharding(make_mesh(mesh_sizes(config.mesh, jax.device_count()), config.mesh.across_slices)),
+            rules=config.mesh.rules,
             chunk=chunk,
         )
 

@@ -32,8 +32,12 @@ outputs = []
 def spied(function):
     return lambda *args, **kwargs: outputs.append(function(*args, **kwargs)) or outputs[-1]
 batched._sample_latents, batched._finish = spied(batched._sample_latents), spied(batched._finish)
+constrain, placed = jax.lax.with_sharding_constraint, []
+jax.lax.with_sharding_constraint = lambda x, sharding: placed.append(sharding) or constrain(x, sharding)
 out = KaleidoPipeline(config, params, codec)(CAPTIONS, images_per_caption=2, seed=3)
 
+assert {{sharding.mesh for sharding in placed}} == {{mesh}}
+assert any("tensor" in str(sharding.spec) for sharding in placed)  # activations inside the networks, not the rows alone
 assert len(outputs) == 2  # 6 captions fill up to 8 rows, 12 images are 12 rows
 for array, rows in zip(outputs, (8, 12)):
     assert array.shape[0] == rows and array.sharding.is_equivalent_to(batch_sharding(mesh), array.ndim), array.sharding
