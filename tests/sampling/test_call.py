@@ -73,7 +73,11 @@ def test_a_locked_text_stays_and_the_rest_is_sampled(pipe, out):
 
 def test_a_caption_is_encoded_once(pipe, monkeypatch):
     encode, seen = batched._encode_captions, []
-    counted = lambda *args, **options: seen.append(args[1].shape[0]) or encode(*args, **options)  # noqa: E731
+
+    def counted(params, tokens, **options):
+        seen.append(len(tokens))
+        return encode(params, tokens, **options)
+
     monkeypatch.setattr(batched, "_encode_captions", counted)
     pipe(CAPTIONS, images_per_caption=2, seed=3)
     assert seen == [2]
