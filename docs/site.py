@@ -83,8 +83,8 @@ def command_line() -> str:
 
 
 def results() -> Iterator[str]:
-    """A line for each page of benchmarks/results."""
-    for path in sorted((REPO / "benchmarks/results").glob("*.md")):
+    """A line for each page of docs/results and benchmarks/results."""
+    for path in [path for room in ("docs", "benchmarks") for path in sorted((REPO / room / "results").glob("*.md"))]:
         yield f"- [{path.read_text().splitlines()[0].lstrip('# ')}]({path.name})\n"
 
 
@@ -289,7 +289,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """Puts included sections in, and leads links out of docs/ to pages or copies."""
     here = page.file.src_uri
     origin = next((name for name, own in PAGES.items() if own == here and own != "index.md"), f"docs/{here}")
-    if here.startswith("results/") and here != "results/index.md":
+    if (REPO / "benchmarks" / here).is_file():
         origin = f"benchmarks/{here}"
 
     def included(match: re.Match) -> str:

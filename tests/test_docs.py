@@ -156,7 +156,8 @@ def test_the_page_of_sweeps_says_what_each_field_is():
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     site = tmp_path / "site"
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # advertises another program
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(site)]
+    # Without -q, under which --strict does not see warnings.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(site)]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
@@ -170,3 +171,5 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     assert "verify" in pages["reference/command-line.html"]
     assert 'id="models.paths"' in pages["reference/sweep.html"]
     assert "effective number" in pages["index.html"]  # a section of README.md
+    listed = re.findall(r'<li><a href="([^"/]+)\.html">', pages["results/index.html"])
+    assert {"emoji", "own-data", "train_step"} <= {*listed}  # of docs/results and benchmarks/results

@@ -62,6 +62,13 @@ def test_the_page_names_verbs_and_flags_that_exist():
             assert name in known or name.startswith("config."), f"{flag} of {verb_of(command)}"
 
 
+def test_what_was_measured_went_by_the_commands_of_the_page():
+    text = (PAGE.parent / "results" / "own-data.md").read_text("utf-8")
+    block = re.search(r"<!-- run by tests/test_own_pictures.py -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
+    measured = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert len(measured) > 9 and [command for command in measured if command not in COMMANDS] == []
+
+
 def test_linked_files_exist():
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", PAGE.read_text("utf-8"))
     assert links and [link for link in links if not (PAGE.parent / link).exists()] == []
