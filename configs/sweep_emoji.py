@@ -3,8 +3,8 @@
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
-          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-short" is of four of them,
-          for a CPU. Fields change by --sweep.KEY=VALUE.
+          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-short" and
+          ":claim-early" are of a few of them, for a CPU. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -17,7 +17,7 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("bundled", "short", "controls", "claim", "claim-controls", "claim-short")
+VARIANTS = ("bundled", "short", "controls", "claim", "claim-controls", "claim-short", "claim-early")
 SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
 # Guidance below some noise level, as the emoji models themselves are sampled, and the two ways in between.
@@ -91,6 +91,15 @@ def claim_short() -> tuple[SweptModel, ...]:
     )
 
 
+def claim_early() -> tuple[SweptModel, ...]:
+    """Guided by folders that `export --step` made of their own first checkpoints."""
+    pairs = (("baseline", "baseline-0"), ("Kaleido", "combined-0"))
+    return tuple(
+        SweptModel(name=name, paths=(f"runs/claim/{model}",), worse=(f"runs/claim/early-{model}",))
+        for name, model in pairs
+    )
+
+
 BUNDLED = (
     SweptModel(name="baseline", paths=("emoji-tiny-baseline",)),
     SweptModel(name="Kaleido", paths=("emoji-tiny",)),
@@ -125,8 +134,10 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant == "controls":
         rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
         sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
-    if variant == "claim-short":
+    if variant in ("claim-short", "claim-early"):
         short = {"models": claim_short(), "rules": (CFG, INTERVAL), "gammas": (1.0, 4.0)}
+        if variant == "claim-early":
+            short = {"models": claim_early(), "rules": (CFG, AUTOGUIDANCE), "gammas": (1.0, 2.0, 4.0)}
         return ConfigDict(dataclasses.asdict(dataclasses.replace(sweep, name="emoji, seeds of training", **short)))
     if variant == "claim-controls":
         sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(), rules=(CFG, INTERVAL))
