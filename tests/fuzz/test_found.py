@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 
 import msgpack
@@ -142,3 +143,17 @@ def test_an_npz_with_something_else_or_a_huge_header_is_refused(tmp_path):
         file.writestr("a.weight.npy", out.getvalue())
     assert "cannot be read" in probe(target, zipped.getvalue())  # MemoryError
     assert "cannot be read" in probe(target, of_a_newer_zip(target.seeds[0]))
+
+
+@pytest.mark.parametrize("opcode", [b"\x96", b"\x8e", b"\x8d", b"B", b"X", b"T"])  # lengths of 8 and of 4 bytes
+def test_an_old_torch_file_that_claims_huge_bytes_makes_no_room_for_them(tmp_path, opcode):
+    target = TARGETS["torch_legacy"](tmp_path)
+    length = (2**31 - 1).to_bytes(4, "little") if opcode in b"BXT" else (2**40).to_bytes(8, "little")
+    place = target.seeds[0].index(b"protocol_version") + len(b"protocol_version")
+    content = target.seeds[0][:place] + opcode + length + target.seeds[0][place:]
+    tracemalloc.start()
+    try:
+        assert "damaged" in probe(target, content)  # MemoryError, or as many bytes as the machine has
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()

@@ -5,6 +5,7 @@ only parses): plain values are kept, the names that torch uses for tensors are k
 OPAQUE. Nothing that the file names is imported, called or given a state.
 """
 
+import os
 import pickletools
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -77,11 +78,25 @@ def read_program(program: bytes | BinaryIO) -> Any:
       ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError: it is damaged.
     """
     machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(program):
+    for opcode, argument, _ in pickletools.genops(program if isinstance(program, bytes) else _Bounded(program)):
         if opcode.name == "STOP":
             return machine.stack.pop()
         machine.step(opcode.name, argument)
     raise ValueError("no end")
+
+
+class _Bounded:
+    """A file of which no more is asked than it has: a buffered one first makes room for all that it is asked for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        place = file.tell()
+        self._file, self._end = file, file.seek(0, os.SEEK_END)
+        file.seek(place)
+        self.tell, self.readline = file.tell, file.readline
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer at the end."""
+        return self._file.read(min(size, self._end - self._file.tell()))
 
 
 class _Machine:
