@@ -77,7 +77,11 @@ EXTRAS = {
         "mkdocs-material>=9.6,<10",
         "mkdocstrings-python>=1.16,<3",  # the API reference from docstrings
     ],
-    "cluster": ["submitit>=1.5", "xmanager>=0.8.5"],
+    "cluster": [
+        "submitit>=1.5",
+        "xmanager>=0.8.5",
+        "python-dateutil<3",  # what google-cloud-bigquery asks for, below xmanager: pip tries all of its versions first
+    ],
     "dev": [
         "beartype>=0.20",  # checks shapes at run time in tests
         "hypothesis>=6.100",

@@ -129,8 +129,8 @@ IMPORTED = {
     "pillow": "PIL",
     "protobuf": "google.protobuf",
 }
-# Used by name on the command line, by jax's extras being there, by clu's writers, or by this file.
-PLUGINS = {"jax", "pytest-xdist", "ruff", "setuptools", "tensorboard"}
+# Used by name on the command line, by jax's extras being there, by clu's writers, by this file, or held for another.
+PLUGINS = {"jax", "pytest-xdist", "python-dateutil", "ruff", "setuptools", "tensorboard"}
 
 
 def test_what_the_extras_bring_is_used():
