@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import copy
 import io
+import functools
 import json
 import signal
 import socket
@@ -309,7 +310,10 @@ def test_groups_are_by_what_latents_speak_of():
 def test_it_ends_in_peace_while_the_model_is_loaded(number, code):
     """The interpreter's end would abort the process ("terminate called ...") for a thread that is inside a library."""
     command = [sys.executable, "-m", "kaleido_jax.main", "studio", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    # A job in the background of a script ignores Ctrl-C, and so would its children.
+    heed = functools.partial(signal.signal, number, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heed, **pipes) as server:
         assert "http://127.0.0.1:" in server.stdout.readline()
         time.sleep(0.5)
         server.send_signal(number)
