@@ -3,8 +3,8 @@
 import base64
 import concurrent.futures
 import copy
-import io
 import functools
+import io
 import json
 import signal
 import socket
