@@ -49,6 +49,7 @@ def get_config(model: str = "combined-0") -> ConfigDict:
     train = config.train
     train.num_steps, train.checkpoint_every_steps, train.warmup_steps = STEPS, STEPS // 8, 300
     train.keep_every_steps = STEPS // 8  # the first one is the worse model of autoguidance
+    train.ema_decay = 0.99  # at 0.999, two thirds of its average would still be the initial weights
     train.sample_at_end = False
     config.eval.protocol = "none"  # the sweep measures
     if name == "wide":  # 578 thousand parameters more, where the prior has 574

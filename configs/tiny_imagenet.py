@@ -38,6 +38,7 @@ def get_config(variant: str = "both") -> ConfigDict:
     train = config.train
     train.num_steps, train.checkpoint_every_steps = STEPS, STEPS // 8
     train.keep_every_steps = STEPS // 8  # the first one is the worse model of autoguidance
+    train.ema_decay = 0.99  # at 0.999, two thirds of its average would still be the initial weights
     train.warmup_steps = 300
     train.sample_at_end = False
     config.sample.captions = ()
