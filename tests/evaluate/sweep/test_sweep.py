@@ -346,11 +346,12 @@ def test_a_bad_sweep_is_refused_before_anything_is_drawn(changes, said, tmp_path
         load_sweep(str(path), {})
 
 
-def test_configs_and_sweeps_are_told_apart_and_a_refused_sweep_leaves_nothing(tmp_path):
+def test_configs_and_sweeps_are_told_apart_and_a_refused_sweep_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--sweep=emoji_combined, a config of a model; expected a sweep"):
         load_sweep("emoji_combined", {})
     with pytest.raises(UserError, match="give it to `evaluate` by --sweep=NAME"):
         load_config("sweep_emoji")
+    monkeypatch.chdir(tmp_path)  # whoever ran the experiments has these models
     with pytest.raises(UserError, match="no model 'runs/claim/baseline-0'"):
         VERBS["evaluate"].run(None, tmp_path / "w", ("sweep_emoji:claim", {}))
     assert not (tmp_path / "w").exists()
