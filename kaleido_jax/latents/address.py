@@ -1,6 +1,7 @@
 """Addresses of values inside z, "bbox.0.phrase", and edits by them, as on a command line."""
 
 import re
+import sys
 from typing import Any
 
 from kaleido_jax.errors import nearest
@@ -54,8 +55,8 @@ def _valid(z: Latents, name: str) -> Latents:
 def _inside(inner: Any, key: str, address: str) -> Any:
     if isinstance(inner, dict) and key in inner:
         return inner[key]
-    if isinstance(inner, list) and key.isdecimal() and int(key) < len(inner):
-        return inner[int(key)]
+    if isinstance(inner, list) and _index(key) < len(inner):
+        return inner[_index(key)]
     raise _no_place(inner, key, address)
 
 
@@ -72,15 +73,21 @@ def _no_place(inner: Any, key: str, address: str) -> LatentsError:
     return latents_error(f"nothing below a value at {address}", f"an address such as {EXAMPLES}", "shorten it")
 
 
+def _index(key: str) -> int:
+    """The number that it is; one that no list has if it is none, or of more digits than Python reads."""
+    digits = key.lstrip("0") or key[-1:]
+    return int(digits) if key.isdecimal() and len(digits) < len(str(sys.maxsize)) else sys.maxsize
+
+
 def _put(inner: Any, key: str, text: str, address: str, name: str) -> None:
     """Sets inner[key], of the JSON form."""
     if isinstance(inner, dict):
         old = _inside(inner, key, address)
         inner[key] = text if isinstance(old, str) else _needed(text, address)
         return
-    if not isinstance(inner, list) or not key.isdecimal() or int(key) > len(inner):
+    if not isinstance(inner, list) or _index(key) > len(inner):
         raise _no_place(inner, key, address)
-    index = int(key)
+    index = _index(key)
     if not text:
         if index == len(inner):
             raise _no_place(inner, key, address)

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from flax import serialization
 
+from kaleido_jax.latents.address import assign
+from kaleido_jax.latents.segments.bbox import Box
+from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import LatentsError
 from tests.fuzz.targets import TARGETS, probe
 
 
@@ -117,7 +121,8 @@ def test_a_t5x_shape_of_lists_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [(("chunks",), [0]), (("compressor", "id"), 10**30), (("compressor", "id"), "\ud83d"), (("chunks",), [])],
+    [(("chunks",), [0]), (("compressor", "id"), 10**30), (("compressor", "id"), "\ud83d"), (("chunks",), [])]
+    + [(("chunks",), [2**53])],  # the process ended where room for a chunk was made
 )
 def test_a_strange_zarray_is_refused(tmp_path, path, value):
     target = TARGETS["zarray"](tmp_path)
@@ -157,3 +162,10 @@ def test_an_old_torch_file_that_claims_huge_bytes_makes_no_room_for_them(tmp_pat
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
+
+
+def test_an_address_with_a_number_of_thousands_of_digits_is_read():
+    z = Latents(bbox=(Box("x", (0, 0, 10, 10)),))
+    assert assign(z, f"bbox.{'0' * 6000}.phrase", "y").bbox[0].phrase == "y"
+    with pytest.raises(LatentsError, match="no '9{10}"):
+        assign(z, f"bbox.{'9' * 6000}.phrase", "y")

@@ -6,6 +6,7 @@ its own copy of the token table that t5x shares.
 
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -185,9 +186,15 @@ def _metadata(dtype: str, **known: Any) -> dict[str, Any]:
     return fixed | {"dtype": dtype} | known
 
 
+_LARGEST_CHUNK = 2**24  # numbers, of an array that has fewer
+
+
 def _check_array(folder: Path, metadata: dict[str, Any], shape: tuple[int, ...]) -> None:
     if tuple(metadata["shape"]) != shape:
         raise ValueError(f"its .zarray has shape {tuple(metadata['shape'])}")
+    # tensorstore makes room for a whole chunk, and ends the process where there is none.
+    if math.prod(metadata["chunks"]) > max(math.prod(shape), _LARGEST_CHUNK):
+        raise ValueError(f"its .zarray has chunks of {tuple(metadata['chunks'])}")
     if metadata.get("fill_value") is not None:
         return
     # Without a fill value every chunk is written, and tensorstore would read a lost one as zeros.
