@@ -135,10 +135,11 @@ def get_config(variant: str = "bundled") -> ConfigDict:
         rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
         sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
     if variant in ("claim-short", "claim-early"):
-        short = {"models": claim_short(), "rules": (CFG, INTERVAL), "gammas": (1.0, 4.0)}
+        name, models, rules, gammas = "seeds of training", claim_short(), (CFG, INTERVAL), (1.0, 4.0)
         if variant == "claim-early":
-            short = {"models": claim_early(), "rules": (CFG, AUTOGUIDANCE), "gammas": (1.0, 2.0, 4.0)}
-        return ConfigDict(dataclasses.asdict(dataclasses.replace(sweep, name="emoji, seeds of training", **short)))
+            name, models, rules, gammas = "autoguidance", claim_early(), (CFG, AUTOGUIDANCE), (1.0, 2.0, 4.0)
+        few = dataclasses.replace(sweep, name=f"emoji, {name}", models=models, rules=rules, gammas=gammas)
+        return ConfigDict(dataclasses.asdict(few))
     if variant == "claim-controls":
         sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(), rules=(CFG, INTERVAL))
     if variant.startswith("claim"):

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kaleido_jax.config.sweep import Sweep, load_sweep  # noqa: E402
+from kaleido_jax.errors import UserError  # noqa: E402
 
 MAIN = "python -m kaleido_jax.main"
 MEMORY = 0.9  # share of the device's memory that all steps together take
@@ -128,9 +129,21 @@ class Runner:
         workers = [threading.Thread(target=self._work) for _ in range(self.jobs)]
         for worker in workers:
             worker.start()
-        for worker in workers:
-            worker.join()
+        try:
+            for worker in workers:
+                worker.join()
+        except KeyboardInterrupt:  # the terminal sent it to the commands too, which save and end
+            self.stop()
+            for worker in workers:
+                worker.join()
+            raise
         return self.failed
+
+    def stop(self) -> None:
+        """Starts nothing more."""
+        with self._changed:
+            self._waiting = []
+            self._changed.notify_all()
 
     def _work(self) -> None:
         while (step := self._next()) is not None:
@@ -185,6 +198,12 @@ def main(argv: list[str]) -> int:
     flags, more = parser.parse_known_args(argv)
     if unknown := [flag for flag in more if not flag.startswith("--sweep.")]:
         parser.error(f"{unknown[0]}: no such flag")
+    if flags.jobs < 1:
+        parser.error(f"--jobs={flags.jobs}; expected 1 or more")
+    try:  # hours before the first sweep would
+        load_sweep(f"{ROOT}/configs/sweep_emoji.py", dict(flag[len("--sweep.") :].split("=", 1) for flag in more))
+    except (UserError, ValueError) as error:
+        parser.error(f"{' '.join(more)}: {error}")
     steps = {step.name: step for name in flags.experiments for step in EXPERIMENTS[name]()}  # shared ones once
     for step in [step for step in steps.values() if " --sweep=" in step.command]:
         steps[step.name] = dataclasses.replace(step, command=shlex.join([*shlex.split(step.command), *more]))

@@ -3,6 +3,7 @@
 import importlib.util
 import shlex
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -84,3 +85,19 @@ def test_the_models_that_are_compared_come_before_the_others(experiments):
     trained = [name for name in names if name[-1].isdecimal() and "records" not in name and " " not in name]
     assert [name.rpartition("-")[2] for name in trained[:6]] == ["0", "0", "1", "1", "2", "2"]
     assert {name.partition("-")[0] for name in trained[:6]} == {"baseline", "combined"} and len(trained) == 11
+
+
+def test_nothing_more_is_started_after_a_stop(experiments, tmp_path):
+    command = f"python -c {shlex.quote('import time; time.sleep(1)')}"
+    runner = experiments.Runner([experiments.Step(name=name, command=command) for name in "abc"], tmp_path, jobs=1)
+    threading.Timer(0.3, runner.stop).start()
+    assert runner.run() == [] and runner.done == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"), [("--sweep.chunck=3", "chunk"), ("--sweep.chunk", "sweep.chunk"), ("--jobs=0", "1 or more")]
+)
+def test_bad_flags_are_refused_before_the_first_step(experiments, flag, said, capsys):
+    with pytest.raises(SystemExit):
+        experiments.main(["emoji", flag])
+    assert said in capsys.readouterr().err
