@@ -119,10 +119,19 @@ def test_a_t5x_shape_of_lists_is_refused(tmp_path):
     assert "not a t5x checkpoint" in probe(TARGETS["t5x"](tmp_path), content)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "\ud83d"])
+def test_a_t5x_name_that_no_folder_can_have_is_refused(tmp_path, name):
+    spec = {"driver": "zarr", "dtype": "float32", "metadata": {"shape": [3], "chunks": [3]}}
+    tree = {"target": {"encoder": {name: spec}}}
+    content = msgpack.packb(tree, unicode_errors="surrogatepass")
+    assert "not a t5x checkpoint" in probe(TARGETS["t5x"](tmp_path), content)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [(("chunks",), [0]), (("compressor", "id"), 10**30), (("compressor", "id"), "\ud83d"), (("chunks",), [])]
-    + [(("chunks",), [2**53])],  # the process ended where room for a chunk was made
+    + [(("chunks",), [2**53])]  # the process ended where room for a chunk was made
+    + [(("chunks",), [2**31, [0]]), (("chunks",), 4), (("chunks",), [True])],  # the product repeats the list 2**31 times
 )
 def test_a_strange_zarray_is_refused(tmp_path, path, value):
     target = TARGETS["zarray"](tmp_path)

@@ -116,8 +116,8 @@ class T5xCheckpoint:
             store = {"driver": "file", "path": f"{folder.absolute()}/"}
             given = {"driver": "zarr", "kvstore": store, "metadata": metadata, "open": True, "assume_metadata": True}
             return tensorstore.open(given, read=True).result().read().result()
-        # ArithmeticError: of chunks of size 0; RuntimeError: of text that is no UTF-8.
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, ArithmeticError, RuntimeError) as error:
+        # OverflowError: of numbers too large for C; RuntimeError: of text that is no UTF-8.
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, OverflowError, RuntimeError) as error:
             for file in folder.iterdir():
                 refuse_lfs_pointer(file)
             reason = " ".join(str(error).split(" [")[0].split())  # tensorstore's whole spec follows
@@ -151,8 +151,10 @@ def _restore(path: Path) -> dict[str, Any]:
         tree = serialization.msgpack_restore(path.read_bytes())
         target = tree.get("optimizer", tree)["target"]  # before version 1 there was no wrapper
         flat = flatten_dict(target, is_leaf=lambda _, value: _is_spec(value), sep="/")
-        for leaf in flat.values():
+        for name, leaf in flat.items():
             _shape(leaf)
+            if len(_folder_name(name).encode()) > _LONGEST_NAME:
+                raise ValueError("a name that no folder can have")
         return flat
     except (*_NO_MSGPACK, msgpack.UnpackException) as error:
         raise user_error(
@@ -186,19 +188,23 @@ def _metadata(dtype: str, **known: Any) -> dict[str, Any]:
     return fixed | {"dtype": dtype} | known
 
 
+_LONGEST_NAME = 255  # bytes, of a file on nearly every system
 _LARGEST_CHUNK = 2**24  # numbers, of an array that has fewer
 
 
 def _check_array(folder: Path, metadata: dict[str, Any], shape: tuple[int, ...]) -> None:
     if tuple(metadata["shape"]) != shape:
         raise ValueError(f"its .zarray has shape {tuple(metadata['shape'])}")
+    chunks = metadata["chunks"]
+    if not isinstance(chunks, list | tuple) or not all(type(size) is int and size > 0 for size in chunks):
+        raise ValueError(f"its .zarray has chunks of {chunks}"[:200])
     # tensorstore makes room for a whole chunk, and ends the process where there is none.
-    if math.prod(metadata["chunks"]) > max(math.prod(shape), _LARGEST_CHUNK):
-        raise ValueError(f"its .zarray has chunks of {tuple(metadata['chunks'])}")
+    if math.prod(chunks) > max(math.prod(shape), _LARGEST_CHUNK):
+        raise ValueError(f"its .zarray has chunks of {tuple(chunks)}")
     if metadata.get("fill_value") is not None:
         return
     # Without a fill value every chunk is written, and tensorstore would read a lost one as zeros.
-    counts = [range(-(-size // chunk)) for size, chunk in zip(shape, metadata["chunks"], strict=True)]
+    counts = [range(-(-size // chunk)) for size, chunk in zip(shape, chunks, strict=True)]
     for index in itertools.product(*counts):
         chunk = metadata.get("dimension_separator", ".").join(map(str, index)) or "0"
         if not (folder / chunk).is_file():
