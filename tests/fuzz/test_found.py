@@ -119,6 +119,16 @@ def test_a_t5x_shape_of_lists_is_refused(tmp_path):
     assert "not a t5x checkpoint" in probe(TARGETS["t5x"](tmp_path), content)
 
 
+@pytest.mark.parametrize("dtype", [",loat32", "(,)f4", "(" * 300 + "f4"])
+def test_a_t5x_type_that_numpy_cannot_parse_is_refused(tmp_path, dtype):
+    target = TARGETS["t5x"](tmp_path)
+    assert "not a t5x checkpoint" in probe(target, target.seeds[0].replace(b"\xa7float32", msgpack.packb(dtype)))
+    spec = {"driver": "zarr", "dtype": dtype, "metadata": {"shape": [3], "chunks": [3]}}
+    (tmp_path / "checkpoint_0" / "target.encoder.scale").mkdir(exist_ok=True)  # without a .zarray
+    content = msgpack.packb({"target": {"encoder": {"scale": spec}}})
+    assert "cannot be read" in probe(target, content)
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "\ud83d"])
 def test_a_t5x_name_that_no_folder_can_have_is_refused(tmp_path, name):
     spec = {"driver": "zarr", "dtype": "float32", "metadata": {"shape": [3], "chunks": [3]}}

@@ -33,8 +33,29 @@ from kaleido_jax.runtime.files import refuse_lfs_pointer
 
 # With a table for each stack, t5x names it by the attribute that holds it, see `interop.t5.t5x_network`.
 OURS, THEIRS = "/token_embedder/", "/shared_embedding/"
-# What flax and msgpack raise for bytes that are not theirs.
-_NO_MSGPACK = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError)
+# What flax and msgpack raise for bytes that are not theirs; SyntaxError: numpy, for the name of a type.
+_NO_MSGPACK = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+    OverflowError,
+    SyntaxError,
+)
+# What tensorstore, json and numpy raise for an array's folder; OverflowError: of numbers too large for C, RuntimeError:
+# of text that is no UTF-8, SyntaxError: of the name of a type.
+_NO_ZARR = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+)
 
 
 # ----------------------------------------------------------------------------------- names and shapes
@@ -116,8 +137,7 @@ class T5xCheckpoint:
             store = {"driver": "file", "path": f"{folder.absolute()}/"}
             given = {"driver": "zarr", "kvstore": store, "metadata": metadata, "open": True, "assume_metadata": True}
             return tensorstore.open(given, read=True).result().read().result()
-        # OverflowError: of numbers too large for C; RuntimeError: of text that is no UTF-8.
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, OverflowError, RuntimeError) as error:
+        except _NO_ZARR as error:
             for file in folder.iterdir():
                 refuse_lfs_pointer(file)
             reason = " ".join(str(error).split(" [")[0].split())  # tensorstore's whole spec follows
