@@ -1,11 +1,14 @@
 """Attention at the paper model's shapes, forward and backward: ours against jax.nn.dot_product_attention.
 
-python -m benchmarks.attention [--batch=16] [--latents=256] [--loops=20] [--out=FILE.md]
+python -m benchmarks.attention [--batch=16] [--latents=256] [--loops=20] [--topology=v5p:2x2x1] [--out=FILE.md]
 
 Each form starts from (b, t, c) queries, keys and values in bfloat16 and ends with (b, t, c), as the networks call it,
 the heads' transposes included. A loop inside one program feeds the gradients back, so that no call can be left out and
 none waits for the host. Errors are against float32 attention on the same bfloat16 inputs. Rematerialization, which
 computes the forward pass once more, is left out. On CPU the shapes are tiny, and cuDNN's form is not there.
+
+With --topology nothing runs: one call is compiled for one chip of a TPU that need not be there, and the table has the
+compiler's memory and the bytes that it expects to move.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,10 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.tables import described, first_line, table
+from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
+from kaleido_jax.models.fused_attention import fused_attend
 from kaleido_jax.models.unet import scaled_attend
+from kaleido_jax.plan.compiled import topology_devices
 
-FORMS = ("kaleido_jax", "jax.nn, xla", "jax.nn, cudnn")
+PLAIN, FUSED, PEER = "kaleido_jax", "kaleido_jax, fused", "jax.nn, xla"
+FORMS = (PLAIN, FUSED, PEER, "jax.nn, cudnn")
 CAPTION = 16  # tokens of the caption, before those of z
 TURNS = 5  # timed loops
 
@@ -109,7 +116,12 @@ def form_of(name: str, shape: Shape, mask: jax.Array | None) -> Callable[..., ja
         )
         return y.reshape(*y.shape[:2], -1)
 
-    return ours if name == FORMS[0] else theirs
+    def fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        q, k, v = (split_heads(x, shape.heads) for x in (q, k, v))
+        scale = shape.head_dim**-0.25
+        return merge_heads(fused_attend(q * scale, k * scale, v))
+
+    return {PLAIN: ours, FUSED: fused}.get(name, theirs)
 
 
 def with_gradients(form: Callable[..., jax.Array]) -> Callable[[Inputs, jax.Array], tuple[jax.Array, Inputs]]:
@@ -143,7 +155,7 @@ def measure(name: str, shape: Shape, batch: int, loops: int) -> dict[str, float 
     row: dict[str, float | str] = {"shape": shape.name, "form": name}
     exact = [x.astype(jnp.float32) for x in (*inputs, dy)]
     with jax.default_matmul_precision("highest"):
-        y, gradients = jax.jit(with_gradients(form_of(FORMS[1], shape, mask)))(tuple(exact[:-1]), exact[-1])
+        y, gradients = jax.jit(with_gradients(form_of(PEER, shape, mask)))(tuple(exact[:-1]), exact[-1])
     form = form_of(name, shape, mask)
     try:
         mine, its = jax.jit(with_gradients(form))(inputs, dy)
@@ -165,6 +177,31 @@ def measure(name: str, shape: Shape, batch: int, loops: int) -> dict[str, float 
     return row
 
 
+def compiled_for(name: str, shape: Shape, batch: int, device: jax.Device) -> dict[str, float | str]:
+    """One row: what the compiler of a device that is not there says of one call."""
+    inputs, dy, mask = make_inputs(shape, batch)
+    there = jax.sharding.SingleDeviceSharding(device)
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), (inputs, dy))
+    with cpu.plain(device.platform):
+        compiled = jax.jit(with_gradients(form_of(name, shape, mask))).lower(*given).compile()
+    return {
+        "shape": shape.name,
+        "form": name,
+        "temp_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "moved_gb": compiled.cost_analysis()["bytes accessed"] / 1e9,
+    }
+
+
+def forms_of(shape: Shape, device: jax.Device) -> Iterator[str]:
+    """What can run there; fused attention is for pixels alone, and cuDNN's for GPUs."""
+    for name in FORMS:
+        if name == FUSED and (device.platform == "cpu" or shape.bias or shape.mask != "none"):
+            continue
+        if "cudnn" in name and device.platform != "gpu":
+            continue
+        yield name
+
+
 COLUMNS = (  # heading, key, format
     ("attention", "shape", "{}"),
     ("heads x d, queries x keys", "size", "{}"),
@@ -172,19 +209,20 @@ COLUMNS = (  # heading, key, format
     ("ms", "ms", "{:.3f}"),
     ("TFLOP/s", "tflops", "{:.1f}"),
     ("temporary MB", "temp_mb", "{:.0f}"),
+    ("bytes accessed, GB", "moved_gb", "{:.2f}"),
     ("error of output", "error", "{:.1e}"),
     ("largest error of a gradient", "gradient_error", "{:.1e}"),
     ("refused", "why", "{}"),
 )
 
 
-def write(rows: Sequence[dict[str, float | str]], batch: int, out: Path | None) -> str:
+def write(rows: Sequence[dict[str, float | str]], batch: int, device: jax.Device, out: Path | None) -> str:
     """The report so far; also written to `out` and, as JSON, beside it."""
     lines = [
         described("jax", "jaxlib"),
-        f"- device: {jax.devices()[0].device_kind}, {batch} rows",
+        f"- device: {device.device_kind}, {batch} rows",
         "",
-        *table(COLUMNS, rows),
+        *table([column for column in COLUMNS if any(column[1] in row for row in rows)], rows),
     ]
     text = "\n".join(lines) + "\n"
     if out:
@@ -198,19 +236,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--latents", type=lambda text: tuple(map(int, text.split(","))), default=(192, 256))
     parser.add_argument("--loops", type=int, default=20, help="calls in one program")
+    parser.add_argument("--topology", help="a TPU that libtpu compiles for, e.g. v5p:2x2x1")
     parser.add_argument("--out", type=Path, help="FILE.md; the numbers go to FILE.json")
     args = parser.parse_args()
-    tiny = jax.default_backend() == "cpu"
-    batch, forms = (2, FORMS[:2]) if tiny else (args.batch, FORMS)
+    device = topology_devices(args.topology).flat[0] if args.topology else jax.devices()[0]
+    tiny = device.platform == "cpu"
+    batch = 2 if tiny else args.batch
     shapes = dict.fromkeys(shape for latents in args.latents for shape in shapes_of(latents, tiny))
     rows = []
     for shape in shapes:
         size = f"{shape.heads} x {shape.head_dim}, {shape.queries} x {shape.keys}"
-        for name in forms:
-            rows.append(measure(name, shape, batch, args.loops) | {"size": size})
+        for name in forms_of(shape, device):
+            row = compiled_for(name, shape, batch, device) if args.topology else measure(name, shape, batch, args.loops)
+            rows.append(row | {"size": size})
             print(json.dumps(rows[-1]), flush=True)
-            write(rows, batch, args.out)
-    print(write(rows, batch, args.out))
+            write(rows, batch, device, args.out)
+    print(write(rows, batch, device, args.out))
 
 
 if __name__ == "__main__":

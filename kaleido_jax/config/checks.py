@@ -109,6 +109,17 @@ def _check_nesting(outer: UNet, path: str) -> None:
 
 
 @cross_check(Model)
+def _check_fused_attention(model: Model, path: str) -> None:
+    fused = any(net.attention == "fused" for net in nested(model.denoiser)) if model.denoiser else False
+    if fused and model.precision == "float32":
+        raise user_error(
+            f'config.{path}.precision = "float32" with attention = "fused"',
+            "half precision, which its kernels want",
+            f'set config.{path}.precision to "bfloat16", or attention to "plain"',
+        )
+
+
+@cross_check(Model)
 def _check_text_layers(model: Model, path: str) -> None:
     innermost = nested(model.denoiser)[-1] if model.denoiser else None
     if innermost and innermost.num_text_layers and (width := innermost.text_proj_channels or model.t5.d_model) % 8:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # What a layer keeps for the backward pass: everything, the products with its weights, these in the host's memory, or
 # its inputs only.
 Remat = Literal["none", "dots", "offload", "full"]
+Attention = Literal["plain", "fused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class T5:
     head_dim: Count = 64
     num_encoder_layers: Count = 24
     num_decoder_layers: Count = 24
-    remat: Remat = "none"  # of every layer
+    remat: MayChange[Remat] = "none"  # of every layer
     encoder: T5Encoder = field(default_factory=T5Encoder)
 
 
@@ -80,7 +81,8 @@ class UNet:
     normalize_input: bool = False  # divide the noisy input by its own standard deviation; outer nets only
     # Micro conditions as (name, default). (("scale", 64.0),): px of the photo's shorter side before it was resized.
     micro: tuple[tuple[str, Weight], ...] = ()
-    remat: Remat = "none"  # of residual and attention blocks
+    remat: MayChange[Remat] = "none"  # of residual and attention blocks
+    attention: MayChange[Attention] = "plain"  # between pixels; "fused" = cuDNN's kernel on GPUs, splash's on TPUs
     inner: "UNet | None" = None
 
 
@@ -535,7 +537,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     flat = {}
 
     def walk(path: str, value: Any) -> None:
-        if path in free:
+        if path.replace(".inner.", ".") in free:  # a net's fields are alike at every depth
             return
         if isinstance(value, Mapping):
             for key, item in value.items():

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from kaleido_jax.array_types import PerChannel
 
-_TRACED_FOR: ContextVar[str] = ContextVar("traced_for", default="here")  # or "elsewhere", "each platform"
+_TRACED_FOR: ContextVar[str] = ContextVar("traced_for", default="here")  # or "elsewhere", "each platform", a platform
 
 
 def enabled() -> bool:
@@ -27,10 +27,19 @@ def enabled() -> bool:
     return jax.default_backend() == "cpu" and _TRACED_FOR.get() == "here"
 
 
+def traced_for() -> str | None:
+    """The platform, as JAX names it ("cpu", "gpu", "tpu"), that code traced now runs on; None where that is open."""
+    where = _TRACED_FOR.get()
+    return {"here": jax.default_backend(), "elsewhere": None, "each platform": None}.get(where, where)
+
+
 @contextmanager
-def plain() -> Iterator[None]:
-    """Inside, code is traced as for other backends, for programs that are compiled here but run elsewhere."""
-    with _traced_for("elsewhere"):
+def plain(platform: str = "elsewhere") -> Iterator[None]:
+    """Inside, code is traced as for other backends, for programs that are compiled here but run elsewhere.
+
+    `platform` is the one that they run on, if it is known (`traced_for`).
+    """
+    with _traced_for(platform):
         yield
 
 

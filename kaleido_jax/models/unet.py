@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Num
 from kaleido_jax.array_types import Features, PerHead, PerSample, Pyramid, Times
 from kaleido_jax.config.schema import UNet as UNetConfig
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
+from kaleido_jax.models.fused_attention import fused_attend
 from kaleido_jax.models.layers import GroupNorm, conv, gelu, layer_norm, linear
 from kaleido_jax.models.remat import rematerialize
 from kaleido_jax.runtime.mesh import constrain
@@ -135,8 +136,12 @@ def scaled_attend(
     q: PerHead, k: Float[Array, "b n l d_n"], v: Float[Array, "b n l d_n"], mask: TextMask | None
 ) -> PerHead:
     """Attention with queries and keys both multiplied by d^(-1/4), for half precision's range; mask over keys."""
+    return attend(*_scaled(q, k), v, mask=None if mask is None else mask[:, None, None, :])
+
+
+def _scaled(q: Array, k: Array) -> tuple[Array, Array]:
     scale = q.shape[-1] ** -0.25
-    return attend(q * scale, k * scale, v, mask=None if mask is None else mask[:, None, None, :])
+    return q * scale, k * scale
 
 
 class TextPath(nn.Module):
@@ -235,7 +240,8 @@ class AttentionBlock(nn.Module):
         b, h, w, c = x.shape
         tokens = self.qkv(self.norm(x)).reshape(b, h * w, 3 * c)
         q, k, v = (split_heads(part, NUM_HEADS) for part in jnp.split(tokens, 3, -1))
-        a = scaled_attend(q, k, v, None) + scaled_attend(q, *text_kv, mask)
+        between_pixels = fused_attend if self.config.attention == "fused" else attend
+        a = between_pixels(*_scaled(q, k), v) + scaled_attend(q, *text_kv, mask)
         x = x + self.proj_out(merge_heads(a).reshape(b, h, w, c))
         if self.config.attention_ffn:
             x = x + self.ffn_out(gelu(self.ffn_in(self.ffn_norm(x))))

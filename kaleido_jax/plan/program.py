@@ -126,7 +126,7 @@ def trace(program: Program) -> ClosedJaxpr:
 
 def lower(program: Program) -> jax.stages.Lowered:
     """The step as train/loop.py jits it, lowered for the devices of its mesh."""
-    with cpu.plain():
+    with cpu.plain(program.mesh.devices.flat[0].platform):
         return jax.jit(
             program.step,
             in_shardings=program.shardings,

@@ -4,7 +4,7 @@ Parameters are placed by the names of their axes (`shardings_of`), activations w
 (`constrain`). Without the second, XLA guesses where activations belong and moves them more than twice as often.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -121,6 +121,23 @@ def constrain(x: Array, *names: str | None) -> Array:
         return x
     spec = _fit(names, x.shape, placement.mesh, placement.rules)
     return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, spec))
+
+
+def split_over(function: Callable[..., Array], *names: str | None) -> Callable[..., Array]:
+    """The function of arrays of one shape, run by each device on its part of them; the result is split alike.
+
+    Axes are split by their logical names, as in `constrain`. Without `placing`, the function as it is.
+    """
+    placement = _placement.get()
+    if placement is None:
+        return function
+
+    def split(*arrays: Array) -> Array:
+        spec = _fit(names, arrays[0].shape, placement.mesh, placement.rules)
+        # No check of what is replicated: kernels do not say what they do.
+        return jax.shard_map(function, mesh=placement.mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
+
+    return split
 
 
 # ------------------------------------------------------------------------------------------ batches

@@ -79,9 +79,9 @@ def _check_settings(config: Config, path: Path) -> None:
 
 
 def _both(there: Any, here: Any, name: str) -> Iterator[tuple[Any, Any, str]]:
-    """(value there, value here, name) of each field, net by net; `remat` does not matter."""
+    """(value there, value here, name) of each field, net by net; `remat` and `attention` do not matter."""
     if not isinstance(there, dict) or not isinstance(here, dict):
         yield there, here, name
         return
-    for key in sorted((there | here).keys() - {"remat"}):
+    for key in sorted((there | here).keys() - {"remat", "attention"}):
         yield from _both(there.get(key), here.get(key), f"{name}.{key}")

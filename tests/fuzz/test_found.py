@@ -141,7 +141,11 @@ def test_a_t5x_name_that_no_folder_can_have_is_refused(tmp_path, name):
     ("path", "value"),
     [(("chunks",), [0]), (("compressor", "id"), 10**30), (("compressor", "id"), "\ud83d"), (("chunks",), [])]
     + [(("chunks",), [2**53])]  # the process ended where room for a chunk was made
-    + [(("chunks",), [2**31, [0]]), (("chunks",), 4), (("chunks",), [True])],  # the product repeats the list 2**31 times
+    + [
+        (("chunks",), [2**31, [0]]),
+        (("chunks",), 4),
+        (("chunks",), [True]),
+    ],  # the product repeats the list 2**31 times
 )
 def test_a_strange_zarray_is_refused(tmp_path, path, value):
     target = TARGETS["zarray"](tmp_path)
