@@ -79,6 +79,12 @@ def moved_ema(ema: Any, params: Any, step: Int[Array, ""], train: Train) -> Any:
     return moved() if every == 1 else jax.lax.cond((step + 1) % every == 0, moved, lambda: ema)
 
 
+def share_of_start(train: Train) -> float:
+    """The share of the initial weights that the EMA still holds after train.num_steps steps, 0..1."""
+    every = train.ema_every_steps
+    return train.ema_decay ** (train.num_steps // every * every)
+
+
 def moved_profiles(profiles: tuple[Any, ...], params: Any, step: Int[Array, ""], train: Train) -> tuple[Any, ...]:
     """The averages of train.ema_profiles after step `step`, 0..; they move when the EMA does.
 

@@ -105,3 +105,18 @@ def test_a_first_step_that_cannot_run_leaves_no_claim(annotated, monkeypatch):
     with pytest.raises(MemoryError):
         fit(config, workdir)
     assert json.loads((workdir / "config.json").read_text())["name"] == config.name
+
+
+@pytest.mark.parametrize(("decay", "warned"), [(0.999, True), (0.01, False)])
+def test_an_average_that_cannot_forget_its_start_is_told(annotated, monkeypatch, caplog, decay, warned):
+    config, workdir = annotated
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=100, ema_decay=decay))
+
+    def stop(*args):
+        raise InterruptedError
+
+    monkeypatch.setattr(loop, "make_train_step", stop)  # before anything compiles
+    with pytest.raises(InterruptedError):
+        fit(config, workdir)
+    told = "will still hold 90 % of the initial weights after 100 steps; with config.train.ema_decay = 0.954993"
+    assert (told in caplog.text) == warned

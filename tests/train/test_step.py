@@ -14,7 +14,7 @@ from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.runtime.posthoc_ema import gamma_of
 from kaleido_jax.train.optimizer import learning_rate, make_optimizer
-from kaleido_jax.train.state import Guard, State, adjusted, create_state, moved_ema, moved_profiles
+from kaleido_jax.train.state import Guard, State, adjusted, create_state, moved_ema, moved_profiles, share_of_start
 from kaleido_jax.train.step import _gradients, joint_loss, make_train_step, mixed_inputs, token_loss
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
 
@@ -266,6 +266,8 @@ def test_an_ema_of_every_third_step_decays_as_much_as_three():
         ema = moved_ema(ema, {"a": jnp.float32(0)}, jnp.int32(step), train)
         values.append(float(ema["a"]))
     np.testing.assert_allclose(values, [1, 1, 0.9**3, 0.9**3, 0.9**3, 0.9**6], rtol=1e-6)
+    held = [share_of_start(dataclasses.replace(train, num_steps=steps)) for steps in range(1, 7)]
+    np.testing.assert_allclose(held, values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("every", [1, 4])
