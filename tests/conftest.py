@@ -12,6 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # As variables, so that the processes which tests start share the cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# The workers share the cores: BLAS threads that wait for each other spin there, and made 0.1 s of eigh 12 s.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 set_cpu_flag()
 # Compiling is most of the suite's time and its arrays are tiny: less optimization halves it, and without the fusion
 # emitters' MLIR passes it falls by a third. After the flag above, so that a user's own XLA_FLAGS still come first.

@@ -129,6 +129,7 @@ main.run()
 """
 
 
+@pytest.mark.slow
 def test_a_verb_runs_in_two_processes_and_the_one_that_fails_says_so():
     done = run(*local(VERB, "--processes=2", "--devices=2"))
     lines = done.stdout.splitlines()
