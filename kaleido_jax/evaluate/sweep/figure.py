@@ -8,24 +8,25 @@ from typing import Any
 from kaleido_jax.runtime.files import write_atomically
 
 Curve = Sequence[Mapping[str, Any]]  # rows of the summary at several gamma
-SHOWN = ("effective_number", "frechet")
-_COLORS = ("#7a7f8c", "#3a7bd5", "#e07b00", "#b0489b")
+SHOWN = {"effective_number": (max, "most modes"), "frechet": (min, "least distance")}  # which is best, in words
+_COLORS = ("#7a7f8c", "#3a7bd5", "#2a9d8f", "#e07b00", "#b0489b")
 
 
 def curves_shown(summary: Mapping[str, Any]) -> dict[str, Curve]:
-    """The baseline under the first rule and under the best of the others; each model with z under the first rule.
+    """The baseline under the first rule and under the best of the others; each model with z under two rules.
 
-    The best rival has the largest effective number where it is right often enough (see `claim`).
+    Best by each metric of the picture, where the rule is right often enough (see `claim`).
     """
     found, curves = summary["claim"], summary["curves"]
     if found is None:
         return {f"{m}, {r}": _rows(curves, m, r) for m, r in dict.fromkeys((c["model"], c["rule"]) for c in curves)}
     name, first = found["baseline"], found["rule"]
-    rivals = {rule: row["effective_number"] for rule, row in found["rivals"].items() if rule != first}
-    shown = {f"{name}, {first}": _rows(curves, name, first)}
-    if rivals:
-        best = max(rivals, key=rivals.__getitem__)
-        shown[f"{name}, {best} (best rival)"] = _rows(curves, name, best)
+    rivals = {rule: row for rule, row in found["rivals"].items() if rule != first}
+    shown, best = {f"{name}, {first}": _rows(curves, name, first)}, {}
+    for metric, (better, words) in SHOWN.items() if rivals else ():
+        best.setdefault(better(rivals, key=lambda rule, metric=metric: rivals[rule][metric]), []).append(words)
+    for rule, words in best.items():
+        shown[f"{name}, {rule} (rival: {', '.join(words)})"] = _rows(curves, name, rule)
     for model in dict.fromkeys(row["model"] for row in curves if row["has_z"]):
         shown |= {f"{model}, {rule}": _rows(curves, model, rule) for rule in (first, "interval")}
     return {label: rows for label, rows in shown.items() if rows}
@@ -53,7 +54,8 @@ def write_figure(summary: Mapping[str, Any], path: Path) -> None:
             errors = [row["errors"][metric] or 0 for row in rows]
             dash = "-" if label.endswith("CFG") else "--"
             x = [row["gamma"] for row in rows]
-            axes.errorbar(x, means, errors, label=label, color=color, linestyle=dash, marker="o", capsize=3)
+            known = errors if any(errors) else None  # of one training each there are none
+            axes.errorbar(x, means, known, label=label, color=color, linestyle=dash, marker="o", capsize=3)
         if min(gammas) > 0:
             axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(gammas))

@@ -275,14 +275,22 @@ def test_models_are_compared_at_the_least_gamma_where_the_baseline_is_right_enou
     assert claim(summarize({"cells": made[:4]})["curves"]) is None
 
 
-def test_the_figure_shows_the_baseline_its_best_rule_and_every_model_with_latents():
+@pytest.mark.parametrize(
+    ("distance", "rivals"),
+    [
+        (3.0, ["baseline, CADS (rival: most modes)", "baseline, APG (rival: least distance)"]),
+        (1.0, ["baseline, CADS (rival: most modes, least distance)"]),
+    ],
+)
+def test_the_figure_shows_the_baseline_its_best_rule_by_each_metric_and_every_model_with_latents(distance, rivals):
     made = [
-        *(cell(rule=rule, gamma=g, effective_number=n) for g in (1.0, 4.0) for rule, n in (("CFG", 5.0), ("APG", 4.0))),
-        *(cell(rule="CADS", gamma=g, effective_number=6.0) for g in (1.0, 4.0)),
+        *(cell(rule="CFG", gamma=g, effective_number=5.0) for g in (1.0, 4.0)),
+        *(cell(rule="APG", gamma=g, effective_number=4.0, frechet=2.0) for g in (1.0, 4.0)),
+        *(cell(rule="CADS", gamma=g, effective_number=6.0, frechet=distance) for g in (1.0, 4.0)),
         *(cell(model="Kaleido", rule=rule, gamma=4.0) for rule in ("CFG", "interval", "APG")),
     ]
     shown = curves_shown(summarize({"cells": made}))
-    assert list(shown) == ["baseline, CFG", "baseline, CADS (best rival)", "Kaleido, CFG", "Kaleido, interval"]
+    assert list(shown) == ["baseline, CFG", *rivals, "Kaleido, CFG", "Kaleido, interval"]
     assert [row["gamma"] for row in shown["baseline, CFG"]] == [1.0, 4.0]
 
 
