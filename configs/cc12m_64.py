@@ -3,8 +3,8 @@
 Command:  python -m kaleido_jax.main --config=configs/cc12m_64.py:LATENTS --workdir=runs/cc12m_64_LATENTS
           LATENTS is text, bbox, blob, voken or combined (also without ":LATENTS"); stage two is cc12m.py:LATENTS.
 Hardware: as cc12m.py. Not yet trained with this code.
-Needs:    records of CC12M at 64 px with these latents (config.data.records) and the weights of flan-t5-xl
-          (config.model.t5.checkpoint).
+Needs:    records of CC12M with these latents (config.data.records): those of stage two, or smaller ones; and the
+          weights of flan-t5-xl (config.model.t5.checkpoint).
 """
 
 from ml_collections import ConfigDict
@@ -19,5 +19,4 @@ def get_config(latents: str = "combined") -> ConfigDict:
     config.model.denoiser = config.model.denoiser.inner
     config.diffusion.loss_weights = (1.0,)
     config.train.num_steps = 400_000  # and as many in stage two
-    config.data.fetch = config.data.fetch.replace("256 px", "64 px")
     return config

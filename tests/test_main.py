@@ -188,7 +188,7 @@ def test_the_text_to_image_models_differ_in_their_latents_alone(latents):
     assert len(base.data.class_captions) == 999 and config.data.class_captions == ()
     small = load(f"cc12m_64.py:{latents}")
     assert small.model.denoiser == base.model.denoiser.inner and small.latents == config.latents
-    assert small.init.inner is None and "64 px" in small.data.fetch
+    assert small.init.inner is None and "256 px" in small.data.fetch
 
 
 def test_the_baseline_is_the_same_without_latents():

@@ -97,6 +97,7 @@ def test_changelog_starts_with_what_is_unreleased_and_then_this_version():
     assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", heading) for heading in headings[1:])
     assert re.fullmatch(r"\d+\.\d+\.\d+", kaleido_jax.__version__)
     assert not headings[1:] or headings[1].startswith(f"[{kaleido_jax.__version__}]")
+    assert f"\nversion: {kaleido_jax.__version__}\n" in (REPO / "CITATION.cff").read_text()
 
 
 def test_tested_versions_lie_within_the_ranges():

@@ -200,7 +200,7 @@ A Kaleido diffusion model of kaleido_jax.
 import kaleido_jax as kj
 
 pipe = kj.KaleidoPipeline.from_pretrained("PATH OF THIS FOLDER")
-pipe(["a caption"], images_per_caption=4).grid().save("grid.png")
+pipe(["a caption"] * 4).grid().save("grid.png")
 ```
 
 `config.json` is the config that it was trained with, without paths. The command that trains it again:

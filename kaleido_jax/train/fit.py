@@ -1,5 +1,6 @@
 """Training from a config: checks weights and devices, locks the workdir, prepares the records, runs the loop."""
 
+import logging
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 from kaleido_jax.annotate.prepare import check_records, open_prepared, prepare_records
 from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, Train
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
@@ -22,8 +23,11 @@ from kaleido_jax.train import loop
 from kaleido_jax.train.batches import make_batches
 from kaleido_jax.train.metrics import check_wandb
 from kaleido_jax.train.optimizer import make_optimizer
-from kaleido_jax.train.state import abstract_state
+from kaleido_jax.train.state import abstract_state, share_of_start
 
+log = logging.getLogger(__name__)
+
+_MOST_OF_START = 0.1  # share of the initial weights in the last EMA above which training warns
 RECORDS_SEC = 6 * 3600  # for the main process to make records, while the others wait
 
 
@@ -61,8 +65,19 @@ def fit(config: Config, workdir: str | Path) -> bool:
             return False
         if distributed.is_main():
             check_disk(config, workdir, codec)
+            _warn_of_start(config.train)
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
     return True
+
+
+def _warn_of_start(train: Train) -> None:
+    held, steps = share_of_start(train), train.num_steps
+    if held > _MOST_OF_START:
+        log.warning(
+            "the EMA, which draws the images, will still hold %.0f %% of the initial weights after %d steps; "
+            "with config.train.ema_decay = %.6g it would hold 1 %%",
+            *(100 * held, steps, 0.01 ** (1 / steps)),
+        )
 
 
 def check_disk(config: Config, workdir: Path, codec: Codec) -> None:

@@ -29,13 +29,11 @@ from kaleido_jax.train.caption_cache import ClassCaptions, class_captions, encod
 from kaleido_jax.train.guard import Watch
 from kaleido_jax.train.metrics import Averages, MetricWriter, NoWriter, Progress, Stopwatch
 from kaleido_jax.train.optimizer import make_optimizer
-from kaleido_jax.train.state import State, create_state, share_of_start
+from kaleido_jax.train.state import State, create_state
 from kaleido_jax.train.step import make_train_step
 from kaleido_jax.train.watching import Looks
 
 log = logging.getLogger(__name__)
-
-_MOST_OF_START = 0.1  # share of the initial weights in the last EMA above which training warns
 
 
 def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIterator) -> State:
@@ -75,12 +73,6 @@ def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIte
             (workdir / "parameters.txt").write_text(overview)
         trainable, others = count_params(state.params), count_params(frozen)
         log.info("%.2fM trainable, %.2fM frozen parameters", trainable / 1e6, others / 1e6)
-        if (held := share_of_start(config.train)) > _MOST_OF_START:
-            log.warning(
-                "the EMA, which draws the images, will still hold %.0f %% of the initial weights after %d steps; "
-                "with config.train.ema_decay = %.6g it would hold 1 %%",
-                *(100 * held, config.train.num_steps, 0.01 ** (1 / config.train.num_steps)),
-            )
 
         captions = class_captions(config, tokenizer)
         if captions:
