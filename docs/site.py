@@ -1,7 +1,8 @@
 """Hooks of MkDocs for the documentation site: generated pages, sections of README.md, and links out of docs/.
 
-- `<!-- include: README.md#anchor -->` on a page becomes the section's text; `README.md#` is what stands before the
-  first heading. So no text stands twice, and README.md needs no marks.
+- A line `[This section is in the README.](../README.md#anchor)` of a page becomes the section's text; `README.md#` is
+  what stands before the first heading. So no text stands twice, README.md needs no marks, and who reads the page in the
+  repository finds the text too.
 - The command line, the config's fields, the array types and the modules are described from the code itself.
 - A link to a file of the repository outside docs/ leads to a copy of that file in the site.
 """
@@ -31,7 +32,7 @@ from kaleido_jax.verbs import VERBS
 
 log = get_plugin_logger("site")
 REPO = Path(__file__).parent.parent
-INCLUDE = re.compile(r"^<!-- include: (\S+?)#(\S*) -->$", re.MULTILINE)
+INCLUDE = re.compile(r"^\[This section is in the README\.\]\(\.\./(README\.md)#(\S*)\)$", re.MULTILINE)
 LINK = re.compile(r"(?P<before>!?\[(?:[^\]\[]|\[[^\]]*\])*\]\()(?P<target>[^)\s]+)(?P<after>\))")
 HEADING = re.compile(r"^(#{1,6}) (.+)$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -292,15 +293,18 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if (REPO / "benchmarks" / here).is_file():
         origin = f"benchmarks/{here}"
 
-    def included(match: re.Match) -> str:
-        section = section_of((REPO / match[1]).read_text(), match[2])
+    def included(name: str, anchor: str) -> str:
+        section = section_of((REPO / name).read_text(), anchor)
         if section is None:
-            log.warning("%s includes %s#%s, which is not there", here, match[1], match[2])
+            log.warning("%s includes %s#%s, which is not there", here, name, anchor)
             return ""
-        return relinked(section, match[1], here, config, files)
+        return relinked(section, name, here, config, files)
 
-    own = relinked(markdown, origin, here, config, files)
-    return INCLUDE.sub(included, own)
+    first, *rest = INCLUDE.split(markdown)
+    parts = [relinked(first, origin, here, config, files)]
+    for name, anchor, own in zip(*[iter(rest)] * 3, strict=True):
+        parts += included(name, anchor), relinked(own, origin, here, config, files)
+    return "".join(parts)
 
 
 def slug(title: str) -> str:

@@ -217,7 +217,7 @@ def _figure(clouds: dict, data: np.ndarray, path: Path) -> None:
                 axis.scatter(*points[classes == c][:600].T, s=5, c=color, linewidths=0, alpha=0.6, label=label)
             axis.set(aspect="equal", xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=[], yticks=[])
             axis.set_title(f"gamma = {gamma:g}" if name == "standard" else "")
-            axis.legend(loc="upper left", fontsize=7, markerscale=2.5, framealpha=0.9)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=8, markerscale=3, frameon=False)
         row[0].set_ylabel(titles[name], fontsize=12)
     figure.savefig(path, format="png", dpi=110)
 
