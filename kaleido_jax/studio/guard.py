@@ -42,6 +42,8 @@ class Guard:
             await send(message)
 
         refusal = refuse(Headers(scope=scope), scope["path"])
+        if refusal is None and not scope["query_string"].isascii():
+            refusal = 400, "a query of other characters than ASCII; expected them as %XX; use the studio's own page"
         if refusal is None and self._open >= CONNECTIONS:
             refusal = 503, "busy: too many requests at once; try again in a moment"
         if refusal is not None:

@@ -192,3 +192,9 @@ def test_an_address_with_a_number_of_thousands_of_digits_is_read():
     assert assign(z, f"bbox.{'0' * 6000}.phrase", "y").bbox[0].phrase == "y"
     with pytest.raises(LatentsError, match="no '9{10}"):
         assign(z, f"bbox.{'9' * 6000}.phrase", "y")
+
+
+def test_a_query_that_is_not_ascii_is_refused_by_the_studio(tmp_path):
+    read = TARGETS["studio"](tmp_path).read
+    for path in ("/api/model", "/static/a/", "/nothing/"):
+        read(f"GET {path}?s=\xc3 HTTP/1.1\nhost: 127.0.0.1\n\n".encode("latin-1"))
