@@ -17,17 +17,31 @@ MAX_NON_LATIN = 0.2  # share of the letters; signs in a picture may be quoted in
 MIN_ENGLISH = 0.05  # share of the words; English prose has about a quarter of these, its neighbors hardly any
 _ENGLISH = frozenset(["the", "and", "with", "of", "are", "this", "its", "that", "which", "from", "by", "at", "has"])
 
-# Of reasoning models: Qwen3, DeepSeek, GLM; Kimi; Magistral; gpt-oss, whose channels end in the final one. Chat
-# templates often write the opening tag into the prompt, so that the answer has the closing one alone.
-_THINK = r"\s*+(?:think(?:ing)?|thoughts?|reasoning)\s*+>"
-_THOUGHTS_START = re.compile(rf"<{_THINK}|\u25c1think\u25b7|\[THINK\]|<\|channel\|>analysis", re.IGNORECASE)
+# Of reasoning models: Qwen3, DeepSeek, GLM, Seed; Kimi; Magistral; MedGemma; Cohere and OpenThinker; gpt-oss, whose
+# channels end in the final one. Chat templates often write the opening tag into the prompt, so that the answer has the
+# closing one alone.
+_THINK = r"\s*+(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)\s*+>"
+_THOUGHTS_START = re.compile(
+    rf"<{_THINK}|\u25c1think\u25b7|\[THINK\]|<unused94>|<\|(?:start_thinking|begin_of_thought)\|>|<\|channel\|>analysis",
+    re.IGNORECASE,
+)
 _THOUGHTS_END = re.compile(
-    rf"</{_THINK}|\u25c1/think\u25b7|\[/THINK\]|<\|channel\|>final\s*+<\|message\|>", re.IGNORECASE
+    rf"<\s*+/{_THINK}|\u25c1/think\u25b7|\[/THINK\]|<unused95>|<\|(?:end_thinking|end_of_thought)\|>"
+    r"|<\|channel\|>final\s*+<\|message\|>",
+    re.IGNORECASE,
+)
+# Before the last of these a model thinks without a tag. GLM also puts the bare numbers of a box in its own tag, and
+# their phrase stands before it.
+_ANSWER_START = re.compile(
+    r"<(?:(?:final_)?answer|conclusion)>|<\|(?:begin_of_solution|start_response)\|>|\[begin final response\]"
+    r"|<\|begin_of_box\|>(?![\s\[(]*+[0-9])",
+    re.IGNORECASE,
 )
 # Around an answer, never part of it: wrappers, and special tokens that a server has not removed.
 _FRAME = re.compile(
-    r"</?(?:answer|final_answer|response|output|description|caption|tool_call|s|eos|bos|pad|end_of_turn)>"
-    r"|<\|(?:begin_of_box|end_of_box|im_end|endoftext|end_of_text|eot_id|eom_id|end|return)\|>",
+    r"</?(?:answer|final_answer|conclusion|response|output|description|caption|tool_call|s|eos|bos|pad|end_of_turn)>"
+    r"|<\|(?:begin_of_box|end_of_box|begin_of_solution|end_of_solution|start_response|end_response)\|>"
+    r"|<\|(?:im_end|endoftext|end_of_text|eot_id|eom_id|end|return)\|>|\[(?:begin|end) final response\]",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"```+|~~~+")
@@ -73,7 +87,7 @@ def final_text(answer: Answer) -> str:
     end = max((match.end() for match in _THOUGHTS_END.finditer(answer.text)), default=0)
     opening = _THOUGHTS_START.search(answer.text, end)
     text = answer.text[end : opening.start() if opening else None]
-    text = text.rpartition("<answer>")[2]  # where it is used, what stands before it is thought too
+    text = text[max((match.end() for match in _ANSWER_START.finditer(text)), default=0) :]
     text = _FRAME.sub(" ", text).strip()
     if text.startswith('"') and text.endswith('"'):
         with contextlib.suppress(ValueError):  # else it starts and ends with quotations

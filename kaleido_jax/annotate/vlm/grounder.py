@@ -14,7 +14,7 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "grounder/2"  # stored with every record; raise it when a rule for reading answers changes
+VERSION = "grounder/3"  # stored with every record; raise it when a rule for reading answers changes
 MAX_TOKENS = 1024  # of an answer; a JSON entry is about 40
 # An empty list or object on its own lines: what a model writes if it finds nothing.
 _NOTHING = re.compile(r"(?:\A|\n)[ \t]*+(?:[\[\uff3b]\s*+[\]\uff3d]|\{\s*+\})[ \t]*+(?=\r?+\n|\Z)")

@@ -48,6 +48,8 @@ USABLE = {
     "two thoughts": f"<think>\nHm.\n</think>\n<think>{OTHERS}</think>{GOOD}",
     "thoughts never closed": f"{GOOD}\n<think>Is that enough?",
     "answer tags": f"<think>Hm.</think><answer>{GOOD}</answer>",
+    "medgemma": f"<unused94>thought\nLet me look. {OTHERS}<unused95>{GOOD}",
+    "conclusion": f"<SUMMARY>I will look.</SUMMARY><CONCLUSION>{GOOD}</CONCLUSION>",
     "special tokens": f"{GOOD}<|im_end|></s>",
     "sentence, fenced json": f'Here is the description:\n```json\n{{"description": "{GOOD}"}}\n```',
     "fenced json, sentence": f'```json\n{{"description": "{GOOD}"}}\n```\nI hope this helps!',
