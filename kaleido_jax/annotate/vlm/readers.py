@@ -261,7 +261,7 @@ class Collector:
             self.remark("boxes without a phrase, left out")
             return
         scale = (1.0, 1.0) if thousandths else self._scale
-        if not thousandths and max(map(abs, box)) <= 1 and any(value % 1 for value in box):
+        if not thousandths and 0 < max(map(abs, box)) <= 1:
             # Within one pixel, or one thousandth, nobody finds an object.
             self.remark("boxes in fractions of the image, scaled")
             scale = (MAX_COORDINATE, MAX_COORDINATE)

@@ -172,6 +172,14 @@ def test_fractions_of_the_image_are_remarked_in_any_format():
         assert readers.read(answer).remarks == ("boxes in fractions of the image, scaled: 1",)
 
 
+def test_the_whole_image_in_fractions_is_no_dot():
+    dog, sky = '{"bbox_2d": [0.1, 0.2, 0.5, 0.6], "label": "dog"}', '{"bbox_2d": [0, 0, 1, 1], "label": "sky"}'
+    for seen_px in (None, (640, 480)):
+        boxes = [("dog", (100, 200, 500, 600)), ("sky", (0, 0, 1000, 1000))]
+        assert found(f"[{dog}, {sky}]", seen_px=seen_px) == boxes
+        assert found("sky [0.0, 0.0, 1.0, 1.0]", seen_px=seen_px) == boxes[1:]
+
+
 @pytest.mark.parametrize(
     ("answer", "boxes", "remark"),
     [
