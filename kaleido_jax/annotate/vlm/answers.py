@@ -48,10 +48,29 @@ _FENCE = re.compile(r"```+|~~~+")
 _FENCE_LANGUAGE = re.compile(r"[ \t]*+(?:[\w.+-]{0,20}+[ \t]*+\r?\n|(?:json5?|jsonc|text|markdown)\b)", re.IGNORECASE)
 
 _KEYS = (r"description", r"caption", r"text", r".*(?:description|caption)", r"answer|response|output|content|result")
+_HERE = r"here(?:'s|\u2019s| is)\b[^\n:.]{0,100}"
+_TITLE = r"(?:\w+ ){0,2}(?:description|caption)(?: (?:of|for) (?:the|this|your) \w+)?"
 _HEADING = re.compile(
     r"(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[!.,]\s+)?"
-    r"(?:here(?:'s|\u2019s| is)\b[^\n:.]{0,100}:\s*\n"
-    r"|[*#_ ]{0,4}(?:\w+ ){0,2}(?:description|caption)[*_ ]{0,4}:[*_]*\s)",
+    rf"(?:{_HERE}:\s*\n|{_HERE}\b(?:description|caption|paragraph)\b[^\n:.]{{0,60}}:\s"
+    rf"|[*#_ ]{{0,10}}{_TITLE}[*_ ]{{0,4}}(?::[*_]*\s|\n)"
+    # A title without a colon that text follows on the same line: only one in bold or after "#" is sure to be one.
+    rf"|(?:#{{1,6}} |[*_]{{2}}){_TITLE}[*_]{{0,2}} (?=(?-i:[A-Z])))\s*",
+    re.IGNORECASE,
+)
+# Quotation marks and emphasis around the whole text, if there are none of their kind inside it.
+_AROUND = re.compile(
+    r"[*]{1,3}([^*]+)[*]{1,3}|_{1,3}([^_]+)_{1,3}|`([^`]+)`|\"([^\"]+)\"|\u201c([^\u201c\u201d]+)\u201d"
+    r"|['\u2018]((?:[^'\u2018\u2019]|(?<=\w)['\u2019](?=\w))+)['\u2019]"
+)
+# What a model says of its text after the last sentence: the number of words, or something polite.
+_AFTERWORD = re.compile(
+    r"(?<=[.!?\"\u201d*_]) (?:"
+    r"[(\[*_]{0,3}(?:total )?word count[*_: ]{0,6}(?:about |approximately |~)?[0-9]{1,4}(?: words)?[)\]*_.]{0,4}"
+    r"|[*_]{0,2}[(\[][*_]{0,2}(?:total:? |about |approximately |exactly |~)?[0-9]{1,4} words[*_.]{0,3}[)\]][*_.]{0,3}"
+    r"|i hope (?:this|that|it) [^.!?]{0,100}[.!]"
+    r"|(?:please )?(?:let me know|feel free to) [^.!?]{0,100}[.!]"
+    r"|would you like [^.!?]{0,100}\?)\Z",
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(r"<\s*/?\s*[A-Za-z][A-Za-z_ ]{0,30}>|\[[A-Z][A-Z_ ]{2,30}\]")
@@ -109,7 +128,8 @@ def description_of(answer: Answer) -> str:
     """The description in an answer, valid as the text segment.
 
     It may be plain text or JSON (a string, or an object with "description", "caption" or "text", or with a single
-    string), alone or in a fence, with sentences before and after it.
+    string), alone or in a fence, with sentences before and after it. A heading before it, quotation
+    marks or emphasis around it, and the number of its words or polite words after it are left out.
 
     Raises:
       UnusableAnswer: it is empty, a refusal, cut off, too short or too long, JSON without a description, holds a
@@ -118,7 +138,7 @@ def description_of(answer: Answer) -> str:
     if answer.cut_off:
         raise UnusableAnswer("answer cut off at the token limit")
     try:
-        text = clean_text(_unwrap(final_text(answer)))
+        text = clean_text(_bare(_unwrap(final_text(answer))))
     except LatentsError as error:
         raise UnusableAnswer("empty answer") from error
     # Typewriter and printer's apostrophes alike.
@@ -135,7 +155,7 @@ def description_of(answer: Answer) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """The description in a final text: of its JSON, else of its longest fence, else all of it without a heading."""
+    """The description in a final text: of its JSON, else of its longest fence, else all of it."""
     blocks = fenced_blocks(text)
     for block in (*blocks, text):
         found = _from_json(block)
@@ -145,8 +165,17 @@ def _unwrap(text: str) -> str:
     # A few words in a fence are a quotation, a sign's for example.
     if len(longest.split()) >= MIN_WORDS:
         text = longest
-    heading = _HEADING.match(text)
-    return text[heading.end() if heading else 0 :]
+    return text
+
+
+def _bare(text: str) -> str:
+    """A text without headings before it, quotation marks around it and remarks on it after it; on one line."""
+    while heading := _HEADING.match(text):
+        text = text[heading.end() :]
+    text = " ".join(text.split())
+    while (found := _AROUND.fullmatch(text)) or (after := _AFTERWORD.search(text)):
+        text = found[found.lastindex or 0].strip() if found else text[: after.start()]
+    return text
 
 
 def _from_json(text: str) -> str | None:

@@ -75,6 +75,23 @@ USABLE = {
     "tool call": f'<tool_call>\n{{"name": "describe", "arguments": {{"description": "{GOOD}"}}}}\n</tool_call>',
     "heading": f"**Description:** {GOOD}",
     "introduction": f"Certainly, gladly! Here is a description of the picture:\n\n{GOOD}",
+    "introduction on the same line": f"Here is the description of the picture: {GOOD}",
+    "short introduction": f"Sure! Here's a description: {GOOD}",
+    "title": f"## Description\n\n{GOOD}",
+    "title on the same line": f"## Description {GOOD}",
+    "title in bold": f"**Image Description**\n{GOOD}",
+    "title in bold on the same line": f"**Description** {GOOD}",
+    "title with a colon": f"Description of the image:\n{GOOD}",
+    "quoted after a heading": f'Here is the description:\n\n"{GOOD}"',
+    "typographic quotes around it": f"“{GOOD}”",
+    "single quotes around it": f"'{GOOD}'",
+    "bold": f"**{GOOD}**",
+    "words in parentheses": f"{GOOD}\n\n(73 words)",
+    "word count": f"{GOOD}\n\n**Word count:** 73",
+    "good wishes": f"{GOOD}\n\nI hope this helps!",
+    "offer": f"{GOOD} Let me know if you need anything else.",
+    "all of it": f"Sure! Here's one:\n\n### Description\n\n**“{GOOD}”**\n\n*(73 words)*\n\nI hope this helps!",
+    "bold in json": json.dumps({"description": f"**{GOOD}** (73 words)"}),
 }
 
 
@@ -135,6 +152,11 @@ def test_useless_answers_are_refused_with_the_reason(text):
         OTHERS + "each with 3 < 4 spoons > 2 forks [sic].",
         OTHERS + "and the curly brackets {} and {so on} of a program on the screen of the laptop.",
         OTHERS + "and a screen with the lines ```x = 1``` and ```y = 2``` beside the cups.",
+        "“Open” says the sign over the door, and a man with a red cap sweeps under a second one that says “Closed”",
+        "'Open' says the sign over the door, and a man with a red cap sweeps under a second one that says 'Closed'",
+        "**Open** says the sign over the door, and a man with a red cap sweeps under a second one that is **red**",
+        "The description board at the door of the shop shows a map of the town, and a man with a red cap reads it.",
+        "A man with a red cap stands at the door of the shop, and a sign next to him says that he has 18 words.",
         "[Open] says the sign over the door of the shop, and a man with a red cap sweeps the pavement before it.",
     ],
 )
@@ -163,6 +185,9 @@ def test_an_answer_that_was_cut_off_is_no_description():
 @case('{"a":"' * 5_000)
 @case('{"a":"b\ud83d' * 5_000)
 @case("sure " + " " * 20_000)
+@case("Description:\n" * 2_000)
+@case("a. I hope this is it." * 1_000)
+@case("*_" * 5_000 + "a" + "_*" * 5_000)
 def test_any_string_is_a_valid_text_or_unusable(text):
     try:
         found = description_of(Answer(text=text))
