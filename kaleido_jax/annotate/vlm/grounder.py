@@ -16,8 +16,14 @@ from kaleido_jax.latents.types import Latents
 
 VERSION = "grounder/3"  # stored with every record; raise it when a rule for reading answers changes
 MAX_TOKENS = 1024  # of an answer; a JSON entry is about 40
-# An empty list or object on its own lines: what a model writes if it finds nothing.
-_NOTHING = re.compile(r"(?:\A|\n)[ \t]*+(?:[\[\uff3b]\s*+[\]\uff3d]|\{\s*+\})[ \t]*+(?=\r?+\n|\Z)")
+# What a model writes if it finds nothing: an empty list or object, or a list of empty objects, on its own lines or
+# after a colon; or no list under a key that should have one.
+_NOTHING = re.compile(
+    r"(?:\A|\n)[ \t]*+(?:[-*\u2022>][ \t]++)?(?:[^\n\[\]{}]{0,80}:[*_]{0,2}[ \t]*+)?[`*\"']{0,3}"
+    r"(?:[\[\uff3b](?:\s|,|\{\s*+\})*+[\]\uff3d]|\{\s*+\})"
+    r"[`*\"'.,;!]{0,4}[ \t]*+(?=\r?+\n|\Z)"
+    r"|[\"'](?:objects|boxes|bboxes|detections|results)[\"']\s*+:\s*+(?:null|None)\b"
+)
 _WORD_AFTER_BRACKETS = re.compile(r"[\]}][^\[\]{}]*+\Z")
 
 
@@ -105,7 +111,7 @@ def _ends_in_prose(text: str, reading: Reading) -> bool:
 
 
 def _says_nothing(text: str, reading: Reading) -> bool:
-    """True for an empty list, alone, in a fence, or as the value of a key such as "objects"."""
+    """True for an empty list, alone, in a fence, after words or as the value of a key such as "objects"."""
     if reading.remarks:
         return False
     if any(_NOTHING.search(block) for block in (text, *fenced_blocks(text))):

@@ -138,6 +138,9 @@ NOTHING += [
 ]
 NOTHING += ["Nothing of it is there.\r\n\r\n[]\r\n", '{"objects": []}', '```json\n{"objects": [], "count": 0}\n```']
 
+NOTHING += ["[].", "`[]`", "Answer: []", "**Answer:** `[]`", "- []", "[{}]", '{"objects": null}', "```json\n[{}]\n```"]
+NOTHING += ["There are no such things in the picture, so: []", "{'detections': None, 'count': 0}"]
+
 
 @pytest.mark.parametrize("answer", NOTHING)
 def test_nothing_found_is_an_answer(answer):
@@ -151,6 +154,9 @@ def test_nothing_found_is_an_answer(answer):
         ("<think>hm</think>", "empty answer"),
         ('<think>Maybe [{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]', "empty answer, all of it thoughts"),
         ("a [] b", "no box in"),
+        ("array[] x", "no box in"),
+        ('{"label": null, "dog": true}', "no box in"),
+        ('Objects: [{"bbox_2d": null, "label": "dog"}]', "boxes without four numbers"),
         ('[]\n[{"bbox_2d": [1, 2', "cut off by the end"),
         ('[{"bbox_2d": [1, 2, 3, 4] "label": "cat"}]', "not JSON"),
         ('<point x="61.5" y="40.6" alt="dog">dog</point>', "no box in"),
