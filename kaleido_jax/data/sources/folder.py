@@ -37,13 +37,13 @@ class FolderSource:
         """
         data, top = settings.data, settings.root / settings.data.split
         names = _read_names(settings.root / data.labels[0]) if data.labels else None
-        folders = {f: _images(f) for f in _visible(top) if f.is_dir()} if top.is_dir() else {}
+        folders = {f: images_in(f) for f in visible(top) if f.is_dir()} if top.is_dir() else {}
         empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
         if empty:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
             _warn_once(f"folders without an image are ignored: {', '.join(empty[:_LISTED])}{more} in {top}")
         folders = {folder: files for folder, files in folders.items() if files}
-        if loose := _images(top) if top.is_dir() else []:
+        if loose := images_in(top) if top.is_dir() else []:
             if folders:
                 _warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
             else:
@@ -88,14 +88,15 @@ class FolderSource:
         return Example(id=self.id(index), image=read_image(path), caption=self.class_names[number])
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
     """The visible entries of a folder, in the order of their names' bytes, which is the same in every locale."""
     found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _OF_SYSTEMS)
     return sorted(found, key=lambda path: os.fsencode(path.name))
 
 
-def _images(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+def images_in(folder: Path) -> list[Path]:
+    """The visible images of a folder itself, in that order."""
+    return [path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:

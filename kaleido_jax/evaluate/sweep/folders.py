@@ -16,8 +16,9 @@ from jaxtyping import Int
 from kaleido_jax import array_types as at
 from kaleido_jax.config.sweep import Sweep
 from kaleido_jax.data.crop import square_crop
-from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image
+from kaleido_jax.data.images import read_image
 from kaleido_jax.data.sources.base import Example
+from kaleido_jax.data.sources.folder import images_in, visible
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.evaluate import modes
 from kaleido_jax.evaluate.features.extractor import Extractor, open_extractor
@@ -118,11 +119,11 @@ class FolderMeasure:
 
 
 def _folders(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """caption -> mode -> images, all in the order of their names."""
+    """caption -> mode -> images, all in the order of their names; hidden ones and those of systems are left out."""
     found: dict[str, dict[str, list[Path]]] = {}
-    for caption in sorted(path for path in root.glob("*") if path.is_dir()):
-        for mode in sorted(path for path in caption.glob("*") if path.is_dir()):
-            images = sorted(p for p in mode.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    for caption in (path for path in (visible(root) if root.is_dir() else ()) if path.is_dir()):
+        for mode in (path for path in visible(caption) if path.is_dir()):
+            images = images_in(mode)
             if len(images) < HELD_OUT_EVERY:
                 raise user_error(f"{len(images)} images in {mode}", f"{HELD_OUT_EVERY} or more", "add some")
             found.setdefault(caption.name, {})[mode.name] = images

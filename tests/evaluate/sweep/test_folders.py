@@ -86,6 +86,17 @@ def test_samples_of_another_caption_are_wrong_and_of_no_mode(sweep, tmp_path):
     assert swapped.captions["cold"]["shares"] is None and set(swapped.seen[::2].tolist()) == {-1}
 
 
+def test_hidden_folders_and_files_and_those_of_systems_are_no_modes(sweep, tmp_path):
+    (tmp_path / "warm" / "@eaDir").mkdir()
+    hidden = [f"{folder}/{i}.png" for folder in ("__MACOSX/warm", "warm/.ipynb_checkpoints") for i in range(3)]
+    for name in (*hidden, "warm/red/._0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    measure = open_measure(sweep, SIDE, tmp_path)
+    assert measure.captions == ("cold", "warm") and measure.modes["warm"].names == ("orange", "red")
+    assert measure.modes["warm"].shares == pytest.approx((1 / 3, 2 / 3))
+
+
 def test_folders_that_do_not_fit_are_refused_in_one_line(sweep, tmp_path):
     with pytest.raises(UserError, match="without sweep.reference"):
         open_measure(dataclasses.replace(sweep, reference=""), SIDE, tmp_path)
