@@ -44,12 +44,15 @@ def _any_of(words: Iterable[str]) -> str:
     return "(" + "|".join(sorted(words, key=len, reverse=True)) + ")"
 
 
-_OBJECT = rf"a {_any_of(SIZES)} ([^,]+), {_any_of(PLACES)}, {_any_of(TILTS)}"
-_TEXT = re.compile(rf"{_OBJECT}(?: and .*)?, on {_any_of(BACKGROUNDS)}")
+_OBJECT = rf"[Aa] {_any_of(SIZES)} ([^,]+), {_any_of(PLACES)}, {_any_of(TILTS)}"
+_TEXT = re.compile(rf"{_OBJECT}(?:,? and .*)?, on {_any_of(BACKGROUNDS)}\.?")
 
 
 def all_said_by(text: str) -> list[Said]:
-    """The words of a text as `emoji.describe` writes it, of each sprite in order; empty where it is no such text."""
+    """The words of a text as `emoji.describe` writes it, of each sprite in order; empty where it is no such text.
+
+    As people type it, it may begin with "A", end in a full stop and have a comma before "and".
+    """
     whole = _TEXT.fullmatch(text)
     if not whole:
         return []

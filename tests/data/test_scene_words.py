@@ -50,15 +50,27 @@ def test_the_text_of_a_scene_fits_its_own_boxes_and_mostly_no_others():
             [("red apple", (0, 300, 400, 700)), ("plum", (600, 300, 1000, 700))],
             ["the text says 'pear', not 'plum'"],
         ),
+        (
+            "A small red apple, left, upright, on pink.",
+            [("red apple", (500, 200, 980, 800))],
+            ["the text says 'left' of 'red apple', which stands 'right'"],
+        ),
+        (
+            "A small red apple, left, upright, and a small pear, right, upright, on pink",
+            [("red apple", (0, 300, 400, 700)), ("plum", (600, 300, 1000, 700))],
+            ["the text says 'pear', not 'plum'"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(text, objects, lines):
     assert list(misfits(text, objects)) == lines
 
 
-def test_each_sprite_of_a_text_is_read():
+def test_each_sprite_of_a_text_is_read_also_as_people_type_it():
     said = all_said_by("a small red apple, left, upright and a large pear, right, tilted left, on pink")
     assert [(one.name, one.size, one.place, one.tilt, one.background) for one in said] == [
         ("red apple", "small", "left", "upright", "pink"),
         ("pear", "large", "right", "tilted left", "pink"),
     ]
+    typed = "A small red apple, left, upright, and a large pear, right, tilted left, on pink."
+    assert all_said_by(typed) == said
