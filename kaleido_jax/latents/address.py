@@ -6,10 +6,15 @@ from typing import Any
 
 from kaleido_jax.errors import nearest
 from kaleido_jax.latents import segments as registry
+from kaleido_jax.latents.segments.base import Segment
+from kaleido_jax.latents.segments.objects import ObjectList
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.latents.validity import LatentsError, latents_error
+from kaleido_jax.latents.validity import LatentsError, latents_error, single_spaced
 
 _NUMBERS = re.compile(r"[\[(]?\s*(-?[0-9]{1,9}(?:\s*,\s*-?[0-9]{1,9})*)\s*,?\s*[\])]?", re.ASCII)
+# What people write between objects, "apple (1, 2, 3, 4), pear (5, 6, 7, 8) and plum (1, 2, 3, 4)", and after the last.
+_BETWEEN = re.compile(r"\) ?(?:[,;]+ ?)?(?:and )?(?=.)")
+_AFTER = re.compile(r"\) ?[,;.]+\Z")
 EXAMPLES = "text, bbox, bbox.0, bbox.0.phrase, bbox.0.box, bbox.0.box.2, voken.3"
 
 
@@ -22,17 +27,18 @@ def assign(z: Latents, address: str, text: str) -> Latents:
         that entry, or a number in a list; of an address the JSON form of z is the map.
       text: a segment as it is written in z ("red apple (1, 2, 3, 4) pear (5, 6, 7, 8)"), an entry likewise, or of an
         entry the numbers alone, "(1, 2, 3, 4)"; words; numbers with commas. An empty text removes an entry.
+        Runs of spaces count as one, and objects may have commas, semicolons or "and" between them.
 
     Raises:
       LatentsError: there is no such place in z, or the text cannot stand there.
     """
     name, *path = address.split(".")
-    segment, values = registry.get(name), z.to_json()
+    segment, values, text = registry.get(name), z.to_json(), single_spaced(text)
     if not path:
         if not text:
             raise latents_error(f"{address} without a value", "one", "write it after '='")
         try:
-            read = segment.read(text)
+            read = _read(segment, text)
         except LatentsError:  # vokens as numbers
             if (numbers := _numbers(text)) is None:
                 raise
@@ -45,6 +51,13 @@ def assign(z: Latents, address: str, text: str) -> Latents:
         inner = _inside(inner, key, address)
     _put(inner, path[-1], text, address, name)
     return _valid(z.replace(**{name: segment.from_json(values[name])}), name)
+
+
+def _read(segment: Segment, text: str) -> Any:
+    """A segment as people type it; what the prior samples is read without such leniency."""
+    if isinstance(segment, ObjectList):
+        text = _BETWEEN.sub(") ", _AFTER.sub(")", text))
+    return segment.read(text)
 
 
 def _valid(z: Latents, name: str) -> Latents:
@@ -107,7 +120,7 @@ def _entry(inner: list, index: int, text: str, address: str, name: str) -> Any:
     if numbers is not None and index < len(inner) and isinstance(inner[index], dict):
         return inner[index] | {field: numbers for field, old in inner[index].items() if isinstance(old, list)}
     segment = registry.get(name)
-    read = segment.to_json(segment.read(text))
+    read = segment.to_json(_read(segment, text))
     if not isinstance(read, list) or len(read) != 1:
         raise latents_error(f"{address} = {text[:60]!r}", "one entry, e.g. red apple (1, 2, 3, 4)", "correct it")
     return read[0]

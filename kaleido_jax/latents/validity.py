@@ -33,6 +33,11 @@ def nearest_multiple(value: int, step: int) -> int:
 
 
 # ----------------------------------------------------------------------------------------------- words
+def single_spaced(string: str) -> str:
+    """The string with one space for each run of spaces and unprintable characters, none at the ends."""
+    return " ".join("".join(ch if ch.isprintable() else " " for ch in string).split())
+
+
 def clean_text(string: str) -> str:
     """The nearest valid text: runs of spaces and unprintable characters become one space, "|" becomes "/".
 
@@ -52,8 +57,7 @@ def clean_phrase(string: str) -> str:
 
 
 def _clean(string: str, replacements: Mapping[str, str], name: str) -> str:
-    swapped = (replacements.get(ch, ch) for ch in string)
-    cleaned = " ".join("".join(ch if ch.isprintable() else " " for ch in swapped).split())
+    cleaned = single_spaced("".join(replacements.get(ch, ch) for ch in string))
     if not cleaned:
         raise latents_error(f"{name} {string!r} without a readable character", "words", "write some")
     return cleaned
@@ -74,7 +78,9 @@ def check_words(string: Any, forbidden: str, name: str, cleaner: str) -> None:
         raise latents_error(f"empty {name}", "at least one word", "write some or leave the segment out")
     bad = sorted({ch for ch in string if ch in forbidden or not ch.isprintable()})
     if bad:
-        raise latents_error(f"{name} with {', '.join(map(ascii, bad))}", "none of these", f"use {cleaner}()")
+        raise latents_error(
+            f"{name} with {', '.join(map(ascii, bad))}", "none of these", f"remove them ({cleaner}() does)"
+        )
     if string != " ".join(string.split()):
         raise latents_error(f"{name} {string!r}", "single spaces, none at the ends", f"use {cleaner}()")
 
