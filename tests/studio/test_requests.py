@@ -33,6 +33,12 @@ def test_a_request_keeps_what_it_says():
     assert edit.recipe == RECIPE
 
 
+def test_vokens_are_not_limited_as_objects_are():
+    vokens = list(range(5_000, 9_096))  # 64 x 64 of a large codebook
+    body = {"recipe": RECIPE, "latents": {"voken": vokens}}
+    assert parse("edit", json.dumps(body).encode()).arguments["voken"] == tuple(vokens)
+
+
 @pytest.mark.parametrize("name", ["generate", "edit", "draw", "modes"])
 @pytest.mark.parametrize(
     "body", [b"", b"\xff\xfe", b"[]", b"null", b'{"caption": NaN}', b"[" * 100_000, b'{"a": 1e999}']
