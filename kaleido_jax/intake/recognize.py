@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,8 @@ from typing import Any
 
 from kaleido_jax.config.schema import Data, DataTable
 from kaleido_jax.data.images import IMAGE_SUFFIXES
-from kaleido_jax.errors import user_error
+from kaleido_jax.data.sources.base import below
+from kaleido_jax.errors import UserError, user_error
 
 CAPTIONS = "captions.jsonl"  # in the workdir, made of .txt files beside photos
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -231,10 +233,18 @@ def _image_folder(root: Path, cells: Sequence[Any]) -> str | None:
     if not named or len(named) < _ENOUGH * len(cells):
         return None
     for folder in ("", *(path.name for path in _subfolders(root))):
-        there = sum(1 for name in named if "\0" not in name and (root / folder / name).is_file())
+        there = sum(1 for name in named if _is_there(root / folder, name))
         if there >= _ENOUGH * len(named):
             return folder
     return None
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    """Whether a source finds this file."""
+    try:
+        return os.path.isfile(below(folder, name))  # unlike Path's, False where a name is too long for a file
+    except UserError:
+        return False
 
 
 def _text_columns(cells: Mapping[str, Sequence[Any]], image: str) -> tuple[str, str]:

@@ -80,10 +80,10 @@ def survey(data: Found, max_boxes: int, *, show: bool = True) -> Survey:
             path = Path(folder) / CAPTIONS
             path.write_text(data.captions, encoding="utf-8")
             fields = replace(fields, labels=(str(path),))
-        return _survey(open_source(fields), max_boxes, show)
+        return _survey(open_source(fields), Path(fields.root or ""), max_boxes, show)
 
 
-def _survey(source: Source, max_boxes: int, show: bool) -> Survey:
+def _survey(source: Source, root: Path, max_boxes: int, show: bool) -> Survey:
     count = min(len(source), MOST)
     looks: list[Look] = []
     reasons: Counter[str] = Counter()
@@ -100,7 +100,7 @@ def _survey(source: Source, max_boxes: int, show: bool) -> Survey:
     if not looks:
         reason = reasons.most_common(1)[0][0] if reasons else "it is empty"
         raise user_error(
-            f"none of {len(source)} images of {data.root} can be used ({reason})", "at least one", "see it"
+            f"none of {len(source)} images of {root} can be used ({reason})", "at least one", "correct or fetch them"
         )
     flaws = {reason: (number, first[reason]) for reason, number in reasons.most_common()}
     return Survey(num_images=len(source), looks=tuple(looks), flaws=flaws, class_counts=_class_counts(source))

@@ -145,6 +145,16 @@ def test_a_few_pictures_are_too_few(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "no image"])
+def test_pictures_none_of_which_can_be_used_are_refused_with_the_reason(content, tmp_path):
+    for i in range(3):
+        write(tmp_path / "data" / "cat" / f"{i}.jpg", content)
+    reason = "git-LFS pointer" if "lfs" in content else "bytes that are not an image"
+    with pytest.raises(UserError, match=rf"^none of 3 images of .*data can be used \([^\n]*{reason}[^\n]*\); expected"):
+        init(tmp_path / "data", tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 def test_captions_in_text_files_are_kept_in_the_workdir_and_move_with_it(tmp_path):
     for i in range(30):
         picture(tmp_path / "data" / f"{i}.jpg", i)

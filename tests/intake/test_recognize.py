@@ -114,3 +114,10 @@ def test_what_is_not_recognized_is_one_line(tmp_path):
     write(tmp_path / "notes.csv", "a,b\n1,2\n")
     with pytest.raises(UserError, match="notes.csv with the columns a, b"):
         recognize(tmp_path)
+
+
+def test_a_table_whose_paths_no_source_would_follow_is_none(tmp_path):
+    root = photos(tmp_path / "data", "1.jpg", "../2.jpg")
+    for name in (root / "1.jpg", "../2.jpg", f"{'long ' * 60}.jpg"):
+        write(root / "t.csv", f"image,caption\n{name},a\n")
+        assert recognize(root).data.source == "folder"
