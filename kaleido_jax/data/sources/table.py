@@ -34,7 +34,7 @@ class TableSource:
         data, root = settings.data, settings.root
         paths = [root / name for name in data.labels] or [_find_table(root, data.split)]
         self._columns, self._photos, self._split = data.table.columns, root / data.images, data.split
-        separator, kinds = data.table.separator, {path.suffix for path in paths}
+        separator, kinds = data.table.separator, {path.suffix.lower() for path in paths}
         if len(separator) > 1 or separator in ('"', "\n", "\r"):
             do = "correct it, or leave it empty"
             raise user_error(f"config.data.table.separator = {separator!r}", "one character such as ';'", do)
@@ -92,9 +92,10 @@ class TableSource:
 
 
 def _find_table(root: Path, split: str) -> Path:
-    named = [root / f"{split}{suffix}" for suffix in _SUFFIXES]
-    listed = [p for p in sorted(root.iterdir()) if p.suffix in _SUFFIXES and not p.name.startswith(".")]
-    found = [path for path in named if path.exists()] if split else listed
+    folder, stem = (root / split).parent if split else root, Path(split).name
+    there = sorted(folder.iterdir()) if folder.is_dir() else ()
+    listed = [p for p in there if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")]
+    found = [path for path in listed if path.stem == stem] if split else listed
     if len(found) != 1:
         what = ", ".join(path.name for path in found) or "no table"
         raise user_error(f"{what} in {root}", "one .csv, .tsv or .jsonl", "name the table in data.labels")

@@ -160,3 +160,14 @@ def test_a_pipe_in_place_of_an_image_is_a_failure_and_is_not_waited_for(tmp_path
     os.mkfifo(root / "pipe")
     bad, good = outcomes(open_source("table", root=root))
     assert "a folder, pipe or device" in bad and good == "y"
+
+
+@pytest.mark.parametrize("split", ["", "Train", "tables/Train"])
+def test_suffixes_in_capitals_are_the_same_formats(tmp_path, split):
+    photo(tmp_path / "a.png")
+    name = f"{split or 'Train'}.JSONL"
+    write(tmp_path / name, '{"image": "a.png", "caption": "x"}\n')
+    assert outcomes(open_source("table", root=tmp_path, labels=(name,))) == ["x"]
+    assert outcomes(open_source("table", split, root=tmp_path)) == ["x"]
+    with pytest.raises(UserError, match="no table in"):
+        open_source("table", "none/val", root=tmp_path)
