@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kaleido_jax import array_types as at
 from kaleido_jax.errors import UserError, user_error
@@ -17,6 +17,16 @@ MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is 
 PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".ppm")
 
+# How a photo is turned upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # What Pillow's decoders raise on broken files; found by damaging files of every format in a test.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, RuntimeError)
 _BROKEN += (struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -65,7 +75,7 @@ def decode_photo(data: bytes) -> at.Image:
                 raise user_error("an image without a pixel", "at least one", "leave the file out")
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} x {image.height} px")
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
     except UnidentifiedImageError as error:
         raise user_error(
             f"{len(data)} bytes that are not an image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
@@ -79,6 +89,13 @@ def decode_photo(data: bytes) -> at.Image:
 
 def _too_large(found: str) -> UserError:
     return user_error(f"an image of {found}", f"at most {MAX_PIXELS} px in all", "shrink it or leave it out")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Pillow's own exif_transpose also writes all EXIF anew, and fails where a tag that nobody reads is bad."""
+    image.load()  # a PNG may have its EXIF behind its pixels
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> at.Image:

@@ -1,5 +1,6 @@
 import io
 import random
+import struct
 import warnings
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_exif_orientation_turns_the_photo_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     np.testing.assert_array_equal(decode_photo(encoded(stored, "PNG", exif=exif)), quadrants())
+
+
+@pytest.mark.parametrize(
+    "tag", [struct.pack("<HHI4s", 0x100, 2, 2, b"a\0\0\0"), struct.pack("<HHIi", 0x100, 9, 1, -5)], ids=["text", "sign"]
+)
+def test_an_exif_tag_of_the_wrong_type_costs_no_photo(tag):
+    turned = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + tag + struct.pack("<HHII", 0x112, 3, 1, 6) + bytes(4)
+    stored = Image.fromarray(quadrants()).transpose(Image.Transpose.ROTATE_90)
+    np.testing.assert_array_equal(decode_photo(encoded(stored, "PNG", exif=turned)), quadrants())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "CMYK"])

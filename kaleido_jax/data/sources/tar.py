@@ -23,7 +23,7 @@ from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, no_classes, read_labels
 from kaleido_jax.data.sources.imagenet import captions_of_wnids, class_caption
 from kaleido_jax.data.sources.rows import read_object
-from kaleido_jax.errors import user_error
+from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint, make_folder, refuse_lfs_pointer, write_atomically
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.text import readable_name
@@ -39,8 +39,8 @@ class TarSource:
 
     A file's key is its name up to the first dot; files of one key stand side by side. KEY.jpg (or another of
     IMAGE_SUFFIXES) is the image. The caption is KEY.txt or else a field of KEY.json; with config.data.tar.classes it is
-    the class whose number is KEY.cls. Description and credit ("url") are fields of KEY.json. Other files are ignored,
-    and so are hidden ones.
+    the class whose number is KEY.cls. Description and credit ("url") are fields of KEY.json; a bad one costs only these
+    where the caption is elsewhere. Other files are ignored, and so are hidden ones.
 
     What is left of a shard behind a broken header or a cut end is one bad example.
     """
@@ -98,7 +98,7 @@ class TarSource:
     def __getitem__(self, index: int) -> Example:
         files = self._files(index)
         image = _image(files)
-        fields = read_object(files["json"], "a .json file") if "json" in files else {}
+        fields = self._fields(files)
         caption = self.class_names[self._class(files)] if self.class_names else self._caption(files, fields)
         description, credit = fields.get(self._keys.description), fields.get("url")
         return Example(
@@ -119,6 +119,17 @@ class TarSource:
         except OSError as error:
             do = "fetch the shard again"
             raise user_error(f"a tar shard: {error.strerror or 'cannot be read'}", "a readable file", do) from error
+
+    def _fields(self, files: dict[str, bytes]) -> dict[str, Any]:
+        """The fields of KEY.json; {} without it, and if it is bad but the caption is elsewhere."""
+        if "json" not in files:
+            return {}
+        try:
+            return read_object(files["json"], "a .json file")
+        except UserError:
+            if not self.class_names and not files.get("txt", b"").strip():
+                raise
+            return {}
 
     def _caption(self, files: dict[str, bytes], fields: dict[str, Any]) -> str:
         try:

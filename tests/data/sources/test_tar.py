@@ -72,6 +72,16 @@ def test_shards_of_img2dataset(cc12m):
         open_source("tar", root=cc12m, labels=("02.tar",))
 
 
+@pytest.mark.parametrize("bad", [b"", b"{", b"[1]", b"[" * 100_000, b"\xff"])
+def test_a_bad_json_costs_no_photo_whose_caption_is_elsewhere(tmp_path, bad):
+    files = [("a.jpg", photo()), ("a.json", bad), ("a.txt", b"a dog"), ("b.jpg", photo()), ("b.json", bad)]
+    shard(tmp_path / "0.tar", [*files, ("b.cls", b"1")])
+    good, without = outcomes(open_source("tar", root=tmp_path))
+    assert good == "a dog" and without.startswith("UserError: a .json file ")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert open_source("tar", root=tmp_path, tar=DataTar(classes="classes.txt"))[1].caption == "dog"
+
+
 def test_an_index_is_made_once_and_again_if_its_shard_changes(cc12m, monkeypatch):
     made, make = [], tar._make_index
     monkeypatch.setattr(tar, "_make_index", lambda path: made.append(path.name) or make(path))
