@@ -59,11 +59,12 @@ def read_photo(path: Path) -> bytes:
 def decode_photo(data: bytes) -> at.Image:
     """An encoded image as RGB, turned upright by its EXIF orientation; the first frame if there are several.
 
-    Transparent parts become white, 16-bit grays keep their upper byte, CMYK is converted without its ink profile, and
-    color profiles are not applied.
+    Transparent parts become white, 16-bit grays keep their upper byte, grays of a wider type are of 8 bits if none is
+    above 255 and else of 16, CMYK is converted without its ink profile, and color profiles are not applied.
 
     Raises:
-      UserError: not an image of PHOTO_FORMATS, broken or truncated, more than MAX_PIXELS, or of a mode without colors.
+      UserError: not an image of PHOTO_FORMATS, broken or truncated, more than MAX_PIXELS, of a mode without colors, or
+        of numbers whose white is unknown.
     """
     if data.startswith(LFS_POINTER):
         raise user_error("an image file that is a git-LFS pointer", "the image", "run `git lfs pull` in its repository")
@@ -91,6 +92,21 @@ def _too_large(found: str) -> UserError:
     return user_error(f"an image of {found}", f"at most {MAX_PIXELS} px in all", "shrink it or leave it out")
 
 
+def _extra_bits(image: Image.Image) -> int:
+    """How many bits of a gray are below its upper byte: 8 of 16 bits, and in wider types as their values say.
+
+    Raises:
+      UserError: values that are neither 8 nor 16 bits without a sign.
+    """
+    if image.mode != "I" or image.format in ("PNG", "PPM"):  # which have no more, and are scaled to 16 by Pillow
+        return 8
+    least, most = image.getextrema()
+    if least < 0 or most > 65535:
+        found = "an image of wide integers, some below 0 or above 65535"
+        raise user_error(found, "8 or 16 bits a channel", "convert it, since its white is unknown")
+    return 8 if most > 255 else 0
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Pillow's own exif_transpose also writes all EXIF anew, and fails where a tag that nobody reads is bad."""
     image.load()  # a PNG may have its EXIF behind its pixels
@@ -99,9 +115,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> at.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255 instead of scaling.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535) >> 8
+        grey = np.asarray(image, np.int64) >> _extra_bits(image)
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode == "F":
         raise user_error("an image of floats", "8 or 16 bits a channel", "convert it, since its white is unknown")

@@ -73,6 +73,21 @@ def test_16_bit_greys_keep_their_upper_byte(format):
     np.testing.assert_array_equal(decode_photo(encoded(Image.fromarray(grey), format))[..., 1], grey >> 8)
 
 
+@pytest.mark.parametrize("most", [255, 65535])
+def test_greys_of_a_wide_type_are_of_as_many_bits_as_their_values(most):
+    grey = np.linspace(0, most, 1024).astype(np.int32).reshape(32, 32)
+    expected = grey if most == 255 else grey >> 8
+    np.testing.assert_array_equal(decode_photo(encoded(Image.fromarray(grey), "TIFF"))[..., 1], expected)
+    dark = b"P5 32 32 65535\n" + np.full((32, 32), most // 257, ">u2").tobytes()  # its header tells the white
+    assert (decode_photo(dark) == most // 257 >> 8).all()
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_numbers_whose_white_is_unknown_are_refused(value):
+    with pytest.raises(UserError, match="an image of wide integers, .*; expected 8 or 16 bits a channel"):
+        decode_photo(encoded(Image.fromarray(np.array([[9, value]], np.int32)), "TIFF"))
+
+
 def test_transparent_parts_show_white():
     image = np.dstack([quadrants(), np.full((24, 40), 255, np.uint8)])
     image[:12, :20, 3] = 0
