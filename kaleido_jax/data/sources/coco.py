@@ -68,7 +68,7 @@ class CocoSource:
         chosen = [i for i in self._images.values() if not self._split or i.get("split", self._split) == self._split]
         licenses = data.coco.licenses
         if licenses:
-            chosen = [i for i in chosen if i.get("license") in licenses]
+            chosen = [i for i in chosen if _whole(i.get("license")) in licenses]
         if not chosen:
             what = f"split {self._split!r}" + (f" under licenses {tuple(licenses)}" if licenses else "")
             do = "change data.split or data.coco.licenses"
@@ -135,8 +135,9 @@ class CocoSource:
             if self._names.setdefault(number, name) != name:
                 raise table.ambiguous(where, number, (self._names[number], name))
         for _, entry in table.entries("licenses", needed=False):
-            if isinstance(entry.get("id"), int) and isinstance(entry.get("name"), str):
-                self._licenses[entry["id"]] = entry["name"]
+            number = _whole(entry.get("id"))
+            if number is not None and isinstance(entry.get("name"), str):
+                self._licenses[number] = entry["name"]
         for where, image in table.entries("images"):
             number = table.whole(where, image, "id")
             if not _file_name(image):
@@ -144,14 +145,14 @@ class CocoSource:
                 raise user_error(found, "the photo's name, or a coco_url that ends in it", "correct the file")
             if number in self._images and _file_name(self._images[number]) != _file_name(image):
                 raise table.ambiguous(where, number, (_file_name(self._images[number]), _file_name(image)))
-            self._images[number] = image
+            self._images[number] = {**image, "id": number}
             captions = image.get("captions")
             self._add_captions(number, [captions] if isinstance(captions, str) else captions or ())
         for where, annotation in table.entries("annotations"):
             number = table.whole(where, annotation, "image_id")
             if "caption" in annotation:
                 self._add_captions(number, [annotation["caption"]])
-            elif not annotation.get("iscrowd"):
+            elif annotation.get("iscrowd") not in (1, "1"):
                 self._objects.setdefault(number, []).append(annotation)
 
     def _add_captions(self, number: int, captions: Any) -> None:
@@ -159,9 +160,8 @@ class CocoSource:
         self._captions.setdefault(number, []).extend(c for c in found if isinstance(c, str) and c.strip())
 
     def _object(self, annotation: Entry, height: int, width: int) -> LabeledObject | None:
-        category = annotation.get("category_id")
-        phrase = self._names.get(category) if isinstance(category, int) else None
-        if phrase is None:
+        category = _whole(annotation.get("category_id"))
+        if category not in self._names:
             return None
         mask = None
         try:
@@ -170,11 +170,11 @@ class CocoSource:
         except UserError:
             pass
         box = _corners(annotation.get("bbox")) or (None if mask is None else _extent(mask))
-        return None if box is None else LabeledObject(phrase=phrase, box=box, mask=mask)
+        return None if box is None else LabeledObject(phrase=self._names[category], box=box, mask=mask)
 
     def _credit(self, image: Entry) -> str:
-        number = image.get("license")
-        license_name = self._licenses.get(number) if isinstance(number, int) else None
+        number = _whole(image.get("license"))
+        license_name = None if number is None else self._licenses.get(number)
         address = image.get("flickr_url") or image.get("coco_url")
         return ", ".join(part for part in (address, license_name) if isinstance(part, str) and part)
 
@@ -207,10 +207,10 @@ class _Table:
 
     def whole(self, where: str, entry: Entry, field: str) -> int:
         """A field that must be a whole number."""
-        value = entry.get(field)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise self._wrong(where, entry, field, "a whole number")
+        value = _whole(entry.get(field))
+        if value is None:
+            raise self._wrong(where, entry, field, "a whole number")
+        return value
 
     def text(self, where: str, entry: Entry, field: str) -> str:
         """A field that must be text."""
@@ -232,9 +232,17 @@ class _Table:
         return user_error(f"{self.path}: {found}", expected, "correct the file")
 
 
+def _whole(value: Any) -> int | None:
+    """A number of JSON as int, since some programs write 1 as 1.0 or "1"; None if it is no whole number."""
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    return int(value) if whole else None
+
+
 def _categories(objects: Sequence[Entry]) -> list[int]:
-    found = (annotation.get("category_id") for annotation in objects)
-    return sorted({number for number in found if isinstance(number, int)})
+    found = (_whole(annotation.get("category_id")) for annotation in objects)
+    return sorted({number for number in found if number is not None})
 
 
 def _file_name(image: Entry) -> Any:

@@ -173,6 +173,27 @@ def test_licenses_that_cannot_be_read_are_done_without(tmp_path, licenses):
     assert open_source("coco", root=tmp_path)[0].credit == ""
 
 
+@pytest.mark.parametrize("kind", [str, float])
+def test_ids_as_text_or_floats_are_those_numbers(tmp_path, kind):
+    table = _one_photo(tmp_path, {"category_id": kind(1)}, license=kind(4)) | {"licenses": [{"id": 4, "name": "BY"}]}
+    table["annotations"].append({"image_id": kind(1), "caption": "it"})
+    write(tmp_path / "annotations.json", table)
+    plain = open_source("coco", root=tmp_path, coco=DataCoco(licenses=(4,)))
+    assert len(plain[0].objects) == 2 and (plain[0].caption, plain[0].credit) == ("it", "BY")
+    table["images"][0]["id"], table["categories"][0]["id"] = kind(1), kind(1)
+    table["licenses"][0]["id"] = kind(4)
+    write(tmp_path / "annotations.json", table)
+    other = open_source("coco", root=tmp_path, coco=DataCoco(licenses=(4,)))
+    assert other.id(0) == plain.id(0) == "coco/000000000001"
+    assert (len(other[0].objects), other[0].credit) == (2, "BY")
+
+
+@pytest.mark.parametrize(("told", "objects"), [(0, 2), ("0", 2), (False, 2), (None, 2), (1, 1), ("1", 1), (True, 1)])
+def test_a_crowd_is_told_by_one_in_any_type(tmp_path, told, objects):
+    write(tmp_path / "annotations.json", _one_photo(tmp_path, {"iscrowd": told}))
+    assert len(open_source("coco", root=tmp_path)[0].objects) == objects
+
+
 def test_lvis_names_its_photos_by_address(tmp_path):
     table = _one_photo(tmp_path, file_name=None, coco_url="http://images.cocodataset.org/val2017/a.png")
     write(tmp_path / "annotations.json", table)
@@ -188,7 +209,10 @@ def test_lvis_names_its_photos_by_address(tmp_path):
         ({"images": [{"id": 1}]}, r"images\[0\] has no file_name"),
         ({"images": ["a.png"]}, r"images\[0\] is not an object"),
         ({"images": None}, "no list images"),
-        ({"annotations": [{"image_id": "1", "caption": "x"}]}, r"annotations\[0\].image_id = '1' \(str\)"),
+        ({"annotations": [{"image_id": "one", "caption": "x"}]}, r"annotations\[0\].image_id = 'one' \(str\)"),
+        ({"annotations": [{"image_id": "9" * 5000}]}, r"annotations\[0\].image_id = '9+' \(str\)"),
+        ({"annotations": [{"image_id": True}]}, r"annotations\[0\].image_id = 'True' \(bool\)"),
+        ({"annotations": [{"image_id": float("inf")}]}, r"annotations\[0\].image_id = 'inf' \(float\)"),
         ({"categories": [{"id": 1}]}, r"categories\[0\] has no name"),
         ({"categories": {"1": "cat"}}, "categories is not a list"),
         (
