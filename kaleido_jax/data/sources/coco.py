@@ -38,8 +38,9 @@ class CocoSource:
     """Images in the order of their ids; crowds are left out, since they have no single box or ellipse.
 
     The caption is the shortest one of an image and the description the longest, so that the text segment says more than
-    the condition. Without captions the caption is "" and there is no description. A mask that cannot be read is left
-    out, and so is an object without a box or of an unknown category; the photo stays.
+    the condition. Without captions the caption is "" and there is no description. A mask that cannot be read or
+    has no pixel is left out, and a box without area in the image; an object with neither or of an unknown category is
+    left out too, and the photo stays.
     """
 
     class_names: tuple[str, ...] = ()
@@ -107,16 +108,17 @@ class CocoSource:
         pixels = read_image(below(self._photos, _file_name(image)))
         height, width = pixels.shape[:2]
         size = {"width": width, "height": height}
-        labeled_size = {field: image[field] for field in size if image.get(field) is not None}
+        labeled_size = {field: image[field] for field in size if image.get(field) not in (None, 0)}
         for field, value in labeled_size.items():
             if not isinstance(value, int | float):  # some writers make 40 to 40.0
                 raise user_error(f"an image whose {field} is {value!r}", "a whole number", "correct the labels")
         if size | labeled_size != size:
             labels = size | labeled_size
+            turned = labels == {"width": height, "height": width}
             raise user_error(
                 f"a photo of {width}x{height} px whose labels are for {labels['width']}x{labels['height']}",
-                "equal sizes",
-                "fetch the photos that belong to these labels",
+                "equal sizes, the photo's as turned upright by its EXIF orientation" if turned else "equal sizes",
+                f"{'turn the labels too, or ' * turned}fetch the photos that belong to these labels",
             )
         captions = sorted((c.strip() for c in self._captions.get(image["id"], ())), key=len)
         labeled = (self._object(a, height, width) for a in self._objects.get(image["id"], ()))
@@ -169,7 +171,8 @@ class CocoSource:
                 mask = decode_segmentation(annotation["segmentation"], height, width)
         except UserError:
             pass
-        box = _corners(annotation.get("bbox")) or (None if mask is None else _extent(mask))
+        mask = mask if mask is not None and mask.any() else None
+        box = _corners(annotation.get("bbox"), height, width) or (None if mask is None else _extent(mask))
         return None if box is None else LabeledObject(phrase=self._names[category], box=box, mask=mask)
 
     def _credit(self, image: Entry) -> str:
@@ -250,21 +253,25 @@ def _file_name(image: Entry) -> Any:
     if image.get("file_name"):
         return image["file_name"]
     address = image.get("coco_url")
-    return PurePosixPath(urlsplit(address).path).name if isinstance(address, str) else None
-
-
-def _corners(bbox: Any) -> tuple[float, float, float, float] | None:
     try:
-        x, y, width, height = map(float, bbox)
-    except (TypeError, ValueError):
+        return PurePosixPath(urlsplit(address).path).name if isinstance(address, str) else None
+    except ValueError:  # brackets that hold no address of IPv6
         return None
-    return (x, y, x + width, y + height) if np.isfinite((x, y, width, height)).all() else None
 
 
-def _extent(mask: at.ImageMask) -> tuple[float, float, float, float] | None:
+def _corners(bbox: Any, height: int, width: int) -> tuple[float, float, float, float] | None:
+    """The box [x, y, w, h], drawn in any direction; None if no area of it lies in the image, or it is of fractions."""
+    try:
+        x, y, w, h = map(float, bbox)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    (x1, x2), (y1, y2) = sorted((x, x + w)), sorted((y, y + h))
+    visible = np.isfinite((x, y, w, h)).all() and x2 > 0 and x1 < min(x2, width) and y2 > 0 and y1 < min(y2, height)
+    return (x1, y1, x2, y2) if visible and max(x2, y2) > 1 else None
+
+
+def _extent(mask: at.ImageMask) -> tuple[float, float, float, float]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 

@@ -132,7 +132,7 @@ def _entities(vertices: list[Any], height: int, width: int) -> Iterator[LabeledO
             box = vertex["bbox"]
             corners = box["left"] * width, box["top"] * height, box["right"] * width, box["bottom"] * height
             yield LabeledObject(phrase=_entity_name(vertex), box=tuple(float(v) for v in corners))
-        except (KeyError, TypeError, ValueError, AttributeError, UserError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, UserError):
             continue  # the photo and its caption are still useful without one region
 
 

@@ -33,8 +33,9 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> at.ImageM
 def fill_polygons(polygons: Sequence[Any], height: int, width: int) -> at.ImageMask:
     """The union of polygons, in px; a pixel belongs to a polygon if its center lies inside (even-odd rule).
 
-    Polygons of fewer than three points or without numbers are left out, as is common with pycocotools. Pillow's own
-    filling rounds corners to whole pixels and draws their border, 10 % too much for a disc of 20 px.
+    Polygons of fewer than three points or without numbers are left out, as is common with pycocotools, and so are those
+    within the first pixel, whose numbers are fractions of the image. Pillow's own filling rounds corners to whole
+    pixels and draws their border, 10 % too much for a disc of 20 px.
 
     Raises:
       UserError: no polygon is left.
@@ -55,9 +56,9 @@ def fill_polygons(polygons: Sequence[Any], height: int, width: int) -> at.ImageM
 def _points(polygon: Any) -> Float[np.ndarray, "n 2"] | None:
     try:
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return points if len(points) >= 3 and np.isfinite(points).all() else None
+    return points if len(points) >= 3 and np.isfinite(points).all() and points.max() > 1 else None
 
 
 def _fill(points: Float[np.ndarray, "n 2"], height: int, width: int) -> at.ImageMask:

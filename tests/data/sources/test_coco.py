@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kaleido_jax.config.schema import DataCoco
 from kaleido_jax.errors import UserError
@@ -124,6 +125,10 @@ def _one_photo(folder, annotation=None, **image):
         {"size": [12, 8], "counts": [0, 96]},
         {"size": [8, 12], "counts": "\x00"},
         {"counts": [0, 96]},
+        {"size": [8, 12], "counts": [96]},  # of no pixel
+        [[5, 5.55, 9, 5.55, 9, 5.95, 5, 5.95]],  # between the pixels' centers
+        [[0.42, 0.63, 0.75, 0.63, 0.75, 0.88, 0.42, 0.88]],  # fractions of the image
+        [[10**400, 5, 9, 5, 9, 7]],
     ],
 )
 def test_a_mask_that_cannot_be_read_costs_only_itself(tmp_path, segmentation):
@@ -131,6 +136,11 @@ def test_a_mask_that_cannot_be_read_costs_only_itself(tmp_path, segmentation):
     example = open_source("coco", root=tmp_path)[0]
     assert [(o.box, o.mask is None) for o in example.objects] == [((1, 1, 5, 5), False), ((5, 5, 9, 7), True)]
     assert example.caption == "a cat"
+
+
+def test_a_box_drawn_to_the_left_and_up_is_that_box(tmp_path):
+    write(tmp_path / "annotations.json", _one_photo(tmp_path, {"bbox": [9, 7, -4, -2], "segmentation": []}))
+    assert open_source("coco", root=tmp_path)[0].objects[1].box == (5, 5, 9, 7)
 
 
 def test_of_several_polygons_only_the_bad_ones_are_dropped(tmp_path):
@@ -154,6 +164,8 @@ def test_run_lengths_may_be_written_as_floats(tmp_path):
         {"bbox": None, "segmentation": None},
         {"bbox": [1, 2, 3], "segmentation": []},
         {"bbox": [float("nan")] * 4, "segmentation": []},
+        {"bbox": [0, 0, 0, 0], "segmentation": []},
+        {"bbox": [10**400, 2, 3, 4], "segmentation": []},
     ],
 )
 def test_an_object_without_box_or_category_costs_only_itself(tmp_path, odd):
@@ -161,8 +173,21 @@ def test_an_object_without_box_or_category_costs_only_itself(tmp_path, odd):
     assert len(open_source("coco", root=tmp_path)[0].objects) == 1
 
 
-def test_an_object_with_only_a_mask_has_the_masks_box(tmp_path):
-    write(tmp_path / "annotations.json", _one_photo(tmp_path, {"bbox": None}))
+@pytest.mark.parametrize(
+    "box",
+    [
+        None,
+        [0] * 4,
+        [3, 3, 0, 5],
+        [-1] * 4,
+        [0.1, 0.1, 0.4, 0.5],
+        [12, 0, 9, 9],
+        [float("inf"), 1, 1, 1],
+        [10**400] * 4,
+    ],
+)
+def test_an_object_without_a_good_box_has_its_masks(tmp_path, box):
+    write(tmp_path / "annotations.json", _one_photo(tmp_path, {"bbox": box}))
     assert open_source("coco", root=tmp_path)[0].objects[1].box == (1, 1, 5, 5)
 
 
@@ -207,6 +232,7 @@ def test_lvis_names_its_photos_by_address(tmp_path):
         ({"images": [{"id": 1.5, "file_name": "a.png"}]}, r"images\[0\].id = '1.5' \(float\); expected a whole number"),
         ({"images": [{"file_name": "a.png"}]}, r"images\[0\] has no id"),
         ({"images": [{"id": 1}]}, r"images\[0\] has no file_name"),
+        ({"images": [{"id": 1, "coco_url": "http://[x/a.png"}]}, r"images\[0\] has no file_name"),
         ({"images": ["a.png"]}, r"images\[0\] is not an object"),
         ({"images": None}, "no list images"),
         ({"annotations": [{"image_id": "one", "caption": "x"}]}, r"annotations\[0\].image_id = 'one' \(str\)"),
@@ -229,6 +255,25 @@ def test_a_refusal_names_the_entry_and_the_field(tmp_path, change, said):
     write(tmp_path / "annotations.json", _one_photo(tmp_path) | change)
     with pytest.raises(UserError, match=said):
         open_source("coco", root=tmp_path)
+
+
+def test_labels_of_a_photo_that_exif_turns_say_so(tmp_path):
+    table, exif = _one_photo(tmp_path, file_name="a.jpg"), Image.Exif()
+    exif[0x112] = 6
+    Image.new("RGB", (12, 8)).save(tmp_path / "images" / "a.jpg", exif=exif)
+    write(tmp_path / "annotations.json", table)
+    with pytest.raises(
+        UserError, match="8x12 px whose labels are for 12x8; .* by its EXIF orientation; turn the labels"
+    ):
+        open_source("coco", root=tmp_path)[0]
+    write(tmp_path / "annotations.json", _one_photo(tmp_path, width=99))
+    with pytest.raises(UserError, match="labels are for 99x8; expected equal sizes; fetch the photos"):
+        open_source("coco", root=tmp_path)[0]
+
+
+def test_a_size_of_zero_is_none(tmp_path):
+    write(tmp_path / "annotations.json", _one_photo(tmp_path, width=0, height=0))
+    assert open_source("coco", root=tmp_path)[0].caption == "a cat"
 
 
 @pytest.mark.parametrize("width", [12.0, None])

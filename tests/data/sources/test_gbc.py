@@ -76,6 +76,7 @@ def test_a_vertex_without_box_or_name_costs_only_itself(gbc):
         None,
         5,
         good | {"bbox": None},
+        good | {"bbox": good["bbox"] | {"left": 10**400}},
         good | {"in_edges": [{"text": None}]},
         good | {"vertex_id": "(", "in_edges": []},
     ]
