@@ -14,6 +14,7 @@ from kaleido_jax.config.schema import Data, DataTable
 from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.data.sources.base import below
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.text import readable
 
 CAPTIONS = "captions.jsonl"  # in the workdir, made of .txt files beside photos
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -301,7 +302,9 @@ def _flat(root: Path, split: str, images: list[Path]) -> Found | None:
             text = " ".join(path.read_text(encoding="utf-8-sig").split())
         except (OSError, UnicodeDecodeError):
             text = ""  # counted as a row without a caption
-        rows.append(json.dumps({"image": image.relative_to(root).as_posix(), "caption": text}, ensure_ascii=False))
+        name = image.relative_to(root).as_posix()
+        # A name that is not UTF-8 has halves of characters, which only escapes can write.
+        rows.append(json.dumps({"image": name, "caption": text}, ensure_ascii=readable(name) != name))
     without = len(images) - len(captions)
     notes = (f"{without} photos without a .txt file are left out",) if without else ()
     data = Data(source="table", root=str(root), table=DataTable(columns=("image", "caption", "")))

@@ -1,12 +1,15 @@
 """What a folder of somebody's data is."""
 
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.intake.recognize import recognize
+from kaleido_jax.intake.survey import survey
 from tests.data.sources.opening import photo, write
 
 
@@ -45,6 +48,16 @@ def test_a_flat_folder_has_its_name_or_the_text_files_as_captions(tmp_path):
         {"image": "2.jpg", "caption": "Käfer"},
     ]
     assert found.data.source == "table" and "1 photos without a .txt" in found.notes[0]
+
+
+def test_a_photo_whose_name_is_not_utf_8_keeps_its_text(tmp_path):
+    photos(tmp_path, "Käfer.png", "1.png")
+    (tmp_path / "1.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    for name, text in ((b"caf\xe9", "a café"), ("Käfer".encode(), "a beetle")):
+        write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".txt")), text)
+    found = recognize(tmp_path)
+    assert '"Käfer.png"' in found.captions
+    assert sorted(look.caption for look in survey(found, max_boxes=3, show=False).looks) == ["a beetle", "a café"]
 
 
 TABLES = {
