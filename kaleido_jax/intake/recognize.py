@@ -1,19 +1,21 @@
 """Recognizing what a folder of somebody's data is: COCO, GBC, a table, tar shards, or folders of images."""
 
-import csv
-import io
+import codecs
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kaleido_jax.config.schema import Data, DataTable
 from kaleido_jax.data.images import IMAGE_SUFFIXES
-from kaleido_jax.data.sources.base import below
+from kaleido_jax.data.sources.base import below, unreadable
+from kaleido_jax.data.sources.coco import file_name
+from kaleido_jax.data.sources.rows import read_cells, read_object
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.files import LFS_POINTER, refuse_lfs_pointer
 from kaleido_jax.runtime.text import readable
 
 CAPTIONS = "captions.jsonl"  # in the workdir, made of .txt files beside photos
@@ -26,6 +28,7 @@ _ENOUGH = 0.5  # share of these rows whose cell is an image file
 _CAPTIONS = ("caption", "text", "prompt", "title", "label", "class", "category", "bildunterschrift", "titel", "legende")
 _LONG = ("description", "long_caption", "detailed_caption", "beschreibung")
 _OF_SYSTEMS = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+_NOTED = 3  # tables that are not used
 _WHOLE_SETS = ("train", "metadata", "captions", "labels")  # of several tables or splits, the one to take
 
 
@@ -57,12 +60,13 @@ def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found
         lambda: _gbc(root),
         lambda: _table(root, split, columns),
         lambda: _tar(root, split),
-        lambda: _folders(root, split),
+        lambda: _photos(root, split),
     )
     for kind in kinds:
         if found := kind():
             return found
-    _refuse_tables(root)
+    for path in (*_listed(root, *TABLE_SUFFIXES), *_coco_files(root)):
+        raise _why_unused(root, path)
     raise user_error(
         f"no pictures recognized in {root / split}",
         "a folder for each class, a folder of photos, a table of captions, COCO's or GBC's JSON, or tar shards",
@@ -111,13 +115,20 @@ def _coco(root: Path, split: str) -> Found | None:
     return None
 
 
+def _coco_files(folder: Path) -> list[Path]:
+    """Files of COCO's form; a file that has an image's name is of that image alone, and not read."""
+    images = {path.stem for path in _listed(folder, *IMAGE_SUFFIXES)}
+    return [path for path in _listed(folder, ".json") if path.stem not in images and _file_names(path)]
+
+
 def _file_names(path: Path) -> list[str]:
     """Names of images in a file of COCO's form; [] for any other file."""
     try:
         images = json.loads(path.read_bytes())["images"]
-        return [image["file_name"] for image in images[:_ROWS]]
+        names = [file_name(image) for image in images[:_ROWS] if isinstance(image, Mapping)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
+    return [name for name in names if isinstance(name, str)]
 
 
 def _gbc(root: Path) -> Found | None:
@@ -162,6 +173,7 @@ def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
             )
         return None
     name, notes = _chosen(list(tables), "tables", "--split=NAME (without its suffix)")
+    notes += _noted([_why_unused(root, path) for path in paths if path.name not in tables])
     table = tables[name]
     image, caption, description = table.columns
     described = f", {description!r} the descriptions" if description else ""
@@ -202,28 +214,46 @@ def _readings(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     if path.suffix.lower() == ".jsonl":
         yield "", _json_rows(path)
         return
-    try:
-        with path.open("rb") as file:
-            text = file.read(_HEAD_BYTES).decode("utf-8-sig", "ignore")
-    except OSError:
-        return
+    text = _head(path).decode("utf-8-sig", "ignore")
     for separator in ("\t",) if path.suffix.lower() == ".tsv" else _SEPARATORS:
-        try:
-            rows = list(itertools.islice(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator), _ROWS))
-        except csv.Error:
-            continue
+        rows = _text_rows(path, text, separator)
         if rows and len(rows[0]) > 1:
             yield separator, rows
 
 
+def _head(path: Path) -> bytes:
+    """The start of a file; b"" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _text_rows(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
+    """The first good rows of a table's start, each with all columns of the header."""
+    rows: list[dict[str, Any]] = []
+    try:
+        good = (cells for cells in read_cells(path, text, separator) if not isinstance(cells, UserError))
+        header = next(good, [])
+        for cells in itertools.islice(good, _ROWS):
+            rows.append(dict.fromkeys(header) | dict(zip(header, cells, strict=False)))
+    except UserError:  # a quote without an end, maybe since the text ends here
+        pass
+    return rows
+
+
 def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of the first lines; a bad line is a bad row of the source too."""
     rows = []
     try:
         with path.open("rb") as file:
-            for line in itertools.islice(file, _ROWS):
-                row = json.loads(line) if line.strip() else None
-                rows += [row] if isinstance(row, dict) else []
-    except (OSError, ValueError, RecursionError):
+            for line in itertools.islice(filter(bytes.strip, file), _ROWS):
+                try:
+                    rows.append(read_object(line, "a line"))
+                except UserError:
+                    continue
+    except OSError:
         pass
     return rows
 
@@ -257,15 +287,57 @@ def _text_columns(cells: Mapping[str, Sequence[Any]], image: str) -> tuple[str, 
     return caption, longer[0] if longer else ""
 
 
-def _refuse_tables(root: Path) -> None:
-    """Raises UserError if there are tables, none of which could be used."""
-    for path in _listed(root, *TABLE_SUFFIXES):
-        names = max(([*rows[0]] for _, rows in _readings(path) if rows), key=len, default=[])
-        raise user_error(
-            f"{path} with the columns {', '.join(map(str, names))[:200] or 'nothing'}",
-            "a column of image files below --data, and one of captions",
-            "name them by --columns=IMAGE,CAPTION, or put the images beside the table",
-        )
+def _why_unused(root: Path, path: Path, split: str = "") -> UserError:
+    """Why the captions are not taken from a table or a file of COCO's form."""
+    shown = readable(str(path))
+    if path.parent != root:
+        return user_error(f"{shown} is in a folder of images", "a table in --data itself", "try --data with its folder")
+    if names := _file_names(path) if path.suffix.lower() == ".json" else []:
+        return user_error(f"{shown} is of photos such as {names[0]!r}", "these below --data", "fetch or move them")
+    if split and path.stem != split and _read_table(root, path, ()):
+        return user_error(f"{shown} is not of --split={split}", f"the name {split}", "rename it, or leave --split out")
+    try:
+        refuse_lfs_pointer(path)
+    except UserError as error:
+        return error
+    except OSError as error:
+        return unreadable(path, error)
+    return _why_unread(path, shown)
+
+
+def _why_unread(path: Path, shown: str) -> UserError:
+    head = _head(path)
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # as in UTF-16
+        return user_error(f"{shown} is not UTF-8", "text in UTF-8", "convert it")
+    readings = [rows for _, rows in _readings(path) if rows]
+    if path.suffix.lower() == ".jsonl" and not readings:
+        return user_error(f"{shown} has no JSON object in its first {_ROWS} lines", "one in each line", "correct it")
+    if not readings and len(head) < _HEAD_BYTES and (error := _first_error(path, text)):
+        return error
+    names = max(([*rows[0]] for rows in readings), key=len, default=[])
+    return user_error(
+        f"{shown} with the columns {readable(', '.join(names))[:200] or 'nothing'}",
+        "a column of image files, as paths below --data, and one of captions",
+        "name them by --columns=IMAGE,CAPTION, or put the images beside the table",
+    )
+
+
+def _first_error(path: Path, text: str) -> UserError | None:
+    """What is wrong with the first bad row of a CSV table."""
+    try:
+        rows = read_cells(path, text, "\t" if path.suffix.lower() == ".tsv" else ",")
+        return next((UserError(f"{path}: {row}") for row in rows if isinstance(row, UserError)), None)
+    except UserError as error:
+        return error
+
+
+def _noted(unused: Sequence[UserError]) -> tuple[str, ...]:
+    more = (f"and {len(unused) - _NOTED} more tables are not used",) if len(unused) > _NOTED else ()
+    return tuple(f"not used: {error}" for error in unused[:_NOTED]) + more
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -286,6 +358,31 @@ def _folders(root: Path, split: str) -> Found | None:
             data=Data(source="folder", root=str(root), split=chosen), what="one folder for each class", notes=notes
         )
     return _flat(root, split, _listed(top, *IMAGE_SUFFIXES))
+
+
+def _photos(root: Path, split: str) -> Found | None:
+    """Folders of images, with notes about the tables beside them, none of which could be used.
+
+    Raises:
+      UserError: such a table names images, and without it all of them would have one caption.
+    """
+    if not (found := _folders(root, split)):
+        return None
+    top = root / found.data.split
+    classes = [folder for folder in _subfolders(top) if _listed(folder, *IMAGE_SUFFIXES)]
+    one_caption = found.data.source == "folder" and len(classes) < 2
+    paths = [path for folder in dict.fromkeys((root, top, *classes)) for path in _listed(folder, *TABLE_SUFFIXES)]
+    paths += [path for folder in dict.fromkeys((root, top, *classes[:one_caption])) for path in _coco_files(folder)]
+    unused = [(path, _why_unused(root, path, split)) for path in paths]
+    for path, error in unused if one_caption else ():
+        if path.suffix.lower() == ".json" or _names_images(_head(path)):
+            raise UserError(f"{error}, or take it away to do without its captions")
+    return replace(found, notes=found.notes + _noted([error for _, error in unused]))
+
+
+def _names_images(head: bytes) -> bool:
+    text = head.replace(b"\0", b"").lower()
+    return text.startswith(LFS_POINTER) or any(suffix.encode() in text for suffix in IMAGE_SUFFIXES)
 
 
 def _flat(root: Path, split: str, images: list[Path]) -> Found | None:

@@ -124,13 +124,109 @@ def test_what_is_not_recognized_is_one_line(tmp_path):
         recognize(tmp_path / "none")
     with pytest.raises(UserError, match="no pictures recognized in .*; expected a folder for each class"):
         recognize(tmp_path)
+    write(tmp_path / "export.json", {"images": [{"file_name": "far/1.jpg"}]})
+    with pytest.raises(UserError, match="export.json is of photos such as 'far/1.jpg'; expected these below --data"):
+        recognize(tmp_path)
     write(tmp_path / "notes.csv", "a,b\n1,2\n")
     with pytest.raises(UserError, match="notes.csv with the columns a, b"):
         recognize(tmp_path)
 
 
-def test_a_table_whose_paths_no_source_would_follow_is_none(tmp_path):
-    root = photos(tmp_path / "data", "1.jpg", "../2.jpg")
-    for name in (root / "1.jpg", "../2.jpg", f"{'long ' * 60}.jpg"):
-        write(root / "t.csv", f"image,caption\n{name},a\n")
-        assert recognize(root).data.source == "folder"
+READ = {
+    "long cells": ("t.csv", f'image,caption,description\n1.jpg,a,"{"word " * 40_000}"\n2.jpg,b,c\n'),
+    "a comment": (
+        "t.jsonl",
+        '# made by me\n\n[]\n{"image": "1.jpg", "caption": "a"}\n{"image": "2.jpg", "caption": "b"}\n',
+    ),
+    "spaces before cells": ("t.csv", "caption, image\na, 1.jpg\nb, 2.jpg\n"),
+    "spaces before quotes": ("t.csv", 'image,caption\n1.jpg, "a"\n2.jpg, "b"\n'),
+    "a bad row": ("t.csv", 'image,caption\n3.jpg,"a "big" one"\n1.jpg,a\n2.jpg,b\n'),
+    "windows": ("t.csv", "image,caption\n.\\1.jpg,a\n.\\2.jpg,b\n"),
+    "a long name": ("t.csv", f"image,caption\n1.jpg,a\n2.jpg,b\n{'long ' * 60}.jpg,c\n"),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_tables_as_people_have_them_are_read_by_init_and_by_their_source(case, tmp_path):
+    name, text = READ[case]
+    write(photos(tmp_path, "1.jpg", "2.jpg") / name, text)
+    found = recognize(tmp_path)
+    assert (found.data.source, found.notes) == ("table", ())
+    assert sorted(look.caption for look in survey(found, max_boxes=3, show=False).looks) == ["a", "b"]
+
+
+UNUSED = {
+    "utf-16": (
+        "t.csv",
+        "image,caption\n1.jpg,a\n".encode("utf-16"),
+        "is not UTF-8; expected text in UTF-8; convert it",
+    ),
+    "utf-16 without a mark": ("t.csv", "image,caption\n1.jpg,a\n".encode("utf-16-le"), "is not UTF-8"),
+    "json": ("t.jsonl", '["1.jpg", "a"]\n', "has no JSON object in its first 50 lines"),
+    "a quote": ("t.csv", 'image,caption\n1.jpg,"a\n', "line 2 opens a quoted cell that never ends"),
+    "quotes": ("t.csv", 'image,caption\n1.jpg,"a "big" one"\n', "line 2 is not a row of CSV"),
+    "other columns": ("t.csv", "x,y,z\n1.jpg,a,b\n", r"columns x, y, z; expected .* name them by --columns"),
+    "absolute": ("t.csv", "image,caption\n/1.jpg,a\n", "image files, as paths below --data"),
+    "above": ("t.csv", "image,caption\n../2.jpg,a\n", "image files, as paths below --data"),
+    "long": ("t.csv", f"image,caption\n{'long ' * 60}.jpg,a\n", "image files, as paths below --data"),
+    "pointer": ("t.csv", "version https://git-lfs.github.com/spec/v1\noid 0\n", "is a git-LFS pointer"),
+    "coco": (
+        "t.json",
+        json.dumps({"images": [{"file_name": "/9.jpg"}]}),
+        "photos such as '/9.jpg'; expected these below",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSED)
+@pytest.mark.parametrize("folder", ["", "photos"])
+def test_a_table_that_cannot_be_used_is_no_reason_to_take_a_folders_name(case, folder, tmp_path):
+    name, content, reason = UNUSED[case]
+    root = photos(tmp_path / "data", str(Path(folder, "1.jpg")), "../2.jpg")
+    (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"{name}.*{reason}") as error:
+        recognize(root)
+    assert "\n" not in str(error.value) and str(error.value).endswith("take it away to do without its captions")
+    (root / folder / "1.txt").write_text("a tulip")  # captions of their own
+    captioned = recognize(root) if not folder else recognize(photos(root, "b/1.jpg"))
+    assert captioned.data.source == ("folder" if folder else "table")
+    if name != "t.json" or not folder:
+        [note] = captioned.notes
+        assert note.startswith("not used: ") and name in note
+
+
+def test_tables_in_other_places_are_told(tmp_path):
+    row = "image,caption\n1.jpg,a\n"
+    write(photos(tmp_path / "a", "train/1.jpg") / "train" / "metadata.csv", row)
+    with pytest.raises(UserError, match="metadata.csv is in a folder of images; .* try --data with its folder"):
+        recognize(tmp_path / "a")
+    assert recognize(tmp_path / "a" / "train").data.source == "table"
+    write(photos(tmp_path / "b", "train/1.jpg") / "captions.csv", "image,caption\ntrain/1.jpg,a\n")
+    with pytest.raises(UserError, match="captions.csv is not of --split=train; .* or leave --split out"):
+        recognize(tmp_path / "b", split="train")
+    root = photos(tmp_path / "c", "1.jpg")
+    for name in "tuvwxy":
+        write(root / f"{name}.csv", row if name == "t" else "price,when\n1,2\n")
+    assert recognize(root).data.labels == ("t.csv",)
+    assert "u.csv with the columns price, when" in recognize(root).notes[0] and len(recognize(root).notes) == 4
+    (root / "t.csv").unlink()  # the others name no image
+    assert recognize(root).data.source == "folder" and "2 more tables" in recognize(root).notes[-1]
+
+
+def test_what_belongs_to_one_photo_alone_is_no_table(tmp_path):
+    write(photos(tmp_path, "1.jpg") / "1.json", {"images": [{"file_name": "other.jpg"}]})
+    assert len(recognize(tmp_path).notes) == 1
+
+
+def test_lvis_and_images_without_a_name(tmp_path):
+    address = "http://images.cocodataset.org/val2017/1.jpg"
+    images = [
+        {"id": 1, "coco_url": address},
+        {"id": 2},
+        None,
+        {"id": 3, "file_name": 5},
+        {"id": 4, "file_name": "1.jpg"},
+    ]
+    labels = {"images": images, "annotations": [], "categories": []}
+    write(photos(tmp_path, "val2017/1.jpg") / "lvis_v1_val.json", labels)
+    assert fields(tmp_path) == {"source": "coco", "labels": ("lvis_v1_val.json",), "images": "val2017"}

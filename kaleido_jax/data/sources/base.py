@@ -4,6 +4,7 @@ A source has random access by index. It keeps its tables in memory and reads eac
 a table is damaged; a bad row or image is a UserError of that index alone, which the annotation job counts as a failure.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +122,14 @@ class SourceKind:
 
 # ------------------------------------------------------------------------------------------ for all sources
 def below(folder: Path, name: Any) -> Path:
-    """The file that a row of a table names.
+    """The file that a row of a table names; backslashes are Windows's separators where no file has them in its name.
 
     Raises:
       UserError: it is not a file name, or leads out of the folder.
     """
     possible = isinstance(name, str) and name and "\0" not in name
+    if possible and "\\" in name and not os.path.lexists(folder / name):
+        name = name.replace("\\", "/")
     if not possible or Path(name).is_absolute() or ".." in Path(name).parts:
         raise user_error("a row whose image is not a file name", "a path below the folder of images", "correct it")
     try:

@@ -95,17 +95,17 @@ class CocoSource:
         names = [self._names.get(number) for number in _categories(objects)]
         labels = json.dumps([image, self._captions.get(image["id"]), objects, names, self._credit(image)])
         try:
-            return file_version(below(self._photos, _file_name(image)), labels)
+            return file_version(below(self._photos, file_name(image)), labels)
         except UserError:
             return fingerprint(labels)
 
     def image_bytes(self, index: int) -> bytes:
         """The file's content."""
-        return read_photo(below(self._photos, _file_name(self._order[check_index(index, len(self))])))
+        return read_photo(below(self._photos, file_name(self._order[check_index(index, len(self))])))
 
     def __getitem__(self, index: int) -> Example:
         image = self._order[check_index(index, len(self))]
-        pixels = read_image(below(self._photos, _file_name(image)))
+        pixels = read_image(below(self._photos, file_name(image)))
         height, width = pixels.shape[:2]
         size = {"width": width, "height": height}
         labeled_size = {field: image[field] for field in size if image.get(field) not in (None, 0)}
@@ -142,11 +142,11 @@ class CocoSource:
                 self._licenses[number] = entry["name"]
         for where, image in table.entries("images"):
             number = table.whole(where, image, "id")
-            if not _file_name(image):
+            if not file_name(image):
                 found = f"{table.path}: {where} has no file_name"
                 raise user_error(found, "the photo's name, or a coco_url that ends in it", "correct the file")
-            if number in self._images and _file_name(self._images[number]) != _file_name(image):
-                raise table.ambiguous(where, number, (_file_name(self._images[number]), _file_name(image)))
+            if number in self._images and file_name(self._images[number]) != file_name(image):
+                raise table.ambiguous(where, number, (file_name(self._images[number]), file_name(image)))
             self._images[number] = {**image, "id": number}
             captions = image.get("captions")
             self._add_captions(number, [captions] if isinstance(captions, str) else captions or ())
@@ -248,7 +248,7 @@ def _categories(objects: Sequence[Entry]) -> list[int]:
     return sorted({number for number in found if number is not None})
 
 
-def _file_name(image: Entry) -> Any:
+def file_name(image: Entry) -> Any:
     """The photo's name; LVIS has only its URL, which ends in the name."""
     if image.get("file_name"):
         return image["file_name"]

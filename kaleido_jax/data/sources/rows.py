@@ -82,8 +82,8 @@ class TextTable:
     def __init__(self, paths: Sequence[Path], needed: Sequence[str], separator: str = "") -> None:
         """Reads the files, which must have the columns `needed`.
 
-        `separator` is what stands between the cells: one character, with quoted cells unless it is a tab; "" = a comma,
-        or a tab in .tsv files.
+        `separator` is what stands between the cells: one character; "" = a comma, or a tab in .tsv files. Unless it is
+        a tab, cells may be quoted, and spaces before a cell are none of it.
 
         Raises:
           UserError: a file is missing, not UTF-8, lacks a needed column, or has a quote that is never closed.
@@ -97,7 +97,7 @@ class TextTable:
             except UnicodeDecodeError as error:
                 raise user_error(f"{path} is not UTF-8", "text in UTF-8", "convert it") from error
             mark = separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-            self._add(path, _tsv_cells(text) if mark == "\t" else _csv_cells(path, text, mark), needed, mark)
+            self._add(path, read_cells(path, text, mark), needed, mark)
             digests.append(fingerprint(content))
         self.fingerprint = fingerprint(*digests)
 
@@ -145,6 +145,15 @@ class TextTable:
                 self._rows.append(dict(zip(header, cells, strict=False)))
 
 
+def read_cells(path: Path, text: str, separator: str) -> Iterator[list[str] | UserError]:
+    """The cells of each row of a table, or what is wrong with the row; `path` names the table in errors.
+
+    Raises:
+      UserError: a quoted cell has no end, so it contains all lines after it.
+    """
+    return _tsv_cells(text) if separator == "\t" else _csv_cells(path, text, separator)
+
+
 def _tsv_cells(text: str) -> Iterator[list[str]]:
     """TSV files of captions (CC3M, CC12M) have no quoting: a quote is an ordinary character."""
     for line in text.split("\n"):
@@ -153,15 +162,13 @@ def _tsv_cells(text: str) -> Iterator[list[str]]:
 
 
 def _csv_cells(path: Path, text: str, separator: str) -> Iterator[list[str] | UserError]:
-    """The cells of each row, or what is wrong with the row.
-
-    Raises:
-      UserError: a quoted cell has no end, so it contains all lines after it.
-    """
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, strict=True
-    )  # otherwise quotes inside a cell silently end it
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        skipinitialspace=separator != " ",
+        strict=True,  # otherwise quotes inside a cell silently end it
+    )
     while True:
         first = reader.line_num + 1
         try:

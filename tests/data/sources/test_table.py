@@ -93,6 +93,24 @@ def test_rows_whose_cells_are_not_the_headers_fail_alone(tmp_path):
     assert second.startswith("UserError: a row of 3 cells; expected 2") and "without caption" in fourth
 
 
+def test_spaces_before_cells_are_none_of_them_unless_they_separate(tmp_path):
+    photo(tmp_path / "b.png")
+    root = _with(tmp_path, "train.csv", 'caption, image\n"a, b", a.png\n c, "b.png"\n')
+    assert outcomes(open_source("table", root=root)) == ["a, b", "c"]
+    write(tmp_path / "train.csv", 'image caption\na.png "a b"\n')
+    assert outcomes(open_source("table", root=root, table=DataTable(separator=" "))) == ["a b"]
+
+
+def test_windows_paths_lead_to_the_same_files_and_never_out(tmp_path):
+    root = _with(tmp_path / "data", "train.csv", "image,caption\n.\\a.png,x\ni\\b.png,y\n..\\a.png,z\n\\a.png,z\n")
+    photo(root / "i" / "b.png")
+    photo(tmp_path / "a.png")
+    good, inner, *out = outcomes(open_source("table", root=root))
+    assert (good, inner) == ("x", "y") and all("not a file name" in said for said in out)
+    (root / "i" / "b.png").rename(root / "i\\b.png")
+    assert outcomes(open_source("table", root=root))[1] == "y"
+
+
 def test_long_cells_are_read(tmp_path):
     words = "word " * 40_000
     root = _with(tmp_path, "train.csv", f'image,caption,description\na.png,x,"{words}"\n')
