@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The name is unique, so several processes may write the same file at once; the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -79,14 +79,16 @@ def _cannot_write(path: Path, name: str, error: OSError | ValueError) -> UserErr
 def new_folder(path: Path, name: str) -> Iterator[Path]:
     """A folder under a temporary name, which is renamed to `path` at the end and removed after an error.
 
+    The name is unique: what a killed process left is in nobody's way, and of several processes the first one wins.
+
     Raises:
-      UserError: `path` exists and is not empty, or nothing (more) can be written there.
+      UserError: `path` exists and is not empty, at the start or at the end, or nothing (more) can be written there.
     """
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise user_error(f"{name}={path} exists", "a new folder", "name another or remove it")
+        if _is_taken(path):
+            raise _exists(path, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{os.getpid()}"
+        temporary = _temporary(path)
         temporary.mkdir()
     except (OSError, ValueError) as error:
         raise _cannot_write(path, name, error) from error
@@ -94,9 +96,22 @@ def new_folder(path: Path, name: str) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise _cannot_write(path, name, error) from error
+        raise (_exists(path, name) if _is_taken(path) else _cannot_write(path, name, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_taken(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _exists(path: Path, name: str) -> UserError:
+    return user_error(f"{name}={path} exists", "a new folder", "name another or remove it")
+
+
+def _temporary(path: Path) -> Path:
+    """A unique name beside `path`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def refuse_lfs_pointer(path: Path) -> None:

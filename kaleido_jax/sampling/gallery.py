@@ -17,13 +17,14 @@ from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.compile_times import compiling
 from kaleido_jax.runtime.files import fingerprint, new_folder, write_atomically
 from kaleido_jax.sampling.grid import Row, render_grid
-from kaleido_jax.sampling.output import GRID, RECIPE, png_bytes
+from kaleido_jax.sampling.output import GRID, RECIPE, KaleidoOutput, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
 
 MOST_CAPTIONS = 12  # of a grid whose captions nobody has chosen
+_SAVE_SEC = 3600  # for the main process to write many large images
 
 
 def write_samples(
@@ -86,10 +87,23 @@ def _write_one(pipeline: KaleidoPipeline, parent: Path, captions: Sequence[str],
     given = {"gamma": gamma, "grammar": settings.grammar}
     with compiling("the sampler", *pipeline.compiled_for(sample), min(len(captions) * images, pipeline.chunk)):
         out = pipeline(captions, images_per_caption=images, seed=seed, **given)
-    if distributed.is_main():
-        with new_folder(folder, "samples") as temporary:
-            out.save(temporary)
-    return folder
+    return parent / distributed.tell("samples are written", lambda: _save(out, parent, name, wanted), _SAVE_SEC)
+
+
+def _save(out: KaleidoOutput, parent: Path, name: str, wanted: Recipe) -> str:
+    """Writes the samples and returns their folder's name; those that another run has written meanwhile are kept."""
+    while True:
+        found, there = _place(parent, name, wanted)
+        if there:
+            log.info("%s holds the samples of this recipe, which another run drew", parent / found)
+            return found
+        try:
+            with new_folder(parent / found, "samples") as temporary:
+                out.save(temporary)
+            return found
+        except UserError:
+            if not (parent / found).exists():  # otherwise another run was faster, maybe with the same recipe
+                raise
 
 
 def _name(gammas: Sequence[float], seed: int) -> str:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from kaleido_jax.errors import UserError
@@ -31,6 +33,25 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["whole"]
     with pytest.raises(UserError, match="exists; expected a new folder"), new_folder(tmp_path / "a", "--output"):
         raise AssertionError("not refused")
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / f".new.{os.getpid()}").mkdir()  # in containers a process often has the number of an earlier one
+    with new_folder(tmp_path / "new", "--output") as folder:
+        (folder / "whole").touch()
+    assert (tmp_path / "new" / "whole").exists()
+
+
+def test_of_two_processes_the_first_writes_the_folder_and_the_second_is_told(tmp_path):
+    with (
+        pytest.raises(UserError, match="--output=.*new exists; expected a new folder; name another or remove it"),
+        new_folder(tmp_path / "new", "--output") as second,
+    ):
+        (second / "file").write_text("second")
+        with new_folder(tmp_path / "new", "--output") as first:
+            (first / "file").write_text("first")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert (tmp_path / "new" / "file").read_text() == "first"
 
 
 def test_a_pointer_of_git_lfs_is_refused(tmp_path):

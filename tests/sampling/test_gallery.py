@@ -78,6 +78,23 @@ def test_several_gammas_are_one_picture_of_folders_that_are_kept(small, tmp_path
     assert other != grid and other.name.startswith("gamma1-4_seed1_") and grid.read_bytes() == before
 
 
+@pytest.mark.parametrize(("steps", "folders"), [(1, 1), (2, 2)])
+def test_a_run_that_another_overtakes_takes_its_samples_or_another_name(small, tmp_path, monkeypatch, steps, folders):
+    save, kept = gallery.KaleidoOutput.save, []
+
+    def overtaken(output, folder):
+        monkeypatch.setattr(gallery.KaleidoOutput, "save", save)
+        kept.append(write_samples(small(num_steps=steps), tmp_path))  # of one recipe, or of another with this name
+        kept.append(content(kept[0].parent))
+        return save(output, folder)
+
+    monkeypatch.setattr(gallery.KaleidoOutput, "save", overtaken)
+    grid = write_samples(small(), tmp_path)
+    assert (grid == kept[0]) == (folders == 1) and content(kept[0].parent) == kept[1]
+    assert len(list(grid.parent.parent.iterdir())) == folders and grid.exists()
+    assert load_recipe(grid.parent / "recipe.json")["sample"]["num_steps"] == 1
+
+
 def test_a_damaged_folder_is_left_alone(small, tmp_path):
     folder = write_samples(small(), tmp_path).parent
     (folder / "recipe.json").write_text('{"model": {}, "rows": []}')  # of a version without a format
