@@ -358,7 +358,7 @@ def default_captions(config: Config, workdir: Path) -> list[str]:
       UserError: the manifest of the records is damaged or of another version.
     """
     if names := class_names(config, workdir):
-        return names
+        return list(dict.fromkeys(names))
     folder = find_records(records_folder(config, workdir))
     if not (folder / MANIFEST).exists():
         return []

@@ -12,6 +12,7 @@ from kaleido_jax.config.load import base_config, load_config
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.schema import Latents as LatentsFields
 from kaleido_jax.data.records import DEFAULT_CAPTIONS, spread
+from kaleido_jax.data.sources.base import lines_of
 from kaleido_jax.errors import user_error
 from kaleido_jax.intake.recognize import Found
 from kaleido_jax.intake.survey import LABELED, MOST, Survey
@@ -202,7 +203,7 @@ def _sentences(survey: Survey) -> Iterator[str]:
 def detected_classes(detector: str) -> list[str]:
     """The class names beside a detector's file; [] without one."""
     path = Path(detector).with_suffix(".names") if detector else None
-    return path.read_text(encoding="utf-8").split("\n") if path is not None and path.is_file() else []
+    return lines_of(path.read_bytes(), path) if path is not None and path.is_file() else []
 
 
 def _codec(latents: LatentsFields, vocabulary: Path) -> Codec:

@@ -126,7 +126,10 @@ def _class_counts(source: Source) -> dict[str, int]:
         labels = Counter(source.label(index) for index in range(len(source)))
     except UserError:  # tar shards may hold images without a class
         return {}
-    return {name: labels[number] for number, name in enumerate(source.class_names)}
+    counts: Counter[str] = Counter()
+    for number, name in enumerate(source.class_names):  # several classes may have one name
+        counts[name] += labels[number]
+    return dict(counts)
 
 
 def _other_files(root: Path) -> list[str]:

@@ -119,9 +119,12 @@ def test_a_caption_that_is_too_long_is_told_before_anything_is_sampled(small, tm
     assert not (tmp_path / "samples").exists()
 
 
-def test_the_grid_has_the_captions_asked_for_or_the_class_names(tmp_path):
+def test_the_grid_has_the_captions_asked_for_or_the_class_names(tmp_path, monkeypatch):
     assert captions_to_sample(tiny_config(sample__captions=()), tmp_path) == list(KINDS)
     assert captions_to_sample(tiny_config(sample__captions=("a dog",)), tmp_path) == ["a dog"]
+    monkeypatch.setattr(records, "class_names", lambda config, workdir: ["crane", "bird", "crane"])
+    assert captions_to_sample(tiny_config(sample__captions=()), tmp_path) == ["crane", "bird"]
+    monkeypatch.undo()
     with pytest.raises(UserError, match="sample.captions"):
         captions_to_sample(tiny_config(sample__captions=(), data__source="records"), tmp_path)
 

@@ -16,7 +16,7 @@ from kaleido_jax.annotate.annotator import Failure, Sees
 from kaleido_jax.annotate.vision.onnx_model import OnnxModel, open_onnx
 from kaleido_jax.array_types import Boxes, Image
 from kaleido_jax.config.schema import Annotate
-from kaleido_jax.data.sources.base import Example
+from kaleido_jax.data.sources.base import Example, class_lines
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.geometry import box_iou, round_box, to_thousandths
 from kaleido_jax.latents.segments.bbox import Box
@@ -154,7 +154,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
     if len(found) != 1:
         raise user_error(f"{len(found)} .names files for {path}", f"{beside.name}, one class a line", "put it there")
     try:
-        lines = found[0].read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise user_error(f"{found[0]} cannot be read ({error})", "UTF-8, one class a line", "correct it") from error
-    return tuple(clean_phrase(line) for line in lines if line.strip())
+        content = found[0].read_bytes()
+    except OSError as error:
+        raise user_error(f"{found[0]} cannot be read ({error})", "one class a line", "correct it") from error
+    return tuple(map(clean_phrase, class_lines(content, found[0])))

@@ -4,7 +4,10 @@ A source has random access by index. It keeps its tables in memory and reads eac
 a table is damaged; a bad row or image is a UserError of that index alone, which the annotation job counts as a failure.
 """
 
+import functools
+import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,8 @@ from kaleido_jax import array_types as at
 from kaleido_jax.config.schema import Data
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +171,44 @@ def read_labels(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def lines_of(content: bytes, path: Path) -> list[str]:
+    """The lines of a file that people edit: any ends of lines, a byte order mark or none; none is blank at the end.
+
+    Only ends of lines end a line, not the other characters at which str.splitlines splits. `path` is for messages.
+
+    Raises:
+      UserError: it is not UTF-8.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise user_error(f"{path} is not UTF-8", "text in UTF-8", "convert it") from error
+    lines = re.split("\r\n|\r|\n", text)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def class_lines(content: bytes, path: Path) -> list[str]:
+    """The lines of a file with one class a line, whose numbers are the classes'.
+
+    Raises:
+      UserError: it is not UTF-8, or has a blank line before its end, which may be a class without a name or none.
+    """
+    lines = lines_of(content, path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            do = "write a name there, or remove the line if it stands for no class"
+            raise user_error(f"{path} with nothing in line {number}", "one class a line", do)
+    return lines
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """A warning: one verb opens a source several times, for each part of the data."""
+    log.warning(text)
 
 
 def unreadable(path: Path, error: OSError) -> UserError:

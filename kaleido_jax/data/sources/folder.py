@@ -1,20 +1,25 @@
 """Folders by class: CLASS/IMAGE, whose class name is the caption. A flat folder of images is one class."""
 
-import functools
-import logging
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image, read_photo
 from kaleido_jax.data.sources import register
-from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, file_version, read_labels
-from kaleido_jax.data.sources.imagenet import class_caption
+from kaleido_jax.data.sources.base import (
+    Example,
+    SourceSettings,
+    check_index,
+    file_version,
+    lines_of,
+    read_labels,
+    warn_once,
+)
+from kaleido_jax.data.sources.imagenet import captions_of_wnids, class_caption, warn_of_shared
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.text import readable_name
-
-log = logging.getLogger(__name__)
 
 # macOS's archives, Synology's thumbnails, bins of the latter and of Windows.
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
@@ -24,9 +29,10 @@ _LISTED = 10  # folders that a line of the log names
 class FolderSource:
     """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split), or root/IMAGE, which all have the root's name as caption.
 
-    A file of two columns, folder and name, in config.data.labels gives folders other names: underscores become spaces,
-    and of several names with commas the first is used. ImageNet's folders ("n01440764") that get no other name have the
-    captions of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are ignored.
+    Underscores become spaces. A file of two columns, folder and name, in config.data.labels gives folders other names,
+    of which, if there are several with commas, the first is used. ImageNet's folders ("n01440764") that get no other
+    name have the captions of imagenet.py. Hidden folders and files and those that systems make (_OF_SYSTEMS) are
+    ignored.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -36,22 +42,26 @@ class FolderSource:
           UserError: no folder with images, or the file of names cannot be read.
         """
         data, top = settings.data, settings.root / settings.data.split
-        names = _read_names(settings.root / data.labels[0]) if data.labels else None
+        labels = settings.root / data.labels[0] if data.labels else None
+        names = _read_names(labels) if labels else {}
         folders = {f: images_in(f) for f in visible(top) if f.is_dir()} if top.is_dir() else {}
         empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
         if empty:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
-            _warn_once(f"folders without an image are ignored: {', '.join(empty[:_LISTED])}{more} in {top}")
+            warn_once(f"folders without an image are ignored: {', '.join(empty[:_LISTED])}{more} in {top}")
         folders = {folder: files for folder, files in folders.items() if files}
         if loose := images_in(top) if top.is_dir() else []:
             if folders:
-                _warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
+                warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
             else:
                 folders = {top.resolve(): loose}
         if not folders:
             raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
         self._files = [(path, number) for number, files in enumerate(folders.values()) for path in files]
         named = [_class_name(folder, names) for folder in folders]
+        if labels:
+            _warn_of_unmatched(names, folders, labels)
+        warn_of_shared(((readable_name(f.name), n) for f, n in zip(folders, named, strict=True) if n is not None), top)
         self.class_names = tuple(name or readable_name(f.name) for name, f in zip(named, folders, strict=True))
         self._without_name = frozenset(number for number, name in enumerate(named) if name is None)
         self._split = data.split
@@ -99,31 +109,39 @@ def images_in(folder: Path) -> list[Path]:
     return [path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _class_name(folder: Path, names: dict[str, str] | None) -> str | None:
+def _class_name(folder: Path, names: dict[str, str]) -> str | None:
     """The caption of a class; None if the folder's name has bytes outside UTF-8 or no word."""
     try:
-        own = os.fsencode(folder.name).decode()
-        # macOS takes letters and their accents apart in file names; a typed caption has them as one.
-        return class_caption((names or {}).get(own) or unicodedata.normalize("NFC", own))
+        own = _typed(os.fsencode(folder.name).decode())
+        given = names.get(own)
+        return class_caption(given) if given else class_caption(own, synonyms=False)
     except (UnicodeDecodeError, UserError):
         return None
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    """A warning: one verb opens a source several times, for each part of the data."""
-    log.warning(text)
+def _typed(text: str) -> str:
+    """As people type it: macOS takes letters and their accents apart in file names."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _read_names(path: Path) -> dict[str, str]:
-    try:
-        lines = read_labels(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise user_error(f"{path} is not UTF-8", "text in UTF-8", "convert it") from error
-    rows = [line.split("\t", maxsplit=1) for line in lines if line.strip()]
+    rows = [_typed(line).split("\t", maxsplit=1) for line in lines_of(read_labels(path), path) if line.strip()]
     if any(len(row) != 2 for row in rows):
         raise user_error(f"{path} has a line without a tab", "FOLDER<tab>NAME", "correct it")
     return dict(rows)
+
+
+def _warn_of_unmatched(names: dict[str, str], folders: Iterable[Path], path: Path) -> None:
+    """Tells of rows without a folder, if there are folders without a row: they may be misspelled."""
+    found = {_typed(readable_name(folder.name)) for folder in folders}
+    rows, others = sorted(names.keys() - found), sorted(found - names.keys() - captions_of_wnids().keys())
+    if rows and others:
+        told = f"{path} names no folder in {len(rows)} rows ({_some(rows)})"
+        warn_once(f"{told}; folders without a row: {_some(others)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_LISTED])) + (" ..." if len(names) > _LISTED else "")
 
 
 register("folder", FolderSource)

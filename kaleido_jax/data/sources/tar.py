@@ -20,8 +20,8 @@ import numpy as np
 
 from kaleido_jax.data.images import IMAGE_SUFFIXES, decode_photo
 from kaleido_jax.data.sources import register
-from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, no_classes, read_labels
-from kaleido_jax.data.sources.imagenet import captions_of_wnids, class_caption
+from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, class_lines, no_classes, read_labels
+from kaleido_jax.data.sources.imagenet import captions_of_wnids, class_caption, warn_of_shared
 from kaleido_jax.data.sources.rows import read_object
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint, make_folder, refuse_lfs_pointer, write_atomically
@@ -164,11 +164,10 @@ def _classes(root: Path, name: str) -> tuple[str, ...]:
     """The captions of the classes, in the order of their numbers."""
     if name == "imagenet":
         return tuple(captions_of_wnids().values())
-    try:
-        lines = read_labels(root / name).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise user_error(f"{root / name} is not UTF-8", "text in UTF-8", "convert it") from error
-    return tuple(class_caption(line) for line in lines if line.strip())
+    lines = class_lines(read_labels(root / name), root / name)
+    captions = tuple(map(class_caption, lines))
+    warn_of_shared(zip(lines, captions, strict=True), root / name)
+    return captions
 
 
 # ------------------------------------------------------------------------------------------ inside a shard

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from kaleido_jax.data.images import decode_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, no_classes, row_id
-from kaleido_jax.data.sources.imagenet import class_caption
+from kaleido_jax.data.sources.imagenet import class_caption, warn_of_shared
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
 
@@ -52,6 +52,7 @@ class TfdsSource:
 
         names = info.features[keys.caption].names if kinds[keys.caption] == "class" else []
         self._captions = [_class_caption(name) for name in names]
+        warn_of_shared(((n, c) for n, c in zip(names, self._captions, strict=True) if c), Path(builder.data_dir))
         self.class_names = tuple(c or name for c, name in zip(self._captions, names, strict=True))
         encoded = {name: tfds.decode.SkipDecoding() for name, kind in kinds.items() if kind == "image"}
         self._examples = builder.as_data_source(self._split, decoders=encoded)

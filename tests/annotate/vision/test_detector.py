@@ -99,6 +99,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "other.names").write_text("cat\ndog\n")
     with pytest.raises(UserError, match=r"gives \(1, 84, 8\); expected \(1, 84, 7\)"):
         opened(path)
+    (tmp_path / "other.names").write_text("cat\n\ndog\n")
+    with pytest.raises(UserError, match="other.names with nothing in line 2"):
+        opened(path)
     with pytest.raises(UserError, match="no file"):
         opened(tmp_path / "absent.onnx")
     whole = path.read_bytes()

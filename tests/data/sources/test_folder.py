@@ -1,11 +1,14 @@
 """Folders by class; what is hidden is no class."""
 
 import os
+import unicodedata
 
 import pytest
 
 from kaleido_jax.data.sources.imagenet import class_captions
 from kaleido_jax.errors import UserError
+from kaleido_jax.intake.recognize import recognize
+from kaleido_jax.intake.survey import survey
 from tests.data.sources.opening import open_source, outcomes, photo, write
 
 
@@ -87,3 +90,42 @@ def test_a_flat_folder_is_one_class_with_the_folders_name(tmp_path, caplog):
 def test_an_accent_that_a_file_system_took_apart_is_one_letter_again(tmp_path):
     photo(tmp_path / "Ka\u0308fer" / "1.png")
     assert open_source("folder", root=tmp_path).class_names == ("K\u00e4fer",)
+
+
+def test_a_comma_is_a_part_of_a_folders_name(tmp_path):
+    for name in ("1,000 islands", "Paris, France", "Paris, Texas", "n1"):
+        photo(tmp_path / name / "1.png")
+    write(tmp_path / "names.tsv", "n1\ttench, Tinca tinca\n")
+    source = open_source("folder", root=tmp_path, labels=("names.tsv",))
+    assert source.class_names == ("1,000 islands", "Paris, France", "Paris, Texas", "tench")
+
+
+def test_classes_of_one_caption_are_told_and_counted_together(tmp_path, caplog):
+    for path in ("red_apple/1.png", "red apple/1.png", "red apple/2.png", "pear/1.png", "x/1.png"):
+        photo(tmp_path / path)
+    found = survey(recognize(tmp_path), 3, show=False)
+    assert found.class_counts == {"red apple": 3, "pear": 1, "x": 1}
+    [told] = caplog.messages
+    assert told == f"{tmp_path}: one caption for several classes: 'red apple' of 'red apple', 'red_apple'"
+    caplog.clear()
+    write(tmp_path / "names.tsv", "\ufeffred_apple\tapple\r\nx\tcrane, bird\r\n")
+    source = open_source("folder", root=tmp_path, labels=("names.tsv",))
+    assert source.class_names == ("pear", "red apple", "apple", "crane") and not caplog.messages
+    for name in ("n02012849", "n03126707"):  # the cranes of ImageNet, which have one caption in WordNet
+        photo(tmp_path / "imagenet" / name / "1.png")
+    assert open_source("folder", root=tmp_path / "imagenet").class_names == ("crane",) * 2 and not caplog.messages
+
+
+def test_rows_of_names_find_folders_however_accents_are_written_or_are_told(tmp_path, caplog):
+    for name in (unicodedata.normalize("NFD", "K\u00e4fer"), "Hund", "n01440764"):
+        photo(tmp_path / name / "1.png")
+    write(tmp_path / "names.tsv", "K\u00e4fer\tbeetle\u2028big\nhund\tdog\n\n")
+    source = open_source("folder", root=tmp_path, labels=("names.tsv",))
+    assert source.class_names == ("Hund", "beetle big", "tench")
+    assert caplog.messages == [
+        f"{tmp_path / 'names.tsv'} names no folder in 1 rows ('hund'); folders without a row: 'Hund'"
+    ]
+    caplog.clear()
+    write(tmp_path / "names.tsv", "K\u00e4fer\tbeetle\nHund\tdog\nabsent here\tcat\n")
+    open_source("folder", root=tmp_path, labels=("names.tsv",))
+    assert not caplog.messages

@@ -144,6 +144,20 @@ def test_captions_descriptions_and_classes(tmp_path):
     assert open_source("tar", root=tmp_path, tar=DataTar(classes="imagenet"))[0].caption == "goldfish"
 
 
+def test_a_class_list_has_one_class_a_line_and_no_gaps(tmp_path, caplog):
+    def classes(content):
+        (tmp_path / "classes.txt").write_bytes(content)
+        return open_source("tar", root=tmp_path, tar=DataTar(classes="classes.txt")).class_names
+
+    shard(tmp_path / "x.tar", [("a.png", photo(kind="PNG")), ("a.cls", b"1")])
+    assert classes("\ufeffcat\u2028big\r\ndog\x0chot\rbird\n\n \n".encode()) == ("cat big", "dog hot", "bird")
+    assert "one caption" not in caplog.text
+    with pytest.raises(UserError, match="classes.txt with nothing in line 2; expected one class a line; "):
+        classes(b"background\n\ncat\ndog\n")
+    assert classes(b"crane, bird\ncrane, machine\n") == ("crane", "crane")
+    assert "one caption for several classes: 'crane' of 'crane, bird', 'crane, machine'" in caplog.text
+
+
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_names_folders_and_hidden_files(tmp_path, tar_format):
     deep = "/".join(["folder" * 5] * 4)
