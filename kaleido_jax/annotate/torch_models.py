@@ -3,7 +3,6 @@
 Nothing is downloaded, and no code or pickle in the folder is run.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
+from kaleido_jax.runtime.files import fingerprint, read_json, refuse_lfs_pointer
 
 BATCH_IMAGES = 8  # always this many, padded with blank ones, so that an answer does not depend on its neighbors
 _DECIDING = (".json", ".jinja", ".txt", ".model", ".safetensors")  # files that decide the answers
@@ -52,13 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise user_error(f"no model in {folder}", expected, do)
     for file in _deciding_files(folder):
         refuse_lfs_pointer(file)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise user_error(f"{path} cannot be read ({error})", expected, do) from error
-    if not isinstance(config, dict):
-        raise user_error(f"{path} holds no JSON object", expected, do)
-    return config
+    return read_json(path, expected, do)
 
 
 def load_local(

@@ -1,6 +1,5 @@
 """Measuring that may be stopped: the report of before, and samples stored in parts; in one process or several."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 
 from kaleido_jax import array_types as at
 from kaleido_jax.config.schema import Sample
+from kaleido_jax.errors import UserError
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import replacing
+from kaleido_jax.runtime.files import read_json, replacing
 from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
@@ -22,13 +22,24 @@ Arrays = dict[str, np.ndarray]
 
 
 def stored_report(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """The report in a file, in every process, if its `of` is this."""
+    """The report in a file, in every process, if its `of` is this; a damaged one is told and counts as none."""
 
     def read() -> dict[str, Any] | None:
-        report = json.loads(path.read_text()) if path.exists() else {}
+        report = read_stored(path) or {}
         return report if report.get("of") == metadata else None
 
     return distributed.tell("measured before", read, distributed.START_SEC)
+
+
+def read_stored(path: Path) -> dict[str, Any] | None:
+    """What a measuring that may be stopped has written; None if nothing, or with a warning if the file is damaged."""
+    try:
+        return read_json(path, "a result that `evaluate` wrote", "it is measured again")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UserError as error:
+        log.warning("%s", error)
+        return None
 
 
 def draw_in_parts(number: int, size: int, folder: Path, draw: Callable[[list[int]], Arrays]) -> list[Arrays]:

@@ -20,10 +20,10 @@ from kaleido_jax.export.stablehlo import write_stablehlo
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
 from kaleido_jax.runtime.checkpoints import write_params
-from kaleido_jax.runtime.files import new_folder, write_atomically
+from kaleido_jax.runtime.files import new_folder, read_json, write_atomically
 from kaleido_jax.runtime.workdir import VOCABULARY
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
-from kaleido_jax.sampling.weights import EXPORT, is_export
+from kaleido_jax.sampling.weights import EXPORT, is_export, read_export
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 LIMITS = """## Limits
@@ -69,8 +69,7 @@ def export_folder(
     pipeline = KaleidoPipeline.from_pretrained(source, step=step, sigma_rel=sigma_rel)
     config, folder_read = portable(pipeline.config), find_model(source)
     if is_export(folder_read):  # what it is, if it is not an ordinary EMA, stays written beside it
-        stored = folder_read / EXPORT
-        sigma_rel = json.loads(stored.read_text()).get("sigma_rel") if stored.is_file() else None
+        sigma_rel = (read_export(folder_read) or {}).get("sigma_rel")
         reports = measures(folder_read)
     else:
         reports = measures(folder_read) if (step, sigma_rel) == (None, None) else {}
@@ -135,9 +134,15 @@ def _tensors(params: dict[str, Any], precision: str) -> Iterator[tuple[str, np.n
 def measures(workdir: Path) -> dict[str, Any]:
     """The reports in a workdir's eval/ by their names, numbers with six digits; {} where nothing was measured.
 
-    Without the measures of real data. What a report depends on, its `of`, stays to the last digit.
+    Without the measures of real data. What a report depends on, its `of`, stays to the last digit. Hidden files, such
+    as those that macOS writes beside others, are none.
+
+    Raises:
+      UserError: a report is damaged.
     """
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "eval").glob("*.json"))}
+    paths = (path for path in sorted((workdir / "eval").glob("*.json")) if not path.name.startswith("."))
+    told = "a report that `evaluate` wrote", "measure again, or remove it"
+    reports = {path.stem: read_json(path, *told) for path in paths}
     return {
         name: {key: value if key == "of" else _six_digits(value) for key, value in one.items() if key != "real"}
         for name, one in reports.items()
@@ -217,8 +222,8 @@ def _leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _measured(name: str, report: dict[str, Any]) -> str:
     numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
-    of = report.get("of", {})
-    sample = of.get("sample", {})
+    of = _object_in(report, "of")
+    sample = _object_in(of, "sample")
     defaults = json.loads(json.dumps(dataclasses.asdict(Sample())))
     shown = {"gamma", "sampler", "num_steps"} | {key for key in sample if sample[key] != defaults.get(key)}
     known = {"samples": of.get("num_samples")} | {key: sample[key] for key in sample if key in shown}
@@ -226,3 +231,8 @@ def _measured(name: str, report: dict[str, Any]) -> str:
     return f"`eval/{name}.json`{f' ({settings})' if settings else ''}:\n\n| measure | value |\n|---|---|\n" + "".join(
         f"| {key} | {value:.4g} |\n" for key, value in numbers.items()
     )
+
+
+def _object_in(value: dict[str, Any], key: str) -> dict[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}

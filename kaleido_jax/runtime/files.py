@@ -1,6 +1,7 @@
 """Files and folders written atomically, errors of those that a user names, and fingerprints."""
 
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from kaleido_jax.errors import UserError, user_error
 
@@ -112,6 +114,30 @@ def _exists(path: Path, name: str) -> UserError:
 def _temporary(path: Path) -> Path:
     """A unique name beside `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def read_json(path: Path, expected: str, do: str) -> dict[str, Any]:
+    """The JSON object in a file, which may begin with the byte order mark of an editor on Windows.
+
+    Args:
+      path: of the file.
+      expected: what the file should be, for errors.
+      do: what helps, for errors.
+
+    Raises:
+      UserError: it cannot be read, or is not a JSON object.
+      FileNotFoundError, NotADirectoryError: there is no such file.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise user_error(f"{path} is damaged ({reason[:100]})", expected, do) from error
+    return found
 
 
 def refuse_lfs_pointer(path: Path) -> None:

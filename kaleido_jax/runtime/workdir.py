@@ -1,14 +1,13 @@
 """Workdir of a run: its file names, its stored config, and the lock that keeps a second run out."""
 
 import fcntl
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.runtime.files import make_folder
+from kaleido_jax.runtime.files import make_folder, read_json
 
 log = logging.getLogger(__name__)
 
@@ -23,19 +22,10 @@ def read_config(workdir: Path) -> dict | None:
     Raises:
       UserError: config.json is not a JSON object or cannot be read.
     """
-    path = workdir / CONFIG
     try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
+        return read_json(workdir / CONFIG, "a config that this program wrote", "use another --workdir")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise user_error(
-            f"{path} is damaged ({reason[:100]})", "a config that this program wrote", "use another --workdir"
-        ) from error
-    return values
 
 
 def vocabulary_path(vocabulary: str, folder: Path) -> str:

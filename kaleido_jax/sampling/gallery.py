@@ -129,7 +129,7 @@ def _place(parent: Path, name: str, wanted: Recipe) -> tuple[str, bool]:
 
 def _request(recipe: Recipe) -> list[Any]:
     """The part of a recipe that decides the samples; the latents are a result."""
-    rows = [(row["caption"], row["latents_index"], row["noise_indices"]) for row in recipe["rows"]]
+    rows = [(row["caption"], row.get("latents_index"), row["noise_indices"]) for row in recipe["rows"]]
     return json.loads(json.dumps([recipe["model"], recipe["seed"], recipe["sample"], rows]))
 
 
@@ -149,12 +149,20 @@ def grid_of(folders: Sequence[Path]) -> Image.Image:
     rows = []
     for i, row in enumerate(recipes[0]["rows"]):
         images = [
-            [_opened(folder / name) for name in recipe["rows"][i]["files"]]
+            [_opened(folder / name) for name in _files_in(recipe, i, folder)]
             for folder, recipe in zip(folders, recipes, strict=True)
         ]
-        z = row["latents"] and Latents.from_json(row["latents"])
-        rows.append(Row(caption=row["caption"], latents=z or None, problem=row["problem"], images=images))
+        z = row.get("latents") and Latents.from_json(row["latents"])
+        rows.append(Row(caption=row["caption"], latents=z or None, problem=row.get("problem", ""), images=images))
     return render_grid(rows, recipes)
+
+
+def _files_in(recipe: Recipe, row: int, folder: Path) -> list[str]:
+    names = recipe["rows"][row].get("files")
+    if names is None:
+        found = f"{folder / RECIPE} without the files of row {row}"
+        raise user_error(found, "what `sample` wrote", f"remove {folder} and sample again")
+    return names
 
 
 def _opened(path: Path) -> Image.Image:

@@ -1,6 +1,5 @@
 """Trained parameters for sampling: from a workdir's checkpoints or snapshots, or from an exported folder."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,13 @@ from kaleido_jax.interop.source import check_tensors, read_weight
 from kaleido_jax.interop.t5.load import load_pretrained, put_leaf
 from kaleido_jax.models.kaleido import boxed_shapes, build_model, split_frozen
 from kaleido_jax.runtime import checkpoints
+from kaleido_jax.runtime.files import read_json
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
 from kaleido_jax.runtime.posthoc_ema import coefficients
 
 log = logging.getLogger(__name__)
 
+_AS_EXPORTED = ("the file as exported", "export again, or delete it")
 EXPORT = "export.json"  # in an exported folder: the step, the dtype of the stored weights, sigma_rel of a post-hoc EMA
 LARGE_ERROR = 0.1  # of a profile made of others; worth a warning
 
@@ -149,13 +150,21 @@ def _read_export(config: Config, folder: Path, boxed: dict[str, Any]) -> dict[st
 
 
 def _step_of(folder: Path) -> int:
-    path = folder / EXPORT
-    if not path.is_file():
-        return 0
+    stored = read_export(folder)
     try:
-        return int(json.loads(path.read_text())["step"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise user_error(f"{path} is damaged", "the file as exported", "export again, or delete it") from error
+        return 0 if stored is None else int(stored["step"])
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise user_error(f"{folder / EXPORT} is damaged", *_AS_EXPORTED) from error
+
+
+def read_export(folder: Path) -> dict[str, Any] | None:
+    """What an exported folder says of its weights (step, precision, sigma_rel); None if it says nothing.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = folder / EXPORT
+    return read_json(path, *_AS_EXPORTED) if path.is_file() else None
 
 
 def _boxed(config: Config, base_vocab_size: int) -> dict[str, Any]:

@@ -82,6 +82,17 @@ np.savez(sys.argv[2], metadata=json.dumps(metadata), **flat)
 """
 
 
+def test_a_report_that_is_damaged_is_named_and_what_is_hidden_is_none(workdir):
+    (workdir / "eval" / "._some.json").write_bytes(b"\0\5\x16\7\xff\xfe")  # macOS writes these into archives
+    assert list(folder.measures(workdir)) == ["some"]
+    (workdir / "eval" / "other.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"other.json is damaged \(not an object\); expected a report"):
+        folder.measures(workdir)
+    (workdir / "eval" / "other.json").write_text('{"of": [1], "accuracy": 0.5}')
+    told = folder.model_card(KaleidoPipeline.from_pretrained(workdir), folder.measures(workdir))
+    assert "`eval/other.json`:" in told and "| accuracy | 0.5 |" in told
+
+
 def test_orbax_alone_restores_the_same_parameters(workdir, tmp_path):
     main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--orbax"])
     command = [sys.executable, "-c", RESTORE, str(tmp_path / "out" / "orbax"), str(tmp_path / "params.npz")]

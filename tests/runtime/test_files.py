@@ -3,7 +3,7 @@ import os
 import pytest
 
 from kaleido_jax.errors import UserError
-from kaleido_jax.runtime.files import make_folder, new_folder, refuse_lfs_pointer
+from kaleido_jax.runtime.files import make_folder, new_folder, read_json, refuse_lfs_pointer
 
 
 def nowhere(tmp_path):
@@ -52,6 +52,25 @@ def test_of_two_processes_the_first_writes_the_folder_and_the_second_is_told(tmp
             (first / "file").write_text("first")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert (tmp_path / "new" / "file").read_text() == "first"
+
+
+DAMAGED = [b"", b"[]", b"null", b'{"a": ', b"\0\5\x16\7\xff\xfe", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_json_that_is_damaged_or_of_somebody_else_is_one_line(content, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"a.json is damaged \(.*\); expected a report; measure again") as caught:
+        read_json(tmp_path / "a.json", "a report", "measure again")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "b.json", "a report", "measure again")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_as_editors_save_it(encoding, tmp_path):
+    (tmp_path / "a.json").write_text('{"a": "\u00e4"}', encoding=encoding)
+    assert read_json(tmp_path / "a.json", "a report", "measure again") == {"a": "\u00e4"}
 
 
 def test_a_pointer_of_git_lfs_is_refused(tmp_path):

@@ -36,6 +36,11 @@ def test_a_config_that_is_no_object_is_one_line(content, tmp_path):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+def test_a_config_that_an_editor_on_windows_saved_is_read(tmp_path):
+    (tmp_path / CONFIG).write_text('{"name": "x"}', encoding="utf-8-sig")
+    assert read_config(tmp_path) == {"name": "x"}
+
+
 def test_a_workdir_without_a_config_has_none(tmp_path):
     assert read_config(tmp_path) is None and read_config(tmp_path / "gone") is None
     (tmp_path / "file").touch()

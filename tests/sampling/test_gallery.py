@@ -1,6 +1,7 @@
 """Folders of samples: one for each recipe, none overwritten, the same again found; and what is sampled by default."""
 
 import dataclasses
+import json
 import logging
 
 import pytest
@@ -103,6 +104,24 @@ def test_a_damaged_folder_is_left_alone(small, tmp_path):
     (again / "00-fruit-0.png").write_bytes(b"")
     with pytest.raises(UserError, match="00-fruit-0.png cannot be read .*; remove"):
         gallery.grid_of([again])
+
+
+@pytest.mark.parametrize("lost", ["latents_index", "files", "latents", "problem"])
+def test_a_recipe_that_lost_an_optional_field_is_another_one_or_told(small, tmp_path, lost):
+    folder = write_samples(small(), tmp_path).parent
+    recipe = json.loads((folder / "recipe.json").read_text())
+    for row in recipe["rows"]:
+        del row[lost]
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    again = write_samples(small(), tmp_path).parent
+    assert (again != folder) == (lost == "latents_index")
+    if lost == "files":
+        with pytest.raises(
+            UserError, match="recipe.json without the files of row 0; .*; remove"
+        ):
+            gallery.grid_of([folder])
+    else:
+        assert gallery.grid_of([folder]).size[0] > 0
 
 
 def test_characters_that_the_vocabulary_lacks_are_told(small, tmp_path, caplog):

@@ -21,6 +21,7 @@ from PIL import Image
 from kaleido_jax.config.schema import Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel
 from kaleido_jax.errors import user_error
+from kaleido_jax.evaluate.parts import read_stored
 from kaleido_jax.evaluate.sweep import cells as of_sweep
 from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model
 from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
@@ -116,11 +117,7 @@ class SweepRun:
         of = self._of(cell.model, cell.training, cell.sample, self.sweep.num_samples, cell.seed, cell.needs_worse)
         stem = self.folder / "cells" / fingerprint(json.dumps(of))
 
-        def known() -> dict[str, Any] | None:
-            path = stem.with_suffix(".json")
-            return json.loads(path.read_text()) if path.exists() else None
-
-        stored = distributed.tell("a cell", known, distributed.START_SEC)
+        stored = distributed.tell("a cell", lambda: read_stored(stem.with_suffix(".json")), distributed.START_SEC)
         if stored is None:
             drawn = self._drawn(cell.model, cell.training, cell.sample, self.sweep.num_samples, cell.seed)
 

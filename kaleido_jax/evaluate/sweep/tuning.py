@@ -9,6 +9,7 @@ from typing import Any
 from kaleido_jax.config.schema import Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, is_tuned
 from kaleido_jax.evaluate.metrics.frechet import frechet_distance, moments
+from kaleido_jax.evaluate.parts import read_stored
 from kaleido_jax.evaluate.sweep.cells import Chosen, guidance_of, sample_of
 from kaleido_jax.evaluate.sweep.drawing import Drawn
 from kaleido_jax.evaluate.sweep.measured import Measure
@@ -69,7 +70,7 @@ def _distance(
     path = folder / "tuning" / f"{fingerprint(json.dumps(samples_of))}.json"
 
     def known() -> float | None:
-        return json.loads(path.read_text())["frechet"] if path.exists() else None
+        return (read_stored(path) or {}).get("frechet")
 
     distance = distributed.tell("a distance", known, distributed.START_SEC)
     if distance is not None:

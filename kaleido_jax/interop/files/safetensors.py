@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.interop.source import FETCH_AGAIN, dtype_error, some
-from kaleido_jax.runtime.files import refuse_lfs_pointer
+from kaleido_jax.runtime.files import read_json, refuse_lfs_pointer
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
@@ -58,9 +58,9 @@ class Safetensors:
     def _read_index(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
         refuse_lfs_pointer(self.path)
         try:
-            places = json.loads(self.path.read_text())["weight_map"]
+            places = read_json(self.path, "an index with a weight_map", FETCH_AGAIN)["weight_map"]
             wanted = {str(file): [name for name in places if places[name] == file] for file in set(places.values())}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (KeyError, AttributeError, TypeError) as error:
             raise user_error(f"{self.path} is damaged", "an index with a weight_map", FETCH_AGAIN) from error
         stored = {}
         for file, names in sorted(wanted.items()):

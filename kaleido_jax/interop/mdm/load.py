@@ -3,7 +3,6 @@
 The formats are ml-mdm's .pth, safetensors with its names, and our own safetensors, "denoiser/inner/conv_in/kernel".
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickl
 from kaleido_jax.interop.files.torch_zip import TorchZip
 from kaleido_jax.interop.mdm import layout as mdm
 from kaleido_jax.interop.source import Source
-from kaleido_jax.runtime.files import refuse_lfs_pointer
+from kaleido_jax.runtime.files import read_json, refuse_lfs_pointer
 
 PART = "denoiser"
 CONFIG = "denoiser.json"
@@ -50,9 +49,8 @@ def open_denoiser(path: Path) -> Source:
         shapes = {path: source.shape(name) for path, name in leaves.items()}
         return OurDenoiser(source.path, shapes, lambda leaf: source.read(leaves[leaf]), _settings(source.path.parent))
     if not any(_is_mdm(name) for name in source.names):
-        raise user_error(
-            f"{source.path} holds no MDM denoiser (its first tensor is {source.names[0]})", "a conv_in.weight", ANOTHER
-        )
+        first = f"its first tensor is {source.names[0]}" if source.names else "it has no tensor"
+        raise user_error(f"{source.path} holds no MDM denoiser ({first})", "a conv_in.weight", ANOTHER)
     return source
 
 
@@ -65,10 +63,7 @@ def _settings(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     refuse_lfs_pointer(path)
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise user_error(f"{path} is damaged", "what the verb convert wrote", "convert the weights again") from error
+    return read_json(path, "what the verb convert wrote", "convert the weights again")
 
 
 class OurDenoiser:

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import SHARD_BYTES, Safetensors, write_safetensors
 from kaleido_jax.interop.source import FETCH_AGAIN, Source
 from kaleido_jax.interop.t5.layout import HEAD, TABLE, refuse_layer_biases, sizes, tensors
 from kaleido_jax.models.t5 import EOS, MAX_DISTANCE, NORM_EPS, NUM_BUCKETS, PAD
-from kaleido_jax.runtime.files import refuse_lfs_pointer
+from kaleido_jax.runtime.files import read_json, refuse_lfs_pointer
 
 CONFIG = "config.json"
 COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one table under three names
@@ -132,10 +131,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     refuse_lfs_pointer(path)
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise user_error(f"{path} is damaged", "the model's config in JSON", FETCH_AGAIN) from error
+    return read_json(path, "the model's config in JSON", FETCH_AGAIN)
 
 
 # --------------------------------------------------------------------------------------------- writing

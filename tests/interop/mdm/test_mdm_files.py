@@ -109,6 +109,14 @@ def test_the_config_beside_the_weights_is_that_of_the_net(pth, tmp_path):
     assert set(written["assumed"]) >= {"num_groups", "masked_cross_attention", "normalize_input"}
 
 
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", ""])
+def test_a_damaged_config_beside_the_weights_is_one_line(content, pth, tmp_path):
+    convert(pth, tmp_path / "ours", "kaleido")
+    (tmp_path / "ours" / "denoiser.json").write_text(content)
+    with pytest.raises(UserError, match=r"denoiser.json is damaged \(.*\); expected what the verb convert wrote; conv"):
+        open_denoiser(tmp_path / "ours")
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64", "int32"])
 def test_other_types_become_float32(state, tmp_path, kind):
     import ml_dtypes
@@ -171,6 +179,7 @@ WRONG = {
         r"2 missing names \(down_blocks.1.resnets.0.conv3.bias, ",
     ),
     "no net": (lambda s: {"encoder.weight": np.ones(3, np.float32)}, "holds no MDM denoiser"),
+    "empty": (lambda s: {}, r"holds no MDM denoiser \(it has no tensor\)|holds no state dict"),
     "no levels": (lambda s: {k: v for k, v in s.items() if "down_blocks" not in k}, "of 0 levels"),
     "no text": (lambda s: s | {"inner_unet.lm_proj.weight": np.ones(16, np.float32)}, "lm_proj.weight"),
 }

@@ -595,11 +595,21 @@ def test_truncated_safetensors_and_indices_are_refused(tmp_path):
     index = tmp_path / safetensors.INDEX
     for text, message in (
         ("<html>", "index.json is damaged"),
+        ("[" * 100_000, "index.json is damaged"),
+        ("{}", "index.json is damaged"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "points to '../model.safetensors'"),
     ):
         index.write_text(text)
         with pytest.raises(UserError, match=message):
             checkpoint.open_t5(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "<html>"])
+def test_a_damaged_config_is_refused(content, tmp_path):
+    shutil.copytree(hf_folder(), tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config.json is damaged \(.*\); expected the model's config in JSON; "):
+        checkpoint.open_t5(tmp_path / "hf")
 
 
 # ------------------------------------------------------------------- weights that are none of a model
