@@ -470,12 +470,12 @@ def json_values(source: Path | str) -> dict[str, Any]:
     Raises:
       UserError: no such file, or not a JSON object.
     """
-    text = name = str(source)
+    text = name = str(source).removeprefix("\ufeff")  # a byte order mark, as an editor on Windows writes
     if isinstance(source, Path) or not text.lstrip().startswith("{"):
         path = Path(expand(text, "config"))
         path = path / "config.json" if path.is_dir() else path
         try:
-            text, name = path.read_text(encoding="utf-8"), str(path)
+            text, name = path.read_text(encoding="utf-8-sig"), str(path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise user_error(f"{path} cannot be read ({reason})", "a config in JSON", "correct the path") from error

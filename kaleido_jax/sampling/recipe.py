@@ -214,7 +214,7 @@ def _text_in(content: bytes, name: str) -> str:
     if not content.startswith(b"\x89PNG"):
         if len(content) > LARGEST_RECIPE:
             raise _too_large(name, len(content))
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     with quiet, Image.open(io.BytesIO(content)) as image:
         if image.width * image.height > LARGEST_IMAGE_PX:

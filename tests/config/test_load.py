@@ -167,6 +167,12 @@ def test_json_that_is_no_config_is_one_line(text, message, tmp_path):
     assert message in refusal(tmp_path / "config.json")
 
 
+def test_json_that_an_editor_on_windows_saved_is_read(tmp_path):
+    path, text = tmp_path / "config.json", tiny_config(name="x").to_json()
+    path.write_text(text, encoding="utf-8-sig")
+    assert load_config(path) == Config.from_json(path) == Config.from_json("\ufeff" + text) == tiny_config(name="x")
+
+
 def test_a_config_builds_on_another_one():
     config = base_config("cc12m:blob")
     config.train.num_steps = 3

@@ -54,6 +54,11 @@ def test_a_picture_draws_itself_again_bit_for_bit(pipe, out, tmp_path):  # noqa:
     np.testing.assert_array_equal(whole.pixels, out.pixels)
 
 
+def test_a_recipe_that_an_editor_on_windows_saved_is_read(recipe, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8-sig")
+    assert load_recipe(tmp_path / "recipe.json") == load_recipe(recipe)
+
+
 def test_the_batches_of_an_image_are_repeated_where_its_bits_are_not_those_remembered(pipe, recipe, monkeypatch):  # noqa: F811
     """Sums of floats may depend on the size of a batch; then the image is drawn at its place in such batches."""
     sizes, sample_images = [], type(pipe._batched).sample_images

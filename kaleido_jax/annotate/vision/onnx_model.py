@@ -126,7 +126,7 @@ def read_normalization(folder: Path) -> Normalization:
         return Normalization()
     standard = Normalization()
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_bytes())
         if not isinstance(fields, Mapping):
             raise TypeError("no JSON object")
         mean, std = (tuple(map(float, fields.get(f"image_{k}", getattr(standard, k)))) for k in ("mean", "std"))
