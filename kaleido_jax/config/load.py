@@ -2,8 +2,11 @@
 
 import ast
 import inspect
+import io
+import itertools
 import re
 import runpy
+import tokenize
 import traceback
 import typing
 from collections.abc import Mapping, Sequence
@@ -234,6 +237,14 @@ def read_text(text: str, hint: Any, key: str) -> Any:
     return text
 
 
+def _without_comma(text: str) -> tuple[str, str] | None:
+    """Two quoted texts that stand side by side, which Python silently makes one."""
+    lines = io.StringIO(text.lstrip(" \t")).readline  # as ast.literal_eval
+    tokens = [token for token in tokenize.generate_tokens(lines) if token.type not in (tokenize.NL, tokenize.COMMENT)]
+    pairs = (two for two in itertools.pairwise(tokens) if all(token.type == tokenize.STRING for token in two))
+    return next(((first.string, second.string) for first, second in pairs), None)
+
+
 def _parsed_tuple(text: str, hint: Any, key: str) -> tuple:
     of_texts = read_type(typing.get_args(hint)[0]).bare is str
     try:
@@ -243,6 +254,9 @@ def _parsed_tuple(text: str, hint: Any, key: str) -> tuple:
             return (text,)  # one bare text
         example = "('a', 'b')" if of_texts else "(1, 2)"
         raise user_error(f"--config.{key}={text}", f"a tuple such as {example}", "write a tuple") from error
+    if joined := _without_comma(text):
+        found = f"--config.{key}={text}, without a comma between {joined[0]} and {joined[1]}"
+        raise user_error(" ".join(found.split()), "a tuple such as ('a', 'b')", "write the comma")
     if isinstance(value, tuple | list):
         return tuple(value)
     return (text if of_texts and not isinstance(value, str) else value,)

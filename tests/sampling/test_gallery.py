@@ -116,9 +116,7 @@ def test_a_recipe_that_lost_an_optional_field_is_another_one_or_told(small, tmp_
     again = write_samples(small(), tmp_path).parent
     assert (again != folder) == (lost == "latents_index")
     if lost == "files":
-        with pytest.raises(
-            UserError, match="recipe.json without the files of row 0; .*; remove"
-        ):
+        with pytest.raises(UserError, match="recipe.json without the files of row 0; .*; remove"):
             gallery.grid_of([folder])
     else:
         assert gallery.grid_of([folder]).size[0] > 0

@@ -88,9 +88,8 @@ def test_normalization_comes_from_the_file_beside_the_model(tmp_path):
     example, mask = photo()
     path = onnx_files.brightness_mask(tmp_path / "m.onnx")
     normalization = tmp_path / "preprocessor_config.json"
-    normalization.write_text(
-        json.dumps({"image_mean": [2, 2, 2], "image_std": [1, 1, 1]})
-    )  # white comes out below zero
+    values = json.dumps({"image_mean": [2, 2, 2], "image_std": [1, 1, 1]})  # white comes out below zero
+    normalization.write_text(values, encoding="utf-8-sig")  # as an editor on Windows saves it
     assert isinstance(opened(path)([example], [boxes((150, 150, 850, 650))])[0], Failure)
     for bad in ('{"image_std": [0, 1, 1]}', '{"image_mean": 3}', "[", "[1]"):
         normalization.write_text(bad)
