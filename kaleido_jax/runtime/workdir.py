@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def vocabulary_path(vocabulary: str, folder: Path) -> str:
     So a workdir can move to another place or machine. Names of shipped vocabularies are not changed.
     """
     own = folder / VOCABULARY
-    gone = vocabulary == VOCABULARY or not Path(vocabulary).is_file()
+    gone = vocabulary == VOCABULARY or not os.path.isfile(vocabulary)  # also of a name too long for a file
     return str(own) if is_vocabulary_path(vocabulary) and gone and own.is_file() else vocabulary
 
 

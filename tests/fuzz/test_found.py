@@ -198,3 +198,8 @@ def test_a_query_that_is_not_ascii_is_refused_by_the_studio(tmp_path):
     read = TARGETS["studio"](tmp_path).read
     for path in ("/api/model", "/static/a/", "/nothing/"):
         read(f"GET {path}?s=\xc3 HTTP/1.1\nhost: 127.0.0.1\n\n".encode("latin-1"))
+
+
+def test_a_config_whose_vocabulary_has_a_name_too_long_for_a_file_is_read(tmp_path):
+    target = TARGETS["config_json"](tmp_path)
+    assert probe(target, json.dumps({"model": {"t5": {"vocabulary": "x" * 300}}}).encode()) is None
