@@ -191,6 +191,13 @@ def _check_batches(config: Config, path: str) -> None:
         )
     if list(buckets) != sorted({*buckets}):
         raise user_error(f"config.data.length_buckets = {buckets}", "ascending lengths", "correct it")
+    denoiser = config.model.denoiser
+    if buckets and denoiser is not None and not nested(denoiser)[-1].masked_cross_attention:
+        raise user_error(
+            f"config.data.length_buckets = {buckets} for a net with masked_cross_attention = False",
+            "one length of z, since padding is a part of such a net",
+            "set config.data.length_buckets to ()",
+        )
     if config.eval.every_steps and config.eval.grid and config.data.class_captions:
         raise user_error(
             "config.eval.grid while training with config.data.class_captions, whose encoder is then gone",

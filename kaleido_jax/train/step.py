@@ -204,6 +204,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params, opt_state = kept_if(finite, (params, opt_state), (state.params, state.opt_state))
+        applied = state.step - state.guard.skipped  # a skipped step does not move the schedule
         guard = adjusted(state.guard, finite)
         state = state.replace(
             step=state.step + 1,
@@ -213,7 +214,7 @@ def make_train_step(
             guard=guard,
             profiles=moved_profiles(state.profiles, params, state.step, config.train),
         )
-        metrics |= norms | {"learning_rate": jnp.float32(learning_rate(config.train)(state.step - 1))}
+        metrics |= norms | {"learning_rate": jnp.float32(learning_rate(config.train)(applied))}
         metrics |= {"skipped_in_row": guard.skipped_in_row, "skipped_steps": guard.skipped}
         if model.config.precision == "float16":
             metrics["loss_scale"] = guard.loss_scale

@@ -1,5 +1,6 @@
 """Looks at a run while it trains: held-out losses, and a grid of the same captions with the same latents and noise."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = "test"  # the split
 FOLDER = "samples/training"
 ROWS = 6  # of the grid
+_TOKENS = "tokens"  # of z in a batch, by which its loss_ar counts
 
 
 class Losses:
@@ -35,18 +37,19 @@ class Losses:
 
     def __init__(self, config: Config, model: Kaleido, mesh: Mesh) -> None:
         """Compiles with the first batch of each shape."""
-        self.mesh = mesh
+        self.mesh, self._eta = mesh, config.train.eta
 
         def losses(params: dict[str, Any], frozen: dict[str, Any], batch: dict[str, Any], number: Any) -> Metrics:
             with placing(mesh, config.mesh.rules):
-                return joint_loss(params | frozen, model, config, batch, number)[1]
+                metrics = joint_loss(params | frozen, model, config, batch, number)[1]
+            return metrics | {_TOKENS: batch["decoder_loss_weights"].sum()} if model.has_prior else metrics
 
         self._losses = jax.jit(losses, out_shardings=replicated(mesh))
 
     def mean(
         self, batches: Sequence[dict[str, np.ndarray]], params: dict[str, Any], frozen: dict[str, Any], passes: int = 1
     ) -> dict[str, float]:
-        """The mean over the samples, by the names of the metrics.
+        """The mean over the samples, that of `loss_ar` over their tokens, by the names of the metrics.
 
         Args:
           batches: this process's rows of each, one at least.
@@ -61,7 +64,14 @@ class Losses:
             distributed.compile_together(self._losses, *inputs)
             found.append(jax.device_get(self._losses(*inputs)))
             rows.append(len(batch["image"]))
-        return {name: float(np.average([each[name] for each in found], weights=rows)) for name in found[0]}
+        weights = {name: rows for name in found[0]}
+        if tokens := [float(each[_TOKENS]) for each in found if _TOKENS in each]:
+            weights["loss_ar"] = tokens
+        weights.pop(_TOKENS, None)
+        means = {name: float(np.average([each[name] for each in found], weights=w)) for name, w in weights.items()}
+        if "loss" in means:
+            means["loss"] = means["loss_dm"] + self._eta * means.get("loss_ar", 0.0)
+        return means
 
 
 class Looks:
@@ -86,8 +96,13 @@ class Looks:
         return {f"held_out_{name}": value for name, value in found.items()}
 
     def _batches(self) -> list[dict[str, np.ndarray]]:
-        """The first batches of the held-out records, the same for every look; their times and noise are fixed too."""
-        loader = make_batches(self.config, self.records, self.codec, shuffle=False, num_epochs=1)
+        """The first batches of the held-out records, the same for every look; their times and noise are fixed too.
+
+        Without buckets: the first batches to be full would all have short z.
+        """
+        data = dataclasses.replace(self.config.data, length_buckets=())
+        config = dataclasses.replace(self.config, data=data)
+        loader = make_batches(config, self.records, self.codec, shuffle=False, num_epochs=1)
         number = min(self.config.eval.held_out_batches, len(loader))
         batches = [next(loader) for _ in range(number)]
         loader.close()

@@ -41,6 +41,10 @@ from tests.tiny import single_net_config, tiny_config
         ({"train__clip_part_norms": (("head", 1.0),)}, "encoder, prior or denoiser"),
         ({"train__profile_steps": (100,)}, r"\(first, number\) or \(\)"),
         ({"data__length_buckets": (64, 32)}, "ascending lengths"),
+        (
+            {"data__length_buckets": (16,), "model__denoiser__inner__masked_cross_attention": False},
+            "expected one length of z, since padding is a part of such a net",
+        ),
         ({"mesh__rules": (("batch", "data"),)}, "config.mesh.rules without 'act_conv'"),
         ({"mesh__rules": (*((n, a) for n, a in Mesh().rules if n != "batch"), ("batch", "date"))}, "correct 'date'"),
         (

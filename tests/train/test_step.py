@@ -219,7 +219,7 @@ BAD = BATCH | {"image": BATCH["image"] * jnp.nan}
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
-    config = _change(CONFIG, "train", ema_profiles=(0.1,))
+    config = _change(CONFIG, "train", ema_profiles=(0.1,), warmup_steps=10)
     first, bad, worse, good = _stepped(config, [BATCH, BAD, BAD, BATCH])
     for state, _ in (bad, worse):
         jax.tree.map(np.testing.assert_array_equal, state.params, first[0].params)
@@ -227,6 +227,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
     counts = [(int(m["skipped_in_row"]), int(m["skipped_steps"])) for _, m in (first, bad, worse, good)]
     assert counts == [(0, 0), (1, 1), (2, 2), (0, 2)]
     assert int(good[0].step) == 4  # so the next batch has new noise
+    assert float(good[1]["learning_rate"]) == pytest.approx(float(learning_rate(config.train)(1)))  # the second applied
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good[0]))
     # In the averages, skipped steps count with the parameters that they left.
     early = 0.75 ** (gamma_of(0.1) + 1)

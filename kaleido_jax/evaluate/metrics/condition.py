@@ -24,7 +24,7 @@ def accuracy(logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, "_"
 def clip_score(images: Float[np.ndarray, "_ _"], texts: Float[np.ndarray, "_ _"]) -> float:
     """100 times the mean of max(cosine, 0) of each image and its own text, embedded by one CLIP.
 
-    The form of torchmetrics; Hessel et al., 2021 (arXiv:2104.08718) scale by 2.5 instead of 100.
+    The form of Hessel et al., 2021 (arXiv:2104.08718), who scale by 2.5 instead of 100.
 
     Raises:
       UserError: another number of texts than images, none, or other widths.
