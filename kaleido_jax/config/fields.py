@@ -129,7 +129,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         value = float(value)
     if not isinstance(value, bare) or (bare is int and isinstance(value, bool)):
         raise user_error(
-            f"config.{path} = {value!r} ({type(value).__name__})", bare.__name__, "change the value's type"
+            f"config.{path} = {repr(value)[:100]} ({type(value).__name__})", bare.__name__, "change the value's type"
         )
     return _text(value, path, PATH in field.marks) if bare is str else _number(value, path, field.marks)
 
@@ -178,15 +178,15 @@ def expand(path: str, name: str) -> str:
 
 
 def _number(value: float, path: str, marks: tuple[Any, ...]) -> float:
-    if not math.isfinite(value):
-        raise user_error(f"config.{path} = {value}", "a finite number", "correct it")
+    found = f"config.{path} = {str(value)[:40]}"
+    if isinstance(value, float) and not math.isfinite(value):  # of an int it fails where that is no float
+        raise user_error(found, "a finite number", "correct it")
     ranges = [mark for mark in marks if isinstance(mark, Range)]
     for allowed in ranges:
         if value not in allowed:
-            do = "raise it" if allowed.high == math.inf else "correct it"
-            raise user_error(f"config.{path} = {value}", str(allowed), do)
+            raise user_error(found, str(allowed), "raise it" if allowed.high == math.inf else "correct it")
     if isinstance(value, int) and abs(value) > LARGEST_INT and not any(r.high < math.inf for r in ranges):
-        raise user_error(f"config.{path} = {value}", f"at most {LARGEST_INT}", "lower it")
+        raise user_error(found, f"at most {LARGEST_INT}", "lower it")
     return value
 
 

@@ -203,3 +203,13 @@ def test_a_query_that_is_not_ascii_is_refused_by_the_studio(tmp_path):
 def test_a_config_whose_vocabulary_has_a_name_too_long_for_a_file_is_read(tmp_path):
     target = TARGETS["config_json"](tmp_path)
     assert probe(target, json.dumps({"model": {"t5": {"vocabulary": "x" * 300}}}).encode()) is None
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "-" + "9" * 400])
+@pytest.mark.parametrize("path", [("train", "batch_size"), ("train", "eta"), ("seed",), ("sample", "cads_tau")])
+def test_a_number_too_large_for_a_float_is_refused(tmp_path, path, value):
+    number = f"[0.5, {value}]" if path[-1] == "cads_tau" else value
+    for name in reversed(path):
+        number = f'{{"{name}": {number}}}'
+    found = probe(TARGETS["config_json"](tmp_path), number.encode())
+    assert found.startswith(f"config.{'.'.join(path)}") and "expected" in found and len(found) < 200
