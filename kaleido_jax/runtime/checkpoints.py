@@ -126,11 +126,16 @@ def _version() -> str:
 
 
 def _check_room(folder: Path, state: Any) -> None:
-    """Checks that a checkpoint fits, since one that is torn by a full disk takes minutes to fail."""
+    """Checks that a checkpoint fits, since one that is torn by a full disk takes minutes to fail.
+
+    In several processes it does so in all or in none: their disks may differ, and free space changes between two looks
+    at one that they share. One that skips a save would leave the others waiting in it.
+    """
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free")
+    if not distributed.agree("room for a checkpoint", free >= needed, WAIT_SEC):
+        where = "are free" if free < needed else "are free here, but less where another process writes"
+        raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB {where}")
 
 
 def wait(manager: ocp.CheckpointManager) -> None:

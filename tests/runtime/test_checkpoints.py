@@ -292,6 +292,21 @@ def test_a_checkpoint_larger_than_the_disk_is_not_begun(run, monkeypatch):
     assert sorted(path.name for path in newest.parent.iterdir()) == ["10", "5"]
 
 
+def test_one_that_does_not_fit_in_another_process_is_begun_in_none(run, snapshots, monkeypatch):
+    """Otherwise those with room for it wait in the save for the one that skipped it."""
+    workdir, newest = run
+    asked = []
+    monkeypatch.setattr(checkpoints.distributed, "agree", lambda name, mine, timeout_s: asked.append((name, mine)))
+    less = r"are free here, but less where another process writes"
+    with checkpoints.open_manager(workdir, TWO) as manager, pytest.raises(checkpoints.NotWritten, match=less):
+        checkpoints.save(manager, 15, state_at(15), Numbers())
+    with checkpoints.open_snapshots(snapshots) as writer, pytest.raises(checkpoints.NotWritten, match=less):
+        checkpoints.save_snapshot(writer, snapshots, 20, averages(20))
+    assert asked == [("room for a checkpoint", True)] * 2
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["10", "5"]
+    assert 20 not in checkpoints.steps_of(snapshots, checkpoints.SNAPSHOTS)
+
+
 def test_after_a_save_that_failed_the_next_one_is_whole(run):
     """As with config.train.full_disk = "continue"."""
     workdir, _ = run
