@@ -28,7 +28,7 @@ from kaleido_jax.train.state import abstract_state, share_of_start
 log = logging.getLogger(__name__)
 
 _MOST_OF_START = 0.1  # share of the initial weights in the last EMA above which training warns
-RECORDS_SEC = 6 * 3600  # for the main process to make records, while the others wait
+RECORDS_SEC = 6 * 3600  # for the main process to make records, then for the others to open them
 
 
 def fit(config: Config, workdir: str | Path) -> bool:
@@ -56,6 +56,8 @@ def fit(config: Config, workdir: str | Path) -> bool:
             prepare_records(config, workdir, codec)
         distributed.barrier("records", RECORDS_SEC)
         records = open_prepared(config, workdir, codec)
+        # The main process read them while it prepared them; the others may hash them for hours, from a cold cache.
+        distributed.barrier("records are open", RECORDS_SEC)
         if config.train.sample_at_end:
             captions_to_sample(config, workdir)  # a lack of them must not be found only after training
         steps = distributed.tell("checkpoints", lambda: checkpoints.steps_of(workdir), distributed.START_SEC)

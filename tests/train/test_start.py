@@ -7,10 +7,12 @@ import shutil
 import pytest
 
 from kaleido_jax.annotate.job.run import annotate
+from kaleido_jax.annotate.prepare import open_prepared
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.data.records import default_captions, spread
 from kaleido_jax.errors import UserError
 from kaleido_jax.sampling import gallery
+from kaleido_jax.train import fit as train_fit
 from kaleido_jax.train import loop
 from kaleido_jax.train.fit import fit
 from tests.data.sources.opening import photo
@@ -88,6 +90,19 @@ def test_records_that_do_not_fit_leave_no_claim(annotated, no_training):
     with pytest.raises(UserError, match="a codebook of 64 vokens; expected latents.codebook_size = 32; correct it"):
         fit(other, workdir)
     assert not (workdir / "config.json").exists()
+
+
+def test_processes_wait_for_each_other_to_open_the_records(annotated, monkeypatch):
+    """As long as for making them, before anything for which they wait only minutes."""
+    config, workdir = annotated
+    done = []
+    monkeypatch.setattr(train_fit, "open_prepared", lambda *args: done.append("opened") or open_prepared(*args))
+    monkeypatch.setattr(train_fit.distributed, "barrier", lambda name, timeout_s: done.append((name, timeout_s)))
+    monkeypatch.setattr(train_fit.distributed, "tell", lambda name, make, timeout_s: done.append(name) or make())
+    monkeypatch.setattr(loop, "train", lambda *args: done.append("trained"))
+    fit(config, workdir)
+    hours = train_fit.RECORDS_SEC
+    assert done == [("records", hours), "opened", ("records are open", hours), "checkpoints", "trained"]
 
 
 def test_a_first_step_that_cannot_run_leaves_no_claim(annotated, monkeypatch):
