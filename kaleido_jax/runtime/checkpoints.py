@@ -280,8 +280,12 @@ def _no_checkpoint(workdir: Path) -> UserError:
 
 
 def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[Any, int]:
-    """(what `read` makes of the folder of a step, step)."""
-    folder, steps = (workdir / FOLDER).absolute(), steps_of(workdir)
+    """(what `read` makes of the folder of a step, step), of the same step in every process.
+
+    Beside a training that saves, each would list other steps.
+    """
+    folder = (workdir / FOLDER).absolute()
+    steps = distributed.tell("checkpoints to read", lambda: steps_of(workdir), WAIT_SEC)
     if not steps:
         raise _no_checkpoint(workdir)
     if step is not None and step not in steps:
@@ -290,7 +294,7 @@ def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[An
     damaged = {}
     for candidate in [step] if step is not None else steps[::-1]:
         try:
-            return read(folder / str(candidate)), candidate
+            found = read(folder / str(candidate))
         except jax.errors.JaxRuntimeError:
             raise
         except Exception as error:  # noqa: BLE001  as above
@@ -300,6 +304,9 @@ def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[An
                 folder / str(candidate),
                 reason(error),
             )
+        if distributed.agree("a checkpoint to read", candidate not in damaged, WAIT_SEC):
+            return found, candidate
+        damaged.setdefault(candidate, ValueError("another process cannot read it"))
     raise _none_whole(folder, damaged)
 
 

@@ -139,6 +139,18 @@ def test_sampling_takes_the_one_before_and_moves_nothing(damage, run, caplog):
         checkpoints.restore_ema(workdir, ABSTRACT["ema"], step=10)
 
 
+def test_processes_read_the_same_checkpoint_beside_a_training_that_saves(whole, monkeypatch):
+    """The main process has seen step 5 only; then step 10 is there, which another process cannot read."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.distributed, "tell", lambda name, make, timeout_s: [5])
+        assert checkpoints.restore_ema(whole, ABSTRACT["ema"])[1] == 5
+        with pytest.raises(UserError, match="no checkpoint 10 in .*; expected one of the steps 5"):
+            checkpoints.restore_ema(whole, ABSTRACT["ema"], step=10)
+    answers = [False, True]
+    monkeypatch.setattr(checkpoints.distributed, "agree", lambda name, mine, timeout_s: mine and answers.pop(0))
+    assert checkpoints.restore_ema(whole, ABSTRACT["ema"])[1] == 5
+
+
 def test_no_flipped_bit_changes_weights(run):
     workdir, newest = run
     rng = random.Random(0)
