@@ -28,6 +28,7 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.tokenizer import vocabulary_name
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import BAD_NPZ, fingerprint, refuse_lfs_pointer, replacing, write_atomically
 from kaleido_jax.runtime.progress import progress
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 4  # of the record and manifest layout
 MANIFEST = "manifest.json"
+_LENGTHS_SEC = 6 * 3600  # for another process to read all records
 DEFAULT_CAPTIONS = 8  # rows of a grid of data without classes
 _REMAKE = "make the records again with `annotate`"
 
@@ -158,9 +160,23 @@ class Records:
     def latents_lengths(self, codec: Codec) -> Int[np.ndarray, " n"]:
         """Length of every record's z in tokens, eos included, as `codec` joins it.
 
-        The first call reads all records once and keeps their lengths in a file beside the manifest.
+        The first call reads all records once and keeps their lengths in a file beside the manifest, unless one of them
+        could not be read, which counts as of length 0. All processes of a run must call it: the main one comes first,
+        and the others find its file.
+
+        Raises:
+          UserError: another process found other lengths, by which batches would differ.
         """
-        lengths = self._segment_lengths()
+        main = distributed.is_main()
+        lengths = self._segment_lengths() if main else {}
+        told = distributed.tell("lengths of the latents", lambda: _digest(lengths), _LENGTHS_SEC)
+        lengths = lengths if main else self._segment_lengths()
+        if not distributed.agree("lengths of the latents", _digest(lengths) == told, _LENGTHS_SEC):
+            raise user_error(
+                f"records in {self._folder} of which a process could not read all that another could",
+                "latents of the same lengths in every process",
+                "start again; if it happens again, look for the records that the logs name",
+            )
         separators = len(codec.separator) * (len(codec.segments) - 1)
         total = sum(lengths[segment] for segment in codec.segments) + separators + 1
         return total if self._chosen is None else total[self._chosen]
@@ -177,6 +193,21 @@ class Records:
                 raise ValueError("lengths of other records")
             except BAD_NPZ as error:
                 log.warning("%s is damaged (%s) and is made again", path, error)
+        lengths, unread = self._read_lengths()
+        if unread:  # maybe by an error that will pass, so their lengths must not be kept
+            log.warning("%d records could not be read, so the next start reads all records again", unread)
+            return lengths
+        out = io.BytesIO()
+        np.savez(out, **lengths)
+        try:
+            write_atomically(path, out.getvalue())
+        except OSError as error:  # shared folders are often read-only
+            log.warning("%s cannot be written (%s), so every start reads all records once", path, error.strerror)
+        return lengths
+
+    def _read_lengths(self) -> tuple[dict[str, Int[np.ndarray, " n"]], int]:
+        """The lengths of each segment, and the number of records that cannot be read, whose lengths are 0."""
+        number, unread = self.manifest.num_records, 0
         lengths = {segment: np.zeros(number, np.int64) for segment in self.manifest.counts}
         every = self if self._chosen is None else Records(self._folder, self.manifest, self.image_size)
         with progress("lengths of the latents", number, "record") as advance:
@@ -185,17 +216,15 @@ class Records:
                     tokens = every.training_record(index).tokens
                 except UserError as error:  # training leaves it out too
                     log.warning("%s", error)
-                    tokens = {}
+                    tokens, unread = {}, unread + 1
                 for segment, ids in tokens.items():
                     lengths[segment][index] = len(ids)
                 advance(1)
-        out = io.BytesIO()
-        np.savez(out, **lengths)
-        try:
-            write_atomically(path, out.getvalue())
-        except OSError as error:  # shared folders are often read-only
-            log.warning("%s cannot be written (%s), so every start reads all records once", path, error.strerror)
-        return lengths
+        return lengths, unread
+
+
+def _digest(lengths: dict[str, Int[np.ndarray, " n"]]) -> str:
+    return fingerprint(*(part for name in sorted(lengths) for part in (name, lengths[name].tobytes())))
 
 
 # ------------------------------------------------------------------------------------------------ writing

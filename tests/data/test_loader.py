@@ -135,6 +135,44 @@ def test_buckets_pad_less_and_lose_nothing(loader, records, tokenizer):
     assert len({batch["decoder_target_tokens"].shape[1] for batch in batches}) > 1
 
 
+def unreadable(self, index):
+    raise UserError(f"record {index} is damaged")
+
+
+def without_lengths(records):
+    for path in records._folder.glob(".lengths-*"):
+        path.unlink()
+
+
+def test_a_record_that_could_not_be_read_for_once_has_its_length_at_the_next_start(records, tokenizer, monkeypatch):
+    codec, read = Codec(tokenizer=tokenizer, segments=("text", "bbox")), type(records).training_record
+    expected = records.latents_lengths(codec)
+    without_lengths(records)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(records), "training_record", lambda self, i: (unreadable if i == 3 else read)(self, i))
+        found = records.latents_lengths(codec)
+    assert np.flatnonzero(found != expected).tolist() == [3]
+    np.testing.assert_array_equal(records.latents_lengths(codec), expected)
+    assert list(records._folder.glob(".lengths-*"))
+
+
+def test_processes_take_the_lengths_of_the_main_one_or_end(records, tokenizer, monkeypatch):
+    """Otherwise their batches would have other records, and other shapes."""
+    codec, told = Codec(tokenizer=tokenizer, segments=("text", "bbox")), []
+    distributed = "kaleido_jax.data.records.distributed"
+    monkeypatch.setattr(f"{distributed}.tell", lambda name, make, timeout_s: told.append(make()) or told[0])
+    expected = records.latents_lengths(codec)  # as the main process: it reads them and keeps them
+    monkeypatch.setattr(f"{distributed}.is_main", lambda: False)
+    monkeypatch.setattr(f"{distributed}.tell", lambda name, make, timeout_s: told[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(records), "training_record", unreadable)
+        np.testing.assert_array_equal(records.latents_lengths(codec), expected)  # from the file alone
+        without_lengths(records)
+        with pytest.raises(UserError, match="latents of the same lengths in every process; start again"):
+            records.latents_lengths(codec)
+    np.testing.assert_array_equal(records.latents_lengths(codec), expected)  # read by itself, from a disk of its own
+
+
 def test_batches_kept_in_memory_are_those_that_are_read(loader, records, monkeypatch):
     """In the first epoch, in later ones, in buckets, of one process's rows, and after a resume."""
     read, count = type(records).training_record, []
