@@ -1,7 +1,9 @@
 """Files and folders written atomically, errors of those that a user names, and fingerprints."""
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import struct
@@ -17,6 +19,9 @@ from typing import Any
 
 from kaleido_jax.errors import UserError, user_error
 
+log = logging.getLogger(__name__)
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # What numpy, zipfile and the parser of numpy's headers raise for a damaged .npz, found by fuzzing; MemoryError for a
 # header with a size that nothing could have.
@@ -55,6 +60,47 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a whole file in one step; makes its folder if necessary."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+class Appended:
+    """Bytes that are appended to a file, which is made with the first of them.
+
+    Those for which a full disk had no room are kept, and written as soon as it has; none is torn by it.
+    """
+
+    def __init__(self, path: Path, keep: bool = True) -> None:
+        """`keep` warns once of a full disk; without it `flush` raises."""
+        self._path, self._keep = path, keep
+        self._pending, self._told = bytearray(), False
+
+    def write(self, content: bytes) -> None:
+        """Takes bytes, without writing them yet."""
+        self._pending += content
+
+    def flush(self) -> None:
+        """Writes everything.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        if not self._pending:
+            return
+        try:
+            with self._path.open("ab", buffering=0) as file:  # a buffer would write a part again, or never
+                while self._pending:
+                    del self._pending[: file.write(bytes(self._pending))]
+        except OSError as error:
+            if not self._keep or error.errno not in FULL_DISK:
+                raise
+            if not self._told:
+                log.warning("%s: %s; what is to be written there is kept in memory", self._path, error.strerror)
+            self._told = True
+
+    def close(self) -> None:
+        """Writes everything that still has room, and warns of what has none."""
+        self.flush()
+        if self._pending:
+            log.warning("%s lacks its last %d bytes: the disk is full", self._path, len(self._pending))
 
 
 def make_folder(path: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from kaleido_jax.errors import user_error
+from kaleido_jax.runtime.files import Appended
 from kaleido_jax.runtime.workdir import SKIPPED
 
 LAG = 2  # steps
@@ -21,9 +22,10 @@ SMALLEST_SAMPLE = 1000  # records read before a share of them means anything
 class Watch:
     """Counts of a run; `add` raises where they end it."""
 
-    def __init__(self, workdir: Path, max_skipped_steps: int, max_bad_share: float) -> None:
-        """Takes the limits of config.train.max_skipped_steps and config.data.max_bad_share."""
+    def __init__(self, workdir: Path, max_skipped_steps: int, max_bad_share: float, full_disk: str = "stop") -> None:
+        """Takes config.train.max_skipped_steps, config.data.max_bad_share and config.train.full_disk."""
         self._path, self._max_skipped, self._max_bad = workdir / SKIPPED, max_skipped_steps, max_bad_share
+        self._skipped = Appended(self._path, keep=full_disk == "continue")
         self._read, self._bad = 0, 0
         self._pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()
 
@@ -46,6 +48,7 @@ class Watch:
         """Looks at the last steps; raises as `add`."""
         while self._pending:
             self._look()
+        self._skipped.close()
 
     def _look(self) -> bool:
         step, samples, scalars = self._pending.popleft()
@@ -70,5 +73,5 @@ class Watch:
 
     def _note(self, step: int, samples: np.ndarray, loss: float) -> None:
         line = {"step": step, "loss": repr(loss), "process": jax.process_index(), "sample_id": samples.tolist()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._skipped.write(f"{json.dumps(line)}\n".encode())
+        self._skipped.flush()

@@ -126,7 +126,8 @@ class _Run:
     def __call__(self, state: State, batches: BatchIterator, stop: StopSignal) -> State:
         """From the step of `state` to the last; the checkpoints are on disk when it returns."""
         first, last = int(state.step), self.train.num_steps
-        self.watch = Watch(self.workdir, self.train.max_skipped_steps, self.config.data.max_bad_share)
+        limits = self.train.max_skipped_steps, self.config.data.max_bad_share
+        self.watch = Watch(self.workdir, *limits, self.train.full_disk)
         self.writer = MetricWriter(self.workdir, first, self.config) if distributed.is_main() else NoWriter()
         self.progress = Progress(last, first, self.train.batch_size)
         due = None  # the step to report next

@@ -20,12 +20,13 @@ from typing import Any
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 from tqdm import tqdm
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import write_atomically
+from kaleido_jax.runtime.files import Appended, write_atomically
 from kaleido_jax.runtime.progress import clock
 from kaleido_jax.runtime.workdir import METRICS, WANDB
 
@@ -33,6 +34,21 @@ log = logging.getLogger(__name__)
 
 
 COUNTERS = ("skipped_steps", "skipped_in_row", "loss_scale")
+_EVENTS = "kaleido_events"  # prefix of a path that tensorboardX opens with the class below
+
+
+class _EventFiles:
+    """Opens the files of events, which its own thread writes: an error there would end it, and then nobody empties the
+    queue, on which training would wait."""
+
+    def open(self, path: str) -> Appended:
+        return Appended(Path(path.removeprefix(f"{_EVENTS}:")))
+
+    def directory_check(self, path: str) -> None:
+        """The folder is there."""
+
+
+register_writer_factory(_EVENTS, _EventFiles())
 
 
 class MetricWriter:
@@ -44,7 +60,7 @@ class MetricWriter:
         Args:
           workdir: of the run.
           resume_step: the checkpoint's step, 0 for a fresh run.
-          config: names the project of Weights & Biases, if it gets the metrics too.
+          config: names the project of Weights & Biases, if it gets the metrics too, and says what a full disk does.
 
         Raises:
           UserError: Weights & Biases refuses the run.
@@ -54,20 +70,28 @@ class MetricWriter:
             lines = path.read_bytes().splitlines()
             kept = [line for line in lines if _step(line) <= resume_step]
             write_atomically(path, b"".join(line + b"\n" for line in kept))
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=resume_step + 1)
+        self._file = Appended(path, keep=config is not None and config.train.full_disk == "continue")
+        self._events = SummaryWriter(f"{_EVENTS}:{workdir}", purge_step=resume_step + 1)
         self._run = open_wandb(config, workdir) if config and config.train.wandb_project else None
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        """One line with the time of writing, and one event for each key."""
-        self._file.write(json.dumps({"step": step, "unix_sec": round(time.time(), 3)} | scalars) + "\n")
+        """One line with the time of writing, at once, and one event for each key.
+
+        On a full disk they wait for room if config.train.full_disk says so.
+
+        Raises:
+          OSError: the line cannot be written.
+        """
+        line = json.dumps({"step": step, "unix_sec": round(time.time(), 3)} | scalars)
+        self._file.write(f"{line}\n".encode())
+        self._file.flush()
         for key, value in scalars.items():
             self._events.add_scalar(key, value, step)
         if self._run is not None:
             self._run.log({"step": step} | scalars)
 
     def flush(self) -> None:
-        """Writes everything to disk."""
+        """Writes everything to disk; raises as `write_scalars`."""
         self._file.flush()
         self._events.flush()
 

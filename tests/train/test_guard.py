@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,3 +41,19 @@ def test_all_processes_learn_of_a_stop_at_the_same_step(tmp_path):
     watch = Watch(tmp_path, max_skipped_steps=3, max_bad_share=0.0)
     told = [watch.add(step, BATCH, counts(stop=step == 5)) for step in range(1, 10)]
     assert told.index(True) + 1 == 5 + LAG
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_keeps_the_skipped_steps_until_there_is_room(tmp_path):
+    path, scalars = tmp_path / "skipped.jsonl", counts() | {"skipped_in_row": jnp.float32(1)}
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        watch = Watch(tmp_path, max_skipped_steps=3, max_bad_share=0.0)
+        watch.add(1, BATCH, scalars)
+        watch.finish()
+    watch = Watch(tmp_path, max_skipped_steps=3, max_bad_share=0.0, full_disk="continue")
+    for step in range(1, 2 + LAG):
+        watch.add(step, BATCH, scalars)
+    path.unlink()
+    watch.finish()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 2 + LAG))

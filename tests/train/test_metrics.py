@@ -1,11 +1,13 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from clu import metrics as clu_metrics
+from tensorboardX.proto import event_pb2
 
 from kaleido_jax.config import load_config
 from kaleido_jax.errors import UserError
@@ -58,6 +60,48 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines] == [(10, 10.0), (20, 20.0), (30, 3.0)]
     times = [line["unix_sec"] for line in lines]
     assert times == sorted(times) and begun - 0.01 < times[0] and times[-1] < time.time() + 0.01
+
+
+def steps_of_events(path):
+    """In a TFRecord file: length, checksum, record, checksum."""
+    content, steps = path.read_bytes(), []
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        event = event_pb2.Event.FromString(content[12:end])
+        steps += [event.step] * len(event.summary.value)
+        content = content[end + 4 :]
+    return steps
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_keeps_the_metrics_until_there_is_room(tmp_path, caplog):
+    writer = MetricWriter(tmp_path, 0, load_config("emoji_combined", **{"train.full_disk": "continue"}))
+    writer.write_scalars(1, {"loss": 1.0})
+    writer.flush()
+    time.sleep(0.1)  # tensorboardX writes the first events when its thread comes to them
+    writer.flush()
+    paths = [tmp_path / "metrics.jsonl", *tmp_path.glob("events*")]
+    for path in paths:
+        path.rename(path.with_name(f"kept {path.name}"))
+        path.symlink_to("/dev/full")
+    for step in range(2, 30):  # more events than tensorboardX's queue holds
+        writer.write_scalars(step, {"loss": float(step)})
+        writer.flush()
+    assert len(paths) == 2 and [caplog.text.count(f"{path}: No space left on device") for path in paths] == [1, 1]
+    for path in paths:
+        path.unlink()
+        path.with_name(f"kept {path.name}").rename(path)
+    writer.close()
+    assert [json.loads(line)["step"] for line in paths[0].read_text().splitlines()] == list(range(1, 30))
+    assert steps_of_events(paths[1]) == list(range(1, 30))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_ends_a_run_that_is_to_stop_there(tmp_path):
+    writer = MetricWriter(tmp_path)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        writer.write_scalars(1, {"loss": 1.0})
 
 
 def test_the_stopwatch_shares_the_time_out_and_knows_the_peak(monkeypatch):
