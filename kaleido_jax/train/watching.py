@@ -1,6 +1,7 @@
 """Looks at a run while it trains: held-out losses, and a grid of the same captions with the same latents and noise."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,15 @@ from jax.sharding import Mesh
 
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config
-from kaleido_jax.data.records import MANIFEST, Records, find_records, open_records, records_folder
+from kaleido_jax.data.records import MANIFEST, Record, Records, find_records, open_records, records_folder
+from kaleido_jax.errors import UserError
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import select
 from kaleido_jax.models.kaleido import Kaleido
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import replacing
+from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.mesh import placing, put_batch, replicated
+from kaleido_jax.sampling.output import png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train.batches import make_batches
 from kaleido_jax.train.caption_cache import ClassCaptions
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = "test"  # the split
 FOLDER = "samples/training"
 ROWS = 6  # of the grid
+_MOST_TRIES = 16 * ROWS  # records that are read for it, should some be damaged
 _TOKENS = "tokens"  # of z in a batch, by which its loss_ar counts
 
 
@@ -109,19 +113,48 @@ class Looks:
         return [self.captions.add_rows(batch) if self.captions else batch for batch in batches]
 
     def _draw(self, step: int, params: dict[str, Any]) -> None:
-        records = self.records or _train_records(self.config, self.workdir, self.codec)
-        chosen = [records[i] for i in range(min(ROWS, len(records)))]
-        given = {}
+        if not self._shown:
+            return
+        given: dict[str, Any] = {"guidance": "cfg"} if self._worse_is_missing else {}
         if self.codec.segments:
-            given = {"latents": [select(record.latents, self.codec.segments) for record in chosen]}
+            given["latents"] = [select(record.latents, self.codec.segments) for record in self._shown]
         pipeline = KaleidoPipeline(self.config, params, self.codec, step)
-        names = [record.caption for record in chosen]
+        names = [record.caption for record in self._shown]
         out = pipeline(names, images_per_caption=2, seed=self.config.seed, **given)
         path = self.workdir / FOLDER / f"step_{step:08d}.png"
         if distributed.is_main():
-            with replacing(path) as temporary:
-                out.grid().save(temporary, "png")
+            try:
+                write_atomically(path, png_bytes(out.grid()))
+            except OSError as error:  # a full disk, for example: no picture is worth the training
+                log.warning("the grid %s cannot be written (%s)", path, error.strerror)
+                return
         log.info("grid of held-out captions and latents: %s", path)
+
+    @functools.cached_property
+    def _worse_is_missing(self) -> bool:
+        if self.config.sample.guidance != "autoguidance":
+            return False
+        log.warning("grids while training are drawn with guidance = 'cfg': the worse model of autoguidance is not read")
+        return True
+
+    @functools.cached_property
+    def _shown(self) -> list[Record]:
+        """The first records that every process can read."""
+        records = self.records or _train_records(self.config, self.workdir, self.codec)
+        shown: list[Record] = []
+        for index in range(min(_MOST_TRIES, len(records))):
+            try:
+                found = [records[index]]
+            except UserError as error:
+                log.warning("%s; the grid shows the next record", error)
+                found = []
+            if distributed.agree("a record of the grid", bool(found), distributed.START_SEC):
+                shown += found
+            if len(shown) == ROWS:
+                break
+        if not shown:
+            log.warning("none of the first %d records can be read, so no grid", _MOST_TRIES)
+        return shown
 
 
 def open_held_out(config: Config, workdir: Path, codec: Codec) -> Records | None:
