@@ -7,7 +7,6 @@ seen.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from kaleido_jax.data.scene_words import Said, all_said_by, placed_in, text_of
 from kaleido_jax.data.sources.emoji import BACKGROUNDS, KINDS, SPRITE_NAMES, SPRITES_PER_KIND
 from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate.emoji import READING_SEC, image_size_of, measured_with
-from kaleido_jax.evaluate.parts import Arrays, draw_in_parts, stored_report
+from kaleido_jax.evaluate.parts import Arrays, draw_in_parts, remove_samples, stored_report
 from kaleido_jax.evaluate.scene_reading import see
 from kaleido_jax.evaluate.sprite_reader import SpriteReader, open_reader
 from kaleido_jax.latents.geometry import box_iou, round_box, to_pixels
@@ -86,7 +85,7 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
         z = [read_latents(row, pipeline.codec).latents for part in drawn for row in part["tokens"]]
         report = {"of": metadata, "reader": reader.metadata} | report_of(drawn, z, number, seed, reader)
         write_atomically(path, json.dumps(report, indent=2).encode())
-        shutil.rmtree(parts.parent)
+        remove_samples(parts.parent, [parts])
         return json.loads(json.dumps(report))
 
     return distributed.tell("the report", make, READING_SEC)

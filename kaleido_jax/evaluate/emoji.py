@@ -8,7 +8,6 @@ and many samples of one caption say how many of its modes the model draws, and h
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from kaleido_jax.data.sources.emoji import BACKGROUNDS, KINDS, PLACES, SHARES, S
 from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate import modes
 from kaleido_jax.evaluate.latents import latents_report
-from kaleido_jax.evaluate.parts import draw_captions_in_parts, draw_rows, stored_report
+from kaleido_jax.evaluate.parts import draw_captions_in_parts, draw_rows, remove_samples, stored_report
 from kaleido_jax.evaluate.scene_reading import Seen, agreement, see
 from kaleido_jax.evaluate.sprite_reader import VERSION, SpriteReader, open_reader
 from kaleido_jax.latents.types import Latents
@@ -84,7 +83,7 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
             real_samples(config.eval.real_scenes, config.seed, image_size, config.data.emoji), reader
         )
         write_atomically(path, json.dumps(report, indent=2).encode())
-        shutil.rmtree(parts.parent)
+        remove_samples(parts.parent, [parts])
         return json.loads(json.dumps(report))
 
     return distributed.tell("the report", make, READING_SEC)

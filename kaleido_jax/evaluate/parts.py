@@ -1,7 +1,10 @@
 """Measuring that may be stopped: the report of before, and samples stored in parts; in one process or several."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from kaleido_jax import array_types as at
 from kaleido_jax.config.schema import Sample
 from kaleido_jax.errors import UserError
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import read_json, replacing
+from kaleido_jax.runtime.files import BAD_NPZ, read_json, replacing
 from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
@@ -19,6 +22,7 @@ from kaleido_jax.sampling.tokens import SampledLatents, pad_rows, read_latents
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+IN_USE_SEC = 86_400  # a run that still draws stores a part more often than that
 
 
 def stored_report(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
@@ -54,16 +58,57 @@ def draw_in_parts(number: int, size: int, folder: Path, draw: Callable[[list[int
     parts = []
     for start in range(0, number, size):
         path, rows = folder / f"{start:06d}.npz", list(range(start, min(start + size, number)))
-        if not distributed.tell("a part is there", path.exists, distributed.START_SEC):
+        mine = _stored_part(path) if distributed.is_main() else None
+        if not distributed.tell("a part is there", lambda mine=mine: mine is not None, distributed.START_SEC):
             log.info("samples %d to %d of %d", start + 1, rows[-1] + 1, number)
             arrays = draw(rows)
             if distributed.is_main():
+                mine = {name: np.asarray(array) for name, array in arrays.items()}
                 with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, **mine)
         distributed.barrier("a part is written", distributed.START_SEC)
-        with np.load(path, allow_pickle=False) as stored:
-            parts.append(dict(stored))
+        # What the main process has it does not read again: another run on this folder may have removed the file.
+        parts.append(_read_part(path) if mine is None else mine)
     return parts
+
+
+def _stored_part(path: Path) -> Arrays | None:
+    """A part that is there, or None; a damaged one is told and counts as missing."""
+    try:
+        return _read_part(path)
+    except FileNotFoundError:
+        return None
+    except BAD_NPZ as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        log.warning("%s is damaged (%s); its samples are drawn again", path, reason)
+        return None
+
+
+def _read_part(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def remove_samples(folder: Path, done: Collection[Path], kept: Collection[Path] = ()) -> None:
+    """Removes samples that are not needed any more, and not those that another run may be drawing.
+
+    Args:
+      folder: holds a folder for each set of samples.
+      done: of its folders, those that go at once.
+      kept: of its folders, those that stay. All others go when nothing was stored in them for a day.
+    """
+    others = {*folder.iterdir()} - {*done} - {*kept} if folder.is_dir() else set()
+    for one in (*done, *filter(_is_abandoned, others)):
+        shutil.rmtree(one, ignore_errors=True)  # of two runs that measure the same, the second finds it gone
+    with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > IN_USE_SEC
+    except FileNotFoundError:
+        return False
 
 
 def draw_captions_in_parts(

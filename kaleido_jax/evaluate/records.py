@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,7 @@ from kaleido_jax.evaluate.features.efficientnet import NAME as EXTRACTOR
 from kaleido_jax.evaluate.features.extractor import Extractor, open_extractor
 from kaleido_jax.evaluate.latents import latents_report
 from kaleido_jax.evaluate.metrics.diversity import by_condition, mean_similarity, vendi_score
-from kaleido_jax.evaluate.parts import draw_captions_in_parts, stored_report
+from kaleido_jax.evaluate.parts import draw_captions_in_parts, remove_samples, stored_report
 from kaleido_jax.evaluate.records_page import Shown, page
 from kaleido_jax.evaluate.sets import SET_PROTOCOLS, Rows, check_counts, measure_set, reference_of
 from kaleido_jax.evaluate.sweep.run import guidance_text
@@ -183,8 +182,7 @@ def measure(config: Config, workdir: Path, baseline: Path | None = None) -> dict
         content = page(report, _shown(real, drawn, captions), config.name)
         write_atomically(path.with_suffix(".html"), content.encode())
         write_atomically(path, json.dumps(report, indent=2).encode())  # last: with it, the page is there too
-        for folder in set(path.with_name(SAMPLES).iterdir()) - set(folders.values()):  # of other checkpoints
-            shutil.rmtree(folder)
+        remove_samples(path.with_name(SAMPLES), (), kept=folders.values())
         return json.loads(json.dumps(report))
 
     return distributed.tell("the report", make, MEASURING_SEC)
