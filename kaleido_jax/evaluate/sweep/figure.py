@@ -23,8 +23,9 @@ def curves_shown(summary: Mapping[str, Any]) -> dict[str, Curve]:
     name, first = found["baseline"], found["rule"]
     rivals = {rule: row for rule, row in found["rivals"].items() if rule != first}
     shown, best = {f"{name}, {first}": _rows(curves, name, first)}, {}
-    for metric, (better, words) in SHOWN.items() if rivals else ():
-        best.setdefault(better(rivals, key=lambda rule, metric=metric: rivals[rule][metric]), []).append(words)
+    for metric, (better, words) in SHOWN.items():
+        if known := {rule: row[metric] for rule, row in rivals.items() if row[metric] is not None}:
+            best.setdefault(better(known, key=known.get), []).append(words)
     for rule, words in best.items():
         shown[f"{name}, {rule} (rival: {', '.join(words)})"] = _rows(curves, name, rule)
     for model in dict.fromkeys(row["model"] for row in curves if row["has_z"]):
@@ -50,10 +51,11 @@ def write_figure(summary: Mapping[str, Any], path: Path) -> None:
     for axes, metric in zip(figure.subplots(1, 2), SHOWN, strict=True):
         gammas = sorted({row["gamma"] for rows in shown.values() for row in rows})
         for (label, rows), color in zip(shown.items(), _COLORS * len(shown), strict=False):
-            means = [row["means"][metric] for row in rows]
-            errors = [row["errors"][metric] or 0 for row in rows]
+            with_it = [row for row in rows if metric in row["means"]]
+            means = [row["means"][metric] for row in with_it]
+            errors = [row["errors"][metric] or 0 for row in with_it]
             dash = "-" if label.endswith("CFG") else "--"
-            x = [row["gamma"] for row in rows]
+            x = [row["gamma"] for row in with_it]
             known = errors if any(errors) else None  # of one training each there are none
             axes.errorbar(x, means, known, label=label, color=color, linestyle=dash, marker="o", capsize=3)
         if min(gammas) > 0:

@@ -67,15 +67,19 @@ def _grouped(cells: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, float],
 
 
 def _row(model: str, rule: str, gamma: float, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of a point, with standard errors over trainings, or over seeds of sampling if there is one training."""
+    """Means of a point, with standard errors over trainings, or over seeds of sampling if there is one training.
+
+    Of a metric that some cells lack, such as the modes of a model that draws no right kind, over those that have it.
+    """
     by_training: dict[int, list[Mapping[str, Any]]] = {}
     for cell in cells:
         by_training.setdefault(cell["training"], []).append(cell)
     several = len(by_training) > 1
     groups = list(by_training.values()) if several else [[cell] for cell in cells]
     means, errors = {}, {}
-    for metric in cells[0]["values"]:
-        found = [np.mean([cell["values"][metric] for cell in group]) for group in groups]
+    for metric in dict.fromkeys(metric for cell in cells for metric in cell["values"]):
+        each = [[cell["values"][metric] for cell in group if metric in cell["values"]] for group in groups]
+        found = [np.mean(values) for values in each if values]
         means[metric] = float(np.mean(found))
         errors[metric] = float(np.std(found, ddof=1) / np.sqrt(len(found))) if len(found) > 1 else None
     return {
@@ -111,19 +115,28 @@ def claim(curves: Sequence[Mapping[str, Any]], right: str = "kind_right") -> dic
     }
     plain = rivals[first_rule]
     beside = [
-        {
-            "model": row["model"],
-            "rule": row["rule"],
-            "recall_ratio": row["means"]["recall"] / max(plain["means"]["recall"], 1e-9),
-            "effective_number_ratio": row["means"]["effective_number"] / plain["means"]["effective_number"],
-            "frechet_difference": row["means"]["frechet"] - plain["means"]["frechet"],
-        }
-        | {metric: row["means"][metric] for metric in IN_TABLE}
+        {"model": row["model"], "rule": row["rule"]} | _compared(row["means"], plain["means"]) | _shown(row)
         for row in others
         if row["gamma"] == plain["gamma"]
     ]
-    shown = {rule: {"gamma": row["gamma"]} | {m: row["means"][m] for m in IN_TABLE} for rule, row in rivals.items()}
+    shown = {rule: {"gamma": row["gamma"]} | _shown(row) for rule, row in rivals.items()}
     return {"baseline": name, "rule": first_rule, "gamma": plain["gamma"], "rivals": shown, "beside": beside}
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {metric: row["means"].get(metric) for metric in IN_TABLE}
+
+
+def _compared(means: Mapping[str, float], plain: Mapping[str, float]) -> dict[str, float | None]:
+    """The numbers of a model beside the baseline's; None where one of the two lacks the metric."""
+    found: dict[str, float | None] = {}
+    for name, metric, of in (
+        ("recall_ratio", "recall", lambda a, b: a / max(b, 1e-9)),
+        ("effective_number_ratio", "effective_number", lambda a, b: a / b),
+        ("frechet_difference", "frechet", lambda a, b: a - b),
+    ):
+        found[name] = of(means[metric], plain[metric]) if metric in means and metric in plain else None
+    return found
 
 
 def _right_enough(rows: Sequence[Mapping[str, Any]], right: str) -> Mapping[str, Any]:
@@ -173,11 +186,12 @@ def _claim_lines(found: Mapping[str, Any]) -> list[str]:
         "|---" * 9 + "|",
     ]
     for rule, row in found["rivals"].items():
-        lines.append(_line(found["baseline"], rule, f"{row['gamma']:g}", *(f"{row[n]:.3f}" for n in names), "", ""))
+        numbers = (_number(row[n], None, "{:.3f}") for n in names)
+        lines.append(_line(found["baseline"], rule, f"{row['gamma']:g}", *numbers, "", ""))
     for row in found["beside"]:
-        ratios = f"{row['recall_ratio']:.2f}", f"{row['effective_number_ratio']:.2f}"
-        gamma = f"{found['gamma']:g}"
-        lines.append(_line(row["model"], row["rule"], gamma, *(f"{row[n]:.3f}" for n in names), *ratios))
+        ratios = (_number(row[n], None, "{:.2f}") for n in ("recall_ratio", "effective_number_ratio"))
+        numbers = (_number(row[n], None, "{:.3f}") for n in names)
+        lines.append(_line(row["model"], row["rule"], f"{found['gamma']:g}", *numbers, *ratios))
     return lines
 
 

@@ -20,7 +20,7 @@ from kaleido_jax.evaluate.sprite_reader import open_reader
 from kaleido_jax.evaluate.sweep import cells, drawing
 from kaleido_jax.evaluate.sweep import run as running
 from kaleido_jax.evaluate.sweep.drawing import draw
-from kaleido_jax.evaluate.sweep.figure import curves_shown
+from kaleido_jax.evaluate.sweep.figure import curves_shown, write_figure
 from kaleido_jax.evaluate.sweep.run import SweepRun
 from kaleido_jax.evaluate.sweep.summary import claim, markdown, summarize
 from kaleido_jax.main import parse_flags
@@ -273,6 +273,32 @@ def test_models_are_compared_at_the_least_gamma_where_the_baseline_is_right_enou
     text = markdown({"summary": summarize({"cells": made}), "tuned": []})
     assert "| Kaleido | CFG | 2 | 0.900 | 0.600 | 8.000 | 9.000 | 1.50 | 2.00 |" in text
     assert claim(summarize({"cells": made[:4]})["curves"]) is None
+
+
+def test_a_metric_that_cells_lack_is_of_those_that_have_it(tmp_path):
+    made = [
+        *(cell(training=t, recall=0.4 + t / 10) for t in (0, 1)),
+        *(cell(model="Kaleido", training=t, effective_number=6.0 + t) for t in (0, 1)),
+        cell(rule="APG"),
+    ]
+    for one in (made[0], made[3], made[4]):  # no image of the right kind, so no mode was counted
+        del one["values"]["effective_number"]
+    summary = summarize({"cells": made})
+    baseline, kaleido, apg = summary["curves"]
+    assert baseline["means"]["effective_number"] == 5 and baseline["errors"]["effective_number"] is None
+    assert baseline["means"]["recall"] == pytest.approx(0.45) and baseline["errors"]["recall"] == pytest.approx(0.05)
+    assert kaleido["means"]["effective_number"] == 6 and "effective_number" not in apg["means"]
+    (beside,) = summary["claim"]["beside"]
+    assert beside["effective_number_ratio"] == pytest.approx(6 / 5)
+    assert "| baseline | APG | 1 | 0.900 | 0.500 | - | 10.000 |  |  |" in markdown({"summary": summary, "tuned": []})
+    write_figure(summary, tmp_path / "sweep.png")
+    for one in made[:2]:  # the claim's baseline has none at all
+        one["values"].pop("effective_number", None)
+    summary = summarize({"cells": made})
+    assert summary["claim"]["beside"][0]["effective_number_ratio"] is None
+    assert "| 6.000 | 10.000 | 1.11 | - |" in markdown({"summary": summary, "tuned": []})
+    write_figure(summary, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size
 
 
 @pytest.mark.parametrize(
