@@ -6,6 +6,7 @@ holds no optimizer state and no path of the machine that wrote it.
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from kaleido_jax.latents.tokenizer import SHIPPED
 from kaleido_jax.runtime.checkpoints import write_params
 from kaleido_jax.runtime.files import new_folder, read_json, write_atomically
 from kaleido_jax.runtime.workdir import VOCABULARY
+from kaleido_jax.sampling.functional import weights_checksum
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
 from kaleido_jax.sampling.weights import EXPORT, is_export, read_export
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 LIMITS = """## Limits
@@ -47,7 +51,8 @@ def export_folder(
 ) -> Path:
     """Writes the EMA of a workdir's latest checkpoint: config.json, model.safetensors, spiece.model, README.md, eval/.
 
-    With `step` or `sigma_rel` it has no eval/, since the workdir's measures are of other weights.
+    With `step` or `sigma_rel` it has no eval/, since the workdir's measures are of other weights. Reports that say that
+    they are of other weights, such as those of an earlier checkpoint, are left out with a warning.
 
     Args:
       source: a workdir with a checkpoint, or what was exported: a folder or the name of a bundled model.
@@ -72,7 +77,7 @@ def export_folder(
         sigma_rel = (read_export(folder_read) or {}).get("sigma_rel")
         reports = measures(folder_read)
     else:
-        reports = measures(folder_read) if (step, sigma_rel) == (None, None) else {}
+        reports = _of_weights(measures(folder_read), pipeline) if (step, sigma_rel) == (None, None) else {}
     with new_folder(output, "--output") as folder:
         vocabulary = config.model.t5.vocabulary
         (folder / VOCABULARY).write_bytes(pipeline.codec.tokenizer.model)
@@ -147,6 +152,21 @@ def measures(workdir: Path) -> dict[str, Any]:
         name: {key: value if key == "of" else _six_digits(value) for key, value in one.items() if key != "real"}
         for name, one in reports.items()
     }
+
+
+def _of_weights(reports: dict[str, Any], pipeline: KaleidoPipeline) -> dict[str, Any]:
+    """The reports of these very weights, and those that do not say of which they are."""
+    weights, kept = weights_checksum(pipeline.params), {}
+    for name, report in reports.items():
+        model = _object_in(_object_in(report, "of"), "model")
+        if model.get("weights", weights) == weights:
+            kept[name] = report
+            continue
+        step, other = model.get("step"), "other weights"
+        if step is not None and step != pipeline.step:
+            other = f"step {step}, not of {pipeline.step}"
+        log.warning("eval/%s.json is of %s, and is left out; measure again", name, other)
+    return kept
 
 
 def _six_digits(value: Any) -> Any:

@@ -21,6 +21,7 @@ from kaleido_jax.export import folder
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.main import main
 from kaleido_jax.sampling import pipeline
+from kaleido_jax.sampling.functional import weights_checksum
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.weights import Weights
 from tests.sampling.test_pipeline import CONFIG, random_params
@@ -91,6 +92,23 @@ def test_a_report_that_is_damaged_is_named_and_what_is_hidden_is_none(workdir):
     (workdir / "eval" / "other.json").write_text('{"of": [1], "accuracy": 0.5}')
     told = folder.model_card(KaleidoPipeline.from_pretrained(workdir), folder.measures(workdir))
     assert "`eval/other.json`:" in told and "| accuracy | 0.5 |" in told
+
+
+def test_measures_of_other_weights_are_told_and_left_out(workdir, tmp_path, caplog):
+    own = weights_checksum(KaleidoPipeline.from_pretrained(workdir).params)
+    for name, step, weights in (("now", 7, own), ("before", 5, "0" * 16), ("tuned", 7, "1" * 16)):
+        report = {"accuracy": 0.5, "of": {"model": {"step": step, "weights": weights}}}
+        (workdir / "eval" / f"{name}.json").write_text(json.dumps(report))
+    first = folder.export_folder(workdir, tmp_path / "first")  # in float16, whose digits are others
+    assert caplog.messages == [
+        "eval/before.json is of step 5, not of 7, and is left out; measure again",
+        "eval/tuned.json is of other weights, and is left out; measure again",
+    ]
+    again = folder.export_folder(first, tmp_path / "again")
+    for path in (first, again):
+        assert {one.name for one in (path / "eval").iterdir()} == {"now.json", "some.json"}
+        card = (path / "README.md").read_text()
+        assert "`eval/now.json`" in card and "before" not in card and "tuned.json" not in card
 
 
 def test_orbax_alone_restores_the_same_parameters(workdir, tmp_path):
