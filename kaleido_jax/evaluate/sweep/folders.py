@@ -44,6 +44,7 @@ class FolderMeasure:
     extractor: Extractor
     reference: Reference
     probe: Probe  # over the modes of all captions, in their order
+    identity: str  # of all images and labels, which make the probe; its own last bits differ between machines
 
     @staticmethod
     def open(sweep: Sweep, image_size: int) -> "FolderMeasure":
@@ -89,6 +90,7 @@ class FolderMeasure:
             extractor=extractor,
             reference=reference,
             probe=probe,
+            identity=fingerprint(images.tobytes(), labels.astype(np.int64).tobytes()),
         )
 
     def __call__(self, drawn: Drawn, sampled_with: Mapping[str, Any]) -> Measured:

@@ -41,6 +41,7 @@ class Measure(Protocol):
     about: dict[str, Any]  # what the page says of the reader and of the real images
     extractor: Extractor
     reference: Reference
+    identity: str  # 16 hex digits of what tells the modes apart, if it is more than the extractor
 
     def __call__(self, drawn: Drawn, sampled_with: Mapping[str, Any]) -> Measured:
         """All numbers of some samples; `sampled_with` are the fields of a Stamp that tell how they were made."""

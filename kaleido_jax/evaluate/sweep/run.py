@@ -147,6 +147,11 @@ class SweepRun:
         of = {"model": recipe["model"], "sample": recipe["sample"], "seed": seed, "num_samples": number}
         measured_by = {"extractor": self.measure.extractor.identity, "reference": self.measure.reference.name}
         measured_by |= {"protocol": self.sweep.protocol, "num_reference": self.sweep.num_reference}
+        modes = [[caption, dataclasses.asdict(self.measure.modes[caption])] for caption in self.measure.captions]
+        measured_by |= {
+            "captions": self.measure.captions,
+            "modes": fingerprint(json.dumps(modes), self.measure.identity),
+        }
         return json.loads(json.dumps(of | measured_by | {"shuffled": model.shuffled, "shown": self.sweep.shown}))
 
     def _stamp(self, cell: Cell, of: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,9 @@ class SceneMeasure:
     about: dict[str, Any]
     protocol: str
     reader: SpriteReader
-    extractor: Extractor
+    extractor: Extractor  # the reader's own features
     reference: Reference
+    identity: str = ""
 
     @staticmethod
     def open(sweep: Sweep, image_size: int, folder: Path) -> "SceneMeasure":

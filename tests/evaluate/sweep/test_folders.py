@@ -14,6 +14,7 @@ from kaleido_jax.evaluate.features.extractor import Extractor
 from kaleido_jax.evaluate.sets import SetProtocol
 from kaleido_jax.evaluate.sweep import folders
 from kaleido_jax.evaluate.sweep.drawing import Drawn
+from kaleido_jax.evaluate.sweep.folders import FolderMeasure
 from kaleido_jax.evaluate.sweep.measures import open_measure
 
 COLORS = {
@@ -84,6 +85,20 @@ def test_samples_of_another_caption_are_wrong_and_of_no_mode(sweep, tmp_path):
     swapped = open_measure(sweep, SIDE, tmp_path)(drawn([warm, warm]), SAMPLED)
     assert swapped.result.values["kind_right"] == 0.5
     assert swapped.captions["cold"]["shares"] is None and set(swapped.seen[::2].tolist()) == {-1}
+
+
+def test_a_measure_is_another_when_an_image_that_only_the_probe_sees_or_a_label_changes(sweep, tmp_path):
+    sweep = dataclasses.replace(sweep, num_reference=4)  # the last image of orange is one, the one before is not
+    found = [FolderMeasure.open(sweep, SIDE) for _ in range(2)]
+    path = tmp_path / "warm" / "orange" / "4.png"
+    Image.new("RGB", (2 * SIDE, 2 * SIDE)).save(path)
+    found.append(FolderMeasure.open(sweep, SIDE))
+    # The last image of orange becomes the first of red: the same images in the same order.
+    path.with_name("5.png").rename(tmp_path / "warm" / "red" / "-.png")
+    found.append(FolderMeasure.open(sweep, SIDE))
+    assert len({one.reference.name for one in found}) == 1
+    first, same, pixels, label = (one.identity for one in found)
+    assert first == same and len({first, pixels, label}) == 3
 
 
 def test_hidden_folders_and_files_and_those_of_systems_are_no_modes(sweep, tmp_path):

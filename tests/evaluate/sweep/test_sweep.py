@@ -141,6 +141,30 @@ def test_parts_of_a_sweep_make_the_same_bytes_and_a_last_run_draws_nothing(
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_cells_are_measured_again_when_captions_modes_or_what_tells_them_apart_change(pretending, tmp_path):
+    sweep = dataclasses.replace(SWEEP, models=SWEEP.models[1:], gammas=(4.0,), num_samples=NUMBER)
+    run = SweepRun(sweep, tmp_path)
+    run.run()
+    measure, before = run.measure, sampled(pretending)
+    keys = {path.name for folder in ("cells", "tuning") for path in tmp_path.glob(f"{folder}/*.json")}
+    caption = measure.captions[0]
+    named = dataclasses.replace(measure.modes[caption], names=measure.modes[caption].names[::-1])
+    shared = dataclasses.replace(measure.modes[caption], shares=measure.modes[caption].shares[::-1])
+    for changes in (
+        {"modes": measure.modes | {caption: named}},
+        {"modes": measure.modes | {caption: shared}},
+        {"identity": "other images"},
+    ):
+        run.measure = dataclasses.replace(measure, **changes)
+        run.run()
+        found = {path.name for folder in ("cells", "tuning") for path in tmp_path.glob(f"{folder}/*.json")}
+        assert keys < found and len(found) - len(keys) == 4
+        keys = found
+    assert sampled(pretending) == before  # the samples are the same
+    of = {path.name: json.loads(path.read_text())["of"] for path in tmp_path.glob("cells/*.json")}
+    assert all(one["captions"] == list(measure.captions) for one in of.values())
+
+
 def test_a_part_needs_its_own_models_alone(tmp_path):
     model = SweptModel(name="several", paths=("emoji-tiny", "nowhere", "emoji-tiny"))
     sweep = dataclasses.replace(SWEEP, models=(model, SweptModel(name="other", paths=("nowhere",))))
