@@ -24,6 +24,7 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents, segments_of
 from kaleido_jax.runtime.compile_times import compiling, expected
 from kaleido_jax.sampling.batched import COMPILED_IN
+from kaleido_jax.sampling.functional import weights_checksum
 from kaleido_jax.sampling.output import KaleidoOutput, pixels_of, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe
@@ -51,6 +52,7 @@ class Engine:
         self._compiled: set[tuple[Any, ...]] = set()
         self._compile_sec = 0.0
         self._suggestions: list[str] = []
+        self._weights = ""
         self._ready = threading.Event()
 
     # ------------------------------------------------------------------------------------------ loading
@@ -61,7 +63,9 @@ class Engine:
           Exception: one that nobody expects; requests then say that there is no model.
         """
         try:
-            self._pipeline = _open(self._paths[0])
+            pipeline = _open(self._paths[0])
+            self._weights = weights_checksum(pipeline.params)
+            self._pipeline = pipeline
             self._suggestions = _captions(self._pipeline, Path(self._paths[0]))
             self._ready.set()
             if self._paths[1] is not None:
@@ -113,6 +117,7 @@ class Engine:
         return about | {
             "name": config.name,
             "step": self._pipeline.step,
+            "weights": self._weights,
             "image_size": config.model.denoiser.image_size,
             "segments": list(config.latents.segments),
             "suggestions": self._suggestions,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from kaleido_jax.latents.segments.bbox import snap_box
 from kaleido_jax.latents.segments.blob import snap_blob
+from kaleido_jax.studio.server import STATIC
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -r requirements-dev.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -123,7 +125,7 @@ def redraw(page):
 def saved(page):
     """The history as the browser keeps it."""
     return page.evaluate(
-        "JSON.parse(Object.entries(localStorage).find(([k]) => /history:[^:]+:\\d+$/.test(k))?.[1] ?? '[]')"
+        "JSON.parse(Object.entries(localStorage).find(([k]) => /history:[^:]+:\\d+:\\w+$/.test(k))?.[1] ?? '[]')"
     )
 
 
@@ -449,6 +451,77 @@ def drop_file(page, path):
     assert page.is_visible("#drop")
     page.dispatch_event("body", "drop", {"dataTransfer": transfer})
     page.wait_for_selector("#generate[disabled], .notice")
+
+
+@pytest.fixture
+def open_tab(browser):
+    """A function that opens a tab with nothing but the history of a model: a step and the digits of the weights."""
+    context = browser.new_context()
+    types = {"": "text/html", ".js": "text/javascript"}
+
+    def answer(route):
+        name = route.request.url.rpartition("/")[2]
+        body = (STATIC / name).read_text() if name else "<!doctype html>"
+        route.fulfill(body=body, content_type=types[Path(name).suffix])
+
+    context.route("http://studio.test/**", answer)
+
+    def open_it(step=1000, weights="a" * 16):
+        page = context.new_page()
+        page.goto("http://studio.test/")
+        page.evaluate(
+            """async ([step, weights]) => {
+              window.store = (await import("/store.js")).state;
+              window.kept = await import("/history.js");
+              window.restored = window.kept.restore({ name: "birds", step, weights });
+            }""",
+            [step, weights],
+        )
+        return page
+
+    yield open_it
+    context.close()
+
+
+def add(tab, *names, characters=10):
+    tab.evaluate(
+        """([names, characters]) => {
+          const png = "data:image/png;base64," + "A".repeat(characters);
+          const node = (id) => ({ id, parent: null, png, recipe: { rows: [{ caption: id }], history: [] } });
+          for (const name of names) { window.kept.add([node(name)], name); window.store.node = name; }
+        }""",
+        [names, characters],
+    )
+
+
+def names_in(tab):
+    return tab.evaluate("window.kept.all().map((node) => node.id)")
+
+
+def test_tabs_share_one_history_and_follow_each_other(open_tab):
+    one, two = open_tab(), open_tab()
+    add(one, "one-1")
+    two.wait_for_function("window.kept.all().length === 1")
+    add(two, "two-1")
+    one.wait_for_function("window.kept.all().length === 2")
+    again = open_tab()
+    assert names_in(one) == names_in(two) == names_in(again) == ["one-1", "two-1"]
+    assert again.evaluate("window.restored") == "two-1"
+    assert names_in(open_tab(weights="b" * 16)) == names_in(open_tab(step=2000)) == []
+    one.evaluate("window.kept.clear()")
+    again.wait_for_function("window.kept.all().length === 0")
+    two.wait_for_function("window.kept.all().length === 1")
+    assert names_in(two) == ["two-1"]  # which it shows
+    add(two, "two-2")
+    assert names_in(two) == names_in(open_tab()) == ["two-2"]
+
+
+def test_a_full_storage_loses_the_oldest_other_histories_first(open_tab):
+    for step in (1000, 2000, 3000):
+        names = [f"{step}-{i}" for i in range(50)]
+        add(open_tab(step), *names, characters=40_000)  # of some 5.2 million that a site may store
+        assert names_in(open_tab(step)) == names
+    assert len(names_in(open_tab(2000))) == 50 and names_in(open_tab(1000)) == []
 
 
 def test_a_file_without_a_recipe_is_refused_in_one_line(open_page, tmp_path):

@@ -234,7 +234,9 @@ def test_modes_are_grouped_and_their_pictures_are_those_of_their_indices(client,
         "generate", {"caption": "bird", "seed": 1, "indices": last["indices"], "settings": {"num_steps": 2}}
     )
     assert drawn[1]["images"][0]["latents"] == last["latents"]
-    assert "autoguidance" not in client.ask("GET", "/api/model")[1]["guidances"]  # it needs a second model
+    about = client.ask("GET", "/api/model")[1]
+    assert "autoguidance" not in about["guidances"]  # it needs a second model
+    assert about["weights"] == drawn[1]["images"][0]["recipe"]["model"]["weights"]
     expected = model(["bird"] * 6, seed=1, num_steps=2)
     assert expected.latents[last["indices"][0]].to_json() == last["latents"]
 

@@ -1,14 +1,21 @@
 // The pictures of this browser as a tree: generated ones are roots, edits their children. Kept in localStorage, bounded.
 //
-// A node is {id, parent, batch, place, kind, png, recipe, difference, before, messages, matches, problem}; caption,
-// latents, settings and seed are those of its recipe.
+// A node is {id, parent, batch, place, kind, made, png, recipe, difference, before, messages, matches, problem}; `made`
+// is when, in ms; caption, latents, settings and seed are those of its recipe.
+//
+// All tabs with the same weights share one history: each adds to what is stored. Beside it are the ids of removed
+// pictures, which another tab may still hold, and when it was last written.
 
-import { notice, segmentNames } from "./store.js";
+import { changed, notice, segmentNames, state } from "./store.js";
 
+const PREFIX = "kaleido-studio-history:";
+const BESIDE = /:(shown|cleared|used)$/;
 const MOST_NODES = 60;
 const MOST_CHARACTERS = 4_000_000;
+const MOST_CLEARED = 1000; // ids
 
 let nodes = [];
+let gone = new Set(); // ids that a tab removed
 let place = null; // key in localStorage
 let warned = false;
 
@@ -45,13 +52,18 @@ export function rootOf(id) {
 }
 
 export function add(parts, current) {
+  const made = Math.max(Date.now(), nodes.at(-1)?.made ?? 0);
+  for (const node of parts) node.made = made;
   nodes.push(...parts);
-  drop(current);
   save(current);
 }
 
 export function clear() {
+  merge(null);
+  const cleared = [...gone, ...nodes.map((node) => node.id)].slice(-MOST_CLEARED);
   nodes = [];
+  store(place, "[]"); // makes room for the ids
+  store(`${place}:cleared`, JSON.stringify(cleared));
   save(null);
 }
 
@@ -61,16 +73,16 @@ export function newId() {
 
 // Returns the id of the picture that was shown last.
 export function restore(model) {
-  place = `kaleido-studio-history:${model.name}:${model.step}`;
-  try {
-    const saved = JSON.parse(localStorage.getItem(place) ?? "[]");
-    nodes = saved.filter((node) => node.id && node.png?.startsWith("data:image/png") && node.recipe?.rows?.length);
-    return get(localStorage.getItem(`${place}:shown`))?.id ?? nodes.at(-1)?.id ?? null;
-  } catch (error) {
-    warn(error);
-    nodes = [];
-    return null;
-  }
+  place = `${PREFIX}${model.name}:${model.step}:${model.weights}`;
+  nodes = [];
+  merge(null);
+  addEventListener("storage", ({ key }) => {
+    if (key !== place && key !== `${place}:cleared`) return;
+    merge(state.node);
+    drop(state.node);
+    changed();
+  });
+  return get(read(`${place}:shown`))?.id ?? nodes.at(-1)?.id ?? null;
 }
 
 export function saveShown(id) {
@@ -79,20 +91,67 @@ export function saveShown(id) {
 
 // A full storage gets the younger half, and that one's younger half, until it fits.
 export function save(current) {
-  for (let count = nodes.length; !store(place, JSON.stringify(youngest(count, current))) && count > 1;) {
-    count = Math.floor(count / 2);
-  }
+  merge(current);
+  drop(current);
+  const text = (count) => JSON.stringify(youngest(count, current).filter((node) => !gone.has(node.id)));
+  for (let count = nodes.length; !store(place, text(count)) && count > 1;) count = Math.floor(count / 2);
+  store(`${place}:used`, String(Date.now()));
   saveShown(current);
 }
 
-function store(key, text) {
+// Takes what other tabs stored, and leaves what they removed; the picture that is shown here stays until it is left.
+function merge(current) {
+  const own = new Set(nodes.map((node) => node.id));
+  const isWhole = (node) => node?.id && node.png?.startsWith("data:image/png") && node.recipe?.rows?.length;
+  const others = readList(place).filter((node) => isWhole(node) && !own.has(node.id));
+  gone = new Set(readList(`${place}:cleared`));
+  nodes = [...nodes, ...others].filter((node) => !gone.has(node.id) || node.id === current);
+  nodes.sort((a, b) => (a.made ?? 0) - (b.made ?? 0));
+}
+
+function read(key) {
   try {
-    localStorage.setItem(key, text);
-    return true;
+    return localStorage.getItem(key);
   } catch (error) {
     warn(error);
-    return false;
+    return null;
   }
+}
+
+function readList(key) {
+  try {
+    return [...JSON.parse(read(key) ?? "[]")];
+  } catch (error) {
+    warn(error);
+    return [];
+  }
+}
+
+// A full storage first loses the histories of other models and steps, the one that was written longest ago before others.
+function store(key, text) {
+  for (;;) {
+    try {
+      localStorage.setItem(key, text);
+      return true;
+    } catch (error) {
+      if (error.name === "QuotaExceededError" && removeOldest()) continue;
+      warn(error);
+      return false;
+    }
+  }
+}
+
+// Whether there was one.
+function removeOldest() {
+  const keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+  const used = (name) => Number(localStorage.getItem(`${name}:used`) ?? 0);
+  const others = new Set(keys.map((key) => key.replace(BESIDE, "")).filter((name) => name !== place));
+  const oldest = [...others].sort((a, b) => used(a) - used(b))[0];
+  if (!oldest) return false;
+  for (const key of keys) if (key.replace(BESIDE, "") === oldest) localStorage.removeItem(key);
+  const [, name, step] = oldest.slice(PREFIX.length).match(/^(.*?)(?::(\d+))?(?::[0-9a-f]+)?$/);
+  notice(`The browser's storage was full: the pictures of ${name}, step ${step}, were removed from it.`);
+  return true;
 }
 
 function drop(current) {
