@@ -85,7 +85,7 @@ done
 
 code=0 deadline="" left=" ${pids[*]} "
 while [[ "$left" =~ [0-9] ]]; do
-  running=" $(jobs -rp | tr '\n' ' ') "
+  running=" $(jobs -rp | tr '\n' ' ') " || continue # Ctrl-C in a terminal ends this `tr`
   for pid in "${pids[@]}"; do
     [[ "$left" == *" $pid "* && "$running" != *" $pid "* ]] || continue
     left="${left/ $pid / }"
@@ -105,7 +105,8 @@ while [[ "$left" =~ [0-9] ]]; do
   if [[ "$deadline" ]] && ((SECONDS > deadline)); then
     kill -KILL $left 2>/dev/null || true
   fi
-  sleep 0.2
+  sleep 0.2 & # in front it would have the terminal, whose Ctrl-C then ends this shell before its trap
+  wait "$!" 2>/dev/null || true
 done
 wait "${labels[@]}" 2>/dev/null || true
 exit "$code"

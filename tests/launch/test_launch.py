@@ -1,13 +1,16 @@
 """The launchers: scripts parse, pass on commands, signals and exit codes; dry runs say what would be started."""
 
+import fcntl
 import functools
 import importlib.util
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -91,6 +94,31 @@ def test_local_passes_a_signal_to_all_and_waits_for_them(number):
     process.send_signal(number)
     assert sorted(process.stdout.read().splitlines()) == ["[0] saved", "[1] saved"]
     assert process.wait(timeout=60) == 75
+
+
+def test_ctrl_c_in_a_terminal_reaches_all_processes():
+    source = "signal.signal(signal.SIGINT, lambda *_: sys.exit(75))\nprint('ready', flush=True)\ntime.sleep(60)"
+    terminal, end = pty.openpty()
+
+    def take_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    ends = dict.fromkeys(("stdin", "stdout", "stderr"), end)
+    process = subprocess.Popen(
+        local(source), cwd=REPO, env=environment(), start_new_session=True, preexec_fn=take_terminal, **ends
+    )
+    shown = b""
+    while shown.count(b"] ready") < 2:
+        shown += os.read(terminal, 4096)
+    time.sleep(0.5)  # into the loop that waits for them
+    os.write(terminal, b"\x03")
+    try:
+        assert process.wait(timeout=20) == 75, shown
+    finally:
+        process.kill()
+        os.close(end)
+        os.close(terminal)  # which hangs up what is left
 
 
 @pytest.mark.parametrize(
