@@ -208,6 +208,13 @@ def test_sbatch_lives_through_its_own_sigterm_until_the_tasks_have_saved(slurm):
     assert process.returncode == 0 and calls()[-1] == "scontrol requeue 7"
 
 
+def test_sbatch_ends_with_the_code_of_an_srun_that_ends_before_it_waits(slurm, tmp_path):
+    (tmp_path / "slowly").write_text("trap 'sleep 0.2' DEBUG\n")  # before each command
+    process, _ = slurm(3, BASH_ENV=str(tmp_path / "slowly"))
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+
+
 def test_sbatch_asks_for_a_signal_in_time_and_one_task_a_node():
     told = re.findall(r"^#SBATCH (\S+)$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
     assert {"--requeue", "--signal=TERM@120", "--ntasks-per-node=1", "--open-mode=append"} <= set(told)
