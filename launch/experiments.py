@@ -148,7 +148,11 @@ class Runner:
     def _work(self) -> None:
         while (step := self._next()) is not None:
             start = time.monotonic()
-            succeeded = self._run(step)
+            try:
+                succeeded = self._run(step)
+            except OSError as error:  # no room for the log, or for one more process
+                say(f"{step.name}: {error}")
+                succeeded = False
             with self._changed:
                 (self.done.add if succeeded else self.failed.append)(step.name)
                 self._changed.notify_all()

@@ -94,6 +94,18 @@ def test_nothing_more_is_started_after_a_stop(experiments, tmp_path):
     assert runner.run() == [] and runner.done == {"a"}
 
 
+def test_a_step_that_cannot_be_started_has_failed_and_the_others_go_on(experiments, tmp_path, capsys):
+    (tmp_path / "a.log").mkdir()
+    command = f"python -c {shlex.quote('')}"
+    steps = [experiments.Step(name=name, command=command, after=after) for name, after in (("a", ()), ("b", ("a",)))]
+    runner = experiments.Runner([*steps, experiments.Step(name="c", command=command)], tmp_path, jobs=1)
+    running = threading.Thread(target=runner.run, daemon=True)
+    running.start()
+    running.join(timeout=10)
+    assert not running.is_alive() and runner.failed == ["a"] and runner.done == {"c"}
+    assert "a: [Errno" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flag", "said"), [("--sweep.chunck=3", "chunk"), ("--sweep.chunk", "sweep.chunk"), ("--jobs=0", "1 or more")]
 )
