@@ -19,6 +19,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -170,7 +171,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             if not flags.FLAGS.is_parsed():  # Grain reads some of absl's flags, which our command line does not parse
                 flags.FLAGS.mark_as_parsed()
             processes = grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(processes)
+            batches = batches.mp_prefetch(processes, worker_init_fn=_ignore_signals)
         return iter(batches)
 
 
@@ -255,6 +256,12 @@ class _Kept:
     def _room(self, name: str, value: np.ndarray | np.generic) -> np.ndarray:
         shape = self._reader.bounds[-1:] if name.startswith("decoder_") else np.shape(value)
         return np.zeros((len(self._there), *shape), value.dtype)
+
+
+def _ignore_signals(worker: int, count: int) -> None:
+    """In a worker process: Ctrl-C and SIGTERM reach the whole group, but the training process still needs batches."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @functools.cache

@@ -1,5 +1,8 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -201,6 +204,23 @@ def test_worker_processes_read_the_same_batches(loader):
         assert_same(take(workers, 4), expected[3:])
     finally:
         workers.close()
+
+
+def test_worker_processes_go_on_after_signals_to_the_whole_group(loader):
+    """What they hold ready is less than what is taken after the signals."""
+    before = {*multiprocessing.active_children()}
+    workers = loader(num_workers=1)
+    try:
+        batches = take(workers, 1)
+        (process,) = {*multiprocessing.active_children()} - before
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.pid, number)
+        batches += take(workers, 11)
+        assert process.is_alive()
+        assert_same(batches, take(loader(), 12))
+    finally:
+        workers.close()
+    assert not process.is_alive()
 
 
 def test_one_unshuffled_epoch_ends(loader):
