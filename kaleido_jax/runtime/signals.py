@@ -98,16 +98,18 @@ class _Ear:
 
 
 class StopSignal:
-    """While entered, SIGTERM and Ctrl-C set `asked` and say so; a second Ctrl-C ends the program at once."""
+    """While entered, SIGTERM and Ctrl-C set `asked` and say so; a second Ctrl-C ends the program at once.
 
-    asked = False
+    SIGTERM sets `terminated` too.
+    """
+
+    asked = terminated = False
 
     def __init__(self, what: str = "after this step, with a checkpoint") -> None:
         """`what` completes "stopping ..."."""
         self._what = what
 
     def __enter__(self) -> "StopSignal":
-        self._terminated = False
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
         # os.write, since a logger may be in use by what the signal interrupts
         self._ear = _Ear(lambda: os.write(2, STOPPING.format(self._what).encode())).__enter__()
@@ -116,11 +118,12 @@ class StopSignal:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise Aborted
-        self.asked, self._terminated = True, self._terminated or number == signal.SIGTERM
+        self.terminated = self.terminated or number == signal.SIGTERM
+        self.asked = True
 
     def as_error(self) -> KeyboardInterrupt:
         """What to raise after the clean end."""
-        return Terminated() if self._terminated else KeyboardInterrupt()
+        return Terminated() if self.terminated else KeyboardInterrupt()
 
     def __exit__(self, *error: object) -> None:
         self._ear.__exit__()

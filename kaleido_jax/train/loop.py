@@ -16,6 +16,7 @@ from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.data.loader import BatchIterator
+from kaleido_jax.errors import Terminated
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.flops import flops_at
 from kaleido_jax.models.kaleido import build_model, count_params
@@ -34,6 +35,10 @@ from kaleido_jax.train.step import make_train_step
 from kaleido_jax.train.watching import Looks
 
 log = logging.getLogger(__name__)
+
+_RESUMES = "the same command resumes from there"
+_FINISHED = "training is finished, and the same command goes on with what follows it"
+_END_SEC = 3600  # from the first process whose last checkpoint is on disk to the last
 
 
 def train(config: Config, workdir: Path, tokenizer: Tokenizer, batches: BatchIterator) -> State:
@@ -161,9 +166,12 @@ class _Run:
         self.writer.close()
         self._end_profile()
         self._wait()  # here, where a second signal does not cut it short
-        if int(state.step) < last:
-            log.warning("stopped at step %d by a signal; the same command resumes from there", int(state.step))
-            raise stop.as_error()
+        batches.close()  # takes seconds, in which a signal may come too
+        if error := _stop_of_all(stop):
+            log.warning(
+                "stopped at step %d by a signal; %s", int(state.step), _RESUMES if int(state.step) < last else _FINISHED
+            )
+            raise error
         return state
 
     def _next_batch(self, batches: BatchIterator, stop: StopSignal) -> dict[str, np.ndarray]:
@@ -255,6 +263,13 @@ class _Run:
             jax.profiler.stop_trace()
             self.profiling = False
             log.info("profile: %s", self.workdir / "profile")
+
+
+def _stop_of_all(stop: StopSignal) -> KeyboardInterrupt | None:
+    """What ends all processes alike, whichever of them got a signal; None without any."""
+    asked = not distributed.agree("no stop", not stop.asked, _END_SEC)
+    terminated = not distributed.agree("no SIGTERM", not stop.terminated, _END_SEC)
+    return Terminated() if terminated else KeyboardInterrupt() if asked else None
 
 
 def _lengths(batch: dict[str, jax.Array]) -> tuple[int, int]:

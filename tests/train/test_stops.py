@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in training: the step in hand is the last one, and a second press leaves the last checkpoint."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -56,6 +57,53 @@ def test_the_step_in_hand_is_the_last_one(tmp_path, number, error, capfd, monkey
     assert checkpoints.steps_of(tmp_path) == [7] and max(behind) == 2
     assert json.loads((tmp_path / "checkpoints" / "7" / "data" / "metadata").read_text()) == {"batch": 7}
     assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_ends_the_program_too(tmp_path, monkeypatch, caplog):
+    """Otherwise it would go on with samples and measures."""
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, num_steps=2))
+    wait = loop._Run._wait
+
+    def waiting(self):
+        wait(self)
+        if checkpoints.steps_of(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Run, "_wait", waiting)
+    with pytest.raises(Terminated):
+        loop.train(config, tmp_path, load_tokenizer("emoji", 64), Pressing(0, 0))
+    assert checkpoints.steps_of(tmp_path) == [2]
+    assert "stopped at step 2 by a signal; training is finished" in caplog.text
+
+
+TOGETHER = """
+import os, signal
+from kaleido_jax.errors import Terminated
+from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.signals import StopSignal
+from kaleido_jax.train import loop
+
+distributed.start()
+for numbers in ([], [signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]):
+    with StopSignal() as stop:
+        if numbers and distributed.process_index() < len(numbers):
+            os.kill(os.getpid(), numbers[distributed.process_index()])
+        print([number.name for number in numbers], type(loop._stop_of_all(stop)).__name__)
+"""
+
+
+def test_all_processes_end_with_the_code_of_the_signal_that_one_got():
+    command = ["bash", "launch/local.sh", "--processes=2", "--", sys.executable, "-c", TOGETHER]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=REPO, env=env, stdout=subprocess.PIPE, text=True, timeout=300)
+    ends = {
+        "[]": "NoneType",
+        "['SIGINT']": "KeyboardInterrupt",
+        "['SIGTERM']": "Terminated",
+        "['SIGINT', 'SIGTERM']": "Terminated",
+    }
+    expected = [f"[{i}] {numbers} {end}" for i in range(2) for numbers, end in ends.items()]
+    assert sorted(line for line in done.stdout.splitlines() if "[]" in line or "SIG" in line) == sorted(expected)
 
 
 TWICE = """
