@@ -139,6 +139,8 @@ class _Run:
         for step in range(first + 1, last + 1):
             if self.alone and stop.asked and step == first + 1:
                 break  # while it was restored: what is on disk is the newest
+            if step == first + 1:
+                self._make_up_look(first, state)
             self._profile(step)
             batch = self._next_batch(batches, stop)
             state, scalars = self._dispatch(state, batch)
@@ -158,8 +160,10 @@ class _Run:
                 self._report(step)
                 due = None
                 self._save(step, state, batches)
-            if stopping:
+            if stopping and step < last:  # without a look, which may take minutes: the resumed run makes up for it
                 break
+            if stopping:
+                self._wait()  # before the last look, in which somebody may press again
             self._look(step, state)
         self.watch.finish()
         self.progress.close()
@@ -214,6 +218,14 @@ class _Run:
         if self.looks is not None and step % self.config.eval.every_steps == 0:
             with self.stopwatch("evaluation"):
                 self.writer.write_scalars(step, self.looks(step, state.ema, self.frozen))
+            self.writer.flush()
+
+    def _make_up_look(self, step: int, state: State) -> None:
+        """At the step from which a run resumes, if the one before saved it and ended before its look."""
+        if self.looks is None or not step or step % self.config.eval.every_steps:
+            return
+        if distributed.tell("look", lambda: self.looks.lacks(step), distributed.START_SEC):
+            self._look(step, state)
 
     def _save(self, step: int, state: State, batches: BatchIterator) -> None:
         with self.stopwatch("checkpoint"):

@@ -164,6 +164,16 @@ def open_wandb(config: Config, workdir: Path) -> Any:
     return run
 
 
+def scalars_at(workdir: Path, step: int) -> dict[str, float]:
+    """What metrics.jsonl has of a step, of all its lines."""
+    path = workdir / METRICS
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    found: dict[str, float] = {}
+    for line in lines:
+        found |= json.loads(line) if _step(line) == step else {}
+    return found
+
+
 def _step(line: bytes) -> float:
     """The step of a line of metrics.jsonl; infinity for a broken line, as a killed run or a full disk leaves it."""
     try:

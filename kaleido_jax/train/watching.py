@@ -25,6 +25,7 @@ from kaleido_jax.sampling.output import png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.train.batches import make_batches
 from kaleido_jax.train.caption_cache import ClassCaptions
+from kaleido_jax.train.metrics import scalars_at
 from kaleido_jax.train.step import Metrics, joint_loss
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ HELD_OUT = "test"  # the split
 FOLDER = "samples/training"
 ROWS = 6  # of the grid
 _MOST_TRIES = 16 * ROWS  # records that are read for it, should some be damaged
+_PREFIX = "held_out_"  # of the names of their losses
 _TOKENS = "tokens"  # of z in a batch, by which its loss_ar counts
 
 
@@ -97,7 +99,16 @@ class Looks:
         found = self._losses.mean(self.batches, ema, frozen) if self.batches else {}
         if self.config.eval.grid:
             self._draw(step, ema | frozen)
-        return {f"held_out_{name}": value for name, value in found.items()}
+        return {f"{_PREFIX}{name}": value for name, value in found.items()}
+
+    def lacks(self, step: int) -> bool:
+        """Whether losses or grid of a step are not in the workdir: a stop or a kill may come before they are made."""
+        if self.config.eval.grid and not self._grid_path(step).exists():
+            return True
+        return bool(self.batches) and not any(name.startswith(_PREFIX) for name in scalars_at(self.workdir, step))
+
+    def _grid_path(self, step: int) -> Path:
+        return self.workdir / FOLDER / f"step_{step:08d}.png"
 
     def _batches(self) -> list[dict[str, np.ndarray]]:
         """The first batches of the held-out records, the same for every look; their times and noise are fixed too.
@@ -121,7 +132,7 @@ class Looks:
         pipeline = KaleidoPipeline(self.config, params, self.codec, step)
         names = [record.caption for record in self._shown]
         out = pipeline(names, images_per_caption=2, seed=self.config.seed, **given)
-        path = self.workdir / FOLDER / f"step_{step:08d}.png"
+        path = self._grid_path(step)
         if distributed.is_main():
             try:
                 write_atomically(path, png_bytes(out.grid()))

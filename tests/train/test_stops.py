@@ -12,7 +12,7 @@ import pytest
 from kaleido_jax.errors import Terminated
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime import checkpoints
-from kaleido_jax.train import loop
+from kaleido_jax.train import loop, watching
 from tests.conftest import REPO
 from tests.tiny import single_net_config, tiny_batch
 
@@ -104,6 +104,55 @@ def test_all_processes_end_with_the_code_of_the_signal_that_one_got():
     }
     expected = [f"[{i}] {numbers} {end}" for i in range(2) for numbers, end in ends.items()]
     assert sorted(line for line in done.stdout.splitlines() if "[]" in line or "SIG" in line) == sorted(expected)
+
+
+class Looking(watching.Looks):
+    """Looks whose loss is the step."""
+
+    def __init__(self, config, workdir, *_):
+        self.config, self.workdir, self.batches = config, workdir, [{}]
+
+    def __call__(self, step, ema, frozen):
+        return {"held_out_loss": float(step)}
+
+
+@pytest.mark.slow
+def test_no_look_is_lost_by_a_stop(tmp_path, monkeypatch):
+    """Neither by one at the step of the look, nor at the last step, nor by a kill in a step behind it."""
+    monkeypatch.setattr(loop, "Looks", Looking)
+    train = dataclasses.replace(CONFIG.train, num_steps=4)
+    config = dataclasses.replace(CONFIG, train=train, eval=dataclasses.replace(CONFIG.eval, every_steps=2, grid=False))
+
+    def looks():
+        lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+
+    class Reading(Pressing):
+        def __next__(self):
+            seen.append(looks() if self.batch == 3 else None)
+            return super().__next__()
+
+    seen = []
+    with pytest.raises(Terminated):
+        loop.train(config, tmp_path, load_tokenizer("emoji", 64), Pressing(2, signal.SIGTERM))
+    assert looks() == []
+    with pytest.raises(Terminated):
+        loop.train(config, tmp_path, load_tokenizer("emoji", 64), Reading(4, signal.SIGTERM))
+    assert seen == [None, [(2, 2.0)]] and looks() == [(2, 2.0), (4, 4.0)]
+
+
+def test_a_look_is_lacking_until_its_losses_and_its_grid_are_there(tmp_path):
+    config = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, every_steps=2, grid=True))
+    looks = Looking(config, tmp_path)
+    grid = tmp_path / watching.FOLDER / "step_00000002.png"
+    grid.parent.mkdir(parents=True)
+    assert looks.lacks(2)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n{"step": 2, "held_out_loss": 1.0}\n{"step"')
+    assert looks.lacks(2)
+    grid.touch()
+    assert not looks.lacks(2) and looks.lacks(4)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n')
+    assert looks.lacks(2)
 
 
 TWICE = """
