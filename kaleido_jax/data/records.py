@@ -522,7 +522,7 @@ def _check_use(folder: Path, manifest: Manifest, codec: Codec, image_size: int) 
 
 
 def _check_shard(path: Path, shard: Shard, verify: str) -> None:
-    if not path.exists():
+    if not os.path.isfile(path):  # nor of a folder, or a name too long for a file
         raise user_error(f"shard {path} is missing", f"{shard.bytes} bytes as in {MANIFEST}", _REMAKE)
     refuse_lfs_pointer(path)
     size = path.stat().st_size

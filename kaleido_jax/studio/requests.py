@@ -215,7 +215,7 @@ def _latents(value: Any, name: str) -> dict[str, Any]:
     """Segments of a JSON z as readable values, by name."""
     fields = _object(value, name)
     for segment, one in fields.items():
-        if segment == "voken":  # as many as the model has, which its codec checks
+        if segment == "voken":  # a model may have any number of them; z that are too long are refused later
             continue
         if isinstance(one, list) and len(one) > LIMITS["objects"]:
             raise user_error(f"{segment} of {len(one)} entries", f"at most {LIMITS['objects']}", "remove some")

@@ -213,3 +213,9 @@ def test_a_number_too_large_for_a_float_is_refused(tmp_path, path, value):
         number = f'{{"{name}": {number}}}'
     found = probe(TARGETS["config_json"](tmp_path), number.encode())
     assert found.startswith(f"config.{'.'.join(path)}") and "expected" in found and len(found) < 200
+
+
+@pytest.mark.parametrize("name", ["", ".", "x" * 300])
+def test_a_shard_whose_name_is_no_files_is_missing(tmp_path, name):
+    target = TARGETS["manifest"](tmp_path)
+    assert "is missing" in probe(target, changed(target, "shards", 0, "file", value=name))

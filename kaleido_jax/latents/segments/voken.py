@@ -49,12 +49,10 @@ class VokenSegment:
         return tuple(int(match[1]) for match in found if match)
 
     def encode(self, value: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
-        """The ids of the vokens with that of "#" between them; their number must be the vocabulary's."""
+        """The ids of the vokens with that of "#" between them."""
         tokenizer = vocabulary.tokenizer
         if max(value) >= tokenizer.codebook_size:
             raise latents_error(f"voken {max(value)}", f"0..{tokenizer.codebook_size - 1}", "use the matching codebook")
-        if vocabulary.vokens_per_image not in (None, len(value)):
-            raise latents_error(f"{len(value)} vokens", f"{vocabulary.vokens_per_image} per image", "write as many")
         ids = [tokenizer.hash_id] * (2 * len(value) - 1)
         ids[::2] = [tokenizer.voken_id(index) for index in value]
         return ids
