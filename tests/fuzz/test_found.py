@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from flax import serialization
 
+from kaleido_jax.errors import UserError
+from kaleido_jax.interop.files.weights import open_weights
 from kaleido_jax.latents.address import assign
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.latents.validity import LatentsError
 from tests.fuzz.targets import TARGETS, probe
+from tests.interop.files import torch_files
 
 
 def changed(target, *path, value):
@@ -219,3 +222,16 @@ def test_a_number_too_large_for_a_float_is_refused(tmp_path, path, value):
 def test_a_shard_whose_name_is_no_files_is_missing(tmp_path, name):
     target = TARGETS["manifest"](tmp_path)
     assert "is missing" in probe(target, changed(target, "shards", 0, "file", value=name))
+
+
+def test_an_empty_tensor_without_its_storage_is_damage(tmp_path):
+    path = torch_files.write(tmp_path / "x.pth", {"a.weight": np.ones(2, np.float32), "a.none": np.ones(0, np.float32)})
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    emptied = [name for name, content in entries.items() if "/data/" in name and not content]
+    assert len(emptied) == 1 and open_weights(path, "weights").read("a.none").shape == (0,)
+    with zipfile.ZipFile(path, "w") as file:
+        for name in entries.keys() - {*emptied}:
+            file.writestr(name, entries[name])
+    with pytest.raises(UserError, match="no storage of a.none"):
+        open_weights(path, "weights")

@@ -58,6 +58,8 @@ class TorchZip:
         """Checks that a tensor lies inside its storage, and the storage inside the file."""
         entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
         check_inside(tensor, name, min(entry.file_size, entry.compress_size) if entry else 0, self.path)
+        if entry is None:  # of a tensor without a number, whose storage torch writes too
+            raise self._damaged(f"no storage of {name}")
 
     def _content(self, name: str) -> bytes:
         info = self._entries[self._folder + name]
