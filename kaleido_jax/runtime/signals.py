@@ -62,7 +62,9 @@ class _Ear:
     """
 
     def __init__(self, first: Callable[[], None]) -> None:
-        self._first, self._thread, self._left = first, None, threading.Event()
+        # In a thread of its own, since a second press may come while it waits.
+        self._first = threading.Thread(target=first, name="first signal", daemon=True)
+        self._thread, self._left = None, threading.Event()
 
     def __enter__(self) -> "_Ear":
         if threading.current_thread() is threading.main_thread():
@@ -84,8 +86,7 @@ class _Ear:
                     return
                 os._exit(130)  # checkpoints are renamed when they are whole, so the last one stays
             if not heard:
-                # In a thread of its own, since a second press may come while it waits.
-                threading.Thread(target=self._first, daemon=True).start()
+                self._first.start()
             heard = True
 
     def __exit__(self, *error: object) -> None:
@@ -95,6 +96,8 @@ class _Ear:
             os.close(self._write_end)
             self._thread.join()
             os.close(self._read_end)
+            if self._first.ident is not None:  # started: a program that ends at once shall have said so before
+                self._first.join(PATIENCE_SEC)
 
 
 class StopSignal:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from kaleido_jax.runtime.signals import StopSignal
 from tests.conftest import REPO
 
 # As compiling does: half a minute in C, where no Python handler can run.
@@ -68,6 +69,14 @@ def test_a_program_that_ends_at_once_says_nothing_more(start):
     process = start(OTHER.replace(STUCK, "import time; print('in', flush=True); time.sleep(60)"))
     process.send_signal(signal.SIGINT)
     assert process.wait(15) and "stopping" not in process.stderr.read()
+
+
+def test_what_ends_right_after_a_signal_has_said_so_before(monkeypatch, capfd):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda *what: (time.sleep(0.3), write(*what))[1])  # as on a busy machine
+    with StopSignal("after the images in hand") as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.asked and capfd.readouterr().err.startswith("stopping after the images in hand; press Ctrl-C again")
 
 
 def test_signals_of_a_forked_process_are_not_taken_for_its_parents(start):
