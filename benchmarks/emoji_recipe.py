@@ -4,8 +4,8 @@ python -m benchmarks.emoji_recipe --records=DIR [--seconds=480] [--config=emoji_
 python -m benchmarks.emoji_recipe --records=DIR --run=WORKDIR
 
 DIR holds the records of a run (its workdir's records/, with the splits train and test). With --run nothing is trained:
-the latest EMA of that run is measured. "of another" is L_DM where each image gets another scene's caption and z; its
-quotient by L_DM grows as the net follows z, and is about 0.95 where it does not.
+the latest EMA of that run is measured, at single noise levels too. "of another" is L_DM where each image gets another
+scene's caption and z; its quotient by L_DM grows as the net follows z, and is about 0.95 where it does not.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -26,6 +27,7 @@ keep_compiled()
 os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from kaleido_jax.config.codec import open_codec  # noqa: E402
@@ -33,15 +35,18 @@ from kaleido_jax.config.load import config_from_flags  # noqa: E402
 from kaleido_jax.config.schema import Config  # noqa: E402
 from kaleido_jax.data.loader import make_loader  # noqa: E402
 from kaleido_jax.data.records import open_records  # noqa: E402
+from kaleido_jax.diffusion.schedule import alpha_bar_table  # noqa: E402
 from kaleido_jax.models.kaleido import build_model  # noqa: E402
 from kaleido_jax.runtime.mesh import make_mesh  # noqa: E402
 from kaleido_jax.sampling.pipeline import KaleidoPipeline  # noqa: E402
+from kaleido_jax.train import step as training  # noqa: E402
 from kaleido_jax.train.optimizer import make_optimizer  # noqa: E402
 from kaleido_jax.train.state import create_state  # noqa: E402
 from kaleido_jax.train.step import joint_loss, make_train_step  # noqa: E402
 
 HELD_OUT, ROWS = 512, 64  # scenes, and of a batch of them
 FIRST_STEP = 10**6  # held-out batch i has the noise and times of this step + i, whatever was trained
+LEVELS = (1, 8, 20, 40, 48, 80, 120, 200, 400, 500, 900)  # steps of the noise process
 HEADINGS = ("weights", "CPU s", "steps", "images", "img/s", "L_AR", "L_DM", "of another", "quotient")
 
 
@@ -72,6 +77,24 @@ def held_out_losses(config: Config, model: Any, records: Path) -> Callable[[Any]
     return losses
 
 
+def print_levels(config: Config, model: Any, params: Any, records: Path) -> None:
+    """The mean squared error of x0 at single noise levels, a table; the first ROWS test scenes, each with its z."""
+    diffusion = replace(config.diffusion, p_uncond=0.0, loss_space="x0")
+    config = replace(config, diffusion=diffusion)
+    batch = next(batches(config, records / "test", ROWS, shuffle=False, num_epochs=1))
+
+    @jax.jit
+    def error(params: Any, at: Any) -> Any:
+        with mock.patch.object(training, "sample_times", lambda config, step, rows: jnp.full(rows.shape, at - 1)):
+            return joint_loss(params, model, config, batch, FIRST_STEP)[1]["loss_dm"]
+
+    print("\n| step | sigma / alpha | of x_t / alpha | of the net |\n|---|---|---|---|", flush=True)
+    alpha_bars = alpha_bar_table(diffusion.schedule, diffusion.num_steps).astype(np.float64)
+    for at in LEVELS:
+        noise = (1 - alpha_bars[at]) / alpha_bars[at]
+        print(f"| {at} | {noise**0.5:.3f} | {noise:.5f} | {float(error(params, at)):.5f} |", flush=True)
+
+
 def row(weights: str, seconds: float, step: int, batch_size: int, losses: tuple[float, float, float]) -> str:
     """A line of the table."""
     ar, own, other = losses
@@ -95,6 +118,7 @@ def main() -> None:
         model = build_model(config, open_codec(config).tokenizer.base_vocab_size)
         losses = held_out_losses(config, model, args.records)(pipeline.params)
         print(row("EMA", 0, pipeline.step, config.train.batch_size, losses))
+        print_levels(config, model, pipeline.params, args.records)
         return
 
     config = config_from_flags(args.config, flags)

@@ -44,6 +44,7 @@ def get_config(variant: str = "32") -> ConfigDict:
     sample = config.sample
     # After so little training 4 turns into garish colors and shows the patches; accelerators train longer.
     sample.sampler, sample.num_steps, sample.gamma, sample.guidance_interval = "ddpm", 50, 2.0, ()
+    sample.sigma_min = 0.0
     sample.top_p, sample.grammar = 0.95, True  # every z parses, however short the training was
     config.eval.protocol = "none"  # `init` writes "records"
     config.eval.num_samples, config.eval.gamma = 200, sample.gamma

@@ -361,6 +361,7 @@ class Sample:
     autoguidance_workdir: PathText | None = None
     ddim_eta: Share = 0.0  # noise of DDIM; 1 equals ancestral
     threshold: Literal["none", "clip", "dynamic", "dynamic_capped"] = "clip"  # of predicted x0
+    sigma_min: Weight = 0.0  # noise sigma / alpha, innermost, below which the network is not asked: x0 is the image
     start_at_n: bool = False  # start the step list at N instead of MDM's first step (997 of 250)
     micro: tuple[tuple[str, Weight], ...] = ()  # values of the denoiser's micro conditions; others take their default
     temperature: Weight = 1.0  # of the prior; 0 = greedy

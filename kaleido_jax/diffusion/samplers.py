@@ -220,8 +220,17 @@ class Reversing(NamedTuple):
 
 
 def evaluations(diffusion: cfg.Diffusion, sample: cfg.Sample) -> Evaluations:
-    """(at, t, s) of each evaluation of the network, as steps 0..N, in order."""
+    """(at, t, s) of each evaluation of the network, as steps 0..N, in order.
+
+    Steps from a noise sigma / alpha below `sample.sigma_min` are left out, so the last of the others goes right to x0.
+    A network that predicts x0 through fewer channels than a patch has numbers cannot copy a nearly clean image, and an
+    ancestral sampler with many steps would have it redrawn again and again.
+    """
     steps = step_list(diffusion.num_steps, sample.num_steps, sample.start_at_n)
+    alpha_bars = alpha_bar_table(diffusion.schedule, diffusion.num_steps)[steps[:-1]].astype(np.float64)
+    asked = (1 - alpha_bars) / alpha_bars >= sample.sigma_min**2
+    asked[0] = True
+    steps = np.append(steps[:-1][asked], steps[-1])
     return SAMPLERS[sample.sampler](sample).times(steps)
 
 
@@ -308,7 +317,7 @@ def reverse(
       rule: guidance.
       keys: one per sample; sample i depends on its key alone, not on the batch or the devices.
       diffusion: the process.
-      sample: sampler, number of steps, threshold, ddim_eta.
+      sample: sampler, number of steps, where they end, threshold, ddim_eta.
       shapes: of one sample at each resolution.
       scales: of each resolution relative to the innermost.
 

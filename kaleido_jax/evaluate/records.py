@@ -45,7 +45,7 @@ from kaleido_jax.evaluate.metrics.diversity import by_condition, mean_similarity
 from kaleido_jax.evaluate.parts import draw_captions_in_parts, remove_samples, stored_report
 from kaleido_jax.evaluate.records_page import Shown, page
 from kaleido_jax.evaluate.sets import SET_PROTOCOLS, Rows, check_counts, measure_set, reference_of
-from kaleido_jax.evaluate.sweep.run import guidance_text
+from kaleido_jax.evaluate.sweep.run import guidance_text, sampler_text
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.models.kaleido import build_model
@@ -405,7 +405,7 @@ def _stamping(task: _Task) -> dict[str, dict[str, Any]]:
         name: {
             "checkpoint": recipe["model"]["weights"],
             "prior": prior if name == "model" else "",
-            "sampler": f"{sample.sampler}, threshold {sample.threshold}",
+            "sampler": sampler_text(sample, task.pipelines[name].config.diffusion),
             "num_steps": sample.num_steps,
             "guidance": guidance_text(sample, recipe["model"]["worse"]),
             "gamma": sample.gamma,

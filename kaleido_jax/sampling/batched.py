@@ -40,7 +40,8 @@ SETTINGS = tuple(
     field.name for field in dataclasses.fields(Sample) if field.name not in OF_THE_GRID + OF_LOADING
 )  # what a call may set, and a recipe keeps
 OF_THE_PRIOR = ("temperature", "top_k", "top_p")
-COMPILED_IN = tuple(sorted({*SETTINGS} - {*OF_THE_PRIOR, "gamma", "grammar", "num_steps", "start_at_n"}))
+OF_THE_STEPS = ("num_steps", "sigma_min", "start_at_n")  # where the network is evaluated
+COMPILED_IN = tuple(sorted({*SETTINGS} - {*OF_THE_PRIOR, *OF_THE_STEPS, "gamma", "grammar"}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,5 +237,5 @@ def _placing(placement: Placement) -> AbstractContextManager[None]:
 
 def _compiled_in(sample: Sample) -> Sample:
     """Only the fields that the image function is compiled for, so that other changes do not recompile it."""
-    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, "gamma", "grammar", "num_steps", "start_at_n")
+    others = (*OF_THE_GRID, *OF_LOADING, *OF_THE_PRIOR, *OF_THE_STEPS, "gamma", "grammar")
     return dataclasses.replace(sample, **{name: getattr(Sample(), name) for name in others})

@@ -9,7 +9,7 @@ from kaleido_jax.config import fields
 from kaleido_jax.config.schema import Diffusion, Model, Sample, sample_shapes, scales
 from kaleido_jax.diffusion import samplers
 from kaleido_jax.diffusion.process import add_noise, expand, from_x0_eps, per_sample_normal
-from kaleido_jax.diffusion.samplers import DDIM, SAMPLERS, DPMpp2M, Levels
+from kaleido_jax.diffusion.samplers import DDIM, SAMPLERS, DPMpp2M, Levels, evaluations
 from kaleido_jax.diffusion.schedule import SCHEDULES, alpha_bar_table, shift
 from kaleido_jax.models.nested_unet import build_denoiser
 from kaleido_jax.runtime.randomness import sample_keys
@@ -95,6 +95,26 @@ def test_a_perfect_denoiser_is_sampled_to_its_image_in_any_number_of_steps(sampl
         drawn = reverse(predict, sample_keys(0, "image", 0, jnp.arange(6)), DIFFUSION, sample, SHAPES, SCALES)
         for image, x0 in zip(drawn, clean, strict=True):  # 1 / sqrt(alpha_bar[N]) = 2e4 of rounding from the start
             np.testing.assert_allclose(image, x0, atol=2e-2 if start_at_n else 2e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_below_sigma_min_the_last_x0_is_the_image(sampler):
+    def predict(images, times):
+        """An x0 that tells when it was predicted."""
+        x0 = (times[:, None] + 1) / 1000
+        return [to_v(jnp.broadcast_to(x0, x.shape), x, shift(ALPHA_BARS[times + 1], s)) for x, s in _with(images)]
+
+    sample = Sample(sampler=sampler, num_steps=20, sigma_min=0.2)
+    for image in reverse(predict, sample_keys(0, "image", 0, jnp.arange(2)), DIFFUSION, sample, SHAPES, SCALES):
+        np.testing.assert_allclose(image, 0.143, atol=1e-3)  # the noise of steps 95 and 48 is 0.16 and 0.09
+
+
+def test_sigma_min_leaves_out_steps_with_less_noise_and_never_all():
+    steps = lambda **settings: evaluations(DIFFUSION, Sample(**settings)).tolist()  # noqa: E731
+    whole = steps(sampler="ddpm", num_steps=250)
+    assert steps(sampler="ddpm", num_steps=250, sigma_min=0.085) == [*whole[:238], [48, 48, 0]] and whole[238][0] == 48
+    assert steps(sampler="dpmpp_2m", num_steps=20, sigma_min=0.085) == steps(sampler="dpmpp_2m", num_steps=20)
+    assert steps(num_steps=20, sigma_min=1e9) == [[953, 953, 0]]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

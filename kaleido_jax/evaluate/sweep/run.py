@@ -18,8 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from kaleido_jax.config.schema import Sample
+from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel
+from kaleido_jax.diffusion.samplers import evaluations
 from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate.parts import read_stored
 from kaleido_jax.evaluate.sweep import cells as of_sweep
@@ -156,13 +157,14 @@ class SweepRun:
 
     def _stamp(self, cell: Cell, of: dict[str, Any]) -> dict[str, Any]:
         sample, prior = cell.sample, ""
-        if self._pipeline(cell.model, cell.training, cell.needs_worse).config.latents.segments:
+        config = self._pipeline(cell.model, cell.training, cell.needs_worse).config
+        if config.latents.segments:
             prior = f"temperature {sample.temperature:g}, top_k {sample.top_k}, top_p {sample.top_p:g}"
             prior += ", grammar" * sample.grammar + ", shuffled" * cell.model.shuffled
         return {
             "checkpoint": of["model"]["weights"],
             "prior": prior,
-            "sampler": f"{sample.sampler}, threshold {sample.threshold}",
+            "sampler": sampler_text(sample, config.diffusion),
             "num_steps": sample.num_steps,
             "guidance": guidance_text(sample, of["model"]["worse"]),
             "gamma": cell.gamma,
@@ -233,6 +235,15 @@ def guidance_text(sample: Sample, worse: str | None) -> str:
     }
     text = sample.guidance + own.get(sample.guidance, "")
     return text + f", interval {sample.guidance_interval}" * bool(sample.guidance_interval)
+
+
+def sampler_text(sample: Sample, diffusion: Diffusion) -> str:
+    """The sampler with what else moves x, e.g. "ddpm, threshold clip, no steps below sigma 0.085"."""
+    whole = evaluations(diffusion, dataclasses.replace(sample, sigma_min=0.0))
+    text = f"{sample.sampler}, threshold {sample.threshold}"
+    text += f", eta {sample.ddim_eta:g}" * (sample.sampler == "ddim" and sample.ddim_eta > 0)
+    text += ", from N" * sample.start_at_n
+    return text + f", no steps below sigma {sample.sigma_min:g}" * (len(evaluations(diffusion, sample)) < len(whole))
 
 
 def _content(of: dict[str, Any], measured: Measured, drawn: Drawn, shown: int, captions: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from kaleido_jax.config.load import load_config
+from kaleido_jax.config.schema import Diffusion, Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, load_sweep, settings
 from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate import sets
@@ -21,7 +22,7 @@ from kaleido_jax.evaluate.sweep import cells, drawing
 from kaleido_jax.evaluate.sweep import run as running
 from kaleido_jax.evaluate.sweep.drawing import draw
 from kaleido_jax.evaluate.sweep.figure import curves_shown, write_figure
-from kaleido_jax.evaluate.sweep.run import SweepRun
+from kaleido_jax.evaluate.sweep.run import SweepRun, sampler_text
 from kaleido_jax.evaluate.sweep.summary import claim, markdown, summarize
 from kaleido_jax.main import parse_flags
 from kaleido_jax.verbs import VERBS
@@ -458,3 +459,11 @@ def test_the_claims_models_differ_in_what_they_are_called_for_and_in_nothing_els
 
 def test_of_one_setting_twice_the_last_holds():
     assert settings(("gamma=2", "guidance_interval=(1,2)", "gamma=3")) == {"gamma": 3.0, "guidance_interval": (1, 2)}
+
+
+def test_the_stamp_says_what_else_moves_x_and_no_setting_without_effect():
+    assert sampler_text(Sample(sampler="ddpm"), Diffusion()) == "ddpm, threshold clip"
+    assert sampler_text(Sample(sampler="ddim", ddim_eta=1.0, start_at_n=True), Diffusion()).endswith(", eta 1, from N")
+    few, many = (Sample(sampler="ddpm", num_steps=n, sigma_min=0.085) for n in (20, 250))
+    assert sampler_text(few, Diffusion()) == "ddpm, threshold clip"
+    assert sampler_text(many, Diffusion()) == "ddpm, threshold clip, no steps below sigma 0.085"
