@@ -7,8 +7,8 @@ the heads' transposes included. A loop inside one program feeds the gradients ba
 none waits for the host. Errors are against float32 attention on the same bfloat16 inputs. Rematerialization, which
 computes the forward pass once more, is left out. On CPU the shapes are tiny, and cuDNN's form is not there.
 
-With --topology nothing runs: one call is compiled for one chip of a TPU that need not be there, and the table has the
-compiler's memory and the bytes that it expects to move.
+With --topology nothing runs: one call is compiled for one chip of a TPU or one GPU that need not be there, and the
+table has the compiler's memory and the bytes that it expects to move.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from kaleido_jax.models.attention import attend, merge_heads, split_heads
 from kaleido_jax.models.fused_attention import fused_attend
 from kaleido_jax.models.unet import scaled_attend
 from kaleido_jax.plan.compiled import topology_devices
+from kaleido_jax.plan.gpus import options_for
 
 PLAIN, FUSED, PEER = "kaleido_jax", "kaleido_jax, fused", "jax.nn, xla"
 FORMS = (PLAIN, FUSED, PEER, "jax.nn, cudnn")
@@ -182,14 +183,17 @@ def compiled_for(name: str, shape: Shape, batch: int, device: jax.Device) -> dic
     inputs, dy, mask = make_inputs(shape, batch)
     there = jax.sharding.SingleDeviceSharding(device)
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), (inputs, dy))
-    with cpu.plain(device.platform):
-        compiled = jax.jit(with_gradients(form_of(name, shape, mask))).lower(*given).compile()
-    return {
-        "shape": shape.name,
-        "form": name,
-        "temp_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
-        "moved_gb": compiled.cost_analysis()["bytes accessed"] / 1e9,
-    }
+    row: dict[str, float | str] = {"shape": shape.name, "form": name}
+    try:
+        with cpu.plain(device.platform):
+            lowered = jax.jit(with_gradients(form_of(name, shape, mask))).lower(*given)
+        compiled = lowered.compile(compiler_options=options_for(device))
+    except Exception as error:  # noqa: BLE001  whatever a library says, the other rows go on
+        return row | {"why": f"{type(error).__name__}: {first_line(error)[:120]}"}
+    row["temp_mb"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
+    if cost := compiled.cost_analysis():  # NVIDIA's compiler says nothing without a device
+        row["moved_gb"] = cost["bytes accessed"] / 1e9
+    return row
 
 
 def forms_of(shape: Shape, device: jax.Device) -> Iterator[str]:
@@ -236,7 +240,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--latents", type=lambda text: tuple(map(int, text.split(","))), default=(192, 256))
     parser.add_argument("--loops", type=int, default=20, help="calls in one program")
-    parser.add_argument("--topology", help="a TPU that libtpu compiles for, e.g. v5p:2x2x1")
+    parser.add_argument("--topology", help="what to compile for, e.g. v5p:2x2x1 or h100:1")
     parser.add_argument("--out", type=Path, help="FILE.md; the numbers go to FILE.json")
     args = parser.parse_args()
     device = topology_devices(args.topology).flat[0] if args.topology else jax.devices()[0]

@@ -1,4 +1,4 @@
-"""The step compiled for devices that need not be there: a TPU topology or virtual CPU devices."""
+"""The step compiled for devices that need not be there: a TPU topology, GPUs or virtual CPU devices."""
 
 import dataclasses
 import importlib.metadata
@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
+from kaleido_jax.plan.gpus import GPUS, gpu_devices, options_for
 from kaleido_jax.plan.hlo import Communication, communication
 from kaleido_jax.plan.program import build_program, lower
 from kaleido_jax.plan.stage import stage
@@ -36,11 +37,14 @@ class Compiled:
 
 
 def topology_devices(name: str) -> np.ndarray:
-    """The devices of a TPU topology such as "v5p:2x2x2", as libtpu describes them without any TPU.
+    """The devices of a TPU topology such as "v5p:2x2x2", as libtpu describes them without any TPU, or `gpu_devices`.
 
     Raises:
-      UserError: libtpu is not installed or of another version than this jax reads, or knows no such topology.
+      UserError: libtpu is not installed or of another version than this jax reads, or knows no such topology; or as
+        `gpu_devices`.
     """
+    if name.partition(":")[0] in GPUS:
+        return gpu_devices(name)
     _check_libtpu(name)
     for variable, value in _WITHOUT_TPU.items():
         os.environ.setdefault(variable, value)
@@ -91,7 +95,7 @@ def compile_step(config: Config, base_vocab_size: int, devices: np.ndarray) -> C
         lowered = lower(program)
     with stage(f"compiling the step for {devices.size} x {devices.flat[0].device_kind}"):
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options_for(devices.flat[0]))
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0]
             if "RESOURCE_EXHAUSTED" not in reason:

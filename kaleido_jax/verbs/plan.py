@@ -25,7 +25,11 @@ FLAGS = (
     ),
     Flag(name="utilization", value="SHARE", help="of the peak that a step's FLOPs reach (default 0.4)"),
     Flag(name="price", value="USD", help="of a device hour (default 2.0)"),
-    Flag(name="topology", value="TPU", help="compile the step for a TPU topology such as v5p:2x2x2; needs libtpu"),
+    Flag(
+        name="topology",
+        value="DEVICES",
+        help="compile the step for TPUs such as v5p:2x2x2, with libtpu, or GPUs such as h100:8, with jax's CUDA plugin",
+    ),
     Flag(name="devices", value="N", help="compile the step for N virtual CPU devices"),
     Flag(name="quick", value="yes", help="do not count the FLOPs of the traced step too", bare="yes", words=("yes",)),
     Flag(name="json", value="FILE", help="write the numbers there too", kind=Path),
@@ -53,6 +57,7 @@ def run(
     if devices:
         add_virtual_devices(virtual := int(_number("devices", devices, 0, whole=True)))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator's memory may be another process's
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver, which compiling does not need
     check_backend()
     from kaleido_jax.latents.tokenizer import load_tokenizer
     from kaleido_jax.plan.compiled import compile_step, topology_devices, virtual_devices
