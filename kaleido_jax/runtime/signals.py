@@ -19,6 +19,7 @@ from kaleido_jax.errors import Aborted, Terminated
 STOPPING = "stopping {}; press Ctrl-C again to stop at once\n"
 LATER = b"stopping as soon as what runs now lets go; press Ctrl-C again to stop at once\n"
 PATIENCE_SEC = 1.0  # before a program that has not ended says that it will
+LINE_SEC = 30.0  # for one line to a terminal: milliseconds, unless the machine stands still or nobody reads
 GRACE_SEC = 3.0  # for the handlers and finally clauses of a program that shall stop at once
 
 
@@ -97,7 +98,7 @@ class _Ear:
             self._thread.join()
             os.close(self._read_end)
             if self._first.ident is not None:  # started: a program that ends at once shall have said so before
-                self._first.join(PATIENCE_SEC)
+                self._first.join(LINE_SEC)
 
 
 class StopSignal:

@@ -11,23 +11,43 @@ import pytest
 from kaleido_jax.runtime.signals import StopSignal
 from tests.conftest import REPO
 
-# As compiling does: half a minute in C, where no Python handler can run.
-STUCK = "import hashlib; print('in', flush=True); hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**8)"
-TRAINING = f"""
+# As compiling does: minutes in C, where no Python handler can run. "in" is said once it has worked there for a while.
+LIBRARY = """
+import hashlib, threading, time
+
+def stick():
+    def say():
+        begin = time.process_time()
+        while time.process_time() < begin + 0.05:
+            time.sleep(0.01)
+        print("in", flush=True)
+
+    threading.Thread(target=say).start()
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)
+"""
+TRAINING = f"""{LIBRARY}
 from kaleido_jax.runtime.signals import StopSignal
 with StopSignal() as stop:
-    {STUCK}
+    stick()
 """
-OTHER = f"""
-from kaleido_jax.runtime.signals import raise_on_sigterm
-raise_on_sigterm()
-{STUCK}
+OTHER = f"""{LIBRARY}
+from kaleido_jax.runtime import signals
+signals.raise_on_sigterm()
+stick()
+"""
+AT_ONCE = """
+import time
+from kaleido_jax.runtime import signals
+signals.PATIENCE_SEC = 30  # on a busy machine the interpreter's end can take a second
+signals.raise_on_sigterm()
+print("in", flush=True)
+time.sleep(600)
 """
 
 
 @pytest.fixture
 def start():
-    """Starts Python source and waits until it is inside the library."""
+    """Starts Python source and waits until it says that it is in."""
     running = []
 
     def run(source):
@@ -36,7 +56,6 @@ def start():
         heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
         running.append(subprocess.Popen([sys.executable, "-c", source], cwd=REPO, text=True, **pipes, **heard))
         assert running[0].stdout.readline() == "in\n"
-        time.sleep(0.2)
         return running[0]
 
     yield run
@@ -49,11 +68,10 @@ def start():
 def test_training_acknowledges_at_once_and_a_second_press_ends_it(start, first):
     process = start(TRAINING)
     process.send_signal(first)
-    begin = time.monotonic()
     assert process.stderr.readline().startswith("stopping after this step, with a checkpoint; press Ctrl-C again")
-    assert time.monotonic() - begin < 2 and process.poll() is None
+    assert process.poll() is None  # the library still works, for minutes
     process.send_signal(signal.SIGINT)
-    assert process.wait(15) == 130
+    assert process.wait(60) == 130
 
 
 def test_other_verbs_say_after_a_second_that_they_will_end(start):
@@ -62,18 +80,18 @@ def test_other_verbs_say_after_a_second_that_they_will_end(start):
     assert process.stderr.readline().startswith("stopping as soon as what runs now lets go; press Ctrl-C again")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(15) == 130
+    assert process.wait(60) == 130
 
 
 def test_a_program_that_ends_at_once_says_nothing_more(start):
-    process = start(OTHER.replace(STUCK, "import time; print('in', flush=True); time.sleep(60)"))
+    process = start(AT_ONCE)
     process.send_signal(signal.SIGINT)
-    assert process.wait(15) and "stopping" not in process.stderr.read()
+    assert process.wait(60) and "stopping" not in process.stderr.read()
 
 
 def test_what_ends_right_after_a_signal_has_said_so_before(monkeypatch, capfd):
     write = os.write
-    monkeypatch.setattr(os, "write", lambda *what: (time.sleep(0.3), write(*what))[1])  # as on a busy machine
+    monkeypatch.setattr(os, "write", lambda *what: (time.sleep(1.5), write(*what))[1])  # as on a busy machine
     with StopSignal("after the images in hand") as stop:
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.asked and capfd.readouterr().err.startswith("stopping after the images in hand; press Ctrl-C again")
@@ -86,16 +104,15 @@ from kaleido_jax.runtime.signals import StopSignal
 with StopSignal() as stop:
     child = os.fork()
     if not child:
-        signal.signal(signal.SIGINT, lambda *_: None)
-        print("in", flush=True)
-        time.sleep(1)
-        time.sleep(1)
-        os._exit(0)
-    os.waitpid(child, 0)
-    print("asked", stop.asked, flush=True)
+        heard = []
+        signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+        print(f"in\\n{os.getpid()}", flush=True)
+        for _ in range(6000):
+            heard or time.sleep(0.01)
+        os._exit(0 if heard else 1)
+    print("heard", not os.waitpid(child, 0)[1], "asked", stop.asked, flush=True)
 """
     process = start(source)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[0]), signal.SIGINT)
-    assert process.stdout.readline() == "asked False\n"
-    assert process.wait(15) == 0 and process.stderr.read() == ""
+    os.kill(int(process.stdout.readline()), signal.SIGINT)
+    assert process.stdout.readline() == "heard True asked False\n"
+    assert process.wait(60) == 0 and process.stderr.read() == ""
