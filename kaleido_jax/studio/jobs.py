@@ -54,9 +54,8 @@ class Job:
                 return
             self._count += 1
             self._news[kind] = self._count, data
-            listeners = list(self._listeners.items())
-        for event, loop in listeners:
-            loop.call_soon_threadsafe(event.set)
+            for event, loop in self._listeners.items():  # under the lock: a listener that has left may close its loop
+                loop.call_soon_threadsafe(event.set)
 
     @property
     def is_over(self) -> bool:
@@ -172,10 +171,9 @@ class Jobs:
                 self._finish(job)
 
     def _tell_positions(self) -> None:
-        with self._lock:
-            waiting = list(self._waiting.values())
-        for position, job in enumerate(waiting):
-            job.tell("queued", position=position + 1)
+        with self._lock:  # also while telling, or another thread's older positions might be told last
+            for position, job in enumerate(self._waiting.values()):
+                job.tell("queued", position=position + 1)
 
     def _finish(self, job: Job) -> None:
         try:

@@ -18,7 +18,7 @@ class Client:
         self.port, self.cookie = port, ""
 
     def ask(self, method, path, body=None, headers=()):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
         body = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         named = {"Content-Type": kind, "Cookie": self.cookie} | dict(headers)

@@ -124,7 +124,10 @@ def test_200_requests_at_once_are_each_answered(echo):
         answers = list(pool.map(one, range(200)))
     assert {status for status, _ in answers} <= {202, 429, 503}
     assert all("message" in value for status, value in answers if status != 202)
-    assert client.result("generate", {"caption": "after"}) == ("done", {"caption": "after"})
+    end = time.monotonic() + 60  # for what still waits of them
+    while (found := client.result("generate", {"caption": "after"}))[0] == "refused" and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found == ("done", {"caption": "after"})
 
 
 # ------------------------------------------------------------------------------------------ with the package's model
@@ -311,7 +314,9 @@ def test_groups_are_by_what_latents_speak_of():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_it_ends_in_peace_while_the_model_is_loaded(number, code):
     """The interpreter's end would abort the process ("terminate called ...") for a thread that is inside a library."""
-    command = [sys.executable, "-m", "kaleido_jax.main", "studio", "--port=0"]
+    source = "import sys; from kaleido_jax import main; from kaleido_jax.runtime import signals; "
+    source += "signals.PATIENCE_SEC = 60; sys.argv[1:] = ['studio', '--port=0']; main.run()"  # says so after a second
+    command = [sys.executable, "-c", source]
     # A job in the background of a script ignores Ctrl-C, and so would its children.
     heed = functools.partial(signal.signal, number, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -319,5 +324,5 @@ def test_it_ends_in_peace_while_the_model_is_loaded(number, code):
         assert "http://127.0.0.1:" in server.stdout.readline()
         time.sleep(0.5)
         server.send_signal(number)
-        _, told = server.communicate(timeout=60)
+        _, told = server.communicate(timeout=300)
     assert (server.returncode, told) == (code, "")
