@@ -220,7 +220,7 @@ def test_worker_processes_go_on_after_signals_to_the_whole_group(loader):
         assert_same(batches, take(loader(), 12))
     finally:
         workers.close()
-    process.join(timeout=10)
+    process.join(timeout=60)
     assert not process.is_alive()
 
 

@@ -601,7 +601,7 @@ async def ask(app: Callable, method: str, path: str, query: bytes, headers: list
     async def send(message: dict) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(app(scope, receive, send), 10)
+    await asyncio.wait_for(app(scope, receive, send), 120)  # against hanging; a machine may stand still
     status = next(one["status"] for one in sent if one["type"] == "http.response.start")
     return status, b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body")
 

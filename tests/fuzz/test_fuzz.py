@@ -64,13 +64,13 @@ def test_a_long_run_ends_by_its_cpu_time(busy, tmp_path, monkeypatch):
 
     monkeypatch.setitem(TARGETS, "waits", lambda folder: Target(seeds=[b"a"], read=read))
     monkeypatch.setattr(long.Fuzzer, "end", end)
-    fuzzer = long.Fuzzer("waits", tmp_path, 0.2)
+    fuzzer = long.Fuzzer("waits", tmp_path, 0.5)
     read_all = 0
     try:
-        for _ in range(200 if busy else 20):  # waiting: a second by the clock, next to nothing of the processor
+        for _ in range(2000 if busy else 20):  # waiting: a second by the clock, next to nothing of the processor
             fuzzer(b"a")
             read_all += 1
     except Over:
         pass
-    assert (3 < read_all < 200) if busy else read_all == 20
+    assert (3 < read_all < 2000) if busy else read_all == 20
     assert not fuzzer.found

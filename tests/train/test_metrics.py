@@ -78,8 +78,10 @@ def test_a_full_disk_keeps_the_metrics_until_there_is_room(tmp_path, caplog):
     writer = MetricWriter(tmp_path, 0, load_config("emoji_combined", **{"train.full_disk": "continue"}))
     writer.write_scalars(1, {"loss": 1.0})
     writer.flush()
-    time.sleep(0.1)  # tensorboardX writes the first events when its thread comes to them
-    writer.flush()
+    end = time.monotonic() + 60  # tensorboardX writes the first events when its thread comes to them
+    while not any(map(steps_of_events, tmp_path.glob("events*"))) and time.monotonic() < end:
+        time.sleep(0.01)
+        writer.flush()
     paths = [tmp_path / "metrics.jsonl", *tmp_path.glob("events*")]
     for path in paths:
         path.rename(path.with_name(f"kept {path.name}"))

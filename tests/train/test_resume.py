@@ -33,21 +33,30 @@ EVERYTHING = {
 }
 CONFIG = single_net_config(**EVERYTHING)
 RUN = """
-import sys
+import sys, time
 from kaleido_jax.main import run
 from kaleido_jax.train.fit import fit
+from kaleido_jax.train import loop
 from kaleido_jax.verbs import train
 from tests.tiny import single_net_config
 import kaleido_jax.main as main
 
+held, add = {held}, loop.Watch.add
+def holding(self, step, batch, scalars):
+    while step == held:
+        time.sleep(1)
+    return add(self, step, batch, scalars)
+
+loop.Watch.add = holding
 config = single_net_config(**{changes})
 main.main = lambda argv: (print("started", flush=True), fit(config, {workdir!r}))
 run()
 """
 
 
-def start(workdir, **changes):
-    source = RUN.format(changes=EVERYTHING | changes, workdir=str(workdir))
+def start(workdir, held=None, **changes):
+    """Starts a training, which waits in the step `held` until it is killed."""
+    source = RUN.format(changes=EVERYTHING | changes, workdir=str(workdir), held=held)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", source], text=True, **pipes)
 
@@ -63,7 +72,7 @@ def snapshot(workdir, step):
 
 
 def wait_for(condition, process=None):
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not condition():
         assert process is None or process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
@@ -92,7 +101,7 @@ def straight(tmp_path_factory):
 def test_a_killed_run_ends_bit_identical(straight, tmp_path):
     """With buckets, two worker processes, accumulation, a loss scale, an EMA of every second step and snapshots."""
     shutil.copytree(straight / "records", tmp_path / "records")
-    process = start(tmp_path)
+    process = start(tmp_path, held=32)
     wait_for((tmp_path / "checkpoints" / "20").exists, process)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
@@ -101,7 +110,7 @@ def test_a_killed_run_ends_bit_identical(straight, tmp_path):
     wait_for(lambda: not any(alive(worker) for worker in workers))  # a killed process cannot end them
     assert not (tmp_path / "checkpoints" / "40").exists()
     again = start(tmp_path)
-    assert again.wait(300) == 0, again.stderr.read()
+    assert again.wait(900) == 0, again.stderr.read()
     for step in (20, 40):
         (state, place), (expected, expected_place) = (stored(folder, step) for folder in (tmp_path, straight))
         jax_tree_equal(state, expected)
@@ -128,7 +137,7 @@ def test_sigterm_saves_and_ends_with_the_code_to_requeue_on(straight, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text(), process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75
+    assert process.wait(300) == 75
     error = process.stderr.read()
     assert "stopping after this step" in error and "Traceback" not in error
     [step] = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
@@ -140,7 +149,7 @@ def test_sigterm_saves_and_ends_with_the_code_to_requeue_on(straight, tmp_path):
         assert process.stdout.readline() == "started\n"
         time.sleep(delay)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 75
+        assert process.wait(300) == 75
         assert "Traceback" not in process.stderr.read()
         steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
         assert steps and steps[-1] >= step and all(name.isdigit() for name in os.listdir(tmp_path / "checkpoints"))
