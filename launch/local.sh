@@ -70,8 +70,10 @@ pass_on() {
   deadline=""
   kill "-$1" "${pids[@]}" 2>/dev/null || true
 }
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+# Until all are started a signal waits: one that came between a start and its note would miss that process.
+early=""
+trap 'early=TERM' TERM
+trap 'early=INT' INT
 
 for ((i = 0; i < processes; i++)); do
   mkfifo "$pipes/$i"
@@ -82,6 +84,9 @@ for ((i = 0; i < processes; i++)); do
   env "${own[@]}" "${command[@]}" >"$pipes/$i" 2>&1 &
   pids+=($!)
 done
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+[[ -z "$early" ]] || pass_on "$early"
 
 code=0 deadline="" left=" ${pids[*]} "
 while [[ "$left" =~ [0-9] ]]; do

@@ -31,7 +31,7 @@ def environment(**more):
     return kept | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable} | more
 
 
-def run(*command, timeout=120, cwd=REPO, **more):
+def run(*command, timeout=600, cwd=REPO, **more):
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -75,16 +75,15 @@ def test_local_starts_processes_that_know_each_other_and_prefixes_their_output()
 
 
 def test_local_stops_the_others_when_one_fails_and_ends_with_its_code():
-    start = time.monotonic()
-    done = run(*local("sys.exit(3) if me == 1 else time.sleep(100)", "--processes=3"))
-    assert done.returncode == 3 and time.monotonic() - start < 60
+    done = run(*local("sys.exit(3) if me == 1 else time.sleep(1000)", "--processes=3"))
+    assert done.returncode == 3
     assert "a process ended with exit code 3; the others are stopped" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_a_signal_to_all_and_waits_for_them(number):
     source = "def save(*_):\n    time.sleep(0.3 * me)\n    print('saved', flush=True)\n    sys.exit(75)\n"
-    source += f"signal.signal({int(number)}, save)\nprint('ready', flush=True)\ntime.sleep(100)"
+    source += f"signal.signal({int(number)}, save)\nprint('ready', flush=True)\ntime.sleep(1000)"
     # Background shells ignore Ctrl-C, and bash cannot trap what it was started to ignore.
     heed = functools.partial(signal.signal, number, signal.SIG_DFL)
     pipes = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed}
@@ -93,11 +92,11 @@ def test_local_passes_a_signal_to_all_and_waits_for_them(number):
     assert sorted(ready) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(number)
     assert sorted(process.stdout.read().splitlines()) == ["[0] saved", "[1] saved"]
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=300) == 75
 
 
 def test_ctrl_c_in_a_terminal_reaches_all_processes():
-    source = "signal.signal(signal.SIGINT, lambda *_: sys.exit(75))\nprint('ready', flush=True)\ntime.sleep(60)"
+    source = "signal.signal(signal.SIGINT, lambda *_: sys.exit(75))\nprint('ready', flush=True)\ntime.sleep(1000)"
     terminal, end = pty.openpty()
 
     def take_terminal():
@@ -114,7 +113,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes():
     time.sleep(0.5)  # into the loop that waits for them
     os.write(terminal, b"\x03")
     try:
-        assert process.wait(timeout=20) == 75, shown
+        assert process.wait(timeout=120) == 75, shown
     finally:
         process.kill()
         os.close(end)
@@ -192,7 +191,7 @@ def slurm(tmp_path):
 @pytest.mark.parametrize(("code", "ends", "requeued"), [(0, 0, False), (2, 2, False), (3, 3, False), (75, 0, True)])
 def test_sbatch_requeues_a_job_that_was_stopped_after_saving_and_no_other(code, ends, requeued, slurm):
     process, calls = slurm(code, "--config=emoji_combined", "--config.sample.captions=('sea animal',)")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     command = "srun --kill-on-bad-exit=1 python -u -m kaleido_jax.main --config=emoji_combined"
     assert process.returncode == ends
     assert calls()[0] == f"{command} --config.sample.captions=('sea animal',)"
@@ -204,14 +203,14 @@ def test_sbatch_lives_through_its_own_sigterm_until_the_tasks_have_saved(slurm):
     while not calls():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 0 and calls()[-1] == "scontrol requeue 7"
 
 
 def test_sbatch_ends_with_the_code_of_an_srun_that_ends_before_it_waits(slurm, tmp_path):
     (tmp_path / "slowly").write_text("trap 'sleep 0.2' DEBUG\n")  # before each command
     process, _ = slurm(3, BASH_ENV=str(tmp_path / "slowly"))
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 3
 
 
