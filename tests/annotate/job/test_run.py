@@ -67,33 +67,66 @@ _TWO_THOUSAND = {
 _RUN = """
 import sys
 from pathlib import Path
+from kaleido_jax.annotate.job import engines
 from kaleido_jax.config.schema import Annotate
 from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.runtime import signals
+from tests.annotate.job import test_run
 from tests.emoji import make_records
 
+engines.make_shard, engines._worker_make = test_run._make_held, test_run._worker_make_held
+signals.GRACE_SEC = 60
 settings = Annotate(date="2026-01-01", num_workers=int(sys.argv[2]))
 make_records(Path(sys.argv[1]), tokenizer=load_tokenizer("emoji", 64), annotate_settings=settings, **{keywords})
 """
 
 
-def _start(folder, workers=0):
-    return subprocess.Popen([sys.executable, "-c", _RUN.format(keywords=_TWO_THOUSAND), str(folder), str(workers)])
+def _start(folder, workers=0, held="0", **more):
+    """Starts the job; held: "4/2" waits in the shards from number 4 on until it is told 2, "0" nowhere."""
+    program = [sys.executable, "-c", _RUN.format(keywords=_TWO_THOUSAND), str(folder), str(workers)]
+    return subprocess.Popen(program, env=os.environ | {"KALEIDO_TEST_HELD": held}, **more)
+
+
+def _make_held(job, place, indices, advance):
+    """Makes a shard; however late the test looks, the job is not over."""
+    number, _, told = os.environ["KALEIDO_TEST_HELD"].partition("/")
+
+    def hold_and_advance(done):
+        heard = 0
+        while told and done and place.number >= int(number) and heard < int(told):
+            if engines._WORKER and engines._WORKER["told"].value > heard:
+                heard += 1
+                os.write(2, f"told {heard}\n".encode())
+            time.sleep(0.01)
+        advance(done)
+
+    return shards.make_shard(job, place, indices, hold_and_advance)
+
+
+def _worker_make_held(place, indices):
+    return _make_held(engines._WORKER["job"], place, indices, engines._count_images)
+
+
+def _wait_for(condition, process=None):
+    end = time.monotonic() + 300
+    while not condition():
+        assert process is None or process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_path, tokenizer):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     make_records(undisturbed, tokenizer=tokenizer, annotate_settings=Annotate(date=DATE), **_TWO_THOUSAND)
-    process = _start(killed)
+    process = _start(killed, held="4/1")
     shard = killed / "train" / "emoji-train-00002.array_record"
-    while not shard.with_suffix(".json").exists():  # written when the shard is finished
-        assert process.poll() is None
-        time.sleep(0.01)
+    _wait_for(shard.with_suffix(".json").exists, process)  # written when the shard is finished
     process.send_signal(signal.SIGKILL)
     process.wait()
     written = shard.stat().st_mtime_ns
     assert len(list(shard.parent.glob("*.array_record"))) < 8 and not (shard.parent / "manifest.json").exists()
-    assert _start(killed).wait(60) == 0
+    assert _start(killed).wait(300) == 0
     assert shard.stat().st_mtime_ns == written  # finished shards are not made twice
     assert _hashes(killed) == _hashes(undisturbed)
     assert read_manifest(killed / "train").num_records == 2000
@@ -102,23 +135,21 @@ def test_killed_and_started_again_gives_the_shards_of_an_undisturbed_run(tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_in_a_pool_keeps_what_is_finished(tmp_path, tokenizer, signals):
-    stopped = tmp_path / "stopped"
-    program = [sys.executable, "-c", _RUN.format(keywords=_TWO_THOUSAND), str(stopped), "2"]
-    process = subprocess.Popen(program, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not list(stopped.glob("train/*.journal")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    stopped, log = tmp_path / "stopped", tmp_path / "log"
+    with log.open("wb") as file:  # what is in hand is finished when the job is told to stop, or never
+        process = _start(stopped, workers=2, held=f"1/{signals}", start_new_session=True, stderr=file)
+    _wait_for(lambda: list(stopped.glob("train/*-00001.journal")), process)
     for _ in range(signals):  # as a terminal does, to all processes
         os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.3)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode not in (0, 1) and "stopping after the images in hand" in said
+        # The second not before the job has heard the first: Python takes two at once for one.
+        _wait_for(lambda: {"stopping after the images in hand", "told 1"} <= set(re.split("[;\n]", log.read_text())))
+    code, error = {1: (-signal.SIGINT, "KeyboardInterrupt"), 2: (1, "kaleido_jax.errors.Aborted")}[signals]
+    assert process.wait(300) == code
+    said = log.read_text()
+    assert said.rstrip().endswith(error)
     assert said.count("Traceback") == 1  # the program's own, whose main does not catch the interrupt
     assert not (stopped / "train" / "manifest.json").exists()
-    deadline = time.monotonic() + 20
-    while _children(process.pid):
-        assert time.monotonic() < deadline, "a worker outlived the program"
-        time.sleep(0.05)
+    _wait_for(lambda: not _children(process.pid))  # no worker outlives the program
     again, whole = (Annotate(date=DATE, num_workers=workers) for workers in (2, 0))
     make_records(stopped, tokenizer=tokenizer, annotate_settings=again, **_TWO_THOUSAND)
     make_records(tmp_path / "whole", tokenizer=tokenizer, annotate_settings=whole, **_TWO_THOUSAND)
@@ -145,25 +176,26 @@ def _die(place, indices):
 
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="finds children in /proc")
 def test_a_pool_ends_with_its_killed_parent(tmp_path):
-    parent = _start(tmp_path, workers=1)
-    while not list(tmp_path.glob("train/emoji-*.json")):
-        assert parent.poll() is None
-        time.sleep(0.02)
+    parent = _start(tmp_path, workers=1, held="1/1")
+    _wait_for(lambda: list(tmp_path.glob("train/emoji-*.json")), parent)
     children = _children(parent.pid)
     assert children
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{child}") for child in children):
-        assert time.monotonic() < deadline, "the workers outlived their parent"
-        time.sleep(0.05)
+    _wait_for(lambda: not any(_stat(child) for child in children))  # no worker outlives its parent
 
 
 def _children(parent):
-    stats = [(int(p.name), p / "stat") for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return [
-        pid for pid, stat in stats if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[1] == str(parent)
-    ]
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _stat(p.name)[1:2] == [str(parent)]]
+
+
+def _stat(pid):
+    """State and parent of a process; [] if it has ended, also while this looks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [] if fields[0] == "Z" else fields
 
 
 # ------------------------------------------------------------------------------------------ what is stored
