@@ -1,5 +1,6 @@
 """What every test stands on: one CPU device, a compilation cache, strict shapes; set before jax comes in."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -61,11 +62,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path, len(LONG) + (item.path not in slow)))
 
 
+@pytest.fixture(autouse=True)
+def no_log_of_another_test():
+    """What start_logging leaves behind: a handler whose stderr is closed with its test, and the levels."""
+    loggers = logging.getLogger(), logging.getLogger("kaleido_jax")
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler in loggers[0].handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of classes made from it
+            loggers[0].removeHandler(handler)
+
+
 @pytest.fixture
 def eight_devices():
     """A function that runs Python source in a new process with 8 virtual devices and returns its stdout."""
 
-    def run(source: str, timeout: float = 300) -> str:
+    def run(source: str, timeout: float = 900) -> str:
         xla_flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
         done = subprocess.run(
             [sys.executable, "-c", source],
