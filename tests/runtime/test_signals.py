@@ -41,7 +41,10 @@ from kaleido_jax.runtime import signals
 signals.PATIENCE_SEC = 30  # on a busy machine the interpreter's end can take a second
 signals.raise_on_sigterm()
 print("in", flush=True)
-time.sleep(600)
+try:
+    time.sleep(600)
+finally:
+    time.sleep(0.3)
 """
 
 
