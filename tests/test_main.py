@@ -74,7 +74,7 @@ def test_bad_input_ends_with_code_2_before_jax_is_loaded(tmp_path):
         f"sys.argv = ['kaleido_jax', '{EMOJI}', '--workdir={tmp_path}/w', '--config.train.batch_size=0']\n"
         "atexit.register(lambda: print('jax' in sys.modules))\nmain.run()"
     )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and done.stdout == "False\n"
     assert done.stderr == "kaleido_jax: error: config.train.batch_size = 0; expected at least 1; raise it\n"
 

@@ -21,7 +21,7 @@ FOR_OTHERS = ("kaleido_jax.interop.seqio", "kaleido_jax.interop.t5.t5x_network")
 
 
 def python(*args):
-    return subprocess.run([sys.executable, *args], cwd=REPO, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *args], cwd=REPO, capture_output=True, text=True, timeout=600)
 
 
 def assigned(path, name):
