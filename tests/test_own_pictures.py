@@ -83,7 +83,7 @@ def test_the_whole_way_from_a_folder_to_an_exported_model(tmp_path):
         for line in [] if block["long"] else block["commands"].replace("\\\n", " ").splitlines():
             command = [*shlex.split(line), *FASTER.get(verb_of(shlex.split(line)), ())]
             done = subprocess.run(
-                command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=900
+                command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=3600
             )
             told = f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             if verb_of(command) == "evaluate" and not HAS_FEATURES:

@@ -39,7 +39,7 @@ def test_commands_run_in_the_order_of_the_page(tmp_path):
             env=os.environ | {"PATH": path},
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=3600,
         )
         assert done.returncode == 0, f"{commands}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
