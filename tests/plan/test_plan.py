@@ -5,21 +5,28 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+from jax.experimental import topologies
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.main import parse_flags
 from kaleido_jax.models.flops import StepFlops
 from kaleido_jax.plan.cost import run_cost
+from kaleido_jax.plan.gpus import GPUS, PLUGINS, gpu_devices
 from kaleido_jax.plan.memory import bytes_by_kind
 from kaleido_jax.plan.program import build_program
 from kaleido_jax.plan.stage import stage
-from kaleido_jax.runtime.accelerators import DEVICES
+from kaleido_jax.runtime.accelerators import DEVICES, accelerator
 from kaleido_jax.verbs import plan
+from tests.conftest import REPO
 from tests.tiny import single_net_config, tiny_batch
 
 CONFIG = single_net_config()
@@ -182,6 +189,53 @@ plan.run(single_net_config(mesh__data=1, mesh__fsdp=8), devices="8", quick="yes"
 def test_a_topology_that_libtpu_does_not_know_is_one_line():
     with pytest.raises(UserError, match="--topology=v5p:nonsense"):
         plan.run(CONFIG, topology="v5p:nonsense")
+
+
+@pytest.mark.parametrize("topology", ["h100", "h100:", "h100:0", "h100:2x2x2", "a100-40:8,8", "h200:eight"])
+def test_a_topology_of_gpus_in_another_form_is_one_line(topology):
+    kind = topology.partition(":")[0]
+    expected = f"--topology={topology}; expected {kind}:GPUS or {kind}:MACHINESxGPUS, e.g. {kind}:8"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
+        plan.run(CONFIG, topology=topology)
+
+
+def test_a_topology_of_gpus_without_the_plugin_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match="without JAX's CUDA plugin; expected NVIDIA's compiler; pip install"
+    ):
+        plan.run(CONFIG, topology="h100:8")
+
+
+@pytest.mark.parametrize(("topology", "name"), [("h100:8", "1x1x8"), ("a100-40:4x8", "1x4x8")])
+def test_gpus_are_described_to_the_compiler(monkeypatch, topology, name):
+    asked = {}
+
+    def get_topology_desc(**given):
+        asked.update(given)
+        return types.SimpleNamespace(devices=[1, 2])
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(topologies, "get_topology_desc", get_topology_desc)
+    assert gpu_devices(topology).tolist() == [1, 2]
+    assert asked["platform"] == "cuda" and asked["topology"] == asked["topology_name"] == name
+    memory = int(re.search(r"device_memory_size: (\d+)", asked["target_config"])[1])
+    assert memory / 1e9 == pytest.approx(DEVICES[topology.partition(":")[0]].memory_gb, rel=0.07)  # it has GiB
+
+
+def test_every_gpu_that_can_be_described_is_an_accelerator_by_its_name():
+    assert all(accelerator(gpu.name) is DEVICES[key] for key, gpu in GPUS.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(importlib.util.find_spec, PLUGINS)), reason="JAX's CUDA plugin is not installed")
+def test_a_step_is_compiled_for_gpus_that_are_not_there(tmp_path):
+    file = tmp_path / "plan.json"
+    flags = ["--config=emoji_combined", "--config.mesh.fsdp=4", "--topology=h100:2x2", "--quick", f"--json={file}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-m", "kaleido_jax.main", "plan", *flags], check=True, cwd=REPO, env=environment)
+    compiled = json.loads(file.read_text())["compiled"]
+    assert compiled["temporary_bytes"] > 0 and compiled["communication"]["bytes_by_collective"]["all-gather"] > 0
 
 
 def test_a_long_stage_says_that_it_runs(monkeypatch, caplog):
