@@ -12,11 +12,11 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FOLDER, DAMAGED, SNAPSHOTS = "checkpoints", "checkpoints_damaged", "ema_snapshots"
 WAIT_SEC = 600.0  # for other processes
 CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def open_manager(workdir: Path, settings: Settings) -> Iterator[ocp.CheckpointMa
       UserError: the last checkpoint could not be written, the folder is not writable, or no old one can be read.
     """
     folder = (workdir / FOLDER).absolute()
+    _set_unreadable_aside(folder, distributed.tell("checkpoints there", lambda: steps_of(workdir), WAIT_SEC))
     if distributed.is_main():
-        _set_unreadable_aside(folder, steps_of(workdir))
         make_folder(folder, "--workdir")  # in a folder that is not writable, Orbax waits for minutes
     distributed.barrier("checkpoints are looked through", WAIT_SEC)
     options = ocp.CheckpointManagerOptions(max_to_keep=settings.newest, keep_period=settings.every_steps or None)
@@ -89,13 +90,17 @@ def open_manager(workdir: Path, settings: Settings) -> Iterator[ocp.CheckpointMa
 def _set_unreadable_aside(folder: Path, steps: list[int]) -> None:
     damaged = {}
     for step in steps:  # a new manager reads this of every checkpoint, and would fail on a damaged one
+        metadata = ocp.path.step.Metadata(step, epath.Path(folder / str(step)))
         try:
-            ocp.path.step.Metadata(step, epath.Path(folder / str(step))).commit_timestamp  # noqa: B018
+            _in_all_processes(lambda metadata=metadata: metadata.commit_timestamp)
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001  Orbax raises anything, even bare Exceptions
             damaged[step] = error
     if damaged and len(damaged) == len(steps):
         raise _none_whole(folder, damaged)
-    _set_aside(folder, damaged)
+    if distributed.is_main():
+        _set_aside(folder, damaged)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, place: Place) -> None:
@@ -177,29 +182,63 @@ def restore(manager: ocp.CheckpointManager, abstract_state: Any, place: Place) -
       UserError: none can be read.
     """
     folder, damaged = Path(manager.directory), {}
-    for step in sorted(manager.all_steps(), reverse=True):
-        state, data = ocp.args.StandardRestore(_filled(abstract_state)), ocp.args.JsonRestore()
+    steps = distributed.tell("checkpoints to restore", lambda: sorted(map(int, manager.all_steps())), WAIT_SEC)
+    for step in reversed(steps):
         try:
-            restored = manager.restore(step, args=ocp.args.Composite(state=state, data=data))
-            _check(folder / str(step), restored["state"], restored["data"])
-            place.set_state(restored["data"])
-        except UserError:  # of the place: the config has changed, the checkpoint is whole
-            raise
-        except jax.errors.JaxRuntimeError:  # out of memory, for example
+            state, data = _read_whole(folder / str(step), _filled(abstract_state))
+            _in_all_processes(lambda data=data: place.set_state(data))
+        except (UserError, jax.errors.JaxRuntimeError):  # the config has changed; out of memory, for example
             raise
         except Exception as error:  # noqa: BLE001  as above
             damaged[step] = error
-        if not distributed.agree("a whole checkpoint", step not in damaged, WAIT_SEC):
-            damaged.setdefault(step, ValueError("another process cannot read it"))
             continue
         if damaged:
             if distributed.is_main():
-                _set_aside(folder, damaged)
+                _set_aside(folder, damaged, step)
             distributed.barrier("damaged checkpoints are set aside", WAIT_SEC)
             manager.reload()
-        whole = restored["state"]
-        return abstract_state | whole if isinstance(abstract_state, dict) else abstract_state.replace(**whole)
+        return abstract_state | state if isinstance(abstract_state, dict) else abstract_state.replace(**state)
     raise _none_whole(folder, damaged)
+
+
+def _read_whole(folder: Path, item: dict[str, Any], *, parts: bool = False) -> tuple[Any, dict[str, Any] | None]:
+    """(state, place in the data) in the folder of a step, checked; with `parts` only what the item has, and no place.
+
+    It fails in all processes where it does in one, and reads by Orbax's handlers, since at its end a checkpointer waits
+    for all processes, also for one that cannot read.
+    """
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=parts)
+
+    def read() -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
+        state = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args)
+        return state, None if parts else json.loads((folder / "data" / "metadata").read_text()), _metadata(folder)
+
+    state, place, stored = _in_all_processes(read)  # before the checksums, for which processes wait for each other too
+    _in_all_processes(lambda: _check(stored, state, place))
+    return state, place
+
+
+def _in_all_processes(act: Callable[[], _T]) -> _T:
+    """What `act` returns; where it fails in one process, it fails in all.
+
+    Raises:
+      UserError: not all processes came, which says nothing about a checkpoint; else what `act` raises, or a ValueError.
+    """
+    result = error = None
+    try:
+        result = act()
+    except jax.errors.JaxRuntimeError:  # out of memory, for example: nothing is damaged
+        raise
+    except Exception as raised:  # noqa: BLE001  as above
+        error = raised
+    reasons = distributed.gather("a whole checkpoint", error and reason(error), WAIT_SEC)
+    if error is not None:
+        raise error
+    for index, other in enumerate(reasons):
+        if other is not None:
+            raise ValueError(f"process {index} cannot read it: {other}")
+    return result
 
 
 def restore_ema(workdir: Path, abstract_ema: Any, step: int | None = None) -> tuple[Any, int]:
@@ -214,12 +253,7 @@ def restore_ema(workdir: Path, abstract_ema: Any, step: int | None = None) -> tu
 
 def _read_part(folder: Path, name: str, abstract: Any) -> Any:
     """One part of the state in the folder of a step, as far as the abstract tree goes."""
-    item = {name: abstract}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-    restored = ocp.PyTreeCheckpointer().restore(folder / "state", args=args)
-    _check(folder, restored)
-    return restored[name]
+    return _read_whole(folder, {name: abstract}, parts=True)[0][name]
 
 
 def ema_shapes(workdir: Path) -> dict:
@@ -233,7 +267,7 @@ def ema_shapes(workdir: Path) -> dict:
         tree = ocp.PyTreeCheckpointer().metadata(folder / "state").item_metadata.tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree["ema"])
 
-    return _newest_whole(workdir, read)[0]
+    return _newest_whole(workdir, lambda folder: _in_all_processes(lambda: read(folder)))[0]
 
 
 def certificates(workdir: Path) -> Iterator[tuple[int, dict[str, str] | Exception]]:
@@ -260,9 +294,8 @@ def _certificate(folder: Path) -> dict[str, str]:
     tree = checkpointer.metadata(folder / "state").item_metadata.tree
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     state = checkpointer.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=on_host))
-    place = json.loads((folder / "data" / "metadata").read_text())
-    _check(folder, state, place)
-    stored = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    place, stored = json.loads((folder / "data" / "metadata").read_text()), _metadata(folder)
+    _check(stored, state, place)
     digests = {}
     for part, tree in sorted(state.items()):
         digest = hashlib.sha256()
@@ -282,7 +315,7 @@ def _no_checkpoint(workdir: Path) -> UserError:
 def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[Any, int]:
     """(what `read` makes of the folder of a step, step), of the same step in every process.
 
-    Beside a training that saves, each would list other steps.
+    Beside a training that saves, each would list other steps. `read` fails in all processes where it does in one.
     """
     folder = (workdir / FOLDER).absolute()
     steps = distributed.tell("checkpoints to read", lambda: steps_of(workdir), WAIT_SEC)
@@ -294,29 +327,32 @@ def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[An
     damaged = {}
     for candidate in [step] if step is not None else steps[::-1]:
         try:
-            found = read(folder / str(candidate))
-        except jax.errors.JaxRuntimeError:
+            return read(folder / str(candidate)), candidate
+        except (UserError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # noqa: BLE001  as above
             damaged[candidate] = error
-            log.warning(
-                "checkpoint %s is damaged (%s); delete it and train again to get it back, the next older one is tried",
-                folder / str(candidate),
-                reason(error),
-            )
-        if distributed.agree("a checkpoint to read", candidate not in damaged, WAIT_SEC):
-            return found, candidate
-        damaged.setdefault(candidate, ValueError("another process cannot read it"))
+            if distributed.is_main():
+                log.warning(
+                    "checkpoint %s is damaged (%s); delete it and train again to get it back, the next older is tried",
+                    folder / str(candidate),
+                    reason(error),
+                )
     raise _none_whole(folder, damaged)
 
 
-def _set_aside(folder: Path, damaged: dict[int, Exception]) -> None:
-    """Moves damaged checkpoints to checkpoints_damaged/, where someone may still repair them."""
+def _set_aside(folder: Path, damaged: dict[int, Exception], whole: int | None = None) -> None:
+    """Moves damaged checkpoints to checkpoints_damaged/, where someone may still repair them.
+
+    `whole` is the step that is read instead, if known.
+    """
+    instead = "the next older one" if whole is None else f"{folder / str(whole)}"
     for step, error in damaged.items():
         aside = folder.with_name(DAMAGED) / f"{step}_{uuid.uuid4().hex[:8]}"
         aside.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(aside)
-        log.warning("checkpoint %s is damaged (%s); moved to %s", folder / str(step), reason(error), aside)
+        line = "checkpoint %s is damaged (%s); moved to %s, and training resumes from %s"
+        log.warning(line, folder / str(step), reason(error), aside, instead)
 
 
 def _none_whole(folder: Path, damaged: dict[int, Exception]) -> UserError:
@@ -403,7 +439,7 @@ def restore_snapshot(workdir: Path, step: int, number: int, abstract: Any) -> An
     halves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float16, sharding=leaf.sharding), abstract)
     try:
         return _read_part(folder, str(number), halves)
-    except jax.errors.JaxRuntimeError:
+    except (UserError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # noqa: BLE001  as above
         found = f"EMA snapshot {folder} cannot be read ({reason(error)})"
@@ -470,15 +506,20 @@ def _name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _check(folder: Path, restored: Any, place: dict[str, Any] | None = None) -> None:
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What was stored beside the state in the folder of a step: checksums, place, version."""
+    return json.loads((folder / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
+
+
+def _check(stored: dict[str, Any], restored: Any, place: dict[str, Any] | None = None) -> None:
     """Compares what was read with the stored checksums and place; a checkpoint without any passes."""
-    stored = json.loads((folder / "_CHECKPOINT_METADATA").read_text()).get("custom_metadata") or {}
+    found = checksums(restored)  # first, since all processes must come to it
     expected = stored.get(CHECKSUMS)
     if place is not None and place != stored.get(PLACE, place):
         raise ValueError("the place in the data is not as it was saved")
     if expected is None:
         return
-    wrong = [name for name, found in checksums(restored).items() if expected.get(name) != found]
+    wrong = [name for name, value in found.items() if expected.get(name) != value]
     if wrong:
         raise ValueError(f"{len(wrong)} arrays are not as they were saved, such as {wrong[0]}")
 

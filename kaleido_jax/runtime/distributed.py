@@ -168,19 +168,29 @@ def tell(name: str, make: Callable[[], Any], timeout_s: float) -> Any:
     return json.loads(found[0])
 
 
+def gather(name: str, mine: Any, timeout_s: float) -> list[Any]:
+    """What each process gives (JSON's types), by its index, in every process.
+
+    Raises:
+      UserError: as `barrier`.
+    """
+    if process_count() == 1:
+        return [mine]
+    _uses[name] += 1
+    client, key = _service().client, f"kaleido_jax/gathered/{name}/{_uses[name]}"
+    client.key_value_set(f"{key}/{process_index()}", json.dumps(mine))
+    barrier(f"agree on {name}", timeout_s)
+    given = {int(path.rpartition("/")[2]): json.loads(value) for path, value in client.key_value_dir_get(key)}
+    return [given[index] for index in range(process_count())]
+
+
 def agree(name: str, mine: bool, timeout_s: float) -> bool:
     """Whether it holds in every process.
 
     Raises:
       UserError: as `barrier`.
     """
-    if process_count() == 1:
-        return mine
-    _uses[name] += 1
-    client, key = _service().client, f"kaleido_jax/agreed/{name}/{_uses[name]}"
-    client.key_value_set(f"{key}/{process_index()}", "yes" if mine else "no")
-    barrier(f"agree on {name}", timeout_s)
-    return all(answer == "yes" for _, answer in client.key_value_dir_get(key))
+    return all(gather(name, mine, timeout_s))
 
 
 def compile_together(function: Any, *args: Any, **keywords: Any) -> None:

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from flax import struct
 from kaleido_jax.errors import UserError
 from kaleido_jax.runtime import checkpoints
 from tests.full_disk import full_disk
+from tests.runtime.test_distributed import three
 
 
 def state_at(step):
@@ -146,9 +149,65 @@ def test_processes_read_the_same_checkpoint_beside_a_training_that_saves(whole, 
         assert checkpoints.restore_ema(whole, ABSTRACT["ema"])[1] == 5
         with pytest.raises(UserError, match="no checkpoint 10 in .*; expected one of the steps 5"):
             checkpoints.restore_ema(whole, ABSTRACT["ema"], step=10)
-    answers = [False, True]
-    monkeypatch.setattr(checkpoints.distributed, "agree", lambda name, mine, timeout_s: mine and answers.pop(0))
+    others = ["OSError: [Errno 5] Input/output error", None, None]  # of reading step 10, then of step 5 and its sums
+    monkeypatch.setattr(checkpoints.distributed, "gather", lambda name, mine, timeout_s: [mine, others.pop(0)])
     assert checkpoints.restore_ema(whole, ABSTRACT["ema"])[1] == 5
+
+
+def read_as_one_of_two(root, me):
+    """Run in each of two processes; reads what its own folders hold."""
+    checkpoints.WAIT_SEC = 30.0
+    both = jax.sharding.NamedSharding(jax.make_mesh((2,), ("x",)), jax.sharding.PartitionSpec())
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=both), state_at(0))
+    for damage in OF_ONE:
+        workdir = Path(root) / damage / str(me)
+        ema, step = checkpoints.restore_ema(workdir, shapes["ema"])
+        assert jax.tree.structure(checkpoints.ema_shapes(workdir)) == jax.tree.structure(ema)
+        with checkpoints.open_manager(workdir, TWO) as manager:
+            numbers = Numbers()
+            state = checkpoints.restore(manager, shapes, numbers)
+        read = step, ema["b"][0, 0], state["step"], state["params"]["a"][0], numbers.next
+        sys.stdout.write(", ".join([damage, *(str(int(value)) for value in read)]) + "\n")
+
+
+def change_sums(newest):
+    path = newest / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    metadata["custom_metadata"]["checksums"] = dict.fromkeys(metadata["custom_metadata"]["checksums"], 7)
+    path.write_text(json.dumps(metadata))
+
+
+OF_ONE = {name: DAMAGES[name] for name in ("cut", "no files", "cut data")} | {"other sums": change_sums}
+
+
+def test_what_one_of_two_processes_cannot_read_both_leave_out(whole, tmp_path):
+    """Each has a disk of its own here. The other waited in a barrier of Orbax, or for the checksums, until a limit."""
+    for damage, harm in OF_ONE.items():
+        for me in "01":
+            shutil.copytree(whole, tmp_path / damage / me)
+        harm(tmp_path / damage / "1" / "checkpoints" / "10")
+    body = "from tests.runtime.test_checkpoints import read_as_one_of_two; "
+    codes, outputs, errors = three(f"{body}read_as_one_of_two({str(tmp_path)!r}, me)", count=2)
+    assert codes == [0, 0], (outputs, errors)
+    for damage in OF_ONE:
+        sampled = 10 if damage == "cut data" else 5  # nothing that sampling reads
+        expected = f"{damage}, {sampled}, {sampled}, 5, 5, 1"
+        assert all(expected in output.splitlines() for output in outputs), outputs
+        folder = tmp_path / damage / "0" / "checkpoints"
+        [line] = [line for line in errors[0].splitlines() if f"{folder}/10 is" in line and "moved to" in line]
+        assert "is damaged (ValueError: process 1 cannot read it: " in line
+        assert line.endswith(f"training resumes from {folder}/5")
+        assert checkpoints.steps_of(folder.parent) == [5]
+
+
+def test_what_one_process_cannot_open_is_set_aside_before_orbax_opens_it(run, monkeypatch, caplog):
+    workdir, newest = run
+    others = [None, "OSError: [Errno 5] Input/output error"]  # of steps 5 and 10
+    monkeypatch.setattr(checkpoints.distributed, "gather", lambda name, mine, timeout_s: [mine, others.pop(0)])
+    with checkpoints.open_manager(workdir, TWO) as manager:
+        assert list(manager.all_steps()) == [5]
+    assert f"{newest} is damaged (ValueError: process 1 cannot read it: OSError: [Errno 5] Input/output" in caplog.text
+    assert "training resumes from the next older one" in caplog.text
 
 
 def test_no_flipped_bit_changes_weights(run):
