@@ -229,6 +229,8 @@ def _make(job: Job, engine: Engine, plan: Plan, progress: bool) -> dict[Place, d
         try:
             for place, notes in engine.make(plan.todo, count, lambda: stop is not None and stop.asked):
                 made[place] = notes
+            if stop is not None and stop.asked:  # while the last shard was written: otherwise more would follow
+                raise Stopped
         except Stopped:
             log.info(
                 "stopped as asked: %d of %d images are kept; the same command goes on from there",

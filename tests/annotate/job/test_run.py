@@ -25,7 +25,7 @@ from kaleido_jax.config import load_config, validate
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Annotate, default_config
 from kaleido_jax.data.records import Records, decode_image, open_records, read_manifest
-from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.errors import Terminated, UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.segments import names
 from kaleido_jax.latents.segments.bbox import Box
@@ -154,6 +154,27 @@ def test_ctrl_c_in_a_pool_keeps_what_is_finished(tmp_path, tokenizer, signals):
     make_records(stopped, tokenizer=tokenizer, annotate_settings=again, **_TWO_THOUSAND)
     make_records(tmp_path / "whole", tokenizer=tokenizer, annotate_settings=whole, **_TWO_THOUSAND)
     assert _hashes(stopped) == _hashes(tmp_path / "whole")
+
+
+def test_a_signal_while_the_last_shard_is_written_stops_the_job_too(tmp_path, tokenizer, monkeypatch, caplog):
+    """As in training; the job went on with the next split, and ended with exit code 0."""
+    caplog.set_level("INFO", "kaleido_jax")
+
+    def make_shard(job, place, *args):
+        notes = shards.make_shard(job, place, *args)
+        if place.number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return notes
+
+    settings = Annotate(date=DATE)
+    with monkeypatch.context() as patch, pytest.raises(Terminated):
+        patch.setattr(engines, "make_shard", make_shard)
+        make_records(tmp_path / "stopped", tokenizer=tokenizer, annotate_settings=settings, **EMOJI)
+    assert "stopped as asked: 60 of 60 images are kept; the same command goes on from there" in caplog.text
+    assert not list((tmp_path / "stopped").rglob("manifest.json"))
+    for name in ("stopped", "whole"):
+        make_records(tmp_path / name, tokenizer=tokenizer, annotate_settings=settings, **EMOJI)
+    assert _hashes(tmp_path / "stopped") == _hashes(tmp_path / "whole")
 
 
 def test_records_of_a_pool_are_those_of_one_process(tmp_path, tokenizer):
