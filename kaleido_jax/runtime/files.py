@@ -81,7 +81,7 @@ class Appended:
         """Writes everything.
 
         Raises:
-          OSError: it cannot be written.
+          UserError: it cannot be written.
         """
         if not self._pending:
             return
@@ -91,7 +91,9 @@ class Appended:
                     del self._pending[: file.write(bytes(self._pending))]
         except OSError as error:
             if not self._keep or error.errno not in FULL_DISK:
-                raise
+                found = f"{self._path} cannot be written ({error.strerror})"
+                do = "provide them; the same command then goes on from what is there"
+                raise user_error(found, "free space and permission", do) from error
             if not self._told:
                 log.warning("%s: %s; what is to be written there is kept in memory", self._path, error.strerror)
             self._told = True

@@ -80,7 +80,7 @@ class MetricWriter:
         On a full disk they wait for room if config.train.full_disk says so.
 
         Raises:
-          OSError: the line cannot be written.
+          UserError: the line cannot be written.
         """
         line = json.dumps({"step": step, "unix_sec": round(time.time(), 3)} | scalars)
         self._file.write(f"{line}\n".encode())

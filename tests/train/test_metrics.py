@@ -102,8 +102,10 @@ def test_a_full_disk_keeps_the_metrics_until_there_is_room(tmp_path, caplog):
 def test_a_full_disk_ends_a_run_that_is_to_stop_there(tmp_path):
     writer = MetricWriter(tmp_path)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
+    line = r"metrics.jsonl cannot be written \(No space left on device\); expected free space and permission; "
+    with pytest.raises(UserError, match=line) as caught:
         writer.write_scalars(1, {"loss": 1.0})
+    assert "\n" not in str(caught.value)
 
 
 def test_the_stopwatch_shares_the_time_out_and_knows_the_peak(monkeypatch):
