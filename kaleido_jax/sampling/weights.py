@@ -18,7 +18,7 @@ from kaleido_jax.interop.files.safetensors import Safetensors
 from kaleido_jax.interop.source import check_tensors, read_weight
 from kaleido_jax.interop.t5.load import load_pretrained, put_leaf
 from kaleido_jax.models.kaleido import boxed_shapes, build_model, split_frozen
-from kaleido_jax.runtime import checkpoints
+from kaleido_jax.runtime import checkpoints, distributed
 from kaleido_jax.runtime.files import read_json
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
 from kaleido_jax.runtime.posthoc_ema import coefficients
@@ -78,7 +78,11 @@ def _plan(
     Karras et al. 2024, algorithm 3, from the snapshots up to the step. Reads no weights.
     """
     profiles, every = config.train.ema_profiles, config.train.ema_every_steps
-    found = checkpoints.steps_of(workdir, checkpoints.SNAPSHOTS) if profiles else []
+    found = []
+    if profiles:  # told, since beside a training that writes them each process would list others
+        found = distributed.tell(
+            "snapshots to read", lambda: checkpoints.steps_of(workdir, checkpoints.SNAPSHOTS), checkpoints.WAIT_SEC
+        )
     steps = {one - one % every: one for one in found if one >= every}  # by the step at which the averages last moved
     if not steps:
         raise user_error(

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
+from kaleido_jax.runtime import distributed
+from kaleido_jax.sampling import weights
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.sampling.test_pipeline import CONFIG, random_params
 
@@ -31,6 +33,18 @@ def test_an_exported_folder_is_read_whole(tmp_path):
     assert found.keys() == named.keys()
     for name, leaf in named.items():
         np.testing.assert_array_equal(found[name], leaf)
+
+
+def test_processes_sum_up_the_snapshots_that_the_main_one_has_seen(tmp_path, monkeypatch):
+    """Beside a training, which has written another one since."""
+    train = dataclasses.replace(CONFIG.train, ema_profiles=(0.05, 0.1), ema_every_steps=1)
+    config = dataclasses.replace(CONFIG, train=train)
+    for step in (2, 4, 6):
+        (tmp_path / "ema_snapshots" / str(step)).mkdir(parents=True)
+    assert weights._plan(config, tmp_path, 0.08, None)[1] == 6
+    monkeypatch.setattr(distributed, "tell", lambda name, make, timeout_s: [2, 4])
+    factors, step = weights._plan(config, tmp_path, 0.08, None)
+    assert step == 4 and {step for step, _ in factors} == {2, 4}
 
 
 def test_a_vocabulary_of_its_own_comes_with_the_folder(tmp_path):
