@@ -201,9 +201,7 @@ def test_a_topology_of_gpus_in_another_form_is_one_line(topology):
 
 def test_a_topology_of_gpus_without_the_plugin_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match="without JAX's CUDA plugin; expected NVIDIA's compiler; pip install"
-    ):
+    with pytest.raises(UserError, match="without JAX's CUDA plugin; expected NVIDIA's compiler; pip install"):
         plan.run(CONFIG, topology="h100:8")
 
 
