@@ -91,12 +91,14 @@ def test_the_last_position_that_is_told_is_the_newest(monkeypatch):
         tell(self, kind, **data)
 
     monkeypatch.setattr(jobs.Job, "tell", slowly)
-    made = Jobs(lambda job: {})
+    told = threading.Event()
+    made = Jobs(lambda job: {"in_time": told.wait(60)})
     running, waiting, other = (made.add("a", i) for i in range(3))
     made.start()
     while running.id in made._waiting:
         time.sleep(0.001)
     made.cancel(waiting)
+    told.set()  # before, the other job would begin without a position
     assert news_of(other)[-1] == "done" and other._news["queued"][1] == {"position": 1}
 
 
