@@ -94,7 +94,7 @@ def gpu_devices(topology: str) -> np.ndarray:
     """The devices of "h100:8", eight GPUs of one machine, or "h100:4x8", of four.
 
     Raises:
-      UserError: another form, or JAX's CUDA plugin is not installed.
+      UserError: another form, or JAX's CUDA plugin is not installed or does not load.
     """
     kind, _, shape = topology.partition(":")
     sizes = shape.split("x")
@@ -107,7 +107,15 @@ def gpu_devices(topology: str) -> np.ndarray:
 
     name = "x".join(["1", *(["1"] if len(sizes) == 1 else []), *sizes])  # slices x machines x GPUs
     described = {"topology": name, "target_config": GPUS[kind].description()}
-    return np.asarray(topologies.get_topology_desc(platform="cuda", topology_name=name, **described).devices)
+    try:
+        return np.asarray(topologies.get_topology_desc(platform="cuda", topology_name=name, **described).devices)
+    except (
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # what jax says of a plugin that it could not load is in the log
+        reason = str(error).splitlines()[0]
+        do = "set JAX_PLATFORMS=cpu, or install the plugin of this jax's version"
+        raise user_error(f"--topology={topology} ({reason})", "JAX's CUDA plugin to load", do) from error
 
 
 def options_for(device: jax.Device) -> dict[str, int | bool] | None:

@@ -221,6 +221,18 @@ def test_gpus_are_described_to_the_compiler(monkeypatch, topology, name):
     assert memory / 1e9 == pytest.approx(DEVICES[topology.partition(":")[0]].memory_gb, rel=0.07)  # it has GiB
 
 
+def test_a_plugin_that_does_not_load_is_one_line(monkeypatch):
+    def get_topology_desc(**given):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(topologies, "get_topology_desc", get_topology_desc)
+    with pytest.raises(
+        UserError, match=r"^--topology=h100:8 \(topology not .* cuda\); expected JAX's CUDA plugin to load"
+    ):
+        gpu_devices("h100:8")
+
+
 def test_every_gpu_that_can_be_described_is_an_accelerator_by_its_name():
     assert all(accelerator(gpu.name) is DEVICES[key] for key, gpu in GPUS.items())
 
