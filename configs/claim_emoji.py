@@ -5,9 +5,11 @@ Command:  python -m kaleido_jax.main annotate --config=configs/claim_emoji.py:co
           python -m kaleido_jax.main --config=configs/claim_emoji.py:combined-0 --workdir=runs/claim/combined-0
           ... for each of MODELS and each seed; the number after the dash is the seed of scenes, weights and order.
           python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py:claim --workdir=runs/claim/sweep
-          `python launch/experiments.py emoji` does all of it.
+          `python launch/experiments.py emoji` does all of it. "cpu-" before a model, as in `:cpu-combined-0`, trains it
+          for so long as a CPU can, in batches of 16 (`python launch/experiments.py emoji_cpu --jobs=2`).
 Hardware: one GPU. The package's two models, the same nets, trained beside each other on an H200 at 10,000 to 13,000
-          images/s each (benchmarks/results/emoji_recipe.md).
+          images/s each (benchmarks/results/emoji_recipe.md). "cpu-": a core draws 44 (combined) to 79 (baseline)
+          images/s, so a model takes 27 to 48 minutes of it.
 """
 
 from ml_collections import ConfigDict
@@ -30,13 +32,15 @@ MODELS: dict[str, tuple[str, ...]] = {
     "uncond30": ALL,  # c and z are dropped in 30 % of the rows instead of 10 %
 }
 STEPS = 3_000
+CPU_STEPS = 8_000  # of 16 images: a sixth of the images, and more steps, which count for more (emoji_recipe.md)
 SCENES = 25_000
 
 
 def get_config(model: str = "combined-0") -> ConfigDict:
-    name, dash, seed = model.rpartition("-")
+    on_cpu = model.startswith("cpu-")
+    name, dash, seed = model.removeprefix("cpu-").rpartition("-")
     if name not in MODELS or not dash or not seed.isdecimal():
-        expected = f"MODEL-SEED with one of {', '.join(MODELS)}, e.g. combined-0"
+        expected = f"MODEL-SEED with one of {', '.join(MODELS)}, e.g. combined-0 or cpu-combined-0"
         raise user_error(f"claim_emoji.py:{model}", expected, "choose one")
     config = base_config("emoji_combined:accelerator")
     config.name = f"claim-{model}"
@@ -50,6 +54,10 @@ def get_config(model: str = "combined-0") -> ConfigDict:
     train.num_steps, train.checkpoint_every_steps, train.warmup_steps = STEPS, STEPS // 8, 300
     train.keep_every_steps = STEPS // 8  # the first one is the worse model of autoguidance
     train.ema_decay = 0.99  # at 0.999, two thirds of its average would still be the initial weights
+    if on_cpu:
+        train.batch_size, train.num_steps, train.learning_rate, train.warmup_steps = 16, CPU_STEPS, 2e-3, 200
+        train.checkpoint_every_steps = train.keep_every_steps = CPU_STEPS // 8
+        train.ema_decay, train.log_every_steps = 0.995, 200  # of the first checkpoint, 0.7 % are initial weights
     train.sample_at_end = False
     config.eval.protocol = "none"  # the sweep measures
     if name == "wide":  # 578 thousand parameters more, where the prior has 574
