@@ -35,6 +35,7 @@ from kaleido_jax.data.records import BAD_IMAGE, Records, TrainingRecord, decode_
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.models.decode import shift_right
+from kaleido_jax.runtime.signals import kept_from_children
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +118,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            self._iterator = self._read_from(self._next)
-        batch = next(self._iterator)
+            with kept_from_children():  # Grain starts its processes at the first batch
+                self._iterator = self._read_from(self._next)
+                batch = next(self._iterator)
+        else:
+            batch = next(self._iterator)
         self._next += 1
         return batch
 

@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import NoReturn
 
@@ -34,6 +36,21 @@ def raise_on_sigterm() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     _Ear(_say_later).__enter__()
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Processes started in here never get SIGINT and SIGTERM, and this thread gets them afterwards.
+
+    A terminal sends Ctrl-C to all processes of a program, and schedulers send SIGTERM to all of a job. A worker that
+    ends while it starts, before it can ignore them, would leave its parent without what it should have made.
+    """
+    resource_tracker.ensure_running()  # multiprocessing starts it, which sets the mask of this thread back
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_at_once(code: int) -> NoReturn:

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -222,6 +223,34 @@ def test_worker_processes_go_on_after_signals_to_the_whole_group(loader):
         workers.close()
     process.join(timeout=60)
     assert not process.is_alive()
+
+
+def test_signals_to_the_whole_group_do_not_reach_processes_that_start(loader):
+    before = {*multiprocessing.active_children()}
+    signaled, seen = [], threading.Event()
+
+    def signal_from_birth():
+        while not seen.is_set():
+            for process in {*multiprocessing.active_children()} - before:
+                if process.pid:
+                    for number in (signal.SIGINT, signal.SIGTERM):
+                        os.kill(process.pid, number)
+                    signaled.append(process.pid)
+            seen.wait(0.01)
+
+    thread = threading.Thread(target=signal_from_birth, daemon=True)
+    workers = loader(num_workers=2)
+    try:
+        thread.start()
+        batches = take(workers, 2)
+        seen.set()
+        thread.join()
+        assert len({*signaled}) == 2 and len(signaled) > 20
+        assert_same(batches, take(loader(), 2))
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    finally:
+        seen.set()
+        workers.close()
 
 
 def test_one_unshuffled_epoch_ends(loader):

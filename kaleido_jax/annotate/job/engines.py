@@ -5,18 +5,17 @@ Models stay loaded: each worker opens the job once and then makes one shard afte
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from kaleido_jax.annotate.job.shards import Advance, Job, Place, Stopped, close_job, make_shard, open_job
 from kaleido_jax.errors import UserError, user_error
+from kaleido_jax.runtime.signals import kept_from_children
 
 RETRIES = 3  # how often Ray restarts a dead worker before the job gives up
 _POLL_SEC = 1.0  # between updates of the progress
@@ -102,7 +101,7 @@ class LocalPool:
     def specification(self) -> str:
         """The job's hash, from one worker."""
         try:
-            with _interrupts_later():
+            with kept_from_children():
                 asked = self._pool.submit(_worker_specification)
             return asked.result()
         except BrokenProcessPool as error:
@@ -115,7 +114,7 @@ class LocalPool:
           Stopped: the user asked for it.
           UserError: a worker was killed, e.g. for its memory.
         """
-        with _interrupts_later():
+        with kept_from_children():
             waiting = {self._pool.submit(_worker_make, place, indices): place for place, indices in shards.items()}
         counted = 0
         while waiting:
@@ -135,20 +134,6 @@ class LocalPool:
         if asked():
             self._stopped = True
             raise Stopped
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits until workers are started, and never reaches these, which inherit the mask.
-
-    A terminal sends it to all processes of a program. A worker that it ends while it starts would leave the parent
-    waiting for it without end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _WORKER: dict[str, Any] = {}  # the job of this worker process, the counter it shares and what it is told
