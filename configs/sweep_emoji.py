@@ -3,8 +3,9 @@
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
-          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-short" and
-          ":claim-early" are of a few of them, for a CPU. Fields change by --sweep.KEY=VALUE.
+          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-cpu" and
+          ":claim-cpu-controls" are of those that a CPU has trained (emoji_cpu, emoji_cpu_controls). ":claim-short" and
+          ":claim-early" are of four short trainings. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -17,7 +18,17 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("bundled", "short", "controls", "claim", "claim-controls", "claim-short", "claim-early")
+VARIANTS = (
+    "bundled",
+    "short",
+    "controls",
+    "claim",
+    "claim-controls",
+    "claim-cpu",
+    "claim-cpu-controls",
+    "claim-short",
+    "claim-early",
+)
 SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
 # Guidance below some noise level, as the emoji models themselves are sampled, and the two ways in between.
@@ -52,34 +63,36 @@ APG = SweptRule(
 AUTOGUIDANCE = SweptRule(name="autoguidance", sample=("guidance=autoguidance",))
 
 
-def claim(name: str, model: str, worse_step: int, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
+def claim(cpu: bool, name: str, model: str, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
     """A model of configs/claim_emoji.py; its own first checkpoint is the worse one of autoguidance."""
-    paths = tuple(f"runs/claim/{model}-{seed}" for seed in seeds)
-    return SweptModel(name=name, paths=paths, worse=paths, worse_step=worse_step, **more)
+    paths = tuple(f"runs/claim{'_cpu' * cpu}/{model}-{seed}" for seed in seeds)
+    first = base_config(f"claim_emoji:{'cpu-' * cpu}baseline-0").train.keep_every_steps
+    return SweptModel(name=name, paths=paths, worse=paths, worse_step=first, **more)
 
 
-def claim_models() -> tuple[SweptModel, ...]:
-    first = base_config("claim_emoji:baseline-0").train.keep_every_steps
-    single = (
-        ("Kaleido, text", "text"),
-        ("Kaleido, bbox", "bbox"),
-        ("Kaleido, blob", "blob"),
-        ("Kaleido, voken", "voken"),
+def claim_models(cpu: bool) -> tuple[SweptModel, ...]:
+    """The two that are compared; z of one kind; and controls that need no further training."""
+    others = (
+        ("Kaleido, text", "text", {}),
+        ("Kaleido, bbox", "bbox", {}),
+        ("Kaleido, blob", "blob", {}),
+        ("Kaleido, voken", "voken", {}),
+        ("oracle", "oracle", {}),
+        ("Kaleido, z of another", "combined", {"shuffled": True}),
+        ("Kaleido, temperature 0.7", "combined", {"sample": ("temperature=0.7",)}),
+        ("Kaleido, temperature 1.3", "combined", {"sample": ("temperature=1.3",)}),
     )
+    few = {"rules": ("CFG", "interval")} if cpu else {}  # a core would take a day for all
     return (
-        claim("baseline", "baseline", first, SEVERAL),
-        claim("Kaleido", "combined", first, SEVERAL),
-        *(claim(name, model, first) for name, model in (*single, ("oracle", "oracle"))),
-        claim("Kaleido, z of another", "combined", first, shuffled=True),
-        claim("Kaleido, temperature 0.7", "combined", first, sample=("temperature=0.7",)),
-        claim("Kaleido, temperature 1.3", "combined", first, sample=("temperature=1.3",)),
+        claim(cpu, "baseline", "baseline", SEVERAL),
+        claim(cpu, "Kaleido", "combined", SEVERAL),
+        *(claim(cpu, name, model, **more, **few) for name, model, more in others),
     )
 
 
-def claim_controls() -> tuple[SweptModel, ...]:
-    first = base_config("claim_emoji:baseline-0").train.keep_every_steps
+def claim_controls(cpu: bool) -> tuple[SweptModel, ...]:
     controls = (("baseline, wide", "wide"), ("Kaleido, eta 0.1", "eta01"), ("Kaleido, p_uncond 0.3", "uncond30"))
-    return tuple(claim(name, model, first) for name, model in controls)
+    return tuple(claim(cpu, name, model) for name, model in controls)
 
 
 def claim_short() -> tuple[SweptModel, ...]:
@@ -140,12 +153,11 @@ def get_config(variant: str = "bundled") -> ConfigDict:
             name, models, rules, gammas = "autoguidance", claim_early(), (CFG, AUTOGUIDANCE), (1.0, 2.0, 4.0)
         few = dataclasses.replace(sweep, name=f"emoji, {name}", models=models, rules=rules, gammas=gammas)
         return ConfigDict(dataclasses.asdict(few))
-    if variant == "claim-controls":
-        sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(), rules=(CFG, INTERVAL))
-    if variant.startswith("claim"):
-        # Batches of one size, so that each rule compiles once.
-        large = {"tune_samples": 500, "chunk": 500}
-        sweep = dataclasses.replace(sweep, **large)
-    if variant == "claim":
-        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models())
+    cpu = variant.startswith("claim-cpu")
+    if variant.startswith("claim") and not cpu:  # batches of one size, so that each rule compiles once
+        sweep = dataclasses.replace(sweep, tune_samples=500, chunk=500)
+    if variant in ("claim", "claim-cpu"):
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(cpu))
+    if variant in ("claim-controls", "claim-cpu-controls"):
+        sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(cpu), rules=(CFG, INTERVAL))
     return ConfigDict(dataclasses.asdict(sweep))

@@ -1,13 +1,16 @@
-"""The experiments of docs/results on one accelerator: annotates, trains every model, sweeps all of them.
+"""The experiments of docs/results: annotates, trains every model, sweeps all of them.
 
     python launch/experiments.py emoji [emoji_controls] [tiny_imagenet] [--jobs=4] [--sweep.KEY=VALUE ...]
+    python launch/experiments.py emoji_cpu [emoji_cpu_controls] --jobs=2 [--sweep.KEY=VALUE ...]
 
---jobs of the steps run beside each other, since nets as small as these do not fill a device; a step starts when what it
-needs is there. Logs are in runs/logs, and what is finished is not done again by the same command.
+The first is for one accelerator; the second trains the same models on a sixth of the images, as two CPU cores can in a
+night. --jobs of the steps run beside each other, since nets as small as these do not fill a device; a step starts when
+what it needs is there. Logs are in runs/logs, and what is finished is not done again by the same command.
 """
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -38,26 +41,36 @@ class Step:
     on_device: bool = True
 
 
-def emoji() -> list[Step]:
-    """Models of configs/claim_emoji.py with z of every kind, of all, and without, in the sweep sweep_emoji.py:claim."""
+def emoji(cpu: bool = False) -> list[Step]:
+    """Models of configs/claim_emoji.py with z of every kind, of all, and without, in the sweep sweep_emoji.py:claim.
+
+    Args:
+      cpu: those of the size for a CPU, and :claim-cpu.
+    """
     records = {"0": "combined-0", "1": "combined-1", "2": "combined-2", "oracle-0": "oracle-0"}
     made = [
         annotating(f"{CLAIM}:{model}", f"runs/claim/records-{name}", len(records)) for name, model in records.items()
     ]
-    sweep = load_sweep(f"{ROOT}/configs/sweep_emoji.py:claim", {})
+    return [*made, *trained_and_swept(cpu, "claim-cpu" if cpu else "claim", "sweep")]
+
+
+def emoji_controls(cpu: bool = False) -> list[Step]:
+    """Further models of configs/claim_emoji.py, in the sweep sweep_emoji.py:claim-controls."""
+    made = annotating(f"{CLAIM}:combined-0", "runs/claim/records-0", 1)
+    return [made, *trained_and_swept(cpu, "claim-cpu-controls" if cpu else "claim-controls", "controls")]
+
+
+def trained_and_swept(cpu: bool, variant: str, folder: str) -> list[Step]:
+    """All models of a variant of sweep_emoji.py, those that are compared before the others, and the sweep."""
+    spec, root = f"configs/sweep_emoji.py:{variant}", "runs/claim_cpu" if cpu else "runs/claim"
+    sweep = load_sweep(f"{ROOT}/{spec}", {})
     names = sorted(
         trained_in(sweep), key=lambda name: (name.partition("-")[0] not in ("baseline", "combined"), name[-1])
     )
-    trained = [training(f"{CLAIM}:{name}", f"runs/claim/{name}", f"runs/claim/{records_of(name)}") for name in names]
-    return [*made, *trained, *sweeps(sweep, "configs/sweep_emoji.py:claim", "runs/claim/sweep")]
-
-
-def emoji_controls() -> list[Step]:
-    """Further models of configs/claim_emoji.py, in the sweep sweep_emoji.py:claim-controls."""
-    sweep = load_sweep(f"{ROOT}/configs/sweep_emoji.py:claim-controls", {})
-    trained = [training(f"{CLAIM}:{name}", f"runs/claim/{name}", "runs/claim/records-0") for name in trained_in(sweep)]
-    swept = sweeps(sweep, "configs/sweep_emoji.py:claim-controls", "runs/claim/controls")
-    return [annotating(f"{CLAIM}:combined-0", "runs/claim/records-0", 1), *trained, *swept]
+    trained = [
+        training(f"{CLAIM}:{'cpu-' * cpu}{name}", f"{root}/{name}", f"runs/claim/{records_of(name)}") for name in names
+    ]
+    return [*trained, *sweeps(sweep, spec, f"{root}/{folder}")]
 
 
 def tiny_imagenet() -> list[Step]:
@@ -111,7 +124,13 @@ def sweeps(sweep: Sweep, spec: str, folder: str) -> list[Step]:
     return [*steps, Step(name=f"{folder} page", command=command, after=tuple(step.name for step in steps))]
 
 
-EXPERIMENTS = {"emoji": emoji, "emoji_controls": emoji_controls, "tiny_imagenet": tiny_imagenet}
+EXPERIMENTS = {
+    "emoji": emoji,
+    "emoji_controls": emoji_controls,
+    "emoji_cpu": functools.partial(emoji, cpu=True),
+    "emoji_cpu_controls": functools.partial(emoji_controls, cpu=True),
+    "tiny_imagenet": tiny_imagenet,
+}
 
 
 class Runner:

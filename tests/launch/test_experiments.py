@@ -81,8 +81,9 @@ def test_steps_run_side_by_side_when_what_they_need_is_there(experiments, tmp_pa
     assert {*made} == {"slow", "quick", "bad", "after both"} and made["after both"] >= made["slow"] >= made["quick"]
 
 
-def test_the_models_that_are_compared_come_before_the_others(experiments):
-    names = [step.name.removeprefix("runs/claim/") for step in steps_of(experiments)["emoji"]]
+@pytest.mark.parametrize(("experiment", "root"), [("emoji", "runs/claim/"), ("emoji_cpu", "runs/claim_cpu/")])
+def test_the_models_that_are_compared_come_before_the_others(experiments, experiment, root):
+    names = [step.name.removeprefix(root) for step in steps_of(experiments)[experiment]]
     trained = [name for name in names if name[-1].isdecimal() and "records" not in name and " " not in name]
     assert [name.rpartition("-")[2] for name in trained[:6]] == ["0", "0", "1", "1", "2", "2"]
     assert {name.partition("-")[0] for name in trained[:6]} == {"baseline", "combined"} and len(trained) == 11

@@ -43,19 +43,21 @@ def cells(sweep: Sweep, chosen: Chosen, model: SweptModel, training: int) -> Ite
       model: one of the sweep.
       training: which of its paths.
     """
-    rules = sorted(sweep.rules, key=lambda rule: guidance_of(sweep, model, rule) == "autoguidance")
-    for rule in rules:
-        if guidance_of(sweep, model, rule) == "autoguidance" and not model.worse:
-            continue
+    for rule in rules_of(sweep, model):
         for gamma in sweep.gammas:
             for seed in sweep.seeds:
                 sample = sample_of(sweep, model, rule, chosen[model.name][rule.name], gamma)
                 yield Cell(model=model, training=training, rule=rule.name, gamma=gamma, seed=seed, sample=sample)
 
 
-def guidance_of(sweep: Sweep, model: SweptModel, rule: SweptRule) -> str:
-    """The word of config.sample.guidance."""
-    return sample_of(sweep, model, rule, (), 2.0).guidance
+def rules_of(sweep: Sweep, model: SweptModel) -> list[SweptRule]:
+    """The rules that a model is drawn under; those that need its worse model, if it has one, come last."""
+
+    def needs_worse(rule: SweptRule) -> bool:
+        return sample_of(sweep, model, rule, (), 2.0).guidance == "autoguidance"
+
+    rules = [rule for rule in sweep.rules if not model.rules or rule.name in model.rules]
+    return sorted((rule for rule in rules if model.worse or not needs_worse(rule)), key=needs_worse)
 
 
 def sample_of(sweep: Sweep, model: SweptModel, rule: SweptRule, tried: tuple[str, ...], gamma: float) -> Sample:

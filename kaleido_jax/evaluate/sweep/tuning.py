@@ -10,7 +10,7 @@ from kaleido_jax.config.schema import Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule, is_tuned
 from kaleido_jax.evaluate.metrics.frechet import frechet_distance, moments
 from kaleido_jax.evaluate.parts import read_stored
-from kaleido_jax.evaluate.sweep.cells import Chosen, guidance_of, sample_of
+from kaleido_jax.evaluate.sweep.cells import Chosen, rules_of, sample_of
 from kaleido_jax.evaluate.sweep.drawing import Drawn
 from kaleido_jax.evaluate.sweep.measured import Measure
 from kaleido_jax.runtime import distributed
@@ -40,9 +40,9 @@ def tune(sweep: Sweep, measure: Measure, of: Of, draw: Draw, folder: Path) -> tu
     for model in sweep.models:
         of_model = chosen.setdefault(model.name, {})
         # Those that need the worse model last, so that each is loaded once.
-        for rule in sorted(sweep.rules, key=lambda rule: guidance_of(sweep, model, rule) == "autoguidance"):
+        for rule in rules_of(sweep, model):
             of_model[rule.name] = rule.tried[0] if rule.tried else ()
-            if not is_tuned(rule) or (guidance_of(sweep, model, rule) == "autoguidance" and not model.worse):
+            if not is_tuned(rule):
                 continue
             distances = [_distance(sweep, measure, of, draw, folder, model, rule, one) for one in rule.tried]
             best = distances.index(min(distances))

@@ -202,6 +202,15 @@ def test_a_rule_that_needs_a_worse_model_is_left_out_for_models_without(tmp_path
     assert names == [[("CFG", False)], [("CFG", False), ("autoguidance", True)]]
 
 
+def test_a_model_is_drawn_and_tuned_under_its_own_rules_alone(tmp_path):
+    models = (SWEEP.models[0], dataclasses.replace(SWEEP.models[1], rules=("CFG",)))
+    result = SweepRun(dataclasses.replace(SWEEP, models=models, gammas=(4.0,)), tmp_path).run()
+    drawn = [(cell["model"], cell["rule"]) for cell in result["cells"]]
+    assert sorted(drawn) == [("Kaleido", "CFG"), ("baseline", "CFG"), ("baseline", "interval")]
+    assert {one["model"] for one in result["tuned"]} == {"baseline"}
+    assert markdown(result).count("| Kaleido | interval |") == 0
+
+
 @pytest.mark.slow
 def test_a_worse_model_that_is_the_model_itself_guides_nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "open_model", cells.open_model)
@@ -393,6 +402,10 @@ def test_flags_that_do_not_go_together_are_refused(flags, said):
         ({"models": ()}, "sweep.models named none"),
         ({"models": (SweptModel(name="a", paths=("x",)), SweptModel(name="a", paths=("y",)))}, "named 'a', 'a'"),
         ({"models": (SweptModel(name="a"),)}, "model 'a' with 0 paths"),
+        (
+            {"models": (SweptModel(name="a", paths=("b",), rules=("CFG", "APG")),)},
+            "model 'a' under APG",
+        ),
         ({"gammas": (1.0, 1.0)}, "sweep.gammas"),
         ({"sample": ("num_stepz=3",)}, "num_stepz"),
         ({"sample": ("num_steps",)}, "FIELD=VALUE"),
@@ -438,23 +451,31 @@ def test_every_shipped_sweep_is_valid_in_each_of_its_variants(path):
 
 
 def test_the_claims_models_differ_in_what_they_are_called_for_and_in_nothing_else():
-    sweeps = [load_sweep(f"sweep_emoji:{variant}", {}) for variant in ("claim", "claim-controls")]
-    names = [model.rpartition("-")[0] for sweep in sweeps for one in sweep.models for model in one.paths]
     models = runpy.run_path("configs/claim_emoji.py")["MODELS"]
-    assert {Path(name).name for name in names} == set(models)
-    base = load_config("claim_emoji:combined-0")
+    for variants in (("claim", "claim-controls"), ("claim-cpu", "claim-cpu-controls")):
+        sweeps = [load_sweep(f"sweep_emoji:{variant}", {}) for variant in variants]
+        names = [model.rpartition("-")[0] for sweep in sweeps for one in sweep.models for model in one.paths]
+        assert {Path(name).name for name in names} == set(models)
+    for size in ("", "cpu-"):
+        check_the_claims_configs(size, models)
+
+
+def check_the_claims_configs(size, models):
+    base = load_config(f"claim_emoji:{size}combined-0")
     same = {}
     for name in models:
-        config = load_config(f"claim_emoji:{name}-0")
+        config = load_config(f"claim_emoji:{size}{name}-0")
         flat = flatten_dict(dataclasses.asdict(dataclasses.replace(config, name="")), sep=".")
         other = flatten_dict(dataclasses.asdict(dataclasses.replace(base, name="")), sep=".")
         same[name] = {key for key in flat if flat[key] != other[key]}
     assert same["combined"] == set() and same["eta01"] == {"train.eta"} and same["uncond30"] == {"diffusion.p_uncond"}
     assert same["oracle"] == {"latents.segments", "data.emoji.names_alone", "data.records"}
     assert all(same[name] == {"latents.segments"} for name in ("baseline", "text", "bbox", "blob", "voken"))
-    assert load_config("claim_emoji:baseline-2").seed == 2
+    assert load_config(f"claim_emoji:{size}baseline-2").seed == 2
     with pytest.raises(UserError, match="expected MODEL-SEED"):
-        load_config("claim_emoji:baseline")
+        load_config(f"claim_emoji:{size}baseline")
+    early = 1 - base.train.keep_every_steps / base.train.num_steps
+    assert base.train.ema_decay**base.train.keep_every_steps < 0.03 and early > 0.8  # a worse model, yet a model
 
 
 def test_of_one_setting_twice_the_last_holds():
