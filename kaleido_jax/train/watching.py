@@ -39,11 +39,15 @@ _TOKENS = "tokens"  # of z in a batch, by which its loss_ar counts
 
 
 class Losses:
-    """The training loss and its parts, without a step, under times and noise that are the same whenever it is asked."""
+    """The training loss and its parts, without a step, under times and noise that are the same whenever it is asked.
+
+    L_AR is that of the given z, scheduled sampling or not: what training draws itself is no likelihood of held-out z.
+    """
 
     def __init__(self, config: Config, model: Kaleido, mesh: Mesh) -> None:
         """Compiles with the first batch of each shape."""
         self.mesh, self._eta = mesh, config.train.eta
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, scheduled_sampling=0.0))
 
         def losses(params: dict[str, Any], frozen: dict[str, Any], batch: dict[str, Any], number: Any) -> Metrics:
             with placing(mesh, config.mesh.rules):

@@ -23,10 +23,11 @@ def test_the_loss_of_z_is_a_mean_over_tokens_and_the_other_over_samples(monkeypa
         weights = batch["decoder_loss_weights"]
         loss_ar = (batch["nll"] * weights).sum() / weights.sum()
         loss_dm = batch["image"].mean()
+        assert config.train.scheduled_sampling == 0  # held-out z are read as they are
         return None, {"loss": loss_dm + config.train.eta * loss_ar, "loss_dm": loss_dm, "loss_ar": loss_ar}
 
     monkeypatch.setattr(watching, "joint_loss", losses)
-    config = single_net_config(train__eta=0.5)
+    config = single_net_config(train__eta=0.5, train__scheduled_sampling=0.5)
     measure = watching.Losses(config, build_model(config, 256), make_mesh({"data": 1, "fsdp": 1, "tensor": 1}))
     ones = {
         "image": np.float32([1.0]),
