@@ -99,14 +99,19 @@ def test_training_is_looked_at_by_held_out_losses_and_a_grid(workdir, pipeline):
 def test_every_checkpoint_has_a_certificate(workdir, tmp_path, capsys):
     verify.run(workdir)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines] == [["step", "2", "whole"], ["step", "4", "whole"]]
+    found = [line.split()[:3] for line in lines]
+    assert found[:2] == [["step", "2", "whole"], ["step", "4", "whole"]]
+    assert found[2:] == [["snapshot", "2", "whole"], ["snapshot", "4", "whole"]]
     parts = [dict(zip(line.split()[3::2], line.split()[4::2], strict=True)) for line in lines]
+    assert set(parts[2]) == {"version", "profile_0", "profile_1"} and parts[2]["profile_0"] != parts[3]["profile_0"]
     assert set(parts[0]) == {"version", "params", "ema", "profiles", "opt_state", "guard", "step", "place"}
     assert all(parts[0][name] != parts[1][name] for name in ("params", "ema", "opt_state", "step", "place"))
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     place = tmp_path / "checkpoints" / "4" / "data" / "metadata"
     place.write_text(place.read_text().replace("4", "5", 1))
-    with pytest.raises(UserError, match="damaged checkpoints 4 in"):
+    shutil.copytree(workdir / "ema_snapshots", tmp_path / "ema_snapshots")
+    shutil.rmtree(tmp_path / "ema_snapshots" / "2" / "state")
+    with pytest.raises(UserError, match="damaged checkpoints 4 and damaged EMA snapshots 2 in"):
         verify.run(tmp_path)
     assert "damaged (ValueError: the place in the data is not as it was saved)" in capsys.readouterr().out
 

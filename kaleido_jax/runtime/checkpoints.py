@@ -270,17 +270,18 @@ def ema_shapes(workdir: Path) -> dict:
     return _newest_whole(workdir, lambda folder: _in_all_processes(lambda: read(folder)))[0]
 
 
-def certificates(workdir: Path) -> Iterator[tuple[int, dict[str, str] | Exception]]:
-    """(step, certificate) of every checkpoint, oldest first, or the error of a damaged one.
+def certificates(workdir: Path, name: str = FOLDER) -> Iterator[tuple[int, dict[str, str] | Exception]]:
+    """(step, certificate) of every checkpoint, or with name=SNAPSHOTS snapshot, oldest first, or a damaged one's error.
 
     A certificate has the program's version and 16 hex digits for each part of the state and for the place in the data.
-    They change with any bit of it and do not depend on the devices, so equal runs have equal certificates.
+    They change with any bit of it and do not depend on the devices, so equal runs have equal certificates. The parts of
+    a snapshot are averages, by their place in config.train.ema_profiles.
 
     Raises:
-      UserError: the workdir holds no checkpoint.
+      UserError: the workdir holds no checkpoint; it may hold no snapshot.
     """
-    folder, steps = (workdir / FOLDER).absolute(), steps_of(workdir)
-    if not steps:
+    folder, steps = (workdir / name).absolute(), steps_of(workdir, name)
+    if not steps and name == FOLDER:
         raise _no_checkpoint(workdir)
     for step in steps:
         try:
@@ -294,7 +295,8 @@ def _certificate(folder: Path) -> dict[str, str]:
     tree = checkpointer.metadata(folder / "state").item_metadata.tree
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     state = checkpointer.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=on_host))
-    place, stored = json.loads((folder / "data" / "metadata").read_text()), _metadata(folder)
+    snapshot = folder.parent.name == SNAPSHOTS
+    place, stored = None if snapshot else json.loads((folder / "data" / "metadata").read_text()), _metadata(folder)
     _check(stored, state, place)
     digests = {}
     for part, tree in sorted(state.items()):
@@ -302,8 +304,9 @@ def _certificate(folder: Path) -> dict[str, str]:
         for path, leaf in sorted((_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)):
             digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
             digest.update(np.asarray(leaf).tobytes())
-        digests[part] = digest.hexdigest()[:16]
-    digests["place"] = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
+        digests[f"profile_{part}" if snapshot else part] = digest.hexdigest()[:16]
+    if not snapshot:
+        digests["place"] = hashlib.sha256(json.dumps(place, sort_keys=True).encode()).hexdigest()[:16]
     return {VERSION: stored.get(VERSION, "unknown")} | digests
 
 

@@ -1,32 +1,46 @@
-"""verify: whether every checkpoint of a workdir is whole, and a certificate of each."""
+"""verify: whether every checkpoint and EMA snapshot of a workdir is whole, and a certificate of each."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.verbs.verb import WORKDIR, say
 
-HELP = "read every checkpoint of a workdir, compare its checksums, and print a certificate: hashes of its parts"
+HELP = "read all checkpoints and EMA snapshots of a workdir, compare checksums, and print a certificate of each"
 FLAGS = (WORKDIR,)
 
 
 def run(workdir: Path) -> None:
-    """Prints one line for each checkpoint.
+    """Prints one line for each checkpoint and each snapshot.
 
     Raises:
-      UserError: the workdir has no checkpoint, or one of them is damaged.
+      UserError: the workdir has no checkpoint, or something is damaged.
     """
     from kaleido_jax.runtime import checkpoints
 
+    kinds = (
+        (checkpoints.FOLDER, "step", "training goes on from the newest whole one; delete the damaged ones"),
+        (checkpoints.SNAPSHOTS, "snapshot", "delete them; the other snapshots serve without"),
+    )
     damaged = []
-    for step, found in checkpoints.certificates(workdir):
-        if isinstance(found, Exception):
-            damaged.append(step)
-            say(f"step {step:>9}  damaged ({checkpoints.reason(found)})")
-        else:
-            say(f"step {step:>9}  whole  " + "  ".join(f"{name} {value}" for name, value in found.items()))
+    for folder, word, remedy in kinds:
+        steps = [step for step, whole in _print(checkpoints.certificates(workdir, folder), word) if not whole]
+        if steps:
+            what = "checkpoints" if word == "step" else "EMA snapshots"
+            damaged.append((f"damaged {what} {', '.join(map(str, steps))}", remedy))
     if damaged:
-        raise user_error(
-            f"damaged checkpoints {', '.join(map(str, damaged))} in {workdir}",
-            "whole ones",
-            "training goes on from the newest whole one; delete the damaged ones",
-        )
+        found = " and ".join(what for what, _ in damaged)
+        raise user_error(f"{found} in {workdir}", "whole ones", "; ".join(remedy for _, remedy in damaged))
+
+
+def _print(certificates: Iterable[tuple[int, dict[str, str] | Exception]], word: str) -> list[tuple[int, bool]]:
+    """A line for each; (step, whether it is whole)."""
+    from kaleido_jax.runtime import checkpoints
+
+    steps = []
+    for step, found in certificates:
+        whole = not isinstance(found, Exception)
+        text = "  ".join(f"{name} {value}" for name, value in found.items()) if whole else checkpoints.reason(found)
+        say(f"{word} {step:>9}  " + (f"whole  {text}" if whole else f"damaged ({text})"))
+        steps.append((step, whole))
+    return steps

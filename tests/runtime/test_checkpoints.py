@@ -325,6 +325,8 @@ def test_a_damaged_snapshot_is_named(snapshots, harm):
         metadata = json.loads(path.read_text())
         metadata["custom_metadata"]["checksums"]["1/b"] ^= 1
         path.write_text(json.dumps(metadata))
+    found = dict(checkpoints.certificates(snapshots, checkpoints.SNAPSHOTS))
+    assert isinstance(found[4], dict) and isinstance(found[8], Exception)
     with pytest.raises(UserError, match=r"EMA snapshot .*ema_snapshots/8 cannot be read \(.*; delete it") as caught:
         for number in (0, 1):
             checkpoints.restore_snapshot(snapshots, 8, number, SHAPES)
