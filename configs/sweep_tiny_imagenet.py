@@ -1,6 +1,7 @@
 """A sweep over guidance on photographs: the models of configs/tiny_imagenet.py.
 
-Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny_sweep
+Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny/sweep
+          ":cpu" is of those that a CPU has trained, --workdir=runs/tiny_cpu/sweep.
           --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
           models' size and quality (examples/tiny_imagenet.py).
 Hardware: one GPU; nobody has run it yet
@@ -14,23 +15,26 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("all",)
-NAMES = {"baseline": "baseline", "voken": "vokens", "bbox": "boxes", "both": "boxes and vokens"}
+VARIANTS = ("all", "cpu")
+NAMES = {"baseline": "baseline", "both": "boxes and vokens", "voken": "vokens", "bbox": "boxes"}
+SEVERAL = ("baseline", "both")  # trained with three seeds
 
 
 def get_config(variant: str = "all") -> ConfigDict:
     if variant not in VARIANTS:
-        raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose it")
+        raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
+    cpu = variant == "cpu"
     emoji = base_config("sweep_emoji:bundled")
-    first = base_config("tiny_imagenet:baseline").train.keep_every_steps
-    models = tuple(
-        SweptModel(name=NAMES[name], paths=(path := (f"runs/tiny_{name}",)), worse=path, worse_step=first)
-        for name in NAMES
-    )
+    first = base_config(f"tiny_imagenet:{'cpu-' * cpu}baseline-0").train.keep_every_steps
+    models = []
+    for model, name in NAMES.items():
+        paths = tuple(f"runs/tiny{'_cpu' * cpu}/{model}-{seed}" for seed in range(3 if model in SEVERAL else 1))
+        few = {"rules": ("CFG", "interval")} if cpu and model not in SEVERAL else {}
+        models.append(SweptModel(name=name, paths=paths, worse=paths, worse_step=first, **few))
     sweep = Sweep(
         name="Tiny ImageNet, 10 superclasses of 5 classes",
         protocol="classes",
-        models=models,
+        models=tuple(models),
         rules=tuple(SweptRule(**rule) for rule in emoji.rules),
         gammas=emoji.gammas,
         sample=emoji.sample,
@@ -38,6 +42,6 @@ def get_config(variant: str = "all") -> ConfigDict:
         num_reference=2_500,
         reference="data/val/images",
         tune_samples=500,
-        chunk=500,
+        chunk=50 if cpu else 500,
     )
     return ConfigDict(dataclasses.asdict(sweep))

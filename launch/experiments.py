@@ -1,7 +1,7 @@
 """The experiments of docs/results: annotates, trains every model, sweeps all of them.
 
     python launch/experiments.py emoji [emoji_controls] [tiny_imagenet] [--jobs=4] [--sweep.KEY=VALUE ...]
-    python launch/experiments.py emoji_cpu [emoji_cpu_controls] --jobs=2 [--sweep.KEY=VALUE ...]
+    python launch/experiments.py emoji_cpu [emoji_cpu_controls] [tiny_imagenet_cpu] --jobs=2 [--sweep.KEY=VALUE ...]
 
 The first is for one accelerator; the second trains the same models on a sixth of the images, as two CPU cores can in a
 night. --jobs of the steps run beside each other, since nets as small as these do not fill a device; a step starts when
@@ -11,6 +11,7 @@ what it needs is there. Logs are in runs/logs, and what is finished is not done 
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from kaleido_jax.config.load import load_config  # noqa: E402
 from kaleido_jax.config.sweep import Sweep, load_sweep  # noqa: E402
 from kaleido_jax.errors import UserError  # noqa: E402
 
@@ -51,41 +53,39 @@ def emoji(cpu: bool = False) -> list[Step]:
     made = [
         annotating(f"{CLAIM}:{model}", f"runs/claim/records-{name}", len(records)) for name, model in records.items()
     ]
-    return [*made, *trained_and_swept(cpu, "claim-cpu" if cpu else "claim", "sweep")]
+    sweep = f"configs/sweep_emoji.py:{'claim-cpu' if cpu else 'claim'}"
+    return [*made, *trained_and_swept(CLAIM, sweep, "sweep", cpu)]
 
 
 def emoji_controls(cpu: bool = False) -> list[Step]:
     """Further models of configs/claim_emoji.py, in the sweep sweep_emoji.py:claim-controls."""
+    sweep = f"configs/sweep_emoji.py:{'claim-cpu-controls' if cpu else 'claim-controls'}"
     made = annotating(f"{CLAIM}:combined-0", "runs/claim/records-0", 1)
-    return [made, *trained_and_swept(cpu, "claim-cpu-controls" if cpu else "claim-controls", "controls")]
+    return [made, *trained_and_swept(CLAIM, sweep, "controls", cpu)]
 
 
-def trained_and_swept(cpu: bool, variant: str, folder: str) -> list[Step]:
-    """All models of a variant of sweep_emoji.py, those that are compared before the others, and the sweep."""
-    spec, root = f"configs/sweep_emoji.py:{variant}", "runs/claim_cpu" if cpu else "runs/claim"
+def tiny_imagenet(cpu: bool = False) -> list[Step]:
+    """Models of configs/tiny_imagenet.py, whose data lie in data/ (see there)."""
+    sweep = f"configs/sweep_tiny_imagenet.py{':cpu' * cpu}"
+    made = annotating(f"{PHOTOGRAPHS}:both-0", "runs/tiny/records", 1)
+    return [made, *trained_and_swept(PHOTOGRAPHS, sweep, "sweep", cpu)]
+
+
+def trained_and_swept(config: str, spec: str, folder: str, cpu: bool) -> list[Step]:
+    """All models of a sweep, those with several seeds first, and the sweep itself."""
     sweep = load_sweep(f"{ROOT}/{spec}", {})
-    names = sorted(
-        trained_in(sweep), key=lambda name: (name.partition("-")[0] not in ("baseline", "combined"), name[-1])
-    )
-    trained = [
-        training(f"{CLAIM}:{'cpu-' * cpu}{name}", f"{root}/{name}", f"runs/claim/{records_of(name)}") for name in names
-    ]
-    return [*trained, *sweeps(sweep, spec, f"{root}/{folder}")]
+    compared, others = ([m for m in sweep.models if (len(m.paths) > 1) == several] for several in (True, False))
+    seeds = itertools.zip_longest(*(model.paths for model in compared))  # the first ones of all, then the second ones
+    paths = [*itertools.chain.from_iterable(seeds), *(path for model in others for path in model.paths)]
+    steps = []
+    for path in dict.fromkeys(filter(None, paths)):
+        model = f"{config}:{'cpu-' * cpu}{Path(path).name}"
+        records = load_config(f"{ROOT}/{model}").data.records
+        steps.append(Step(name=path, command=f"{MAIN} --config={model} --workdir={path}", after=(records,)))
+    return [*steps, *sweeps(sweep, spec, f"{Path(steps[0].name).parent}/{folder}")]
 
 
-def tiny_imagenet() -> list[Step]:
-    """configs/tiny_imagenet.py, whose data lie in data/ (see there)."""
-    sweep, config = load_sweep(f"{ROOT}/configs/sweep_tiny_imagenet.py", {}), "configs/tiny_imagenet.py"
-    names = [name.removeprefix("tiny_") for name in trained_in(sweep)]
-    trained = [training(f"{config}:{name}", f"runs/tiny_{name}", "runs/tiny") for name in names]
-    return [
-        annotating(config, "runs/tiny", 1),
-        *trained,
-        *sweeps(sweep, "configs/sweep_tiny_imagenet.py", "runs/tiny_sweep"),
-    ]
-
-
-CLAIM = "configs/claim_emoji.py"
+CLAIM, PHOTOGRAPHS = "configs/claim_emoji.py", "configs/tiny_imagenet.py"
 
 
 def annotating(config: str, folder: str, beside: int) -> Step:
@@ -93,22 +93,6 @@ def annotating(config: str, folder: str, beside: int) -> Step:
     workers = max(1, (os.cpu_count() or 1) // beside)
     command = f"{MAIN} annotate --config={config} --workdir={folder} --config.annotate.num_workers={workers}"
     return Step(name=folder, command=command, on_device=False)
-
-
-def training(config: str, folder: str, records: str) -> Step:
-    """One model."""
-    return Step(name=folder, command=f"{MAIN} --config={config} --workdir={folder}", after=(records,))
-
-
-def records_of(model: str) -> str:
-    """The folder of the records that configs/claim_emoji.py names."""
-    name, _, seed = model.rpartition("-")
-    return f"records-{'oracle-' * (name == 'oracle')}{seed}"
-
-
-def trained_in(sweep: Sweep) -> list[str]:
-    """Names of the workdirs of a sweep's models."""
-    return list(dict.fromkeys(Path(path).name for model in sweep.models for path in model.paths))
 
 
 def sweeps(sweep: Sweep, spec: str, folder: str) -> list[Step]:
@@ -130,6 +114,7 @@ EXPERIMENTS = {
     "emoji_cpu": functools.partial(emoji, cpu=True),
     "emoji_cpu_controls": functools.partial(emoji_controls, cpu=True),
     "tiny_imagenet": tiny_imagenet,
+    "tiny_imagenet_cpu": functools.partial(tiny_imagenet, cpu=True),
 }
 
 

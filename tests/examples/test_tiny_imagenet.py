@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -16,7 +17,7 @@ from kaleido_jax.data.records import open_records, records_folder
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
 
-VARIANTS = tuple(runpy.run_path("configs/tiny_imagenet.py")["SEGMENTS"])
+MODELS = tuple(f"{name}-0" for name in runpy.run_path("configs/tiny_imagenet.py")["SEGMENTS"])
 BOXES = ([0, 0, 31, 63], [8, 8, 15, 15], [0, 0, 63, 63])
 
 
@@ -42,9 +43,9 @@ def packed(path, number=4):
     return path
 
 
-def config_of(variant, folder, **changes):
+def config_of(model, folder, **changes):
     files = {"data.root": str(folder), "model.t5.vocabulary": str(folder / "spiece.model")}
-    return load_config(f"tiny_imagenet:{variant}", **files | changes)
+    return load_config(f"tiny_imagenet:{model}", **files | changes)
 
 
 def names(folder):
@@ -56,7 +57,7 @@ def test_superclasses_are_captions_and_subclasses_folders_and_names_of_boxes(tmp
     assert capsys.readouterr().out == f"4 images in {tmp_path / 'out'}\n"
     expected = ["cat/Egyptian cat/1.JPEG", "cat/Egyptian cat/3.JPEG", "cat/tabby/0.JPEG", "cat/tabby/2.JPEG"]
     assert names(tmp_path / "out") == expected
-    source = open_source(config_of("both", tmp_path / "out").data, seed=0, image_size=32)
+    source = open_source(config_of("both-0", tmp_path / "out").data, seed=0, image_size=32)
     assert len(source) == 4
     first, second, _, last = (source[i] for i in range(4))
     assert first.caption == "cat" and first.objects[0].phrase == "tabby" and first.objects[0].box == (0, 0, 32, 64)
@@ -69,7 +70,7 @@ def test_images_shrink_with_their_boxes_and_the_first_of_each_class_are_kept(tmp
     main([f"--npz={npz}", f"--out={tmp_path / 'small'}", "--side=32", "--per_class=2"])
     assert names(tmp_path / "small") == [name for name in names(tmp_path / "whole") if name[-6] in "0123"]
     whole, small = (
-        open_source(config_of("both", tmp_path / name).data, seed=0, image_size=32) for name in ("whole", "small")
+        open_source(config_of("both-0", tmp_path / name).data, seed=0, image_size=32) for name in ("whole", "small")
     )
     assert small[1].image.shape == (32, 32, 3) and small[1].objects[0].box == (4, 4, 8, 8)
     means = whole[1].image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
@@ -83,37 +84,52 @@ def test_the_vocabulary_is_small_and_has_each_word_and_number_as_one_piece(tmp_p
         main([f"--npz={packed(tmp_path / 'x.npz', 4 if name == 'train' else 6)}", f"--out={tmp_path / name}"])
     own = [(tmp_path / name / "spiece.model").read_bytes() for name in ("train", "val")]
     assert own[0] == own[1]  # of the names, not of the images
-    codec = open_codec(config_of("both", tmp_path / "train"))
+    codec = open_codec(config_of("both-0", tmp_path / "train"))
     assert codec.tokenizer.base_vocab_size <= 384
     assert [len(codec.tokenizer.encode(text)) for text in ("cat", "Egyptian cat", "tabby")] == [1, 2, 1]
     assert codec.constraint is not None  # it has the pieces that constrained sampling needs
 
 
-def test_every_variant_trains_on_the_same_records_which_leave_out_what_has_no_box(tmp_path):
+def test_every_model_trains_on_the_same_records_which_leave_out_what_has_no_box(tmp_path):
     main([f"--npz={packed(tmp_path / 'x.npz', 20)}", f"--out={tmp_path / 'train'}", "--side=32"])
     few = {"latents.codebook_size": 8, "latents.vokens_per_image": 2, "data.records": str(tmp_path / "made")}
-    config = config_of("both", tmp_path / "train", **few)
+    config = config_of("both-0", tmp_path / "train", **few)
     [manifest] = annotate(config, tmp_path / "made", open_codec(config).tokenizer, progress=False).values()
     assert (manifest.num_records, manifest.left_out) == (19, 1)
-    for variant in VARIANTS:
-        config = config_of(variant, tmp_path / "train", **few)
+    for model in MODELS:
+        config = config_of(model, tmp_path / "train", **few)
         records = open_records(records_folder(config, tmp_path / "run"), codec=open_codec(config), image_size=32)
         assert len(records) == 19
 
 
 def test_the_longest_latents_fit():
-    config = load_config("tiny_imagenet:both")
+    config = load_config("tiny_imagenet:both-0")
     words, box, bar, vokens_and_eos = 3, 10, 1, 2 * config.latents.vokens_per_image
     assert words + box + bar + vokens_and_eos <= config.latents.max_latents_tokens
 
 
-def test_the_sweep_has_all_models_and_their_first_checkpoints():
-    variants = ("baseline", "voken", "bbox", "both")
-    for variant, model in zip(variants, load_sweep("sweep_tiny_imagenet", {}).models, strict=True):
-        config = load_config(f"tiny_imagenet:{variant}")
-        assert model.paths == (f"runs/tiny_{variant}",) == model.worse
-        assert model.worse_step == config.train.keep_every_steps == config.train.checkpoint_every_steps
-        assert config.train.num_steps % model.worse_step == 0
+@pytest.mark.parametrize(("variant", "size", "root"), [("all", "", "runs/tiny"), ("cpu", "cpu-", "runs/tiny_cpu")])
+def test_the_sweep_has_all_models_and_their_first_checkpoints(variant, size, root):
+    names = []
+    for model in load_sweep(f"sweep_tiny_imagenet:{variant}", {}).models:
+        assert model.paths == model.worse
+        for path in model.paths:
+            folder, _, name = path.rpartition("/")
+            train = load_config(f"tiny_imagenet:{size}{name}").train
+            assert folder == root and model.worse_step == train.keep_every_steps == train.checkpoint_every_steps
+            assert train.num_steps % model.worse_step == 0
+            names.append(name)
+    assert {*MODELS} < {*names} and sum(name.startswith(("baseline", "both")) for name in names) == 6
+
+
+def test_models_differ_in_seed_and_segments_alone():
+    first, other, small = (load_config(f"tiny_imagenet:{name}") for name in ("both-0", "bbox-2", "cpu-both-0"))
+    same = {"name": "", "seed": 0, "latents": first.latents}
+    assert dataclasses.replace(first, **same) == dataclasses.replace(other, **same)
+    assert (first.seed, other.seed) == (0, 2) and other.latents.segments == ("bbox",)
+    assert dataclasses.replace(first, name="", train=small.train) == dataclasses.replace(small, name="")
+    with pytest.raises(UserError, match="expected MODEL-SEED"):
+        load_config("tiny_imagenet:both")
 
 
 def test_another_file_bad_numbers_and_a_folder_that_is_there_are_refused(tmp_path):
