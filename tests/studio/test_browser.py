@@ -638,8 +638,45 @@ def test_modes_are_grouped_and_each_is_one_click_from_its_pictures(open_page):
     finish(page, "#modes-progress")
     assert page.locator("#group-pictures img").count() == counts[0]
     label = page.inner_text("#group-title")
+
+    page.reload()
+    page.wait_for_selector("#group-pictures img:not([hidden])")
+    assert page.is_visible("#modes") and page.inner_text("#group-title") == label
+    assert page.locator(".group").count() == len(counts)
+    assert [page.locator(f"#{name}-pictures img").count() for name in ("group", "baseline")] == [counts[0], 8]
     page.click("#group-pictures .tile >> nth=0")
     assert label in latents_of(shown(page))["text"]
+
+
+def test_modes_of_other_weights_are_not_restored_and_those_that_do_not_fit_go_without_pictures(open_page):
+    page = open_page()
+    page.click("#tab-modes")
+    set_number(page, "#modes-count", 2)
+    page.fill("#caption", "fruit")
+    page.evaluate(
+        """() => {
+          const setItem = Storage.prototype.setItem;
+          Storage.prototype.setItem = function (key, text) {
+            const isLarge = key === "kaleido-studio-modes" && text.includes("data:image");
+            if (isLarge) throw new DOMException("full", "QuotaExceededError");
+            return setItem.call(this, key, text);
+          };
+        }"""
+    )
+    page.press("#caption", "Enter")
+    finish(page, "#modes-progress")
+    page.click(".group >> nth=0")
+    finish(page, "#modes-progress")
+    page.reload()
+    page.wait_for_selector(".group")
+    assert page.is_visible("#modes") and page.locator("#group-pictures img").count() == 0
+    page.click(".group >> nth=0")
+    finish(page, "#modes-progress")
+    page.wait_for_selector("#group-pictures img:not([hidden])")
+    page.evaluate("""() => sessionStorage.setItem("kaleido-studio-modes", '{"weights": "others", "view": "modes"}')""")
+    page.reload()
+    page.wait_for_selector("#studio:not([hidden])")
+    assert page.locator(".group").count() == 0
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])

@@ -48,6 +48,7 @@ async function main() {
   if (shown) draft.open(shown);
   else draft.begin();
   if (typed) draft.edit({ caption: typed });
+  if (!early) modes.restore();
   subscribe(update);
   changed();
   listenToKeys();

@@ -1,11 +1,15 @@
 // The modes of a caption: sampled latents in groups, with their shares; the pictures of one; the baseline's pictures.
+// The last ones survive a reload, in the tab that found them.
 
 import { openGroup, takePicture } from "./actions.js";
 import { byId, h, keyed, setText } from "./dom.js";
 import { progressBar } from "./progress.js";
-import { state } from "./store.js";
+import { set, state } from "./store.js";
+
+const PLACE = "kaleido-studio-modes"; // key in sessionStorage
 
 let bar;
+let kept = {}; // what is stored there, without the weights
 
 export function start() {
   bar = progressBar(["modes", "group"]);
@@ -13,7 +17,40 @@ export function start() {
   byId("more-pictures").addEventListener("click", () => openGroup(state.modes.opened));
 }
 
+// The view and the modes of this tab, if they are of the same weights.
+export function restore() {
+  try {
+    const { weights, ...found } = JSON.parse(sessionStorage.getItem(PLACE) ?? "{}");
+    if (weights !== state.model.weights) return;
+    kept = found;
+    set(found);
+  } catch (error) {
+    console.warn(`The modes of this tab are not restored: ${error}`);
+  }
+}
+
+// What does not fit goes without pictures: they are drawn again at a click.
+function keep() {
+  const { view, modes } = state;
+  if (kept.view === view && kept.modes === modes) return;
+  kept = { view, modes };
+  const { weights } = state.model;
+  const bare = modes && { ...modes, baseline: [], opened: null, pictures: [] };
+  for (const one of [modes, bare]) {
+    try {
+      sessionStorage.setItem(PLACE, JSON.stringify({ weights, view, modes: one }));
+      return;
+    } catch (error) {
+      if (error.name !== "QuotaExceededError") {
+        console.warn(`The modes of this tab are not stored: ${error}`);
+        return;
+      }
+    }
+  }
+}
+
 export function update() {
+  keep();
   const { modes, job } = state;
   const isSampling = job?.kind === "modes";
   bar.update();
