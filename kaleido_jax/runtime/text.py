@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import unicodedata
 
 # Halves of characters. Python keeps a byte 0xNN that a locale could not decode as the lone half U+DCNN.
 _LONE_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -25,3 +27,14 @@ def readable_name(name: str) -> str:
     A locale without UTF-8 may also decode names to wrong characters, so this reads the name's bytes.
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def file_stem(text: str) -> str:
+    """Up to 40 characters of a text as part of a file name: lower-case words of any script, with dashes between.
+
+    Letters that the locale's file names cannot have are left out.
+    """
+    encoding = sys.getfilesystemencoding()
+    characters = unicodedata.normalize("NFC", text.lower()).encode(encoding, "ignore").decode(encoding)
+    words = "".join(one if unicodedata.category(one)[0] in "LMN" else " " for one in characters).split()
+    return "-".join(words)[:40].strip("-")

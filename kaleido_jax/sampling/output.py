@@ -3,7 +3,6 @@
 import functools
 import io
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image, PngImagePlugin
 from kaleido_jax.errors import user_error
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.files import make_folder, replacing, write_atomically
+from kaleido_jax.runtime.text import file_stem
 from kaleido_jax.sampling.grid import Row, render_grid
 from kaleido_jax.sampling.recipe import CHUNK, Recipe
 from kaleido_jax.sampling.tokens import SampledLatents
@@ -83,7 +83,7 @@ class KaleidoOutput:
         """
         folder, rows = make_folder(Path(folder).expanduser(), "folder"), []
         for i, (caption, images) in enumerate(zip(self.captions, self.images, strict=True)):
-            stem = f"{i:02d}-{re.sub(r'[^a-z0-9]+', '-', caption.lower()).strip('-')[:40]}"
+            stem = f"{i:02d}-{file_stem(caption) or 'picture'}"
             files = [f"{stem}-{j}.png" for j in range(len(images))]
             for j, (image, file) in enumerate(zip(images, files, strict=True)):
                 save_png(image, folder / file, self.recipe_of(i, j))

@@ -177,12 +177,8 @@ export function saveRecipe() {
 }
 
 function fileName(node) {
-  const caption = history
-    .rowOf(node)
-    .caption.toLowerCase()
-    .replace(/[^a-z0-9]+/g, "-")
-    .slice(0, 40)
-    .replace(/^-|-$/g, "");
+  const words = history.rowOf(node).caption.toLowerCase().normalize("NFC").match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
+  const caption = [...words.join("-")].slice(0, 40).join("").replace(/-$/, "");
   const edits = node.recipe.history.length;
   return `${caption || "picture"}-seed${node.recipe.seed}-${node.place + 1}${edits ? `-edit${edits}` : ""}`;
 }
