@@ -13,6 +13,7 @@ A batch has B samples, this process's rows of the batch, as numpy arrays (withou
   micro_scale            (B,) float32               px of the photo's shorter side, if `micros` has "scale"
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -118,7 +119,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            with kept_from_children():  # Grain starts its processes at the first batch
+            # Grain starts its processes at the first batch.
+            with kept_from_children() if self._num_workers else contextlib.nullcontext():
                 self._iterator = self._read_from(self._next)
                 batch = next(self._iterator)
         else:
