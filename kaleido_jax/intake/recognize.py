@@ -1,10 +1,11 @@
 """Recognizing what a folder of somebody's data is: COCO, GBC, a table, tar shards, or folders of images."""
 
 import codecs
+import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from kaleido_jax.config.schema import Data, DataTable
 from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.data.sources.base import below, unreadable
 from kaleido_jax.data.sources.coco import file_name
-from kaleido_jax.data.sources.rows import read_cells, read_object
+from kaleido_jax.data.sources.rows import JsonLists, read_cells, read_object
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import LFS_POINTER, refuse_lfs_pointer
 from kaleido_jax.runtime.text import readable
@@ -65,7 +66,7 @@ def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found
     for kind in kinds:
         if found := kind():
             return found
-    for path in (*_listed(root, *TABLE_SUFFIXES), *_coco_files(root)):
+    for path in (*_tables(root), *_coco_files(root)):
         raise _why_unused(root, path)
     raise user_error(
         f"no pictures recognized in {root / split}",
@@ -78,6 +79,14 @@ def _listed(folder: Path, *suffixes: str) -> list[Path]:
     """The visible files of a folder with one of these suffixes."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
     return sorted(path for path in found if path.is_file())
+
+
+def _tables(folder: Path) -> list[Path]:
+    """Files that may be tables: of their suffixes, and those of JSON that begin as a list and are not of one image."""
+    images = {path.stem for path in _listed(folder, *IMAGE_SUFFIXES)}
+    of_json = (path for path in _listed(folder, ".json") if path.stem not in images)
+    lists = [path for path in of_json if _head(path).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["]
+    return sorted([*_listed(folder, *TABLE_SUFFIXES), *lists])
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -162,7 +171,7 @@ class _Table:
 
 
 def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
-    paths = [path for path in _listed(root, *TABLE_SUFFIXES) if split in ("", path.stem)]
+    paths = [path for path in _tables(root) if split in ("", path.stem)]
     tables = {path.name: table for path in paths if (table := _read_table(root, path, columns))}
     if not tables:
         if columns and paths:
@@ -211,7 +220,7 @@ def _read_table(root: Path, path: Path, columns: Sequence[str]) -> _Table | None
 
 def _readings(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(separator, first rows) of a table for each separator that it may have."""
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() in (".jsonl", ".json"):
         yield "", _json_rows(path)
         return
     text = _head(path).decode("utf-8-sig", "ignore")
@@ -244,18 +253,30 @@ def _text_rows(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of the first lines; a bad line is a bad row of the source too."""
-    rows = []
+    """The first objects of a list, or of the lines of .jsonl; a bad one is a bad row of the source too."""
+    if path.suffix.lower() == ".json":
+        try:
+            found = JsonLists([path])
+        except UserError:
+            return []
+        return _good(functools.partial(found.__getitem__, i) for i in range(min(_ROWS, len(found))))
     try:
         with path.open("rb") as file:
-            for line in itertools.islice(filter(bytes.strip, file), _ROWS):
-                try:
-                    rows.append(read_object(line, "a line"))
-                except UserError:
-                    continue
+            lines = itertools.islice(filter(bytes.strip, file), _ROWS)
+            return _good(functools.partial(read_object, line, "a line") for line in lines)
     except OSError:
-        pass
-    return rows
+        return []
+
+
+def _good(rows: Iterable[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Those that can be read."""
+    found = []
+    for read in rows:
+        try:
+            found.append(read())
+        except UserError:
+            continue
+    return found
 
 
 def _image_folder(root: Path, cells: Sequence[Any]) -> str | None:
@@ -316,6 +337,8 @@ def _why_unread(path: Path, shown: str) -> UserError:
     readings = [rows for _, rows in _readings(path) if rows]
     if path.suffix.lower() == ".jsonl" and not readings:
         return user_error(f"{shown} has no JSON object in its first {_ROWS} lines", "one in each line", "correct it")
+    if path.suffix.lower() == ".json" and not readings:
+        return _why_no_list(path, shown)
     if not readings and len(head) < _HEAD_BYTES and (error := _first_error(path, text)):
         return error
     names = max(([*rows[0]] for rows in readings), key=len, default=[])
@@ -324,6 +347,14 @@ def _why_unread(path: Path, shown: str) -> UserError:
         "a column of image files, as paths below --data, and one of captions",
         "name them by --columns=IMAGE,CAPTION, or put the images beside the table",
     )
+
+
+def _why_no_list(path: Path, shown: str) -> UserError:
+    try:
+        JsonLists([path])
+    except UserError as error:
+        return error
+    return user_error(f"{shown} has no JSON object in its first {_ROWS} rows", "[{...}, ...]", "correct it")
 
 
 def _first_error(path: Path, text: str) -> UserError | None:
@@ -371,11 +402,11 @@ def _photos(root: Path, split: str) -> Found | None:
     top = root / found.data.split
     classes = [folder for folder in _subfolders(top) if _listed(folder, *IMAGE_SUFFIXES)]
     one_caption = found.data.source == "folder" and len(classes) < 2
-    paths = [path for folder in dict.fromkeys((root, top, *classes)) for path in _listed(folder, *TABLE_SUFFIXES)]
+    paths = [path for folder in dict.fromkeys((root, top, *classes)) for path in _tables(folder)]
     paths += [path for folder in dict.fromkeys((root, top, *classes[:one_caption])) for path in _coco_files(folder)]
     unused = [(path, _why_unused(root, path, split)) for path in paths]
     for path, error in unused if one_caption else ():
-        if path.suffix.lower() == ".json" or _names_images(_head(path)):
+        if _names_images(_head(path)) or (path.suffix.lower() == ".json" and _file_names(path)):
             raise UserError(f"{error}, or take it away to do without its captions")
     return replace(found, notes=found.notes + _noted([error for _, error in unused]))
 

@@ -63,6 +63,7 @@ def test_a_photo_whose_name_is_not_utf_8_keeps_its_text(tmp_path):
 TABLES = {
     "excel": ("t.csv", "\ufeffDatei;Bildunterschrift\n1.jpg;a, b\n", ("Datei", "Bildunterschrift", ""), ";"),
     "hugging face": ("metadata.jsonl", '{"file_name": "1.jpg", "text": "a"}\n', ("file_name", "text", ""), ""),
+    "a list": ("train.json", '[{"image_id": 7, "image": "1.jpg", "caption": "a"}]', ("image", "caption", ""), ""),
     "tabs": ("t.tsv", "img\ttitle\tdescription\n1.jpg\ta\tlong\n", ("img", "title", "description"), ""),
     "tabs in csv": ("t.csv", "img\tlabel\n1.jpg\ta\n", ("img", "label", ""), "\t"),
     "two columns": ("t.csv", "x,y\n1.jpg,a\n", ("x", "y", ""), ""),
@@ -138,6 +139,7 @@ READ = {
         "t.jsonl",
         '# made by me\n\n[]\n{"image": "1.jpg", "caption": "a"}\n{"image": "2.jpg", "caption": "b"}\n',
     ),
+    "a list": ("t.json", '\n[7, {"image": "1.jpg", "caption": "a"}, {"image": "2.jpg", "caption": "b"}]'),
     "spaces before cells": ("t.csv", "caption, image\na, 1.jpg\nb, 2.jpg\n"),
     "spaces before quotes": ("t.csv", 'image,caption\n1.jpg, "a"\n2.jpg, "b"\n'),
     "a bad row": ("t.csv", 'image,caption\n3.jpg,"a "big" one"\n1.jpg,a\n2.jpg,b\n'),
@@ -163,6 +165,9 @@ UNUSED = {
     ),
     "utf-16 without a mark": ("t.csv", "image,caption\n1.jpg,a\n".encode("utf-16-le"), "is not UTF-8"),
     "json": ("t.jsonl", '["1.jpg", "a"]\n', "has no JSON object in its first 50 lines"),
+    "a list of lists": ("l.json", '[["1.jpg", "a"]]', "has no JSON object in its first 50 rows"),
+    "half a list": ("l.json", '[{"image": "1.jpg", "caption": "a"},', "that is not JSON"),
+    "a list of other columns": ("l.json", '[{"x": "1.jpg", "y": "a", "z": "b"}]', "columns x, y, z; expected"),
     "a quote": ("t.csv", 'image,caption\n1.jpg,"a\n', "line 2 opens a quoted cell that never ends"),
     "quotes": ("t.csv", 'image,caption\n1.jpg,"a "big" one"\n', "line 2 is not a row of CSV"),
     "other columns": ("t.csv", "x,y,z\n1.jpg,a,b\n", r"columns x, y, z; expected .* name them by --columns"),
@@ -213,7 +218,16 @@ def test_tables_in_other_places_are_told(tmp_path):
     assert recognize(root).data.source == "folder" and "2 more tables" in recognize(root).notes[-1]
 
 
+def test_a_list_that_names_no_image_is_told_and_changes_nothing(tmp_path):
+    write(photos(tmp_path, "1.jpg") / "tags.json", [{"tag": "red"}, {"tag": "blue"}])
+    found = recognize(tmp_path)
+    assert found.data.source == "folder" and "tags.json with the columns tag" in found.notes[-1]
+    write(tmp_path / "settings.json", {"a": 1})
+    assert recognize(tmp_path).notes == found.notes
+
+
 def test_what_belongs_to_one_photo_alone_is_no_table(tmp_path):
+    write(photos(tmp_path, "2.jpg") / "2.json", [{"image": "1.jpg", "caption": "a"}])
     write(photos(tmp_path, "1.jpg") / "1.json", {"images": [{"file_name": "other.jpg"}]})
     assert len(recognize(tmp_path).notes) == 1
 

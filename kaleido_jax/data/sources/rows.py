@@ -1,4 +1,4 @@
-"""Rows of tables: JSONL with random access, CSV and TSV read into memory."""
+"""Rows of tables: JSONL with random access; lists in JSON, CSV and TSV read into memory."""
 
 import bisect
 import csv
@@ -57,6 +57,46 @@ class JsonLines:
     def version(self, index: int) -> str:
         """Changes with the line."""
         return f"{self._digests[index]:016x}"
+
+
+class JsonLists:
+    """The objects in the lists that JSON files hold."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Reads the files.
+
+        Raises:
+          UserError: one of them cannot be read, or does not hold a list.
+        """
+        self._rows, digest = [], sha256()
+        for path in paths:
+            text = read_labels(path)
+            try:
+                rows = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise user_error(f"{path} that is not JSON", "a list of objects, [{...}, ...]", "correct it") from error
+            if not isinstance(rows, list):
+                raise user_error(f"{path} without a list of rows", "[{...}, ...]", "correct it, or data.labels")
+            self._rows += rows
+            digest.update(text)
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One object.
+
+        Raises:
+          UserError: it is something else.
+        """
+        if not isinstance(row := self._rows[index], dict):
+            raise user_error("a row that is not a JSON object", "{...}", "correct it")
+        return row
+
+    def version(self, index: int) -> str:
+        """Changes with the row."""
+        return fingerprint(json.dumps(self._rows[index]))
 
 
 def read_object(text: bytes, what: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables of captions: rows of image file, caption and, optionally, a long description; CSV, TSV or JSONL."""
+"""Tables of captions: rows of image file, caption and perhaps a long description; CSV, TSV, JSONL or a list in JSON."""
 
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from kaleido_jax.data.sources.base import (
     no_classes,
     row_id,
 )
-from kaleido_jax.data.sources.rows import JsonLines, TextTable
+from kaleido_jax.data.sources.rows import JsonLines, JsonLists, TextTable
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
+_LIST = ".json"  # may be many other things, so a table of another form comes first
 
 
 class TableSource:
@@ -40,8 +41,9 @@ class TableSource:
             raise user_error(f"config.data.table.separator = {separator!r}", "one character such as ';'", do)
         if len(kinds) > 1:
             found = ", ".join(path.name for path in paths)
-            raise user_error(f"tables {found}", "all .csv, all .tsv or all .jsonl", "correct data.labels")
-        self._rows = JsonLines(paths) if kinds == {".jsonl"} else TextTable(paths, self._columns[:2], separator)
+            raise user_error(f"tables {found}", "all .csv, all .tsv, all .jsonl or all .json", "correct data.labels")
+        of_json = {".jsonl": JsonLines, _LIST: JsonLists}.get(*kinds)
+        self._rows = of_json(paths) if of_json else TextTable(paths, self._columns[:2], separator)
         if not len(self._rows):
             what = ", ".join(path.name for path in paths)
             raise user_error(f"no row in {what} of {root}", "at least one", "correct data.root or data.labels")
@@ -94,11 +96,12 @@ class TableSource:
 def _find_table(root: Path, split: str) -> Path:
     folder, stem = (root / split).parent if split else root, Path(split).name
     there = sorted(folder.iterdir()) if folder.is_dir() else ()
-    listed = [p for p in there if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")]
-    found = [path for path in listed if path.stem == stem] if split else listed
+    named = [path for path in there if not path.name.startswith(".") and (not split or path.stem == stem)]
+    found = [path for path in named if path.suffix.lower() in _SUFFIXES]
+    found = found or [path for path in named if path.suffix.lower() == _LIST]
     if len(found) != 1:
         what = ", ".join(path.name for path in found) or "no table"
-        raise user_error(f"{what} in {root}", "one .csv, .tsv or .jsonl", "name the table in data.labels")
+        raise user_error(f"{what} in {root}", "one .csv, .tsv, .jsonl or .json", "name the table in data.labels")
     return found[0]
 
 

@@ -11,7 +11,7 @@ from kaleido_jax.errors import UserError
 from tests.data.sources.opening import open_source, outcomes, photo, write
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json"])
 def test_tables_of_captions(tmp_path, kind):
     rows = [
         ("a/1.png", 'says "hi", twice', "long"),
@@ -19,8 +19,9 @@ def test_tables_of_captions(tmp_path, kind):
         ("a/1.png", " ", ""),
         ("/x.png", "c", ""),
     ]
-    if kind == "jsonl":
-        text = "\n".join(json.dumps(dict(zip(("image", "caption", "description"), r, strict=True))) for r in rows)
+    if kind.startswith("json"):
+        objects = [dict(zip(("image", "caption", "description"), row, strict=True)) for row in rows]
+        text = json.dumps(objects, indent=2) if kind == "json" else "\n".join(map(json.dumps, objects))
     else:
         comma = "," if kind == "csv" else "\t"  # TSV has no quoting
         quoted = [
@@ -133,7 +134,26 @@ def test_one_odd_line_is_a_failure_of_that_line(tmp_path, row, reason):
     assert bad.startswith("UserError") and reason in bad and good == "y"
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_a_list_in_json_is_a_table_where_no_other_is(tmp_path):
+    root = _with(
+        tmp_path, "a.json", '\ufeff[{"image": "a.png", "caption": "x"}, 7, {"image": "a.png", "caption": "y"}]'
+    )
+    (root / "b.csv").write_text("image,caption\na.png,z\n")
+    assert outcomes(open_source("table", root=root)) == ["z"]
+    listed = open_source("table", root=root, labels=("a.json",))
+    first, bad, last = outcomes(listed)
+    assert (first, last) == ("x", "y") and "a row that is not a JSON object" in bad
+    versions = [listed.version(i) for i in range(3)]
+    assert len({*versions}) == 3
+    for text, said in (('{"image": "a.png"}', "without a list of rows"), ("[{", "that is not JSON")):
+        (root / "a.json").write_text(text)
+        with pytest.raises(UserError, match=f"a.json {said}"):
+            open_source("table", root=root, labels=("a.json",))
+    with pytest.raises(UserError, match="all .jsonl or all .json"):
+        open_source("table", root=root, labels=("a.json", "b.csv"))
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.json"])
 def test_a_git_lfs_pointer_is_named_for_what_it_is(tmp_path, name):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     with pytest.raises(UserError, match=f"{name} is a git-LFS pointer.*git lfs pull"):
