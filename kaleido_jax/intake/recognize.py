@@ -201,7 +201,8 @@ def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
 def _read_table(root: Path, path: Path, columns: Sequence[str]) -> _Table | None:
     """A table with a column of images that are there, and one of captions; None if it is not one."""
     for separator, rows in _readings(path):
-        names = list(dict.fromkeys(name for row in rows for name in row if isinstance(name, str)))
+        named = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
+        names = [name for name in named if readable(name) == name]  # others, half characters, fit into no config
         cells = {name: [row.get(name) for row in rows] for name in names}
         if columns:
             image, folder = columns[0], _image_folder(root, cells.get(columns[0], ()))

@@ -167,6 +167,11 @@ UNUSED = {
     "json": ("t.jsonl", '["1.jpg", "a"]\n', "has no JSON object in its first 50 lines"),
     "a list of lists": ("l.json", '[["1.jpg", "a"]]', "has no JSON object in its first 50 rows"),
     "half a list": ("l.json", '[{"image": "1.jpg", "caption": "a"},', "that is not JSON"),
+    "half a character": (
+        "l.jsonl",
+        '{"image": "1.jpg", "\\ud83d": "a"}',
+        "columns image, ; expected a column of image",
+    ),
     "a list of other columns": ("l.json", '[{"x": "1.jpg", "y": "a", "z": "b"}]', "columns x, y, z; expected"),
     "a quote": ("t.csv", 'image,caption\n1.jpg,"a\n', "line 2 opens a quoted cell that never ends"),
     "quotes": ("t.csv", 'image,caption\n1.jpg,"a "big" one"\n', "line 2 is not a row of CSV"),

@@ -16,6 +16,7 @@ from kaleido_jax.data.sources.base import (
 from kaleido_jax.data.sources.rows import JsonLines, JsonLists, TextTable
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
+from kaleido_jax.runtime.text import readable
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
 _LIST = ".json"  # may be many other things, so a table of another form comes first
@@ -48,7 +49,7 @@ class TableSource:
             what = ", ".join(path.name for path in paths)
             raise user_error(f"no row in {what} of {root}", "at least one", "correct data.root or data.labels")
         parts = ("table", data.split, data.images, *self._columns, *filter(None, [separator]), self._rows.fingerprint)
-        self.fingerprint = fingerprint("\n".join(parts))
+        self.fingerprint = fingerprint(readable("\n".join(parts)))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -134,6 +134,11 @@ def test_one_odd_line_is_a_failure_of_that_line(tmp_path, row, reason):
     assert bad.startswith("UserError") and reason in bad and good == "y"
 
 
+def test_a_column_of_half_a_character_is_a_column_as_others(tmp_path):
+    root = _with(tmp_path, "a.jsonl", '{"image": "a.png", "\\ud83d": "x"}\n')
+    assert outcomes(open_source("table", root=root, table=DataTable(columns=("image", "\ud83d", "")))) == ["x"]
+
+
 def test_a_list_in_json_is_a_table_where_no_other_is(tmp_path):
     root = _with(
         tmp_path, "a.json", '\ufeff[{"image": "a.png", "caption": "x"}, 7, {"image": "a.png", "caption": "y"}]'
