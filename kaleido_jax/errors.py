@@ -9,8 +9,8 @@ class UserError(Exception):
 
 
 def user_error(found: str, expected: str, do: str) -> UserError:
-    """A UserError of three parts: "<found>; expected <expected>; <do>"."""
-    return UserError(f"{found}; expected {expected}; {do}")
+    """A UserError of three parts: "<found>; expected <expected>; <do>", in one line, whatever names it quotes."""
+    return UserError(" ".join(f"{found}; expected {expected}; {do}".splitlines()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

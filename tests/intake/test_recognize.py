@@ -167,6 +167,7 @@ UNUSED = {
     "json": ("t.jsonl", '["1.jpg", "a"]\n', "has no JSON object in its first 50 lines"),
     "a list of lists": ("l.json", '[["1.jpg", "a"]]', "has no JSON object in its first 50 rows"),
     "half a list": ("l.json", '[{"image": "1.jpg", "caption": "a"},', "that is not JSON"),
+    "two lines in a name": ("t.csv", 'x,"y\nz",w\n1.jpg,a,b\n', "columns x, y z, w; expected a column of image"),
     "half a character": (
         "l.jsonl",
         '{"image": "1.jpg", "\\ud83d": "a"}',
