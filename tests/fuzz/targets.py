@@ -39,6 +39,8 @@ from kaleido_jax.data.records import (
     write_shard,
 )
 from kaleido_jax.errors import UserError
+from kaleido_jax.intake.recognize import recognize
+from kaleido_jax.intake.survey import survey
 from kaleido_jax.interop.files.weights import open_weights, read_float32
 from kaleido_jax.interop.mdm.load import holds_denoiser, open_denoiser
 from kaleido_jax.interop.source import read_weight
@@ -84,7 +86,7 @@ def probe(target: Target, data: bytes) -> str | None:
     try:
         target.read(data)
     except UserError as error:
-        assert str(error) and "Traceback" not in str(error)
+        assert len(str(error).splitlines()) == 1 and "Traceback" not in str(error)
         return str(error)
     except target.also as error:
         return repr(error)
@@ -232,6 +234,23 @@ def _image(folder: Path) -> Target:
         loader._decoded(dataclasses.replace(records.unpack_for_training(pack(_record())), image=data), 8)
 
     return Target(seeds=[_record().image], read=read)
+
+
+def _table(suffix: str, *seeds: str) -> Callable[[Path], Target]:
+    """A table beside photos, as `init` finds and reads it."""
+
+    def make(folder: Path) -> Target:
+        for name in ("1.jpg", "2.jpg"):
+            Image.new("RGB", (8, 8)).save(folder / name)
+
+        def read(data: bytes) -> None:
+            (folder / f"train{suffix}").write_bytes(data)
+            survey(recognize(folder), max_boxes=3, show=False)
+
+        form = "json" if suffix == ".json" else "bytes"
+        return Target(seeds=[seed.encode() for seed in seeds], read=read, form=form)
+
+    return make
 
 
 # ------------------------------------------------------------------------------------------------ latents
@@ -613,6 +632,9 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "manifest": _manifest,
     "lengths": _lengths,
     "image": _image,
+    "table_csv": _table(".csv", 'image,caption\n1.jpg,a\n2.jpg,"b, ""c"""\n', "image;text\r\n1.jpg;a\r\n"),
+    "table_jsonl": _table(".jsonl", '{"image": "1.jpg", "caption": "a"}\n{"image": "2.jpg", "\\ud83d": "b"}\n'),
+    "table_json": _table(".json", '[{"image": "1.jpg", "caption": "a"}, {"image": "2.jpg", "\\ud83d": 7}]'),
     "latents_line": _line,
     "latents_json": _json_z,
     "latents_tokens": _ids,
