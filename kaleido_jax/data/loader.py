@@ -120,7 +120,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             # Grain starts its processes at the first batch.
-            with kept_from_children() if self._num_workers else contextlib.nullcontext():
+            both = signal.SIGINT, signal.SIGTERM
+            with kept_from_children(*both) if self._num_workers else contextlib.nullcontext():
                 self._iterator = self._read_from(self._next)
                 batch = next(self._iterator)
         else:

@@ -39,14 +39,15 @@ def raise_on_sigterm() -> None:
 
 
 @contextmanager
-def kept_from_children() -> Iterator[None]:
-    """Processes started in here never get SIGINT and SIGTERM, and this thread gets them afterwards.
+def kept_from_children(*numbers: signal.Signals) -> Iterator[None]:
+    """Processes started in here never get these signals, and this thread gets them afterwards.
 
     A terminal sends Ctrl-C to all processes of a program, and schedulers send SIGTERM to all of a job. A worker that
-    ends while it starts, before it can ignore them, would leave its parent without what it should have made.
+    ends while it starts, before it can ignore them, would leave its parent without what it should have made. A process
+    without SIGTERM is not ended by Process.terminate().
     """
     resource_tracker.ensure_running()  # multiprocessing starts it, which sets the mask of this thread back
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ Models stay loaded: each worker opens the job once and then makes one shard afte
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +102,7 @@ class LocalPool:
     def specification(self) -> str:
         """The job's hash, from one worker."""
         try:
-            with kept_from_children():
+            with kept_from_children(signal.SIGINT):  # the pool ends its workers by SIGTERM
                 asked = self._pool.submit(_worker_specification)
             return asked.result()
         except BrokenProcessPool as error:
@@ -114,7 +115,7 @@ class LocalPool:
           Stopped: the user asked for it.
           UserError: a worker was killed, e.g. for its memory.
         """
-        with kept_from_children():
+        with kept_from_children(signal.SIGINT):
             waiting = {self._pool.submit(_worker_make, place, indices): place for place, indices in shards.items()}
         counted = 0
         while waiting:

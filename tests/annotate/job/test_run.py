@@ -191,6 +191,19 @@ def test_a_worker_process_that_dies_is_reported_in_one_line(tmp_path, tokenizer,
     assert "\n" not in str(error.value)
 
 
+def test_a_dead_worker_ends_the_job_while_another_is_busy(tmp_path):
+    """The pool ends the others by SIGTERM, and waits for them."""
+    program = _RUN.format(keywords=_TWO_THOUSAND).replace("test_run._worker_make_held", "test_run._die_or_work_on")
+    command = [sys.executable, "-c", program, str(tmp_path), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and "a worker process was killed" in done.stderr
+
+
+def _die_or_work_on(place, indices):
+    time.sleep(0 if place.number else 600)
+    _die(place, indices)
+
+
 def _die(place, indices):
     os.kill(os.getpid(), signal.SIGKILL)
 
