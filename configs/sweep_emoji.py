@@ -4,7 +4,8 @@ Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --w
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
           emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-cpu" and
-          ":claim-cpu-controls" are of those that a CPU has trained (emoji_cpu, emoji_cpu_controls). ":claim-short" and
+          ":claim-cpu-controls" are of those that a CPU has trained (emoji_cpu, emoji_cpu_controls), and
+          ":claim-cpu-first" of the first of them, which are in docs/results/emoji.md so far. ":claim-short" and
           ":claim-early" are of four short trainings. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
@@ -26,6 +27,7 @@ VARIANTS = (
     "claim-controls",
     "claim-cpu",
     "claim-cpu-controls",
+    "claim-cpu-first",
     "claim-short",
     "claim-early",
 )
@@ -95,6 +97,11 @@ def claim_controls(cpu: bool) -> tuple[SweptModel, ...]:
     return tuple(claim(cpu, name, model) for name, model in controls)
 
 
+def claim_cpu_first() -> tuple[SweptModel, ...]:
+    """Two trainings of each of the two that are compared."""
+    return claim(True, "baseline", "baseline", SEVERAL[:2]), claim(True, "Kaleido", "combined", SEVERAL[:2])
+
+
 def claim_short() -> tuple[SweptModel, ...]:
     """Without worse models, so that folders with nothing but the last EMA will do."""
     trainings = {"baseline": ("baseline", SEVERAL), "Kaleido": ("combined", (0,))}
@@ -158,6 +165,9 @@ def get_config(variant: str = "bundled") -> ConfigDict:
         sweep = dataclasses.replace(sweep, tune_samples=500, chunk=500)
     if variant in ("claim", "claim-cpu"):
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(cpu))
+    if variant == "claim-cpu-first":
+        few = {"models": claim_cpu_first(), "rules": (CFG,), "gammas": (1.0, 4.0)}
+        sweep = dataclasses.replace(sweep, name="emoji, two seeds", **few)
     if variant in ("claim-controls", "claim-cpu-controls"):
         sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(cpu), rules=(CFG, INTERVAL))
     return ConfigDict(dataclasses.asdict(sweep))

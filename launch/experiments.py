@@ -3,9 +3,9 @@
     python launch/experiments.py emoji [emoji_controls] [tiny_imagenet] [--jobs=4] [--sweep.KEY=VALUE ...]
     python launch/experiments.py emoji_cpu [emoji_cpu_controls] [tiny_imagenet_cpu] --jobs=2 [--sweep.KEY=VALUE ...]
 
-The first is for one accelerator; the second trains the same models on a sixth of the images, as two CPU cores can in a
-night. --jobs of the steps run beside each other, since nets as small as these do not fill a device; a step starts when
-what it needs is there. Logs are in runs/logs, and what is finished is not done again by the same command.
+The first is for one accelerator; the second trains the same models on a sixth of the images, each in half an hour to an
+hour of a CPU core. --jobs of the steps run beside each other, since nets as small as these do not fill a device; a step
+starts when what it needs is there. Logs are in runs/logs, and what is finished is not done again by the same command.
 """
 
 import argparse
