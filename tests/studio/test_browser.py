@@ -644,6 +644,7 @@ def test_modes_are_grouped_and_each_is_one_click_from_its_pictures(open_page):
     assert page.is_visible("#modes") and page.inner_text("#group-title") == label
     assert page.locator(".group").count() == len(counts)
     assert [page.locator(f"#{name}-pictures img").count() for name in ("group", "baseline")] == [counts[0], 8]
+    assert (page.input_value("#caption"), page.input_value("#seed")) == ("fruit", "3")
     page.click("#group-pictures .tile >> nth=0")
     assert label in latents_of(shown(page))["text"]
 

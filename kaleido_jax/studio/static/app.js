@@ -47,8 +47,8 @@ async function main() {
   const shown = history.restore(state.model);
   if (shown) draft.open(shown);
   else draft.begin();
-  if (typed) draft.edit({ caption: typed });
   if (!early) modes.restore();
+  if (typed) draft.edit({ caption: typed });
   subscribe(update);
   changed();
   listenToKeys();

@@ -3,6 +3,7 @@
 
 import { openGroup, takePicture } from "./actions.js";
 import { byId, h, keyed, setText } from "./dom.js";
+import * as draft from "./draft.js";
 import { progressBar } from "./progress.js";
 import { set, state } from "./store.js";
 
@@ -17,13 +18,17 @@ export function start() {
   byId("more-pictures").addEventListener("click", () => openGroup(state.modes.opened));
 }
 
-// The view and the modes of this tab, if they are of the same weights.
+// The view and the modes of this tab, if they are of the same weights; and what was asked for, if it is the view.
 export function restore() {
   try {
     const { weights, ...found } = JSON.parse(sessionStorage.getItem(PLACE) ?? "{}");
     if (weights !== state.model.weights) return;
     kept = found;
     set(found);
+    if (found.view !== "modes" || !found.modes) return;
+    const { caption, settings, seed } = found.modes;
+    draft.edit({ caption, settings: { ...state.draft.settings, ...settings } });
+    set({ seed });
   } catch (error) {
     console.warn(`The modes of this tab are not restored: ${error}`);
   }
