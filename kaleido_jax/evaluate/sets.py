@@ -63,6 +63,14 @@ SET_PROTOCOLS = {
         num_reference=2_500,
         num_neighbors=2_500,
     ),
+    # The same for sweeps on a CPU: still more images than EfficientNet-Lite0 has features, 1,280.
+    "classes-1500": SetProtocol(
+        extractors=("efficientnet", "onnx", "transformers", FID_NAME, "inception"),
+        resize="",
+        num_samples=1_500,
+        num_reference=1_500,
+        num_neighbors=1_500,
+    ),
     "emoji": SetProtocol(
         extractors=("sprite-reader",), resize="means", num_samples=2_000, num_reference=2_000, num_neighbors=2_000
     ),

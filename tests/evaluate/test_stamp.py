@@ -102,5 +102,5 @@ def test_too_few_images_and_two_extractors_are_refused():
         UserError, match="inception-v3, clean-fid 128 for protocol small; expected efficientnet, clean-fid"
     ):
         measure(reference(identity=other), 60, other)
-    with pytest.raises(UserError, match="one of kaleido, adm, guidance-interval, classes, emoji, emoji-1k"):
+    with pytest.raises(UserError, match="one of kaleido, adm, guidance-interval, classes, classes-1500, emoji"):
         measure(reference(), 60, protocol="fid")

@@ -16,6 +16,7 @@ from kaleido_jax.config.sweep import load_sweep
 from kaleido_jax.data.records import open_records, records_folder
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.errors import UserError
+from kaleido_jax.evaluate.sets import check_counts
 
 MODELS = tuple(f"{name}-0" for name in runpy.run_path("configs/tiny_imagenet.py")["SEGMENTS"])
 BOXES = ([0, 0, 31, 63], [8, 8, 15, 15], [0, 0, 63, 63])
@@ -111,7 +112,9 @@ def test_the_longest_latents_fit():
 @pytest.mark.parametrize(("variant", "size", "root"), [("all", "", "runs/tiny"), ("cpu", "cpu-", "runs/tiny_cpu")])
 def test_the_sweep_has_all_models_and_their_first_checkpoints(variant, size, root):
     names = []
-    for model in load_sweep(f"sweep_tiny_imagenet:{variant}", {}).models:
+    sweep = load_sweep(f"sweep_tiny_imagenet:{variant}", {})
+    check_counts(sweep.protocol, num_samples=sweep.num_samples, num_reference=sweep.num_reference)
+    for model in sweep.models:
         assert model.paths == model.worse
         for path in model.paths:
             folder, _, name = path.rpartition("/")
