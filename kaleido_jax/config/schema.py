@@ -191,7 +191,7 @@ class Data:
     """Where images, captions and latents come from."""
 
     # records: annotated already
-    source: Literal["emoji", "records", "coco", "gbc", "table", "folder", "tfds", "tar"] = "records"
+    source: Literal["emoji", "records", "coco", "gbc", "table", "folder", "text_files", "tfds", "tar"] = "records"
     root: MayChange[PathText | None] = None  # folder of the data that `annotate` reads
     split: str = ""  # the part of it, as the data calls it, e.g. "val2017"; "" = all
     labels: tuple[PathText, ...] = ()  # label files below root; () = the data set's usual ones

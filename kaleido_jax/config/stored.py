@@ -56,14 +56,11 @@ def check_workdir(config: Config, workdir: Path) -> None:
 
 
 def _only_moved(key: str, was: Any, now: Any, workdir: Path) -> bool:
-    """Whether a field names the workdir's own file, which was elsewhere before: its vocabulary, or its labels."""
+    """Whether a field names the workdir's own vocabulary, which was elsewhere before."""
     if key == "model.t5.vocabulary":
         own = workdir / VOCABULARY
         moved = isinstance(was, str) and is_vocabulary_path(was) and own.is_file() and Path(now).is_file()
         return moved and own.read_bytes() == Path(now).read_bytes()
-    if key == "data.labels" and isinstance(was, list):
-        own = [str(workdir.resolve() / Path(name).name) for name in was]
-        return own == [str(Path(name).resolve()) for name in now] and all(Path(name).is_file() for name in own)
     return False
 
 

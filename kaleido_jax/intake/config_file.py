@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kaleido_jax.intake.choose import Choice
-from kaleido_jax.intake.recognize import CAPTIONS
 from kaleido_jax.runtime.workdir import VOCABULARY
 
 _COMMENTS = {
@@ -35,8 +34,6 @@ def config_text(choice: Choice, *, title: str, command: str, workdir: str) -> st
     fields = dict(choice.fields)
     same = fields.pop("annotate.segments", None) == fields.get("latents.segments")
     body = _assignments(fields, same)
-    if choice.found.captions:
-        body = f'    config.data.labels = (str(Path(__file__).with_name("{CAPTIONS}")),)  # of the .txt files\n{body}'
     return f'''"""{_plain(title)}.
 
 Written by: {_plain(command)}

@@ -15,11 +15,11 @@ from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.data.sources.base import below, unreadable
 from kaleido_jax.data.sources.coco import file_name
 from kaleido_jax.data.sources.rows import JsonLists, read_cells, read_object
+from kaleido_jax.data.sources.text_files import is_yolo, text_file
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import LFS_POINTER, refuse_lfs_pointer
 from kaleido_jax.runtime.text import readable
 
-CAPTIONS = "captions.jsonl"  # in the workdir, made of .txt files beside photos
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _SEPARATORS = (",", ";", "\t", "|")
 _ROWS = 50  # of a table that are looked at
@@ -31,6 +31,14 @@ _LONG = ("description", "long_caption", "detailed_caption", "beschreibung")
 _OF_SYSTEMS = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 _NOTED = 3  # tables that are not used
 _WHOLE_SETS = ("train", "metadata", "captions", "labels")  # of several tables or splits, the one to take
+# Folders of data sets that are no classes, by their names in lower case: splits, pictures, and what belongs to these.
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+_SPLITS += ("train2014", "val2014", "test2014", "train2017", "val2017", "test2017")
+_PICTURES = ("images", "image", "imgs", "img", "jpegimages")
+_BESIDE = ("labels", "masks", "mask", "annotations", "segmentationclass", "segmentationobject", "thumbnails")
+_CAPTIONED = (
+    0.9  # share of the photos of class folders from which on their text files, not the folders, say what they are
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,6 @@ class Found:
     data: Data  # the fields that open it as a source
     what: str  # for people, e.g. "one folder for each class"
     notes: tuple[str, ...] = ()  # what was chosen among several possibilities
-    captions: str = ""  # content of a table CAPTIONS to write and to name in data.labels; "" = the data have their own
 
 
 def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found:
@@ -61,6 +68,7 @@ def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found
         lambda: _gbc(root),
         lambda: _table(root, split, columns),
         lambda: _tar(root, split),
+        lambda: _labeled_split(root, split, columns),
         lambda: _photos(root, split),
     )
     for kind in kinds:
@@ -373,23 +381,97 @@ def _noted(unused: Sequence[UserError]) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------ folders
+def _labeled_split(root: Path, split: str, columns: Sequence[str]) -> Found | None:
+    """A split that is a folder with labels of its own, as Roboflow and Hugging Face write them."""
+    names, notes = [split] if split else [folder.name for folder in _subfolders(root)], ()
+    splits = [name for name in names if (split or name.lower() in _SPLITS) and (root / name).is_dir()]
+    labeled = [name for name in splits if _tables(root / name) or _coco_files(root / name)]
+    if not labeled:
+        return None
+    chosen, notes = (split, ()) if split else _chosen(labeled, "splits", "--split=NAME")
+    top = root / chosen
+    found = _coco(top, "") or _gbc(top) or _table(top, "", columns)
+    return found and replace(found, notes=notes + found.notes)
+
+
+def _part(top: Path) -> tuple[str, tuple[str, ...]]:
+    """(the folder that has the pictures, notes about the others); "" if they are in classes, or not in folders."""
+    with_images = [folder.name for folder in _subfolders(top) if _has_images(folder, 2)]
+    if with_images and all(name.lower() in _SPLITS for name in with_images):
+        return _chosen(with_images, "splits", "--split=NAME")
+    pictures = [name for name in with_images if name.lower() in _PICTURES]
+    if len(pictures) != 1 or not all(name.lower() in (*_PICTURES, *_BESIDE) for name in with_images):
+        return "", ()
+    others = [folder.name for folder in _subfolders(top) if folder.name not in pictures]
+    return pictures[0], (f"not used beside {pictures[0]}: {readable(', '.join(others))}",) if others else ()
+
+
 def _folders(root: Path, split: str) -> Found | None:
     top = root / split
     if not top.is_dir():
         return None
-    if any(_listed(folder, *IMAGE_SUFFIXES) for folder in _subfolders(top)):
-        return Found(data=Data(source="folder", root=str(root), split=split), what="one folder for each class")
+    part, notes = _part(top)
+    if part:
+        found = _folders(root, str(PurePosixPath(split, part)))
+        return found and replace(found, notes=notes + found.notes)
+    inner = _subfolders(top)
+    classes = [folder for folder in inner if _listed(folder, *IMAGE_SUFFIXES)]
+    if classes:
+        nested = [folder.name for folder in inner if folder not in classes and _has_images(folder, 1)]
+        if nested:
+            which = f"folders in {readable(', '.join(nested))} are not used, since those beside them have images"
+            notes = (f"{which} (--split={readable(nested[0])} takes them)",)
+        images = [image for folder in classes for image in _listed(folder, *IMAGE_SUFFIXES)]
+        if found := _with_texts(root, split, images, _CAPTIONED):
+            return replace(found, notes=notes + found.notes)
+        data = Data(source="folder", root=str(root), split=split)
+        return Found(data=data, what="one folder for each class", notes=notes + _texts_unused(images))
     splits = [
-        folder.name
-        for folder in _subfolders(top)
-        if any(_listed(inner, *IMAGE_SUFFIXES) for inner in _subfolders(folder))
+        folder.name for folder in inner if any(_listed(within, *IMAGE_SUFFIXES) for within in _subfolders(folder))
     ]
-    if splits and not split:
+    if splits:
         chosen, notes = _chosen(splits, "splits", "--split=NAME")
-        return Found(
-            data=Data(source="folder", root=str(root), split=chosen), what="one folder for each class", notes=notes
-        )
+        found = _folders(root, str(PurePosixPath(split, chosen)))
+        return found and replace(found, notes=notes + found.notes)
     return _flat(root, split, _listed(top, *IMAGE_SUFFIXES))
+
+
+def _has_images(folder: Path, depth: int) -> bool:
+    """Whether a folder, or one in it at most so deep, has images."""
+    inner = _subfolders(folder) if depth else []
+    return bool(_listed(folder, *IMAGE_SUFFIXES)) or any(_has_images(each, depth - 1) for each in inner)
+
+
+def _with_texts(root: Path, split: str, images: Sequence[Path], enough: float) -> Found | None:
+    """Photos of which that share at least has text files beside them."""
+    captioned = _captioned(images)
+    if not images or captioned < enough * len(images):
+        return None
+    without = len(images) - captioned
+    notes = (f"{without} of {len(images)} photos have no text file beside them, and are left out",) if without else ()
+    data = Data(source="text_files", root=str(root), split=split)
+    return Found(data=data, what="photos with captions in .txt files", notes=notes)
+
+
+def _captioned(images: Sequence[Path]) -> int:
+    """How many of the images have a text file that may be a caption."""
+    return sum(1 for image in images if (path := text_file(image)) and not is_yolo(_text(path)))
+
+
+def _text(path: Path) -> str:
+    return _head(path).decode("utf-8", "replace")
+
+
+def _texts_unused(images: Sequence[Path]) -> tuple[str, ...]:
+    """What is to be said of text files that are not taken as captions."""
+    texts = [path for image in images if (path := text_file(image))]
+    of_yolo = sum(1 for path in texts if is_yolo(_text(path)))
+    if of_yolo:
+        expected = user_error(
+            f"{of_yolo} text files of boxes in YOLO's form", "COCO's JSON", "convert them to use them"
+        )
+        return (f"not used: {expected}",)
+    return (f"not used: {len(texts)} text files, since {len(images) - len(texts)} photos have none",) if texts else ()
 
 
 def _photos(root: Path, split: str) -> Found | None:
@@ -403,8 +485,9 @@ def _photos(root: Path, split: str) -> Found | None:
     top = root / found.data.split
     classes = [folder for folder in _subfolders(top) if _listed(folder, *IMAGE_SUFFIXES)]
     one_caption = found.data.source == "folder" and len(classes) < 2
-    paths = [path for folder in dict.fromkeys((root, top, *classes)) for path in _tables(folder)]
-    paths += [path for folder in dict.fromkeys((root, top, *classes[:one_caption])) for path in _coco_files(folder)]
+    between = [root.joinpath(*top.relative_to(root).parts[:depth]) for depth in range(len(top.parts) - len(root.parts))]
+    places = dict.fromkeys((*between, top, *classes))
+    paths = [path for look in (_tables, _coco_files) for folder in places for path in look(folder)]
     unused = [(path, _why_unused(root, path, split)) for path in paths]
     for path, error in unused if one_caption else ():
         if _names_images(_head(path)) or (path.suffix.lower() == ".json" and _file_names(path)):
@@ -418,23 +501,18 @@ def _names_images(head: bytes) -> bool:
 
 
 def _flat(root: Path, split: str, images: list[Path]) -> Found | None:
+    """Photos in one folder.
+
+    Raises:
+      UserError: fewer than half of them have captions, which all would lose.
+    """
     if not images:
         return None
-    captions = {path: path.with_suffix(".txt") for path in images if path.with_suffix(".txt").is_file()}
-    if len(captions) < _ENOUGH * len(images):
-        note = f"all have the caption {root.resolve().name!r}, the folder's name; a folder for each class says more"
-        data = Data(source="folder", root=str(root), split=split)
-        return Found(data=data, what="a folder of photos without captions", notes=(note,))
-    rows = []
-    for image, path in captions.items():
-        try:
-            text = " ".join(path.read_text(encoding="utf-8-sig").split())
-        except (OSError, UnicodeDecodeError):
-            text = ""  # counted as a row without a caption
-        name = image.relative_to(root).as_posix()
-        # A name that is not UTF-8 has halves of characters, which only escapes can write.
-        rows.append(json.dumps({"image": name, "caption": text}, ensure_ascii=readable(name) != name))
-    without = len(images) - len(captions)
-    notes = (f"{without} photos without a .txt file are left out",) if without else ()
-    data = Data(source="table", root=str(root), table=DataTable(columns=("image", "caption", "")))
-    return Found(data=data, what="photos with captions in .txt files", notes=notes, captions="\n".join(rows) + "\n")
+    if found := _with_texts(root, split, images, _ENOUGH):
+        return found
+    if captioned := _captioned(images):
+        do = "write the others, or take these away to do without captions"
+        raise user_error(f"{captioned} of {len(images)} photos in {root / split} with a text file", "one for each", do)
+    note = f"all have the caption {root.resolve().name!r}, the folder's name; a folder for each class says more"
+    data = Data(source="folder", root=str(root), split=split)
+    return Found(data=data, what="a folder of photos without captions", notes=(note, *_texts_unused(images)))

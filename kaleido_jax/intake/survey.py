@@ -1,7 +1,6 @@
 """A survey of a data set: how many images of which sizes, which captions and labels, and what is wrong with some."""
 
 import statistics
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.data.sources import open_source
 from kaleido_jax.data.sources.base import Example, Source
 from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.intake.recognize import CAPTIONS, Found
+from kaleido_jax.intake.recognize import Found
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.progress import progress
 from kaleido_jax.runtime.text import readable
@@ -74,13 +73,7 @@ def survey(data: Found, max_boxes: int, *, show: bool = True) -> Survey:
     Raises:
       UserError: the source cannot be opened, or no image can be read.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        fields = data.data
-        if data.captions:  # which are not in the workdir yet
-            path = Path(folder) / CAPTIONS
-            path.write_text(data.captions, encoding="utf-8")
-            fields = replace(fields, labels=(str(path),))
-        return _survey(open_source(fields), Path(fields.root or ""), max_boxes, show)
+    return _survey(open_source(data.data), Path(data.data.root or ""), max_boxes, show)
 
 
 def _survey(source: Source, root: Path, max_boxes: int, show: bool) -> Survey:

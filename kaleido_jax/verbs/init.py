@@ -52,7 +52,7 @@ def run(data: Path, workdir: Path, **flags: Any) -> None:
 
     from kaleido_jax.intake.choose import choose
     from kaleido_jax.intake.config_file import config_text
-    from kaleido_jax.intake.recognize import CAPTIONS, recognize
+    from kaleido_jax.intake.recognize import recognize
     from kaleido_jax.intake.survey import lines, survey
 
     wishes = _wishes(flags)
@@ -65,8 +65,6 @@ def run(data: Path, workdir: Path, **flags: Any) -> None:
     text = config_text(choice, title=title, command=command, workdir=shlex.quote(str(workdir)))
     make_folder(workdir, "--workdir")
     write_atomically(workdir / VOCABULARY, choice.vocabulary)
-    if found.captions:
-        write_atomically(workdir / CAPTIONS, found.captions.encode())
     write_atomically(workdir / OWN, text.encode())  # last: with it the workdir is ready
     config = load_config(workdir / OWN)
     say("\n".join(_chosen(config, choice, len(seen.looks)) + _expected(config, choice)))

@@ -11,8 +11,8 @@ from PIL import Image
 from kaleido_jax.config import load_config
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.load import base_config
-from kaleido_jax.config.stored import check_workdir, open_workdir
-from kaleido_jax.data.records import read_manifest
+from kaleido_jax.config.stored import open_workdir
+from kaleido_jax.data.records import open_records, read_manifest
 from kaleido_jax.errors import UserError
 from kaleido_jax.intake.choose import EPOCHS, Wishes, choose
 from kaleido_jax.intake.recognize import recognize
@@ -155,20 +155,27 @@ def test_pictures_none_of_which_can_be_used_are_refused_with_the_reason(content,
     assert not (tmp_path / "w").exists()
 
 
-def test_captions_in_text_files_are_kept_in_the_workdir_and_move_with_it(tmp_path):
+def test_text_files_that_come_later_are_annotated_too_and_changed_ones_are_told(tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "w"
     for i in range(30):
-        picture(tmp_path / "data" / f"{i}.jpg", i)
-        write(tmp_path / "data" / f"{i}.txt", f"a Käfer number {'abc'[i % 3]}")
-    open_workdir(init(tmp_path / "data", tmp_path / "w"), tmp_path / "w")
-    moved = (tmp_path / "w").rename(tmp_path / "moved")
-    config = load_config(moved / "config.py")
-    assert config.data.labels == (str(moved / "captions.jsonl"),)
-    check_workdir(config, moved)
-    other = dataclasses.replace(config, data=dataclasses.replace(config.data, labels=("captions.jsonl",)))
-    with pytest.raises(UserError, match="data.labels"):
-        check_workdir(other, moved)
-    main(["annotate", f"--workdir={moved}"])
-    assert sum(read_manifest(p.parent).num_records for p in moved.rglob("manifest.json")) == 30
+        picture(data / f"{i}.jpg", i)
+        write(data / f"{i}.txt", f"a Käfer number {'abc'[i % 3]}")
+    config = init(data, workdir)
+    assert config.data.source == "text_files"
+
+    def annotated():
+        main(["annotate", f"--workdir={workdir}"])
+        codec, size = open_codec(config), 32
+        paths = workdir.rglob("manifest.json")
+        return sorted(r.caption for path in paths for r in open_records(path.parent, codec=codec, image_size=size))
+
+    assert len(before := annotated()) == 30
+    picture(data / "30.jpg", 30)
+    write(data / "30.txt", "a new Käfer")
+    assert sorted([*before, "a new Käfer"]) == annotated()
+    write(data / "0.txt", "another Käfer")
+    with pytest.raises(UserError, match=r"not what was annotated .*text_files/0\.jpg"):
+        annotated()
 
 
 def coco(folder, number, with_objects, with_captions):

@@ -36,18 +36,21 @@ def test_a_folder_for_each_class_with_splits_or_without(tmp_path):
         recognize(tmp_path / "c")
 
 
+def captions(found):
+    return sorted(look.caption for look in survey(found, max_boxes=3, show=False).looks)
+
+
 def test_a_flat_folder_has_its_name_or_the_text_files_as_captions(tmp_path):
     root = photos(tmp_path / "garden", "1.jpg", "2.jpg", "3.jpg")
     found = recognize(root)
-    assert fields(root) == {"source": "folder"} and "'garden'" in found.notes[0] and not found.captions
+    assert fields(root) == {"source": "folder"} and "'garden'" in found.notes[0]
     write(root / "1.txt", "a tulip\nin  spring")
-    write(root / "2.txt", "Käfer")
+    with pytest.raises(UserError, match="1 of 3 photos in .* with a text file; expected one for each; write"):
+        recognize(root)
+    write(root / "2.caption", "Käfer")
     found = recognize(root)
-    assert [json.loads(line) for line in found.captions.splitlines()] == [
-        {"image": "1.jpg", "caption": "a tulip in spring"},
-        {"image": "2.jpg", "caption": "Käfer"},
-    ]
-    assert found.data.source == "table" and "1 photos without a .txt" in found.notes[0]
+    assert found.data.source == "text_files" and "1 of 3 photos have no text file" in found.notes[0]
+    assert captions(found) == ["Käfer", "a tulip in spring"]
 
 
 def test_a_photo_whose_name_is_not_utf_8_keeps_its_text(tmp_path):
@@ -55,9 +58,69 @@ def test_a_photo_whose_name_is_not_utf_8_keeps_its_text(tmp_path):
     (tmp_path / "1.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     for name, text in ((b"caf\xe9", "a café"), ("Käfer".encode(), "a beetle")):
         write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name + b".txt")), text)
+    assert captions(recognize(tmp_path)) == ["a beetle", "a café"]
+
+
+PARTS = {  # files of a layout -> the split that is taken, and what is told of it
+    "splits": (("train/1.jpg", "valid/1.jpg"), "train", "splits: train, not valid (--split=NAME names another)"),
+    "pictures": (("images/1.jpg", "masks/1.png", "labels/1.txt"), "images", "not used beside images: labels, masks"),
+    "YOLO's": (("images/train/1.jpg", "images/val/1.jpg"), "images/train", "splits: train, not val"),
+    "VOC's": (("JPEGImages/1.jpg", "SegmentationClass/1.png", "ImageSets/Main/a.txt"), "JPEGImages", "ImageSets"),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_splits_and_parts_of_a_data_set_are_no_classes(case, tmp_path):
+    names, split, note = PARTS[case]
+    root = tmp_path / "street"
+    for name in names:
+        photos(root, name) if Path(name).suffix != ".txt" else write(root / name, "0 .5 .5 .2 .2")
+    found = recognize(root)
+    assert fields(root) == {"source": "folder", "split": split} and note in " ".join(found.notes)
+    assert captions(found) == ["street"] and "'street'" in found.notes[-1]
+
+
+def test_class_folders_in_splits_and_classes_with_the_names_of_splits(tmp_path):
+    root = photos(tmp_path / "a", "images/train/cat/1.jpg", "images/val/cat/1.jpg")
+    assert fields(root) == {"source": "folder", "split": "images/train"} and captions(recognize(root)) == ["cat"]
+    root = photos(tmp_path / "b", "train/1.jpg", "bus/1.jpg")
+    assert fields(root) == {"source": "folder"} and captions(recognize(root)) == ["bus", "train"]
+
+
+def test_splits_with_labels_of_their_own(tmp_path):
+    labels = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [], "categories": []}
+    for split in ("train", "test"):
+        write(photos(tmp_path / "a", f"{split}/1.jpg") / split / "_annotations.coco.json", labels)
+        write(photos(tmp_path / "b", f"{split}/1.jpg") / split / "metadata.csv", f"file_name,text\n1.jpg,of {split}\n")
+    found = recognize(tmp_path / "a")
+    assert found.data.source == "coco" and found.data.root.endswith("train") and "train, not test" in found.notes[0]
+    assert captions(recognize(tmp_path / "b")) == ["of train"]
+    assert captions(recognize(tmp_path / "b", split="test")) == ["of test"]
+
+
+def test_text_files_in_folders_are_captions_if_nearly_all_photos_have_one(tmp_path):
+    for number in range(10):  # as img2dataset's files and kohya's folders
+        write(photos(tmp_path, f"0000{number % 2}/{number}.jpg") / f"0000{number % 2}/{number}.txt", f"no. {number}")
+    assert captions(recognize(tmp_path)) == [f"no. {number}" for number in range(10)]
+    for number in range(4):
+        (tmp_path / f"0000{number % 2}/{number}.txt").unlink()
     found = recognize(tmp_path)
-    assert '"Käfer.png"' in found.captions
-    assert sorted(look.caption for look in survey(found, max_boxes=3, show=False).looks) == ["a beetle", "a café"]
+    assert found.data.source == "folder" and found.notes == ("not used: 6 text files, since 4 photos have none",)
+
+
+def test_boxes_in_yolos_form_are_no_captions(tmp_path):
+    root = photos(tmp_path / "street", "1.jpg", "2.jpg")
+    write(root / "1.txt", "0 0.5 0.5 0.2 0.2\n11 0.1 .2 1e-3 0.4\n")
+    write(root / "2.txt", "3 0 0 1 1")
+    found = recognize(root)
+    assert captions(found) == ["street", "street"] and "2 text files of boxes in YOLO's form" in found.notes[-1]
+
+
+def test_folders_in_a_class_folder_are_told(tmp_path):
+    root = photos(tmp_path, "animals/cat/1.jpg", "misc/1.jpg", "animals/dog/1.jpg")
+    found = recognize(root)
+    assert captions(found) == ["misc"] and "folders in animals are not used" in found.notes[0]
+    assert captions(recognize(root, split="animals")) == ["cat", "dog"]
 
 
 TABLES = {
@@ -200,18 +263,17 @@ def test_a_table_that_cannot_be_used_is_no_reason_to_take_a_folders_name(case, f
     assert "\n" not in str(error.value) and str(error.value).endswith("take it away to do without its captions")
     (root / folder / "1.txt").write_text("a tulip")  # captions of their own
     captioned = recognize(root) if not folder else recognize(photos(root, "b/1.jpg"))
-    assert captioned.data.source == ("folder" if folder else "table")
-    if name != "t.json" or not folder:
-        [note] = captioned.notes
-        assert note.startswith("not used: ") and name in note
+    assert captioned.data.source == ("folder" if folder else "text_files")
+    note = captioned.notes[-1]
+    assert note.startswith("not used: ") and name in note
 
 
 def test_tables_in_other_places_are_told(tmp_path):
     row = "image,caption\n1.jpg,a\n"
-    write(photos(tmp_path / "a", "train/1.jpg") / "train" / "metadata.csv", row)
+    write(photos(tmp_path / "a", "first/1.jpg") / "first" / "metadata.csv", row)
     with pytest.raises(UserError, match="metadata.csv is in a folder of images; .* try --data with its folder"):
         recognize(tmp_path / "a")
-    assert recognize(tmp_path / "a" / "train").data.source == "table"
+    assert recognize(tmp_path / "a" / "first").data.source == "table"
     write(photos(tmp_path / "b", "train/1.jpg") / "captions.csv", "image,caption\ntrain/1.jpg,a\n")
     with pytest.raises(UserError, match="captions.csv is not of --split=train; .* or leave --split out"):
         recognize(tmp_path / "b", split="train")

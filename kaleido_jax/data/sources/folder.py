@@ -27,7 +27,7 @@ _LISTED = 10  # folders that a line of the log names
 
 
 class FolderSource:
-    """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split), or root/IMAGE, which all have the root's name as caption.
+    """root/CLASS/IMAGE (root/SPLIT/CLASS/IMAGE with a split), or images alone: all have the root's name as caption.
 
     Underscores become spaces. A file of two columns, folder and name, in config.data.labels gives folders other names,
     of which, if there are several with commas, the first is used. ImageNet's folders ("n01440764") that get no other
@@ -48,13 +48,14 @@ class FolderSource:
         empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
         if empty:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
-            warn_once(f"folders without an image are ignored: {', '.join(empty[:_LISTED])}{more} in {top}")
+            which = "folders without an image of their own are ignored, with all in them"
+            warn_once(f"{which}: {', '.join(empty[:_LISTED])}{more} in {top}")
         folders = {folder: files for folder, files in folders.items() if files}
         if loose := images_in(top) if top.is_dir() else []:
             if folders:
                 warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
             else:
-                folders = {top.resolve(): loose}
+                folders = {settings.root.resolve(): loose}  # a split's name says nothing of its images
         if not folders:
             raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
         self._files = [(path, number) for number, files in enumerate(folders.values()) for path in files]
