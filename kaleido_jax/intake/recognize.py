@@ -4,7 +4,6 @@ import codecs
 import functools
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from typing import Any
 
 from kaleido_jax.config.schema import Data, DataTable
 from kaleido_jax.data.images import IMAGE_SUFFIXES
-from kaleido_jax.data.sources.base import below, unreadable
+from kaleido_jax.data.sources.base import is_file_below, unreadable
 from kaleido_jax.data.sources.coco import file_name
 from kaleido_jax.data.sources.rows import JsonLists, read_cells, read_object
 from kaleido_jax.data.sources.text_files import is_yolo, text_file
@@ -27,6 +26,7 @@ _HEAD_BYTES = 1_000_000  # and of its text
 _ENOUGH = 0.5  # share of these rows whose cell is an image file
 # Names of columns, those that say most first.
 _CAPTIONS = ("caption", "text", "prompt", "title", "label", "class", "category", "bildunterschrift", "titel", "legende")
+_IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "img_path", "path", "file", "img", "photo", "target")
 _LONG = ("description", "long_caption", "detailed_caption", "beschreibung")
 _OF_SYSTEMS = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 _NOTED = 3  # tables that are not used
@@ -176,6 +176,7 @@ class _Table:
     columns: tuple[str, str, str]
     separator: str
     images: str  # folder below the root
+    others: tuple[str, ...]  # further columns of images
 
 
 def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
@@ -193,6 +194,8 @@ def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
     notes += _noted([_why_unused(root, path) for path in paths if path.name not in tables])
     table = tables[name]
     image, caption, description = table.columns
+    if table.others:
+        notes += (f"images of the column {image}, not {', '.join(table.others)} (--columns names another)",)
     described = f", {description!r} the descriptions" if description else ""
     mark = {"\t": "tabs"}.get(table.separator, f"{table.separator!r}")
     data = Data(
@@ -213,17 +216,21 @@ def _read_table(root: Path, path: Path, columns: Sequence[str]) -> _Table | None
         names = [name for name in named if readable(name) == name]  # others, half characters, fit into no config
         cells = {name: [row.get(name) for row in rows] for name in names}
         if columns:
-            image, folder = columns[0], _image_folder(root, cells.get(columns[0], ()))
+            folders = {columns[0]: _image_folder(root, cells.get(columns[0], ()))}
         else:
-            found = ((name, _image_folder(root, cells[name])) for name in names)
-            image, folder = next(((name, folder) for name, folder in found if folder is not None), ("", None))
-        if folder is None:
+            folders = {name: _image_folder(root, cells[name]) for name in names}
+        images = [name for name, folder in folders.items() if folder is not None]
+        if not images:
             continue
-        caption, description = (*columns[1:], "", "")[:2] if columns else _text_columns(cells, image)
+        image = next((name for word in _IMAGE_COLUMNS for name in images if name.strip().lower() == word), images[0])
+        rest = {name: cells[name] for name in cells if name not in images}
+        caption, description = (*columns[1:], "", "")[:2] if columns else _text_columns(rest)
         if caption in names:
             default = "\t" if path.suffix.lower() == ".tsv" else ","
             mark = "" if separator in ("", default) else separator
-            return _Table(path=path, columns=(image, caption, description), separator=mark, images=folder)
+            others = tuple(name for name in images if name != image)
+            chosen = (image, caption, description)
+            return _Table(path=path, columns=chosen, separator=mark, images=folders[image], others=others)
     return None
 
 
@@ -294,23 +301,15 @@ def _image_folder(root: Path, cells: Sequence[Any]) -> str | None:
     if not named or len(named) < _ENOUGH * len(cells):
         return None
     for folder in ("", *(path.name for path in _subfolders(root))):
-        there = sum(1 for name in named if _is_there(root / folder, name))
+        there = sum(1 for name in named if is_file_below(root / folder, name))
         if there >= _ENOUGH * len(named):
             return folder
     return None
 
 
-def _is_there(folder: Path, name: str) -> bool:
-    """Whether a source finds this file."""
-    try:
-        return os.path.isfile(below(folder, name))  # unlike Path's, False where a name is too long for a file
-    except UserError:
-        return False
-
-
-def _text_columns(cells: Mapping[str, Sequence[Any]], image: str) -> tuple[str, str]:
-    """(column of captions, column of descriptions), each "" if it is not clear which it is."""
-    others = [name for name in cells if name != image and any(isinstance(cell, str) for cell in cells[name])]
+def _text_columns(cells: Mapping[str, Sequence[Any]]) -> tuple[str, str]:
+    """(column of captions, column of descriptions) of those without images, each "" if it is not clear which it is."""
+    others = [name for name in cells if any(isinstance(cell, str) for cell in cells[name])]
     by_name = [name for word in (*_CAPTIONS, *_LONG) for name in others if name.strip().lower() == word]
     caption = by_name[0] if by_name else others[0] if len(others) == 1 else ""
     longer = [name for name in by_name if name.strip().lower() in _LONG and name != caption]

@@ -154,6 +154,13 @@ def test_a_table_that_is_not_clear_says_what_to_do(tmp_path):
         recognize(tmp_path, columns=["x", "w"])
 
 
+def test_of_several_columns_of_images_the_one_that_is_named_so_is_taken(tmp_path):
+    write(photos(tmp_path, "1.jpg", "m/1.png") / "t.csv", "mask,Image,caption\nm/1.png,1.jpg,a\n")
+    found = recognize(tmp_path)
+    assert found.data.table.columns == ("Image", "caption", "")
+    assert found.notes == ("images of the column Image, not mask (--columns names another)",)
+
+
 def test_several_tables(tmp_path):
     for name in ("train", "val"):
         write(photos(tmp_path, "1.jpg") / f"{name}.csv", "image,caption\n1.jpg,a\n")

@@ -144,6 +144,14 @@ def below(folder: Path, name: Any) -> Path:
     return folder / name
 
 
+def is_file_below(folder: Path, name: Any) -> bool:
+    """Whether a row of a table names a file that is there."""
+    try:
+        return os.path.isfile(below(folder, name))  # unlike Path's, False where a name is too long for a file
+    except UserError:
+        return False
+
+
 def file_version(path: Path, *labels: str) -> str:
     """The version of an example with these labels whose image is a file of its own."""
     try:

@@ -23,6 +23,7 @@ from kaleido_jax.data.sources.base import (
     below,
     check_index,
     file_version,
+    is_file_below,
     no_classes,
     read_labels,
     row_id,
@@ -32,6 +33,7 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 
 Entry = Mapping[str, Any]  # an object of the JSON
+_TRIED = 50  # images by which the folder of photos is known
 
 
 class CocoSource:
@@ -53,7 +55,6 @@ class CocoSource:
         """
         data, root = settings.data, settings.root
         files = _label_files(root, data.split, data.labels)
-        self._photos = _photo_folder(root, data.split, data.images)
         self._split = data.split
         self._images: dict[int, Entry] = {}
         self._objects: dict[int, list[Entry]] = {}
@@ -75,6 +76,7 @@ class CocoSource:
             do = "change data.split or data.coco.licenses"
             raise user_error(f"no image of {what} in {files[0]}", "at least one", do)
         self._order = sorted(chosen, key=lambda image: image["id"])
+        self._photos = _photo_folder(root, data.split, data.images, self._order)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -288,11 +290,17 @@ def _label_files(root: Path, split: str, labels: Sequence[str]) -> list[Path]:
     return [path for path in found if path.exists()]
 
 
-def _photo_folder(root: Path, split: str, images: str) -> Path:
-    for folder in (root / images,) if images else (root / "images", root / split):
-        if folder.is_dir():
+def _photo_folder(root: Path, split: str, images: str, entries: Sequence[Entry]) -> Path:
+    """Where the photos lie: of the usual folders the one that has some of them, else the first that is there."""
+    usual = ("images", split, f"images/{split}", ".")  # COCO's; Ultralytics's and CVAT's; names with their folder
+    folders = [folder for folder in map(root.joinpath, (images,) if images else usual) if folder.is_dir()]
+    for folder in folders:
+        if any(is_file_below(folder, file_name(image)) for image in entries[:_TRIED]):
             return folder
-    raise user_error(f"no folder of photos in {root}", images or f"images or {split or 'the split'}", "set data.images")
+    if not folders or (split and not images and {*folders} == {root}):
+        expected = images or f"images or {split or 'the split'}"
+        raise user_error(f"no folder of photos in {root}", expected, "set data.images")
+    return folders[0]
 
 
 register("coco", CocoSource)

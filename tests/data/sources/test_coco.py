@@ -303,3 +303,24 @@ def test_a_label_file_that_is_an_lfs_pointer_or_all_brackets_is_refused(tmp_path
         (tmp_path / "annotations.json").write_text(content)
         with pytest.raises(UserError, match=said):
             open_source("coco", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("train2017/1.png", "1.png"),  # COCO's own
+        ("images/train2017/1.png", "1.png"),  # Ultralytics's, and CVAT's with the split "default"
+        ("images/1.png", "1.png"),
+        ("train2017/1.png", "train2017/1.png"),
+    ],
+)
+def test_photos_are_found_where_tools_put_them(tmp_path, place, name):
+    photo(tmp_path / place)
+    (tmp_path / "train2017").mkdir(exist_ok=True)  # empty, where the photos lie elsewhere
+    labels = {"images": [{"id": 1, "file_name": name}], "annotations": [], "categories": []}
+    write(tmp_path / "annotations" / "instances_train2017.json", labels)
+    source = open_source("coco", "train2017", root=str(tmp_path))
+    assert source[0].image.ndim == 3
+    (tmp_path / place).unlink()
+    with pytest.raises(UserError, match="image file"):
+        open_source("coco", "train2017", root=str(tmp_path))[0]
