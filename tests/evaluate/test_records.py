@@ -313,12 +313,42 @@ def test_a_frechet_distance_of_fewer_pictures_than_features_is_left_out(
 def test_z_that_training_records_have_are_counted(models, folder):
     pipeline = models["run"]
     data, codec = records.open_own_data(pipeline, folder), pipeline.codec
-    train = [data.train[i] for i in range(3)]
+    train = data.train.select(range(3))
     other = train[0].latents.replace(text="something else")
     z = [SampledLatents(tokens=(), latents=one) for one in (train[0].latents, train[2].latents, other, None)]
     assert records.copied(z, train, codec) == {"latents_copied": pytest.approx(2 / 3)}
     assert records.copied(z[2:], train, codec) == {"latents_copied": 0}
     assert records.copied(z[3:], train, codec) == {}
+
+
+def test_z_are_looked_up_in_all_training_records_also_in_those_without_features(places, models, monkeypatch):
+    folder, _ = places
+    pipeline = models["run"]
+    train = records.open_own_data(pipeline, folder).train
+    unseen = [i for i in range(TRAIN) if i not in records.spread(range(TRAIN), 50)]
+    given = [train[i].latents for i in unseen]
+    z = [SampledLatents(tokens=tuple(pipeline.codec.encode(one)), latents=one) for one in given]
+    monkeypatch.setattr(records, "MOST_REFERENCE", 50)
+    monkeypatch.setattr(
+        Pretended, "sample_latents", lambda self, captions, *, indices, **_: [z[i % len(z)] for i in indices]
+    )
+    report = protocols.measure(folder / "run", pipeline.config)
+    assert report["counts"]["reference"] == 50 and report["latents_copied"] == 1
+
+
+def test_a_damaged_training_record_is_told_and_the_others_are_looked_up(models, folder, monkeypatch, caplog):
+    train, codec = records.open_own_data(models["run"], folder).train, models["run"].codec
+    z = [SampledLatents(tokens=(), latents=train[i].latents) for i in (0, 1)]
+    read = records.Records.training_record
+
+    def damaged(self, index):
+        if index == 0:
+            raise UserError("record 0 is damaged")
+        return read(self, index)
+
+    monkeypatch.setattr(records.Records, "training_record", damaged)
+    assert records.copied(z, train, codec) == {"latents_copied": 0.5}
+    assert "record 0 is damaged" in caplog.text
 
 
 class Seeing:
