@@ -114,7 +114,7 @@ class _Task:
     detector: Detector | None
     why_no_boxes: str
     pipelines: dict[str, KaleidoPipeline]  # "model", and maybe "baseline"
-    sample: Sample
+    settings: dict[str, Sample]  # of each; those of config.sample are the same
     recipes: dict[str, Recipe]  # of one sample of each
     metadata: dict[str, Any]  # what the numbers depend on, as it comes back from JSON
 
@@ -154,7 +154,7 @@ def measure(config: Config, workdir: Path, baseline: Path | None = None) -> dict
 
     Raises:
       UserError: no records, too few of them or too few samples, no feature network, no checkpoint, or a baseline that
-        has latents, other records or images of another size.
+        has latents, other records or images of another size, or cannot be sampled as the model.
       FloatingPointError: samples are not finite.
     """
     task = _open_task(config, workdir, baseline)
@@ -166,8 +166,8 @@ def measure(config: Config, workdir: Path, baseline: Path | None = None) -> dict
     folders = {name: _folder_of(workdir, recipe, captions, seed) for name, recipe in task.recipes.items()}
     drawn = {}
     for name, one in task.pipelines.items():
-        log.info("%s: %d samples at gamma %g", name, len(captions), task.sample.gamma)
-        settings = one.override({field: getattr(task.sample, field) for field in SETTINGS})
+        settings = task.settings[name]
+        log.info("%s: %d samples at gamma %g", name, len(captions), settings.gamma)
         z, pixels = draw_captions_in_parts(one, settings, captions, seed, PART, folders[name])
         drawn[name] = Drawn(pixels=pixels, z=z)
 
@@ -195,11 +195,12 @@ def _open_task(config: Config, workdir: Path, baseline: Path | None) -> _Task:
     pipeline = KaleidoPipeline.from_pretrained(workdir, config)
     data, number = open_own_data(pipeline, workdir), config.eval.num_samples
     check_counts("records", num_samples=number, num_reference=min(len(data.train), MOST_REFERENCE))
-    pipelines = {"model": pipeline}
+    sample = pipeline.override({"gamma": config.eval.gamma, "num_steps": config.eval.num_steps})
+    pipelines, settings = {"model": pipeline}, {"model": sample}
     if baseline is not None:
         pipelines["baseline"] = open_baseline(baseline, pipeline, data)
+        settings["baseline"] = _settings_of_baseline(pipelines["baseline"], sample, baseline)
     detector, why_no_boxes = _detector_of(config)
-    sample = pipeline.override({"gamma": config.eval.gamma, "num_steps": config.eval.num_steps})
     recipes = {name: one.recipe(["-"], 1, config.seed, sample) for name, one in pipelines.items()}
     metadata = {
         "version": VERSION,
@@ -218,7 +219,7 @@ def _open_task(config: Config, workdir: Path, baseline: Path | None) -> _Task:
         detector=detector,
         why_no_boxes=why_no_boxes,
         pipelines=pipelines,
-        sample=sample,
+        settings=settings,
         recipes=recipes,
         metadata=json.loads(json.dumps(metadata)),
     )
@@ -269,6 +270,25 @@ def open_baseline(folder: Path, pipeline: KaleidoPipeline, data: OwnData) -> Kal
         do = "train a baseline with --config.data.records of this model's workdir"
         raise user_error(f"--baseline={folder} with other records ({found})", "the model's own", do)
     return KaleidoPipeline.from_pretrained(folder, config)
+
+
+def _settings_of_baseline(pipeline: KaleidoPipeline, sample: Sample, folder: Path) -> Sample:
+    """The model's settings for its baseline.
+
+    Raises:
+      UserError: it cannot be sampled so, which would otherwise be known only after all samples of the model.
+    """
+    reason = ""
+    try:
+        found = pipeline.override({field: getattr(sample, field) for field in SETTINGS})
+        if found.guidance == "autoguidance" and found.gamma != 1 and pipeline.bad_params is None:
+            reason = f"config.sample.guidance = {pipeline.config.sample.guidance!r} of its own reads no worse model"
+    except UserError as error:
+        reason, _, _ = str(error).partition(";")
+    if reason:
+        do = "change config.sample for both, e.g. by --config.sample.guidance=cfg, or leave the baseline out"
+        raise user_error(f"--baseline={folder}, for which {reason}", "one that samples as the model does", do)
+    return found
 
 
 def _check_images(config: Config) -> None:
@@ -409,7 +429,7 @@ def real_of(records: Records, most: int) -> Real:
 
 def _stamping(task: _Task) -> dict[str, dict[str, Any]]:
     """The fields of a Stamp that say how each model was sampled."""
-    sample, prior = task.sample, ""
+    sample, prior = task.settings["model"], ""
     if task.pipelines["model"].config.latents.segments:
         prior = f"temperature {sample.temperature:g}, top_k {sample.top_k}, top_p {sample.top_p:g}"
         prior += ", grammar" * sample.grammar

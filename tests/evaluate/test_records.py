@@ -201,6 +201,32 @@ def test_what_cannot_be_measured_is_refused_in_one_line_before_anything_is_drawn
     assert not drawn and not (folder / "run" / "eval").exists()
 
 
+@pytest.mark.parametrize("worse", [0, 3])  # a step for autoguidance, which is not read unless its config says so
+def test_a_baseline_without_a_worse_model_is_refused_before_anything_is_drawn(places, models, monkeypatch, worse):
+    folder, drawn = places
+    run, base = models["run"], models["base"]
+    guided = dataclasses.replace(run.config.sample, guidance="autoguidance", autoguidance_step=3)
+    step = dataclasses.replace(base.config.sample, autoguidance_step=worse)
+    monkeypatch.setattr(run, "config", dataclasses.replace(run.config, sample=guided))
+    monkeypatch.setattr(base, "config", dataclasses.replace(base.config, sample=step))
+    said = "reads no worse model" if worse else "'autoguidance' without a worse model"
+    with pytest.raises(UserError, match=f"--baseline=.*base, for which .*{said}; expected .*guidance=cfg"):
+        protocols.measure(folder / "run", run.config, folder / "base")
+    assert not drawn and not (folder / "run" / "eval").exists()
+
+
+def test_a_baseline_without_the_models_micro_conditions_is_refused(places, models, monkeypatch):
+    folder, drawn = places
+    run = models["run"]
+    net = dataclasses.replace(run.config.model.denoiser, micro=(("scale", 8.0),))
+    changes = {"sample": dataclasses.replace(run.config.sample, micro=(("scale", 4.0),))}
+    changes["model"] = dataclasses.replace(run.config.model, denoiser=net)
+    monkeypatch.setattr(run, "config", dataclasses.replace(run.config, **changes))
+    with pytest.raises(UserError, match="base, for which config.sample.micro has 'scale'; expected one that samples"):
+        protocols.measure(folder / "run", run.config, folder / "base")
+    assert not drawn
+
+
 def test_a_baseline_of_other_records_is_refused(places, models, tmp_path):
     folder, drawn = places
     codec = models["run"].codec
