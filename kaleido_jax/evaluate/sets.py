@@ -25,7 +25,8 @@ class SetProtocol:
     resize: str  # how its way of resizing begins
     num_samples: int
     num_reference: int  # real images for mean and covariance
-    num_neighbors: int  # images of each set for precision, recall, density and coverage: the first ones
+    num_neighbors: int  # real images for precision, recall, density and coverage: the first ones
+    num_neighbor_samples: int | None = None  # samples for these, the first ones; None = as many as real images
     k: int = NEAREST
     minima: bool = False  # whether these counts are the least ones, and all images there are get measured
 
@@ -39,13 +40,15 @@ SET_PROTOCOLS = {
         num_reference=1_281_167,
         num_neighbors=50_000,
     ),
-    # Dhariwal and Nichol's evaluator: statistics of all training images, neighbors among 10,000 of them.
+    # Dhariwal and Nichol's evaluator: statistics of all training images; neighbors of 10,000 real images and of all
+    # samples.
     "adm": SetProtocol(
         extractors=(FID_NAME,),
         resize="torch-fidelity",
         num_samples=50_000,
         num_reference=1_281_167,
         num_neighbors=10_000,
+        num_neighbor_samples=50_000,
     ),
     # Kynkaanniemi et al., 2024 (arXiv:2404.07724): on DINOv2, by path.
     "guidance-interval": SetProtocol(
@@ -137,10 +140,11 @@ def measure_set(
     _check(protocol, wanted, reference, samples, identity)
     samples = samples if wanted.minima else samples[: wanted.num_samples]
     values = {"frechet": frechet_distance(reference.moments, moments(samples))}
-    neighbors = len(reference.rows) + len(samples) if wanted.minima else wanted.num_neighbors
-    real, some = (x[:neighbors] for x in (reference.rows, samples))
+    real, some = reference.rows, samples
+    if not wanted.minima:
+        real, some = real[: wanted.num_neighbors], some[: wanted.num_neighbor_samples or wanted.num_neighbors]
     values |= dataclasses.asdict(manifold(real, some, wanted.k))
-    fewest = min(len(reference.rows), len(samples), neighbors)
+    fewest = min(len(real), len(some))
     kernel = kernel_distance(reference.rows, samples, subset_size=min(SUBSET_SIZE, fewest))
     values |= {"kernel_distance": kernel.mean, "kernel_distance_std": kernel.std}
     stamp = Stamp(

@@ -8,6 +8,7 @@ import pytest
 from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate import sets
 from kaleido_jax.evaluate.features.inception import FID_NAME
+from kaleido_jax.evaluate.metrics.manifold import manifold
 from kaleido_jax.evaluate.sets import SetProtocol, measure_set, reference_of
 from kaleido_jax.evaluate.stamp import COMPARED, Stamp, check_alike, read_result, table
 
@@ -85,6 +86,23 @@ def test_only_the_network_of_fid_is_printed_as_fid():
     assert "FID" not in table({"a": result()})
     assert "FID" not in table({"a": result(extractor="inception-v3")})
     assert "| FID |" in table({"a": result(extractor=FID_NAME)})
+
+
+@pytest.mark.parametrize(("samples", "taken"), [(None, 50), (60, 60)])
+def test_neighbors_may_be_of_fewer_real_images_than_samples(samples, taken, monkeypatch):
+    protocol = dataclasses.replace(sets.SET_PROTOCOLS["small"], num_neighbor_samples=samples)
+    monkeypatch.setitem(sets.SET_PROTOCOLS, "small", protocol)
+    expected = manifold(rows(80)[:50], rows(70, 1)[:taken])
+    found = result().values
+    assert {name: found[name] for name in dataclasses.asdict(expected)} == dataclasses.asdict(expected)
+
+
+def test_adm_compares_all_samples_with_the_real_images_of_its_reference_batch():
+    """openai/guided-diffusion's evaluator: `compute_prec_recall` of 10,000 real images and every sample."""
+    adm = sets.SET_PROTOCOLS["adm"]
+    assert (adm.num_neighbors, adm.num_neighbor_samples, adm.num_samples) == (10_000, 50_000, 50_000)
+    for name, protocol in sets.SET_PROTOCOLS.items():
+        assert name == "adm" or protocol.num_neighbor_samples is None
 
 
 def test_too_few_images_and_two_extractors_are_refused():
