@@ -437,7 +437,7 @@ def _stamping(task: _Task) -> dict[str, dict[str, Any]]:
         name: {
             "checkpoint": recipe["model"]["weights"],
             "prior": prior if name == "model" else "",
-            "sampler": sampler_text(sample, task.pipelines[name].config.diffusion),
+            "sampler": sampler_text(sample, task.pipelines[name].config),
             "num_steps": sample.num_steps,
             "guidance": guidance_text(sample, recipe["model"]["worse"]),
             "gamma": sample.gamma,

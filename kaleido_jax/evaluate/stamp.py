@@ -32,8 +32,8 @@ class Stamp:
     num_samples: int
     checkpoint: str  # fingerprint of the weights that made the samples
     prior: str  # how z was sampled; "" = without z
-    sampler: str
-    num_steps: int  # evaluations of the network
+    sampler: str  # with what else moves x: threshold, micro conditions, a precision below float32 ...
+    num_steps: int  # reverse steps; heun asks the network twice in each, and sigma_min leaves the last ones out
     guidance: str  # the rule and its own settings
     gamma: float
     seeds: tuple[int, ...]  # of training, then of sampling

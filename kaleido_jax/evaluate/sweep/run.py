@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from kaleido_jax.config.schema import Diffusion, Sample
+from kaleido_jax.config.schema import Config, Sample
 from kaleido_jax.config.sweep import Sweep, SweptModel
 from kaleido_jax.diffusion.samplers import evaluations
 from kaleido_jax.errors import user_error
@@ -164,7 +164,7 @@ class SweepRun:
         return {
             "checkpoint": of["model"]["weights"],
             "prior": prior,
-            "sampler": sampler_text(sample, config.diffusion),
+            "sampler": sampler_text(sample, config),
             "num_steps": sample.num_steps,
             "guidance": guidance_text(sample, of["model"]["worse"]),
             "gamma": cell.gamma,
@@ -237,13 +237,19 @@ def guidance_text(sample: Sample, worse: str | None) -> str:
     return text + f", interval {sample.guidance_interval}" * bool(sample.guidance_interval)
 
 
-def sampler_text(sample: Sample, diffusion: Diffusion) -> str:
-    """The sampler with what else moves x, e.g. "ddpm, threshold clip, no steps below sigma 0.085"."""
+def sampler_text(sample: Sample, config: Config) -> str:
+    """The sampler with what else moves x, e.g. "ddpm, threshold clip, no steps below sigma 0.085, micro scale 64".
+
+    What is not set is not said, nor is float32, so that numbers of before go with those of now.
+    """
+    diffusion, precision = config.diffusion, config.model.precision
     whole = evaluations(diffusion, dataclasses.replace(sample, sigma_min=0.0))
     text = f"{sample.sampler}, threshold {sample.threshold}"
     text += f", eta {sample.ddim_eta:g}" * (sample.sampler == "ddim" and sample.ddim_eta > 0)
     text += ", from N" * sample.start_at_n
-    return text + f", no steps below sigma {sample.sigma_min:g}" * (len(evaluations(diffusion, sample)) < len(whole))
+    text += f", no steps below sigma {sample.sigma_min:g}" * (len(evaluations(diffusion, sample)) < len(whole))
+    text += "".join(f", micro {name} {value:g}" for name, value in sorted(dict(sample.micro).items()))
+    return text + f", in {precision}" * (precision != "float32")
 
 
 def _content(of: dict[str, Any], measured: Measured, drawn: Drawn, shown: int, captions: int) -> dict[str, Any]:

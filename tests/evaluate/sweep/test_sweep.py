@@ -27,6 +27,7 @@ from kaleido_jax.evaluate.sweep.summary import claim, markdown, summarize
 from kaleido_jax.main import parse_flags
 from kaleido_jax.verbs import VERBS
 from tests.evaluate.scenes import SIZE, PretendedModel
+from tests.tiny import single_net_config
 
 NUMBER = 80
 SWEEP = Sweep(
@@ -482,9 +483,21 @@ def test_of_one_setting_twice_the_last_holds():
     assert settings(("gamma=2", "guidance_interval=(1,2)", "gamma=3")) == {"gamma": 3.0, "guidance_interval": (1, 2)}
 
 
+def test_cells_are_found_again_by_what_they_depend_on_whatever_their_stamps_say(
+    pretending, result, finished, monkeypatch
+):
+    before = sampled(pretending)
+    monkeypatch.setattr(running, "sampler_text", lambda sample, config: "said otherwise")
+    assert SweepRun(SWEEP, finished).run() == result and sampled(pretending) == before
+
+
 def test_the_stamp_says_what_else_moves_x_and_no_setting_without_effect():
-    assert sampler_text(Sample(sampler="ddpm"), Diffusion()) == "ddpm, threshold clip"
-    assert sampler_text(Sample(sampler="ddim", ddim_eta=1.0, start_at_n=True), Diffusion()).endswith(", eta 1, from N")
+    config = dataclasses.replace(single_net_config(), diffusion=Diffusion())
+    assert sampler_text(Sample(sampler="ddpm"), config) == "ddpm, threshold clip"
+    assert sampler_text(Sample(sampler="ddim", ddim_eta=1.0, start_at_n=True), config).endswith(", eta 1, from N")
     few, many = (Sample(sampler="ddpm", num_steps=n, sigma_min=0.085) for n in (20, 250))
-    assert sampler_text(few, Diffusion()) == "ddpm, threshold clip"
-    assert sampler_text(many, Diffusion()) == "ddpm, threshold clip, no steps below sigma 0.085"
+    assert sampler_text(few, config) == "ddpm, threshold clip"
+    assert sampler_text(many, config) == "ddpm, threshold clip, no steps below sigma 0.085"
+    micro = Sample(micro=(("scale", 64.0), ("crop", 0.5)))
+    half = dataclasses.replace(config, model=dataclasses.replace(config.model, precision="bfloat16"))
+    assert sampler_text(micro, half) == "ddpm, threshold clip, micro crop 0.5, micro scale 64, in bfloat16"
