@@ -236,6 +236,9 @@ def test_bad_input_is_one_line():
         (lambda: kernel_distance(x, x), "subsets of 1000"),
         (lambda: vendi_score(x * 0), "20 of norm zero"),
         (lambda: mean_similarity(x[:1]), "two or more"),
+        (lambda: accuracy(broken, np.zeros(20, int)), "logits of 20 samples, some of them not finite"),
+        (lambda: clip_score(x, broken), "20 pairs of embeddings, 0 of them with one of norm zero; expected finite"),
+        (lambda: clip_score(np.concatenate([x[1:], 0 * x[:1]]), x), "20 pairs of embeddings, 1 of them"),
     ):
         with pytest.raises(UserError, match=message):
             call()
