@@ -373,10 +373,16 @@ class KaleidoPipeline:
           float32 samples at the highest resolution (B, H, W, 3) in the model range, or points (B, dim).
 
         Raises:
-          UserError: autoguidance without the parameters of a worse model.
+          UserError: latents for a baseline, none for another model, or not one for each caption; autoguidance without
+            the parameters of a worse model.
         """
+        if self._batched.model.has_prior != (latents is not None):
+            found = "no latents for a model with them" if latents is None else "latents for a model without"
+            raise user_error(found, "None for a baseline alone", "pass those of `sample_latents`, or None")
+        given = [()] * len(captions) if latents is None else latents
+        if len(given) != len(captions):
+            raise user_error(f"{len(given)} latents for {len(captions)} captions", "one for each", "correct the list")
         keys = sample_keys(seed, "image", 0, _indices(indices, captions))
-        given = latents or [()] * len(captions)
         z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
         return self._sample(captions, z, 1, keys, sample or self.config.sample)[1]
 

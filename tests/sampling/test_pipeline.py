@@ -55,6 +55,25 @@ def test_a_rule_with_everything_off_draws_what_cfg_draws(pipeline, with_cfg, sam
     np.testing.assert_allclose(draw(pipeline, **same_as_cfg), with_cfg, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("segments", "latents", "said"),
+    [
+        (True, None, "no latents for a model with them; expected None for a baseline alone"),
+        (True, [], "0 latents for 2 captions; expected one for each"),
+        (True, LATENTS[:1], "1 latents for 2 captions"),
+        (True, [*LATENTS, (9, 1)], "3 latents for 2 captions"),
+        (False, LATENTS, "latents for a model without; expected None"),
+    ],
+)
+def test_images_of_missing_or_miscounted_latents_are_refused(pipeline, segments, latents, said):
+    if not segments:
+        config = single_net_config(latents__segments=())
+        codec = open_codec(config)
+        pipeline = KaleidoPipeline(config, random_params(codec, 0, config), codec)
+    with pytest.raises(UserError, match=said):
+        draw(pipeline, latents=latents)
+
+
 @pytest.mark.parametrize("guidance", ["cads", "apg", "autoguidance"])
 def test_a_rule_changes_the_image_and_a_sample_stays_its_own(pipeline, with_cfg, guidance):
     settings = {"guidance": guidance, "cads_tau": (0.2, 0.6)}
