@@ -314,4 +314,6 @@ def _inside_of_block(a: dict[str, Array], b: dict[str, Array], *, same: bool) ->
     ones = jnp.ones(len(b["count"]))
     in_a, in_b = in_a.astype(jnp.float32), in_b.astype(jnp.float32)
     unsure = unsure_a.astype(jnp.uint8) + 2 * unsure_b.astype(jnp.uint8)
-    return a["count"] @ in_a, in_b @ ones, in_a @ ones, unsure
+    # At the default precision a TPU rounds counts above 256, and a GPU may, by TF32, those above 2048.
+    total = functools.partial(jnp.matmul, precision="highest")
+    return total(a["count"], in_a), total(in_b, ones), total(in_a, ones), unsure

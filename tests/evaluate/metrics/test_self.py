@@ -154,6 +154,16 @@ def test_neighbors_are_exact_whatever_the_blocks_and_the_order(monkeypatch):
         assert found == pytest.approx(expected, abs=1e-12), block
 
 
+def test_counts_of_repeated_images_are_not_rounded_on_a_tpu():
+    points = neighbors.distinct(classes(2, 10), "points")
+    blocks = neighbors.Blocks(points, np.zeros(16, np.float32)).with_balls(np.ones(20))
+    (part,) = blocks._parts
+    traced = neighbors._inside_of_block.trace(part, part, same=False)
+    lowered = traced.lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) == 4 and all("[HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_rows_whose_bounds_do_not_decide_are_measured_exactly(monkeypatch):
     # Many points nearly as far as the third: the candidates are not enough, and whole rows are measured again.
     rng = np.random.default_rng(6)
