@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kaleido_jax.annotate.vision.detector import class_names
 from kaleido_jax.config.checks import validate
 from kaleido_jax.config.load import base_config, load_config
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.schema import Latents as LatentsFields
 from kaleido_jax.data.records import DEFAULT_CAPTIONS, spread
-from kaleido_jax.data.sources.base import lines_of
 from kaleido_jax.errors import user_error
 from kaleido_jax.intake.recognize import Found
 from kaleido_jax.intake.survey import LABELED, MOST, Survey
@@ -200,10 +200,9 @@ def _sentences(survey: Survey) -> Iterator[str]:
         yield from (serialize(select(look.latents, (s,)), (s,)) for s in segments_of(look.latents))
 
 
-def detected_classes(detector: str) -> list[str]:
-    """The class names beside a detector's file; [] without one."""
-    path = Path(detector).with_suffix(".names") if detector else None
-    return lines_of(path.read_bytes(), path) if path is not None and path.is_file() else []
+def detected_classes(detector: str) -> tuple[str, ...]:
+    """The phrases that a detector's boxes may have; () without one."""
+    return class_names(Path(detector)) if detector else ()
 
 
 def _codec(latents: LatentsFields, vocabulary: Path) -> Codec:

@@ -17,6 +17,7 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.intake.choose import EPOCHS, Wishes, choose
 from kaleido_jax.intake.recognize import recognize
 from kaleido_jax.intake.survey import survey
+from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.main import main
 from tests.data.sources.opening import photo, write
 
@@ -251,6 +252,18 @@ def test_names_with_quotes_and_line_ends_cannot_break_the_file(tmp_path):
     data = album(tmp_path / odd)
     config = init(data, tmp_path / 'w "1"')
     assert config.data.root == str(data)
+
+
+def test_class_names_that_annotating_finds_beside_a_detector_are_words_of_the_vocabulary(tmp_path):
+    write(tmp_path / "weights" / "coco2.names", "traffic light\nsofa (large)\n")
+    found = recognize(album(tmp_path / "data"))
+    wishes = Wishes(detector=str(tmp_path / "weights" / "yolox.onnx"))
+    choice = choose(found, survey(found, max_boxes=3, show=False), wishes, accelerated=False)
+    (tmp_path / "spiece.model").write_bytes(choice.vocabulary)
+    tokenizer = load_tokenizer(str(tmp_path / "spiece.model"), 64)
+    assert len(tokenizer.encode("traffic light")) == len(tokenizer.encode("sofa large")) == 2
+    boxes = ["traffic light (100, 100, 100, 100)"] * base_config(choice.base).annotate.bbox.max_boxes
+    assert choice.fields["latents.max_latents_tokens"] > len(tokenizer.encode(" ".join(boxes)))
 
 
 @pytest.mark.parametrize("variant", ["32", "64", "32-accelerator", "64-accelerator"])

@@ -79,8 +79,6 @@ class Detector:
 def open_detector(config: Annotate) -> Detector:
     """The detector of a config whose bbox.kind is "onnx".
 
-    Class names are the lines of MODEL.names beside MODEL.onnx, or of the folder's only .names file.
-
     Raises:
       UserError: onnxruntime, model or names are missing, or model and names do not match.
     """
@@ -92,7 +90,7 @@ def open_detector(config: Annotate) -> Detector:
     if any(side % max(STRIDES) for side in (model.height, model.width)):
         found = f"{path} with an input of {model.height}x{model.width}"
         raise user_error(found, f"multiples of {max(STRIDES)}, as YOLOX has", "name a YOLOX model")
-    names = _class_names(path)
+    names = class_names(path)
     cells = sum((model.height // stride) * (model.width // stride) for stride in STRIDES)
     shape, expected = model.outputs[0], (1, cells, 5 + len(names))
     # An open size is not a number in the file.
@@ -148,7 +146,14 @@ def _suppress(boxes: Boxes, classes: Int[np.ndarray, "n"]) -> Int[np.ndarray, "k
     return np.array(kept, np.int64)
 
 
-def _class_names(path: Path) -> tuple[str, ...]:
+def class_names(path: Path) -> tuple[str, ...]:
+    """The phrases of a detector's classes, as its boxes have them.
+
+    They are the lines of MODEL.names beside MODEL.onnx, or of the folder's only .names file.
+
+    Raises:
+      UserError: there is no such file or there are several, or it cannot be read.
+    """
     beside = path.with_suffix(".names")
     found = [beside] if beside.exists() else sorted(path.parent.glob("*.names"))
     if len(found) != 1:
