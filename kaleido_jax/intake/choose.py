@@ -20,6 +20,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.tokenizer import load_tokenizer, round_up
 from kaleido_jax.latents.types import segments_of, select
+from kaleido_jax.latents.validity import LatentsError
 from kaleido_jax.latents.vocabulary import vocabulary_of
 from kaleido_jax.models.flops import step_flops, sum_parts
 from kaleido_jax.runtime.workdir import VOCABULARY
@@ -234,7 +235,10 @@ def _lengths(survey: Survey, codec: Codec, wishes: Wishes, max_boxes: int) -> tu
 
 
 def _tokens(z: Any, segment: str, codec: Codec) -> int:
-    part = codec.fit(codec.snap(select(z, (segment,))))
+    try:
+        part = codec.fit(codec.snap(select(z, (segment,))))
+    except LatentsError:  # words without a character that can be written: `annotate` leaves the image out and tells it
+        return 0
     return len(codec.segment_tokens(part, segment))
 
 

@@ -4,6 +4,7 @@ import io
 import math
 import re
 import string
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,22 +21,27 @@ _JOINTS = (",▁", "▁|")
 # So are the coordinates that latents.coordinate_step = 10 leaves: one token each instead of up to four. Others are
 # spelled in digits.
 _NUMBERS = tuple(str(n) for n in range(10, MAX_COORDINATE + 1, 10))
+# sentencepiece skips sentences that are longer, or hold its own mark of what is unknown, which can be no piece either.
+_MOST_BYTES, _RESERVED = 4192, "\u2585"
+_LONGEST_WORD = 100  # letters; a longer run is a text without spaces, and sentencepiece loads no piece of 8 kB
 _MOST_PIECES, _MOST_WORDS = 1_000, 500  # of data's own, besides the characters; each is a row of a small prior's table
 
 
 def vocabulary_of(sentences: Sequence[str]) -> bytes:
     """The bytes of a model file that fits one data set: every character of it as it is written, frequent words whole.
 
+    The one character that sentencepiece reserves, U+2585, stays unknown.
+
     Args:
       sentences: its captions, class names and lines of latents, without vokens.
     """
-    known = {*CHARACTERS, "|", "▁"}
-    characters = sorted({c for sentence in sentences for c in sentence if c.isprintable() and not c.isspace()} - known)
+    written = {c for sentence in sentences for c in sentence if c.isprintable() and not c.isspace()}
+    characters = sorted(written - {*CHARACTERS, "|", "▁", _RESERVED})
     words = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
-    whole = {word: count for word, count in words.most_common(_MOST_WORDS) if len(word) > 1}
+    whole = {word: count for word, count in words.most_common(_MOST_WORDS) if 1 < len(word) <= _LONGEST_WORD}
     total = sum(words.values())
     return train_vocabulary(
-        sentences,
+        sentences if written - {"▁", _RESERVED} else (CHARACTERS,),  # images without any words: it cannot train on none
         max_pieces=_MOST_PIECES + len(characters),
         characters=CHARACTERS + "".join(characters),
         normalization="identity",  # what is written is what is read: "½" is not "1/2"
@@ -64,7 +70,7 @@ def train_vocabulary(
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=(part for sentence in sentences for part in _parts(sentence)),
         model_writer=model,
         model_type="unigram",
         vocab_size=max_pieces,
@@ -83,6 +89,14 @@ def train_vocabulary(
     # As probable as a very common word, so always cheaper than its parts.
     added = dict.fromkeys(_JOINTS + _NUMBERS, 0.05)
     return _with_added(model.getvalue(), added | {f"▁{word}": share for word, share in words.items()})
+
+
+def _parts(sentence: str) -> list[str]:
+    """The sentence in parts that sentencepiece takes, between words where there are spaces."""
+    sentence = sentence.replace(_RESERVED, " ")
+    if len(sentence.encode()) <= _MOST_BYTES:
+        return [sentence]
+    return textwrap.wrap(sentence, _MOST_BYTES // 4, break_on_hyphens=False)  # a character has 4 bytes at most
 
 
 def _with_added(model: bytes, shares: Mapping[str, float]) -> bytes:

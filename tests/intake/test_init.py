@@ -179,6 +179,18 @@ def test_text_files_that_come_later_are_annotated_too_and_changed_ones_are_told(
         annotated()
 
 
+def test_captions_that_no_vocabulary_can_be_trained_on_cost_their_own_images_alone(tmp_path):
+    for i, caption in enumerate(["▅", "a red ▅ fox", "word and other things " * 300] + ["a red fox"] * 27):
+        picture(tmp_path / "data" / f"{i:02}.jpg", i)
+        write(tmp_path / "data" / f"{i:02}.txt", caption)
+    config = init(tmp_path / "data", tmp_path / "w")
+    assert len(open_codec(config).tokenizer.encode("a red fox")) == 3
+    main(["annotate", f"--workdir={tmp_path / 'w'}"])
+    manifests = [read_manifest(p.parent) for p in (tmp_path / "w").rglob("manifest.json")]
+    assert sum(m.num_records for m in manifests) == 29
+    assert [f["id"] for m in manifests for f in m.failures] == ["table/00000000"]
+
+
 def coco(folder, number, with_objects, with_captions):
     """COCO's JSON of some pictures: the first ones have a box with a mask each, the last ones captions."""
     images, annotations = [], []

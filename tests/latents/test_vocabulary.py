@@ -6,7 +6,7 @@ from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.segments.bbox import Box
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.latents.vocabulary import CHARACTERS, train_vocabulary
+from kaleido_jax.latents.vocabulary import CHARACTERS, train_vocabulary, vocabulary_of
 
 CAPTIONS = ("Käfer auf Blüte", "grand piano", "schöner Tag – ½ Liter …", "一只猫")
 
@@ -41,3 +41,28 @@ def test_latents_are_written_and_read_in_it(own):
     numbers = [i for i in ids if own.piece(i).strip("▁,()").isdigit()]
     assert len(numbers) == 4  # one token each
     assert codec.constraint is not None  # it has the pieces that constrained sampling needs
+
+
+def of(sentences, folder):
+    (folder / "spiece.model").write_bytes(vocabulary_of(sentences))
+    return Tokenizer(folder / "spiece.model", extra_ids=0, codebook_size=16)
+
+
+def test_the_character_that_sentencepiece_reserves_is_unknown_and_costs_nothing_else(tmp_path):
+    own = of(["a ▅ Käfer"] * 5, tmp_path)
+    assert own.encode("a ▅ Käfer").count(own.unk_id) == 1 and own.unk_id not in own.encode("a Käfer")
+    codec = Codec(tokenizer=own, segments=("text",))
+    assert codec.fit(Latents(text="a ▅ Käfer")).text == "a Käfer"
+
+
+@pytest.mark.parametrize("sentence", ["word and other things " * 300, "一只猫在树上" * 800, "x" * 9_000])
+def test_sentences_that_are_longer_than_sentencepiece_takes_are_learned_from_too(sentence, tmp_path):
+    own = of([sentence] * 3, tmp_path)
+    assert own.unk_id not in own.encode(sentence) and len(own.encode(sentence)) < len(sentence) / 2
+
+
+@pytest.mark.parametrize("sentences", [[], ["", " "], ["▅"], ["1"]])
+def test_of_no_words_the_vocabulary_is_that_of_the_characters(sentences, tmp_path):
+    own = of(sentences, tmp_path)
+    text = "a red dog (10, 20, 30, 40)"
+    assert own.decode(own.encode(text)) == text
