@@ -95,10 +95,10 @@ class Codec:
         return validate(Latents(**{s: registry.get(s).decode(part, self) for s, part in pairs}))
 
     def fit(self, z: Latents) -> Latents:
-        """z with characters dropped from text and phrases that the vocabulary cannot write.
+        """z with characters dropped from text and phrases that the vocabulary cannot write, and objects without others.
 
         Raises:
-          LatentsError: nothing is left of a text or phrase.
+          LatentsError: nothing is left of the text, or of any object's phrase.
         """
         return Latents(**{s: registry.get(s).fit(getattr(z, s), self.tokenizer) for s in segments_of(z)})
 

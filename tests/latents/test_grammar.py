@@ -255,6 +255,16 @@ def test_characters_outside_the_vocabulary_are_reported_and_fit_drops_them():
     assert codec(TOKENIZERS["t5"]).fit(z).text == "a boot"
 
 
+@pytest.mark.parametrize(("segment", "kind", "numbers"), [("bbox", Box, (1, 2, 3, 4)), ("blob", Blob, (1, 2, 3, 4, 5))])
+def test_fit_drops_objects_of_whose_phrase_nothing_is_left_but_not_all_of_them(segment, kind, numbers):
+    fit = codec(TOKENIZERS["t5"]).fit
+    dog, exit_sign, empty = kind("dog", numbers), kind("出口", numbers), Latents(**{segment: ()})
+    assert fit(Latents(**{segment: (exit_sign, dog)})) == Latents(**{segment: (dog,)})
+    assert fit(empty) == empty
+    with pytest.raises(LatentsError, match="words '出口' that cannot be written; expected characters the vocabulary"):
+        fit(Latents(**{segment: (exit_sign,)}))
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -140,7 +140,7 @@ def _longest_name(what: str, manifest: Manifest) -> str:
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """What may be wrong with the records: no captions, lost to a limit, unknown characters, photos of extreme shape."""
+    """What may be wrong with the records: no captions or labels, lost to a limit or vocabulary, photos of odd shape."""
     lines, tally = [], manifest.tally
     if count := tally.get("empty", {}).get("caption", 0):
         lines.append(f"{_count(count, 'image')} without a caption: {_NO_CONDITION}")
@@ -156,6 +156,11 @@ def remarks(manifest: Manifest) -> list[str]:
         done = "read as <unk>" if what == "caption" else "were dropped"
         texts = _count(count, what if what == "caption" else f"{what} segment")
         lines.append(f"{texts} with characters that the vocabulary lacks, which {done}: {named}")
+    for segment, count in tally.get("dropped", {}).items():
+        lost = f"{_count(count, 'object')} left out of {segment}"
+        lines.append(f"{lost}, since the vocabulary has no character of {'its' if count == 1 else 'their'} phrase")
+    if count := tally.get("nameless", {}).get("label", 0):
+        lines.append(f"{_count(count, 'labeled object')} without a readable label, of which no phrase can be made")
     shape, size = tally.get("shape", {}), manifest.source["image_size"]
     if count := shape.get("narrow", 0):
         named = [f"{found['id']}, {found['width']}x{found['height']} px" for found in manifest.narrow[:_NARROW_SHOWN]]

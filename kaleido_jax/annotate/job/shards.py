@@ -318,6 +318,7 @@ def _read(opened: OpenJob, index: int) -> _Image:
         stored = view
         if size_px != job.image_size:
             stored = replace(view, image=crop_image(whole.image, job.image_size), objects=())
+        image.count(tally.nameless_in(view))
         image.seen = {"view": view, "record": stored}
     except Exception as error:  # noqa: BLE001  # one row is one failure, whatever it raises
         image.fail("image", _reason(error))
@@ -366,7 +367,7 @@ def _ask(annotator: Annotator, images: list[_Image], raised_in_a_row: Counter[st
 def _make_record(opened: OpenJob, image: _Image) -> None:
     """Fills the entry of an image that becomes a record."""
     job, stored, tokens, kept = opened.job, image.seen["record"], {}, Latents()
-    words = {"caption": stored.caption}
+    words, dropped = {"caption": stored.caption}, {}
     for segment in job.codec.segments:
         if getattr(image.z, segment) is None:
             continue
@@ -376,6 +377,7 @@ def _make_record(opened: OpenJob, image: _Image) -> None:
             kept = kept.replace(**{segment: getattr(part, segment)})
             if part != made:
                 words[segment] = serialize(made, (segment,))
+                dropped |= tally.dropped_from(made, part)
         except UserError as error:
             image.fail(segment, str(error))
     if any(segment not in tokens for segment in job.required):
@@ -397,6 +399,8 @@ def _make_record(opened: OpenJob, image: _Image) -> None:
     )
     measured = agreement.measure(image.seen["view"], kept)
     counts = {"objects": tally.objects_of(kept)} | tally.unknown_in(words, job.codec.tokenizer)
+    if dropped:
+        counts["dropped"] = dropped
     if not stored.caption.strip():
         counts["empty"] = {"caption": 1}
     if stored.caption in opened.class_names:

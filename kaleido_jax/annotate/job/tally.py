@@ -4,6 +4,8 @@ objects     segment -> number of objects -> records, of the segments that are li
 too_long    "caption" or "latents" -> tokens, eos included -> images that were left out for it
 unknown     "caption" or segment -> images with characters that the vocabulary lacks
 characters  "caption" or segment -> such a character -> images
+dropped     segment -> objects that records lack, since the vocabulary has no character of their phrase
+nameless    "label" -> labeled objects in the crop of which no phrase can be made
 shape       "narrow" or "enlarged" -> images
 empty       "caption" -> records with none
 classes     class name -> records with this caption, where the source has classes
@@ -12,6 +14,7 @@ classes     class name -> records with this caption, where the source has classe
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kaleido_jax.annotate.labels import phrase_of
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.segments.objects import ObjectList
@@ -56,6 +59,18 @@ def unknown_in(texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, dict
             characters = sorted({c for c in text if tokenizer.unk_id in tokenizer.encode(c)})
             found[name] = dict.fromkeys(characters, 1)
     return {"unknown": dict.fromkeys(found, 1), "characters": found} if found else {}
+
+
+def dropped_from(made: Latents, kept: Latents) -> dict[str, int]:
+    """The tally `dropped` of one record, given its latents before and after they were fitted to the vocabulary."""
+    numbers = {s: len(getattr(made, s)) - len(getattr(kept, s)) for s in objects_of(kept)}
+    return {segment: number for segment, number in numbers.items() if number}
+
+
+def nameless_in(example: Example) -> dict[str, dict[str, int]]:
+    """The tally `nameless` of one photo's crop."""
+    number = sum(not phrase_of(labeled) for labeled in example.objects)
+    return {"nameless": {"label": number}} if number else {}
 
 
 def shape_of(example: Example, image_size: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from kaleido_jax.latents.nodes import Nodes, Part
 from kaleido_jax.latents.render.shapes import Drawing
 from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.validity import LatentsError, latents_error
+from kaleido_jax.latents.validity import latents_error
 
 
 @runtime_checkable
@@ -99,11 +99,16 @@ def fit_words(words: str, clean: Callable[[str], str], tokenizer: Tokenizer) -> 
     Raises:
       LatentsError: nothing is left, or what is left changes with every reading.
     """
+    left = words
     # Dropping a character can join its neighbors into something new, so this repeats until nothing changes.
     for _ in range(8):
-        ids = [i for i in tokenizer.encode(clean(words)) if i != tokenizer.unk_id]
-        known = clean(tokenizer.decode(ids))
-        if known == words:
+        ids = [i for i in tokenizer.encode(clean(left)) if i != tokenizer.unk_id]
+        known = tokenizer.decode(ids)
+        if not known.strip():
+            break
+        known = clean(known)
+        if known == left:
             return known
-        words = known
-    raise LatentsError(f"words {words[:60]!r} cannot be written; expected plain text; simplify them")
+        left = known
+    do = "write them in these, or use a vocabulary that has theirs"
+    raise latents_error(f"words {words[:60]!r} that cannot be written", "characters the vocabulary knows", do)

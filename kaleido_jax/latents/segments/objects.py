@@ -11,6 +11,7 @@ from kaleido_jax.latents.segments.base import Vocabulary, decode_words, encode_w
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.validity import (
     FORBIDDEN_IN_PHRASE,
+    LatentsError,
     check_keys,
     check_words,
     clean_phrase,
@@ -100,10 +101,20 @@ class ObjectList:
         return self.read(decode_words(self.name, ids, vocabulary.tokenizer))
 
     def fit(self, value: tuple, tokenizer: Tokenizer) -> tuple:
-        """Drops characters from the phrases that the vocabulary lacks."""
-        return tuple(
-            self.kind(fit_words(item.phrase, clean_phrase, tokenizer), getattr(item, self.field)) for item in value
-        )
+        """Drops characters from the phrases that the vocabulary lacks, and objects of whose phrase nothing is left.
+
+        Raises:
+          LatentsError: nothing is left of any of them.
+        """
+        kept, problems = [], []
+        for item in value:
+            try:
+                kept.append(self.kind(fit_words(item.phrase, clean_phrase, tokenizer), getattr(item, self.field)))
+            except LatentsError as error:
+                problems.append(error)
+        if problems and not kept:  # () would say that there is no object in the image
+            raise problems[0]
+        return tuple(kept)
 
     def snap(self, value: tuple, step: int) -> tuple:
         """Each object's numbers at the nearest multiples of the step."""

@@ -1,5 +1,6 @@
 """One row is one failure, whatever it raises; a source registered from outside; names that are no UTF-8."""
 
+import json
 import os
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from PIL import Image
 from kaleido_jax.annotate import registry
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.job import shards
-from kaleido_jax.annotate.job.report import write_report
+from kaleido_jax.annotate.job.report import summary, write_report
 from kaleido_jax.annotate.job.run import annotate
 from kaleido_jax.config.checks import validate
 from kaleido_jax.config.schema import Data, default_config
@@ -130,6 +131,36 @@ def test_a_failures_answer_still_counts_for_its_segment(tmp_path, monkeypatch):
     _with(monkeypatch, lambda number: False)
     with pytest.raises(UserError, match="none of 4 examples has all of text .* take text out of annotate.segments, "):
         annotate(_config(4), tmp_path, TOKENIZER)
+
+
+def test_an_object_whose_label_cannot_be_written_does_not_cost_its_photo(tmp_path):
+    images, annotations, names = [], [], ("dog", "出口", "( )")
+    for image, labels in enumerate([(1, 2, 3), (2,), (3,)]):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "images" / f"{image}.png")
+        images.append({"id": image, "file_name": f"{image}.png", "captions": ["a dog"]})
+        for category in labels:
+            outline, box = [[4, 4, 30, 4, 30, 30]], [4, 4, 26, 26]
+            number = {"id": len(annotations), "image_id": image, "category_id": category}
+            annotations.append(number | {"bbox": box, "segmentation": outline})
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+    told = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(told))
+    config = _config(1, segments=("bbox", "blob"), required=("bbox", "blob"))
+    config = replace(config, data=Data(source="coco", root=str(tmp_path)))
+    [manifest] = annotate(config, tmp_path / "w", load_tokenizer("t5", 64)).values()
+    [record] = Records(tmp_path / "w", manifest)
+    assert [o.phrase for o in record.latents.bbox + record.latents.blob] == ["dog", "dog"]
+    told = "\n".join(summary(manifest))
+    for said in (
+        "1 record, 2 images left out",
+        "1 object left out of bbox, since the vocabulary has no character of its phrase",
+        "1 object left out of blob, since",
+        "2 labeled objects without a readable label",
+        "1 x bbox: words '出口' that cannot be written; expected characters the vocabulary knows",
+        "1 x blob: no label with a readable character ('( )'); expected words; name the objects",
+    ):
+        assert said in told, told
 
 
 def test_names_that_are_no_utf8_go_through_the_whole_job(tmp_path):
