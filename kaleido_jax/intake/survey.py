@@ -11,12 +11,12 @@ from kaleido_jax.annotate.labels import LabeledBlobs, LabeledBoxes, LabeledText
 from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.images import IMAGE_SUFFIXES
 from kaleido_jax.data.sources import open_source
-from kaleido_jax.data.sources.base import Example, Source
+from kaleido_jax.data.sources.base import Example, Source, with_uniform_words
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.intake.recognize import Found
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime.progress import progress
-from kaleido_jax.runtime.text import readable
+from kaleido_jax.runtime.text import readable, uniform
 
 MOST = 2_000  # images that are read; of larger data these are spread evenly
 LABELED = 0.9  # share of images with boxes from which on boxes become a segment, since the others are left out
@@ -101,15 +101,15 @@ def _survey(source: Source, root: Path, max_boxes: int, show: bool) -> Survey:
 
 def _look(example: Example, max_boxes: int) -> Look:
     height, width = example.image.shape[:2]
-    caption = readable(example.caption)
+    example = with_uniform_words(example)
     if example.objects:
         example = square_crop(example, _CROP_PX)
     latents = Latents()
     for annotator in (LabeledText(), LabeledBoxes(max_boxes), LabeledBlobs(max_boxes)):
-        [answer] = annotator([replace(example, caption=caption)], [latents])
+        [answer] = annotator([example], [latents])
         if not isinstance(answer, Failure):
             latents = latents.replace(**{s: getattr(answer, s) for s in annotator.segments})
-    return Look(id=readable(example.id), size_px=(width, height), caption=caption, latents=latents)
+    return Look(id=readable(example.id), size_px=(width, height), caption=example.caption, latents=latents)
 
 
 def _class_counts(source: Source) -> dict[str, int]:
@@ -121,7 +121,7 @@ def _class_counts(source: Source) -> dict[str, int]:
         return {}
     counts: Counter[str] = Counter()
     for number, name in enumerate(source.class_names):  # several classes may have one name
-        counts[name] += labels[number]
+        counts[uniform(name)] += labels[number]
     return dict(counts)
 
 

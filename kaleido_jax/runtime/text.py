@@ -29,6 +29,14 @@ def readable_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def uniform(text: str) -> str:
+    """The text in the one form that vocabularies learn: NFC, one space for each run of white space, none at the ends.
+
+    Keyboards, file names and tables write one caption with no-break spaces or accents apart, which look the same.
+    """
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 def file_stem(text: str) -> str:
     """Up to 40 characters of a text as part of a file name: lower-case words of any script, with dashes between.
 

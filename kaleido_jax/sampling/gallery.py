@@ -16,6 +16,7 @@ from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.compile_times import compiling
 from kaleido_jax.runtime.files import fingerprint, new_folder, write_atomically
+from kaleido_jax.runtime.text import uniform
 from kaleido_jax.sampling.grid import Row, render_grid
 from kaleido_jax.sampling.output import GRID, RECIPE, KaleidoOutput, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -177,7 +178,7 @@ def _opened(path: Path) -> Image.Image:
 def _warn_of_unknown(pipeline: KaleidoPipeline, captions: Sequence[str]) -> None:
     """Tells characters that the vocabulary reads as <unk>."""
     tokenizer = pipeline.codec.tokenizer
-    for caption in dict.fromkeys(captions):
+    for caption in dict.fromkeys(map(uniform, captions)):
         unknown = [ch for ch in dict.fromkeys(caption) if tokenizer.unk_id in tokenizer.encode(ch)]
         if tokenizer.unk_id in tokenizer.encode(caption) and unknown:
             log.warning("caption %r: the vocabulary has no %s; read as <unk>", caption, ", ".join(map(repr, unknown)))

@@ -13,6 +13,7 @@ from kaleido_jax.latents.tokenizer import Tokenizer, round_up
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.latents.validity import LatentsError
 from kaleido_jax.models.t5 import EOS
+from kaleido_jax.runtime.text import uniform
 
 Prefix = Latents | Sequence[int] | None  # latents of the first segments, or their tokens; None locks nothing
 LIMIT = "config.latents.max_latents_tokens"
@@ -41,7 +42,7 @@ class SampledLatents:
 
 
 def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> HostTokens:
-    """Ids of captions with eos, padded with 0 to (b, max_tokens).
+    """Ids of captions with eos, padded with 0 to (b, max_tokens); in the `uniform` form that records have.
 
     Raises:
       UserError: a caption is not text of Unicode characters, or is too long.
@@ -50,7 +51,7 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
     for row, caption in zip(out, captions, strict=True):
         if not isinstance(caption, str) or any("\ud800" <= ch <= "\udfff" for ch in caption):
             raise user_error(f"caption {caption!r:.60}", "text of Unicode characters", "correct it")
-        ids = [*tokenizer.encode(caption), EOS]
+        ids = [*tokenizer.encode(uniform(caption)), EOS]
         if len(ids) > max_tokens:
             raise user_error(
                 f"caption '{caption[:40]}...' of {len(ids)} tokens",

@@ -14,6 +14,7 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.latents.tokenizer import Tokenizer, round_up
 from kaleido_jax.models.kaleido import Kaleido, null_tokens
 from kaleido_jax.runtime.mesh import replicated
+from kaleido_jax.runtime.text import uniform
 
 TABLE = "caption_table"  # beside the model's parts: {"states": (n + 1, t, d)}, the empty caption last
 ROW = "caption_row"  # in a batch: (B,) int32, each sample's row of the table
@@ -55,7 +56,7 @@ def class_captions(config: Config, tokenizer: Tokenizer) -> ClassCaptions | None
     captions = config.data.class_captions
     if not captions:
         return None
-    ids = [[*tokenizer.encode(caption), tokenizer.eos_id] for caption in captions]
+    ids = [[*tokenizer.encode(uniform(caption)), tokenizer.eos_id] for caption in captions]
     length = bucket_length(config, max(map(len, ids)), config.data.max_caption_tokens)
     named = zip(ids, captions, strict=True)
     tokens = np.stack([pad_tokens(row, length, "caption", name, "data.max_caption_tokens") for row, name in named])

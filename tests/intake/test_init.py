@@ -12,7 +12,7 @@ from kaleido_jax.config import load_config
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.load import base_config
 from kaleido_jax.config.stored import open_workdir
-from kaleido_jax.data.records import open_records, read_manifest
+from kaleido_jax.data.records import Records, open_records, read_manifest
 from kaleido_jax.errors import UserError
 from kaleido_jax.intake.choose import EPOCHS, Wishes, choose
 from kaleido_jax.intake.recognize import recognize
@@ -189,6 +189,30 @@ def test_captions_that_no_vocabulary_can_be_trained_on_cost_their_own_images_alo
     manifests = [read_manifest(p.parent) for p in (tmp_path / "w").rglob("manifest.json")]
     assert sum(m.num_records for m in manifests) == 29
     assert [f["id"] for m in manifests for f in m.failures] == ["table/00000000"]
+
+
+def test_captions_that_look_the_same_are_one_caption_from_survey_to_records(tmp_path):
+    spellings = ("un café rouge", "un\xa0café rouge", "un cafe\u0301\nrouge")
+    for i in range(30):
+        picture(tmp_path / "data" / f"{i}.jpg", i)
+    rows = [json.dumps({"image": f"{i}.jpg", "caption": spellings[i % 3]}) for i in range(30)]
+    write(tmp_path / "data" / "captions.jsonl", "\n".join(rows))
+    config = init(tmp_path / "data", tmp_path / "w")
+    assert config.sample.captions == (spellings[0],)
+    main(["annotate", f"--workdir={tmp_path / 'w'}"])
+    folder = tmp_path / "w" / "records" / "train"
+    made = list(Records(folder, read_manifest(folder)))
+    assert {(record.caption, record.latents.text) for record in made} == {(spellings[0], spellings[0])}
+    assert {len(record.caption_tokens) for record in made} == {3} and "unknown" not in read_manifest(folder).tally
+
+
+def test_a_class_whose_folder_has_its_accents_apart_is_counted_under_its_caption(tmp_path):
+    for i in range(30):
+        picture(tmp_path / "data" / ("Ka\u0308fer", "red fox")[i % 2] / f"{i}.jpg", i)
+    assert init(tmp_path / "data", tmp_path / "w").sample.captions == CLASSES
+    main(["annotate", f"--workdir={tmp_path / 'w'}"])
+    manifest = read_manifest(tmp_path / "w" / "records" / "train")
+    assert manifest.class_names == list(CLASSES) == list(manifest.tally["classes"])
 
 
 def coco(folder, number, with_objects, with_captions):

@@ -1,10 +1,17 @@
-"""Captions as parts of file names."""
+"""Captions in one form, and as parts of file names."""
 
 import sys
 
 import pytest
 
-from kaleido_jax.runtime.text import file_stem
+from kaleido_jax.runtime.text import file_stem, uniform
+
+
+@pytest.mark.parametrize(
+    "caption", ["un café", "un\xa0café", "un\ncafé", "un \tcafé", "un\u3000café", " un cafe\u0301\r\n", "un\u2028café"]
+)
+def test_captions_that_look_the_same_are_the_same(caption):
+    assert uniform(caption) == "un café"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from kaleido_jax.data import records
 from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.vocabulary import vocabulary_of
 from kaleido_jax.sampling import gallery
 from kaleido_jax.sampling.gallery import captions_to_sample, write_samples
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
+from kaleido_jax.sampling.tokens import caption_tokens
 from tests.emoji import make_records
 from tests.sampling.test_call import CONFIG, pipe  # noqa: F401
 from tests.tiny import tiny_config
@@ -128,6 +130,14 @@ def test_characters_that_the_vocabulary_lacks_are_told(small, tmp_path, caplog):
     caplog.clear()
     write_samples(small(), tmp_path, captions=["bird"])
     assert "vocabulary" not in caplog.text
+
+
+def test_a_caption_is_read_in_the_form_that_records_have(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(vocabulary_of(["un café rouge"] * 5))
+    tokenizer = load_tokenizer(str(tmp_path / "spiece.model"), 64)
+    spellings = ("un café", "un\xa0café", "un\ncafe\u0301 ")
+    rows = caption_tokens(spellings, tokenizer, 8)
+    assert (rows == rows[0]).all() and tokenizer.unk_id not in rows
 
 
 def test_a_caption_that_is_too_long_is_told_before_anything_is_sampled(small, tmp_path):

@@ -54,6 +54,12 @@ def test_the_step_with_a_table_is_the_step_with_the_encoder(parts):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), after, before)
 
 
+def test_the_table_has_captions_as_records_hold_them():
+    config = single_net_config(data__class_captions=("sea\xa0animal",), model__t5__encoder__trainable=False)
+    [tokens] = class_captions(config, TOKENIZER).tokens
+    assert TOKENIZER.decode(tokens[tokens > 0]) == "sea animal"
+
+
 def test_a_record_with_another_caption_is_named():
     table, batch = batch_of(["bird", "fruit"])
     batch["encoder_input_tokens"] = batch["encoder_input_tokens"] + np.asarray([[0], [1]], np.int32)

@@ -50,6 +50,7 @@ from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.runtime.files import make_folder, write_atomically
 from kaleido_jax.runtime.progress import progress as progress_of
 from kaleido_jax.runtime.signals import StopSignal
+from kaleido_jax.runtime.text import uniform
 
 QUANTIZER = "quantizer.safetensors"
 JOB = "job.json"  # settings of the job, and when it was first started
@@ -198,7 +199,7 @@ def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> dict[Path
     ) as engine:
         specification = engine.specification()
         plan = make_plan(job, source, specification, shard_size=job.shard_size, limit=settings.limit)
-        class_names, total = list(source.class_names), sum(map(len, plan.todo.values()))
+        class_names, total = list(map(uniform, source.class_names)), sum(map(len, plan.todo.values()))
         kept = plan.num_done
         if kept and total:
             log.info("%d images are annotated already and stay as they are; %d are to do", kept, total)

@@ -22,13 +22,20 @@ from kaleido_jax.annotate.job.journal import SUFFIX, open_journal
 from kaleido_jax.annotate.registry import AnnotatorSettings, open_annotators
 from kaleido_jax.data.crop import crop_image, square_crop
 from kaleido_jax.data.records import VERSION, Record, encode_image, longest, pack, write_shard
-from kaleido_jax.data.sources.base import Example, GrowingSource, Source, SourceKind, SourceSettings
+from kaleido_jax.data.sources.base import (
+    Example,
+    GrowingSource,
+    Source,
+    SourceKind,
+    SourceSettings,
+    with_uniform_words,
+)
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.types import Latents, select
 from kaleido_jax.runtime.files import fingerprint, write_atomically
-from kaleido_jax.runtime.text import readable
+from kaleido_jax.runtime.text import readable, uniform
 
 LARGEST_VIEW_PX = 1024  # of a photo's own size; an album of 24 megapixels would want 70 MB for each image of a batch
 # An annotator that raised for this many examples in a row is broken: the job stops.
@@ -119,7 +126,7 @@ class OpenJob:
         """
         self.job = job
         self.source: Source = job.kind.open(job.source)
-        self.class_names = frozenset(self.source.class_names)
+        self.class_names = frozenset(map(uniform, self.source.class_names))
         self.annotators: list[Annotator] = open_annotators(job.annotators, job.codec.segments)
         self.separator_tokens = len(job.codec.separator)
         self.provenance = {s: dict(a.metadata) for a in self.annotators for s in a.segments}
@@ -313,8 +320,8 @@ def _read(opened: OpenJob, index: int) -> _Image:
         if "narrow" in image.entry["tally"]["shape"]:
             image.entry["narrow"] = [{"id": image.entry["id"], "width": width, "height": height}]
         size_px = job.view_size or min(height, width, LARGEST_VIEW_PX)
-        view = square_crop(whole, size_px)
-        view = replace(view, **{name: readable(getattr(view, name)) for name in ("id", "caption", "credit")})
+        view = with_uniform_words(square_crop(whole, size_px))
+        view = replace(view, id=readable(view.id), credit=readable(view.credit))
         stored = view
         if size_px != job.image_size:
             stored = replace(view, image=crop_image(whole.image, job.image_size), objects=())

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from kaleido_jax import array_types as at
 from kaleido_jax.config.schema import Data
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint, refuse_lfs_pointer
+from kaleido_jax.runtime.text import readable, uniform
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,16 @@ class SourceKind:
     # Splits that each become a folder of records. A kind with splits is generated: it needs no config.data.root, and
     # `train` makes missing records. () = `annotate` makes the records of config.data.split.
     splits: tuple[str, ...] = ()
+
+
+def with_uniform_words(example: Example) -> Example:
+    """The example with caption, description and labels as records hold them."""
+    return replace(
+        example,
+        caption=uniform(readable(example.caption)),
+        description=example.description and uniform(example.description),
+        objects=tuple(replace(labeled, phrase=uniform(labeled.phrase)) for labeled in example.objects),
+    )
 
 
 # ------------------------------------------------------------------------------------------ for all sources

@@ -81,7 +81,7 @@ def test_a_source_from_outside_is_annotated_and_a_row_that_raises_is_one_failure
         (r"odd/1 \xe9", "image", "RecursionError: deep down"),
     ]
     first = Records(tmp_path, manifest)[0]
-    assert (first.id, first.caption, first.credit) == (r"odd/0 \xe9", "cat 0 ", r"\xff")
+    assert (first.id, first.caption, first.credit) == (r"odd/0 \xe9", "cat 0", r"\xff")
     assert class_names(config, tmp_path) == ["cat", "dog"]
 
 
