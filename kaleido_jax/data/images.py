@@ -17,6 +17,8 @@ MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is 
 PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".ppm")
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+
 # How a photo is turned upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,8 +61,8 @@ def read_photo(path: Path) -> bytes:
 def decode_photo(data: bytes) -> at.Image:
     """An encoded image as RGB, turned upright by its EXIF orientation; the first frame if there are several.
 
-    Transparent parts become white, 16-bit grays keep their upper byte, grays of a wider type are of 8 bits if none is
-    above 255 and else of 16, CMYK is converted without its ink profile, and color profiles are not applied.
+    Transparent parts become white, grays of 12 and 16 bits keep their upper byte, grays of a wider type are of 8 bits
+    if none is above 255 and else of 16, CMYK is converted without its ink profile, and color profiles are not applied.
 
     Raises:
       UserError: not an image of PHOTO_FORMATS, broken or truncated, more than MAX_PIXELS, of a mode without colors, or
@@ -76,7 +78,7 @@ def decode_photo(data: bytes) -> at.Image:
                 raise user_error("an image without a pixel", "at least one", "leave the file out")
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} x {image.height} px")
-            return _to_rgb(_upright(image))
+            return _to_rgb(image)
     except UnidentifiedImageError as error:
         raise user_error(
             f"{len(data)} bytes that are not an image", f"one of {', '.join(PHOTO_FORMATS)}", "leave the file out"
@@ -93,11 +95,13 @@ def _too_large(found: str) -> UserError:
 
 
 def _extra_bits(image: Image.Image) -> int:
-    """How many bits of a gray are below its upper byte: 8 of 16 bits, and in wider types as their values say.
+    """How many bits of a gray are below its upper byte: 8 of 16, 4 of a TIFF's 12, in wider types as their values say.
 
     Raises:
       UserError: values that are neither 8 nor 16 bits without a sign.
     """
+    if image.format == "TIFF" and image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):  # which Pillow does not scale to 16
+        return 4
     if image.mode != "I" or image.format in ("PNG", "PPM"):  # which have no more, and are scaled to 16 by Pillow
         return 8
     least, most = image.getextrema()
@@ -114,10 +118,14 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> at.Image:
+def _to_rgb(opened: Image.Image) -> at.Image:
+    image = _upright(opened)  # without what the file says about its numbers
     if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255 instead of scaling.
-        grey = np.asarray(image, np.int64) >> _extra_bits(image)
+        grey = np.asarray(image, np.int64)
+        if opened.format == "TIFF" and opened.tag_v2.get(_PHOTOMETRIC) == 0:  # white is 0, which Pillow turns in 8 bits
+            grey = 65535 - grey
+        grey >>= _extra_bits(opened)
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode == "F":
         raise user_error("an image of floats", "8 or 16 bits a channel", "convert it, since its white is unknown")

@@ -73,6 +73,40 @@ def test_16_bit_greys_keep_their_upper_byte(format):
     np.testing.assert_array_equal(decode_photo(encoded(Image.fromarray(grey), format))[..., 1], grey >> 8)
 
 
+def tiff(pixels, width, height, *, bits, photometric, orientation=1):
+    """A TIFF of one gray channel as cameras and scanners write it and Pillow does not."""
+    values = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 274: orientation, 277: 1}
+    values |= {278: height, 279: len(pixels)}
+    tags = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, v) for tag, v in values.items())
+    directory = struct.pack("<H", len(values)) + tags + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (1, 3))])
+def test_12_bit_greys_of_a_tiff_are_as_bright_as_they_are(orientation, corner):
+    grey = np.full((2, 4), 4095)
+    grey[0, 0] = 2048
+    pairs = grey.reshape(-1, 2)  # three bytes each
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+    data = tiff(packed.astype(np.uint8).tobytes(), 4, 2, bits=12, photometric=1, orientation=orientation)
+    decoded = decode_photo(data)[..., 0]
+    assert decoded[corner] == 128 and (decoded == 255).sum() == 7
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize(("bits", "kind"), [(8, "u1"), (16, "<u2")])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_a_tiff_says_whether_its_white_is_zero(bits, kind, photometric, orientation):
+    most = 2**bits - 1
+    grey = np.full((2, 4), most, kind)
+    grey[0, 0] = most // 4
+    data = tiff(grey.tobytes(), 4, 2, bits=bits, photometric=photometric, orientation=orientation)
+    decoded = decode_photo(data)[:: 1 if orientation == 1 else -1, :: 1 if orientation == 1 else -1, 1]
+    expected = np.full((2, 4), 255)
+    expected[0, 0] = 63
+    np.testing.assert_array_equal(decoded, expected if photometric else 255 - expected)
+
+
 @pytest.mark.parametrize("most", [255, 65535])
 def test_greys_of_a_wide_type_are_of_as_many_bits_as_their_values(most):
     grey = np.linspace(0, most, 1024).astype(np.int32).reshape(32, 32)
