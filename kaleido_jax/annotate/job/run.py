@@ -351,12 +351,12 @@ def reasons(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
     Reasons that differ only in numbers count as one, and the one with the largest numbers stands for them.
     """
     counts: Counter[tuple[str, ...]] = Counter()
-    largest: dict[tuple[str, ...], tuple[list[int], str]] = {}  # the words between the numbers -> numbers and text
+    largest: dict[tuple[str, ...], tuple[list[tuple[int, str]], str]] = {}  # the words between -> numbers and text
     texts: dict[tuple[str, ...], set[str]] = {}
     for failure in failures:
         text = f"{failure['segment']}: {failure['reason']}"
         parts = re.split(r"([0-9]+)", text)
-        words, found = tuple(parts[::2]), (list(map(int, parts[1::2])), text)
+        words, found = tuple(parts[::2]), ([_by_size(digits) for digits in parts[1::2]], text)
         counts[words] += 1
         largest[words] = max(largest.get(words, found), found)
         texts.setdefault(words, set()).add(text)
@@ -364,6 +364,12 @@ def reasons(failures: Sequence[Mapping[str, str]]) -> dict[str, int]:
         largest[words][1] + (" (and the like)" if len(texts[words]) > 1 else ""): count
         for words, count in counts.most_common()
     }
+
+
+def _by_size(digits: str) -> tuple[int, str]:
+    """A key that orders runs of digits by their number, also those of more digits than int() takes."""
+    number = digits.lstrip("0")
+    return len(number), number
 
 
 def _source_metadata(job: Job, split: str) -> dict[str, Any]:

@@ -333,6 +333,12 @@ def test_reasons_that_differ_in_numbers_count_as_one_and_the_largest_stands_for_
     assert reasons(failures) == {"image: a photo of 300x2 px in UTF-8 (and the like)": 3, "text: none": 1}
 
 
+def test_reasons_hold_numbers_of_any_length():
+    numbers = ("9" * 5000, "1" + "0" * 5000, "00", "0" * 6000 + "7")
+    failures = [{"segment": "text", "reason": f"number {number}"} for number in numbers]
+    assert reasons(failures) == {f"text: number {numbers[1]} (and the like)": 4}
+
+
 def test_a_shard_is_the_same_in_batches_of_any_size(tmp_path, tokenizer):
     for name, batch in (("a", 1), ("b", 16)):
         settings = Annotate(date=DATE, batch_size=batch)
