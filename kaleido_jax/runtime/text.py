@@ -8,6 +8,8 @@ import unicodedata
 # Halves of characters. Python keeps a byte 0xNN that a locale could not decode as the lone half U+DCNN.
 _LONE_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
+_SPACES = re.compile(r"[^\S\x0b\x1c-\x1f\x85]+")
+
 
 def readable(text: str) -> str:
     """The text as characters that UTF-8 can encode; valid text is returned unchanged.
@@ -32,9 +34,10 @@ def readable_name(name: str) -> str:
 def uniform(text: str) -> str:
     """The text in the one form that vocabularies learn: NFC, one space for each run of white space, none at the ends.
 
-    Keyboards, file names and tables write one caption with no-break spaces or accents apart, which look the same.
+    Keyboards, file names and tables write one caption with no-break spaces or accents apart, which look the same. The
+    few control characters that Python takes for white space and T5's vocabulary does not stay as they are.
     """
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    return unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip(" "))
 
 
 def file_stem(text: str) -> str:

@@ -188,7 +188,7 @@ def test_captions_that_no_vocabulary_can_be_trained_on_cost_their_own_images_alo
     main(["annotate", f"--workdir={tmp_path / 'w'}"])
     manifests = [read_manifest(p.parent) for p in (tmp_path / "w").rglob("manifest.json")]
     assert sum(m.num_records for m in manifests) == 29
-    assert [f["id"] for m in manifests for f in m.failures] == ["table/00000000"]
+    assert [f["id"] for m in manifests for f in m.failures] == ["text_files/00.jpg"]
 
 
 def test_captions_that_look_the_same_are_one_caption_from_survey_to_records(tmp_path):

@@ -4,7 +4,10 @@ import sys
 
 import pytest
 
+from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime.text import file_stem, uniform
+
+T5 = load_tokenizer("t5", 8192)
 
 
 @pytest.mark.parametrize(
@@ -12,6 +15,14 @@ from kaleido_jax.runtime.text import file_stem, uniform
 )
 def test_captions_that_look_the_same_are_the_same(caption):
     assert uniform(caption) == "un café"
+
+
+def test_t5_reads_the_uniform_form_as_it_reads_the_text():
+    spaces = [chr(code) for code in range(0x3001) if chr(code).isspace()]
+    assert len(spaces) > 20
+    for space in spaces:
+        for text in (f"a{space}dog", f" a {space}\tdog{space}"):
+            assert T5.encode(uniform(text)) == T5.encode(text), repr(space)
 
 
 @pytest.mark.parametrize(
