@@ -111,12 +111,11 @@ def new_recipe(
         }
         for i, caption in enumerate(captions)
     ]
-    settings = {name: getattr(sample, name) for name in SETTINGS}
     return {
         "format": FORMAT,
         "model": model,
         "seed": seed,
-        "sample": json.loads(json.dumps(settings)),
+        "sample": settings_json(sample),
         "rows": rows,
         "history": [],
     }
@@ -153,6 +152,11 @@ def settings_in(recipe: Recipe) -> Sample:
     return build(Sample, {"autoguidance_step": 1} | recipe["sample"], "sample")
 
 
+def settings_json(sample: Sample) -> dict[str, Any]:
+    """Settings as a recipe holds them: all of them, as JSON, in one order."""
+    return json.loads(json.dumps({name: getattr(sample, name) for name in SETTINGS}))
+
+
 def check_same_model(recipe: Recipe, model: ModelRecipe) -> None:
     """Checks that a recipe is of this model.
 
@@ -176,6 +180,8 @@ def check_same_model(recipe: Recipe, model: ModelRecipe) -> None:
 # ------------------------------------------------------------------------------------------- reading
 def load_recipe(source: str | Path | bytes | Mapping[str, Any]) -> Recipe:
     """The recipe inside a saved PNG or a JSON, or a given one, checked; nothing in it is used as a path.
+
+    Its settings are completed: those that are younger than the recipe have their defaults, and numbers their types.
 
     Args:
       source: a path, the content of such a file, or a recipe as a mapping, which is copied.
@@ -249,6 +255,8 @@ def _checked(value: Mapping[str, Any], name: str) -> Recipe:
     _check_type(Recipe, recipe, f"{name}: recipe")
     try:
         _check_content(recipe)
+        # A browser writes 4 for 4.0, and an older recipe lacks younger settings: one picture has one fingerprint.
+        recipe["sample"] = settings_json(settings_in(recipe))
     except UserError as error:
         raise type(error)(f"{name}: {error}"[:LONGEST_MESSAGE]) from error
     return recipe
@@ -297,7 +305,7 @@ def _check_fields(hint: Any, value: Any, path: str) -> None:
 
 
 def _check_content(recipe: Recipe) -> None:
-    """What types do not say: lists of one length, latents, settings."""
+    """What types do not say: lists of one length, latents."""
     rows = recipe["rows"]
     if not rows:
         raise user_error("a recipe without images", "at least one", "name another file")
@@ -316,7 +324,6 @@ def _check_content(recipe: Recipe) -> None:
             _check_latents(row["latents"])
     for edit in recipe["history"]:
         _check_latents({name: value for name, value in edit["before"].items() if name != "caption"})
-    settings_in(recipe)
 
 
 def _check_latents(value: dict[str, Any]) -> None:

@@ -11,11 +11,12 @@ from flax.traverse_util import flatten_dict
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
+from kaleido_jax.config.schema import Sample
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.sampling.functional import weights_checksum
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
-from kaleido_jax.sampling.recipe import CHUNK, FORMAT, load_recipe
+from kaleido_jax.sampling.recipe import CHUNK, FORMAT, load_recipe, new_recipe, recipe_fingerprint
 from tests.sampling.test_call import CAPTIONS, CONFIG, out, pipe  # noqa: F401
 from tests.sampling.test_pipeline import random_params
 
@@ -137,6 +138,42 @@ def test_latents_that_do_not_parse_and_a_hand_written_recipe_are_drawn(pipe, spo
     for name in ("batch", "pixels", "problem", "latents_index"):
         del hand["rows"][0][name]
     assert pipe.draw(hand).latents == [Latents.from_json(hand["rows"][0]["latents"])]
+
+
+def through_a_browser(value):
+    """JSON as JavaScript writes it, which has one kind of numbers."""
+    if isinstance(value, dict):
+        return {name: through_a_browser(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [through_a_browser(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def test_a_picture_has_one_fingerprint_also_after_a_trip_through_a_browser(pipe, recipe):  # noqa: F811
+    page = through_a_browser(recipe)
+    assert json.dumps(page) != json.dumps(recipe)
+    assert json.dumps(load_recipe(page)) == json.dumps(load_recipe(recipe)) == json.dumps(recipe)
+    assert recipe_fingerprint(load_recipe(page)) == recipe_fingerprint(recipe)
+    edited = pipe.edit(page, gamma=3)
+    assert edited.recipe["history"][-1]["of"] == recipe_fingerprint(recipe)
+    assert edited.recipe["sample"]["gamma"] == 3 and json.dumps(edited.recipe) == json.dumps(load_recipe(edited.recipe))
+
+
+def test_the_fingerprint_of_a_saved_recipe_stays_what_it_was():
+    model = {"name": "m", "step": 1, "config": "c", "weights": "w", "worse": None, "precision": "float32"}
+    written = new_recipe(model, ["bird"], images_per_caption=1, seed=3, sample=Sample(), has_z=True)
+    assert recipe_fingerprint(load_recipe(written)) == "3555154bf5ffbd0a"
+
+
+@pytest.mark.parametrize("younger", ["cads_mix", "sampler", "gamma", "num_steps"])
+def test_a_setting_that_is_younger_than_the_recipe_has_its_default(pipe, recipe, younger):  # noqa: F811
+    older = copy.deepcopy(recipe)
+    del older["sample"][younger]
+    loaded = load_recipe(older)
+    assert list(loaded["sample"]) == list(recipe["sample"])
+    assert loaded["sample"][younger] == getattr(Sample(), younger)
+    if younger != "num_steps":  # more than this process has
+        assert pipe.draw(older).grid().width > 0
 
 
 DEEP = '{"rows":' + "[" * 100_000 + "]" * 100_000 + "}"

@@ -8,6 +8,7 @@ import pytest
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.latents.types import Latents as L
+from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.studio.requests import Generate, parse
 
 RECIPE = {
@@ -30,7 +31,7 @@ def test_a_request_keeps_what_it_says():
     assert parse("generate", json.dumps(body).encode()) == expected
     edit = parse("edit", json.dumps({"recipe": RECIPE, "latents": with_box(1, 2, 3, 4), "follow": True}).encode())
     assert edit.arguments["bbox"] == L.from_json(with_box(1, 2, 3, 4)).bbox and edit.arguments["follow"] is True
-    assert edit.recipe == RECIPE
+    assert edit.recipe == load_recipe(RECIPE)
 
 
 def test_vokens_are_not_limited_as_objects_are():

@@ -23,8 +23,9 @@ from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.studio.engine import Engine, grouped, label_of
 from kaleido_jax.studio.guard import HEADERS, refuse
 from kaleido_jax.studio.jobs import Job
-from kaleido_jax.studio.requests import LIMITS
+from kaleido_jax.studio.requests import LIMITS, parse
 from kaleido_jax.studio.serve import listen
+from tests.sampling.test_call import pipe  # noqa: F401
 
 
 class Echo:
@@ -224,6 +225,29 @@ def test_an_error_that_nobody_expects_while_loading_is_told(monkeypatch):
     assert engine.describe()["waiting"] == "" and "terminal" in engine.describe()["problem"]
     with pytest.raises(UserError, match="terminal"):
         engine.work(Job("session", None))
+
+
+@pytest.fixture
+def ready(pipe):  # noqa: F811
+    """A function that gives an engine with random weights one request, as if it were ready, and returns the result."""
+    engine = Engine("anything")
+    engine._pipeline, engine.waiting = pipe, ""
+    engine._ready.set()
+
+    def work(name, body):
+        return engine.work(Job("session", parse(name, json.dumps(body).encode())))
+
+    work.engine = engine
+    return work
+
+
+def test_a_recipe_without_a_younger_setting_is_drawn_and_edited(ready):
+    recipe = ready("generate", {"caption": "fruit", "settings": {"num_steps": 1}})["images"][0]["recipe"]
+    for younger in ("cads_mix", "sampler", "gamma"):
+        older = copy.deepcopy(recipe)
+        del older["sample"][younger]
+        assert ready("draw", {"recipe": older})["images"][0]["recipe"]["sample"].keys() == recipe["sample"].keys()
+    assert ready("edit", {"recipe": older, "latents": {"voken": [1, 2, 3, 4]}})["image"]["png"]
 
 
 @pytest.mark.slow
