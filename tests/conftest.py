@@ -76,6 +76,14 @@ def no_log_of_another_test():
 
 
 @pytest.fixture
+def unchecked_types():
+    """Arguments of other types get as far as they do for users, who run without the checks of types."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def eight_devices():
     """A function that runs Python source in a new process with 8 virtual devices and returns its stdout."""
 

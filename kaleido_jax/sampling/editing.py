@@ -43,8 +43,8 @@ def plan_edit(
     segments: Sequence[str],
     *,
     given: Sequence[str],
-    lock: Sequence[str],
-    resample: Sequence[str],
+    lock: str | Sequence[str],
+    resample: str | Sequence[str],
     follow: bool | None,
     caption_changed: bool = False,
 ) -> Plan:
@@ -66,8 +66,10 @@ def plan_edit(
       caption_changed: then all of z is behind the edit.
 
     Raises:
-      UserError: unknown segments, one with two orders, or one to be resampled before one that must stay.
+      UserError: an order of another type or of unknown segments, two for one, or one before what must stay.
     """
+    _check_follow(follow)
+    lock, resample = _names("lock", lock), _names("resample", resample)
     _refuse_unknown((*given, *lock, *resample), segments)
     changed = tuple(s for s in segments if getattr(new, s) != getattr(old, s))
     _refuse_two_orders(changed, given, lock, resample)
@@ -79,24 +81,34 @@ def plan_edit(
     fits = changed == ("text",) and not caption_changed and same_objects(old.text, new.text)
     follows = edited and bool(follow or (follow is None and not resample and not fits))
     start = min(asked, free) if follows else asked
-    messages = []
-    if more := [s for s in segments[asked:] if s not in resample]:
-        messages.append(f"{_and(more)} {_is(more)} behind {segments[asked]} and resampled with it")
+    more = [s for s in segments[asked:] if s not in resample]
+    messages = [f"{_and(more)} {_is(more)} behind {segments[asked]} and resampled with it"] if more else []
     messages += _of_following(segments[start:], segments[-1], edited, follows, follow)
     between = [s for s in _behind(segments, changed, caption_changed) if s not in held and segments.index(s) < start]
-    if between and fits:
-        messages.append(f"{_and(between)} kept, since text says the same of the objects")
-    elif between:
-        messages.append(_may_not_fit(between, changed, segments, segments[free:], follows))
+    if between:
+        kept = f"{_and(between)} kept, since text says the same of the objects"
+        messages.append(kept if fits else _may_not_fit(between, changed, segments, segments[free:], follows))
     return Plan(
         z=new,
         changed=changed,
-        locked=tuple(lock),
+        locked=lock,
         held=tuple(s for s in segments if s in held),
         kept=tuple(segments[:start]),
         resampled=tuple(segments[start:]),
         messages=messages,
     )
+
+
+def _check_follow(follow: Any) -> None:
+    if not (follow is None or isinstance(follow, bool)):
+        raise user_error(f"follow = {follow!r:.40}", "True, False or None", "correct it")
+
+
+def _names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise user_error(f"{argument} = {given!r:.40}", "a segment, or a list of segments", "correct it")
+    return names
 
 
 def _refuse_unknown(names: Iterable[str], segments: Sequence[str]) -> None:

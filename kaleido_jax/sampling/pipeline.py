@@ -269,8 +269,8 @@ class KaleidoPipeline:
             self._edited(old, latents, given),
             self.codec.segments,
             given=segments_of(latents) if latents else tuple(given),
-            lock=(lock,) if isinstance(lock, str) else lock,
-            resample=(resample,) if isinstance(resample, str) else resample,
+            lock=lock,
+            resample=resample,
             follow=follow,
             caption_changed=new_caption != row["caption"],
         )

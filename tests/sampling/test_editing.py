@@ -202,6 +202,24 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_drawn(pipe, ou
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": "a bug", "follow": "no"}, "follow = 'no'; expected True, False or None"),
+        ({"text": "a bug", "follow": 0}, "follow = 0; expected True, False or None"),
+        ({"lock": 3}, "lock = 3; expected a segment, or a list of segments"),
+        ({"resample": None}, "resample = None; expected a segment, or a list of segments"),
+        ({"resample": [1]}, "resample = .1.; expected a segment, or a list of segments"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_an_argument_of_another_type_is_refused_in_one_line(pipe, out, monkeypatch, arguments, message):  # noqa: F811
+    monkeypatch.setattr(KaleidoPipeline, "draw", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(UserError, match=message) as error:
+        pipe.edit(out.recipe, **arguments)
+    assert "\n" not in str(error.value)
+
+
 def test_latents_that_do_not_parse_are_not_edited(pipe):  # noqa: F811
     with pytest.raises(UserError, match="latents that do not parse"):
         pipe.edit(pipe("fruit", seed=0, grammar=False).recipe, text="a fruit")
