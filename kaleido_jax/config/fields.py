@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 import os
 import re
 import types
@@ -125,8 +126,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _tuple(bare, value, path)
     if field.group is not None:
         return build(field.group, value, path)
-    if bare is float and type(value) is int and abs(value) <= LARGEST_INT:
-        value = float(value)
+    if bare in (int, float) and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)  # also of numpy's integers
+        value = float(value) if bare is float and abs(value) <= LARGEST_INT else value
     if not isinstance(value, bare) or (bare is int and isinstance(value, bool)):
         raise user_error(
             f"config.{path} = {repr(value)[:100]} ({type(value).__name__})", bare.__name__, "change the value's type"

@@ -179,6 +179,7 @@ class KaleidoPipeline:
         captions = [captions] if isinstance(captions, str) else list(captions)
         sample = self.override(overrides | {"grammar": grammar})
         recipe = self.recipe(captions, images_per_caption, seed, sample, given=latents is not None)
+        seed, images_per_caption = recipe["seed"], len(recipe["rows"][0]["noise_indices"])  # numpy's integers as ints
         z = self._given(captions, seed, sample, latents, prefix)
         keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
         found, x, batches = self._sample(captions, z, images_per_caption, keys, sample)
@@ -263,6 +264,7 @@ class KaleidoPipeline:
         given = {n: v for n, v in changes.items() if n in registry.names() and v is not None}
         settings = {n: v for n, v in changes.items() if n not in registry.names()}
         sample = self.override({**recipe["sample"], "grammar": True} | settings)
+        settings = {name: getattr(sample, name) for name in settings}
         new_caption = row["caption"] if caption is None else caption
         plan = plan_edit(
             old,
@@ -274,7 +276,7 @@ class KaleidoPipeline:
             follow=follow,
             caption_changed=new_caption != row["caption"],
         )
-        seed = edit_seed(recipe["seed"], len(recipe["history"])) if seed is None else seed
+        seed = edit_seed(recipe["seed"], len(recipe["history"])) if seed is None else check_seed(seed)
         (z,) = self._resampled([plan], [new_caption], seed, row["noise_indices"], sample)
         edit = edit_recipe(recipe, plan, z, new_caption, seed, settings)
         messages = [*plan.messages, *contradiction_lines(old, z, plan, self.codec.segments)]

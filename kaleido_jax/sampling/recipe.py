@@ -6,6 +6,7 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -96,8 +97,8 @@ def new_recipe(
     """
     if not captions:
         raise user_error("no captions", "at least one", "give some")
-    _check_whole("images_per_caption", images_per_caption, 1, 2**31 - 1)
-    check_seed(seed)
+    images_per_caption = _whole("images_per_caption", images_per_caption, 1, 2**31 - 1)
+    seed = check_seed(seed)
     rows: list[RowRecipe] = [
         {
             "caption": caption,
@@ -121,14 +122,15 @@ def new_recipe(
     }
 
 
-def check_seed(seed: int) -> None:
-    """Raises UserError unless the seed is a whole number 0..2**32-1."""
-    _check_whole("seed", seed, 0, 2**32 - 1)
+def check_seed(seed: int) -> int:
+    """The seed as an int, as JSON wants it; raises UserError unless it is a whole number 0..2**32-1."""
+    return _whole("seed", seed, 0, 2**32 - 1)
 
 
-def _check_whole(name: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
         raise user_error(f"{name} = {value!r:.40}", f"a whole number from {least} to {most}", "correct it")
+    return int(value)
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:

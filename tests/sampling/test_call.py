@@ -155,6 +155,21 @@ def test_what_cannot_be_is_refused_in_one_line(pipe, arguments, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_integers_of_numpy_are_whole_numbers(pipe):
+    given = {"images_per_caption": 1, "seed": 3, "num_steps": 2, "gamma": 3}
+    out, other = pipe("fruit", **given), pipe("fruit", **{name: np.int64(value) for name, value in given.items()})
+    assert json.dumps(other.recipe) == json.dumps(out.recipe)
+    edits = [
+        pipe.edit(out.recipe, resample="voken", seed=kind(5), num_steps=kind(1), gamma=kind(2)).recipe
+        for kind in (int, np.uint8)
+    ]
+    assert json.dumps(edits[0]) == json.dumps(edits[1]) and edits[0]["history"][-1]["seed"] == 5
+    for value in (np.float64(1), np.bool_(True), "1"):
+        with pytest.raises(UserError, match="a whole number from 0"):
+            pipe("fruit", seed=value)
+
+
 @pytest.mark.parametrize("captions", [[], ["a \ud83d"], ["a fruit " * 40]])
 def test_captions_that_cannot_be_are_refused(pipe, captions):
     with pytest.raises(UserError, match="caption"):
