@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ def write_samples(
     """Samples the grid of the pipeline's config for each gamma, and saves it in a folder of its own.
 
     A folder is named by gamma and seed, "gamma4_seed1"; where that one holds samples of another recipe, "_" and a
-    fingerprint of the recipe follow. A folder that holds the samples of the recipe is kept as it is. Several gammas
-    also get one picture of all, "gamma1-4-8_seed1.png" beside the folders.
+    fingerprint of the recipe follow. A folder that holds the samples of the recipe is kept as it is; of one that lost
+    some, a grid is made from its images, and lost images are sampled again with the others. Several gammas also get
+    one picture of all, "gamma1-4-8_seed1.png" beside the folders.
 
     Args:
       pipeline: its config.sample says what is sampled; each caption gets config.sample.latents_per_caption latents.
@@ -78,11 +80,13 @@ def _write_one(pipeline: KaleidoPipeline, parent: Path, captions: Sequence[str],
     sample = pipeline.override({"gamma": gamma})
     wanted = pipeline.recipe(captions, images, seed, sample)  # in every process: it sums up all weights
     name = _name([gamma], seed)
-    found, there = distributed.tell("samples are there", lambda: _place(parent, name, wanted), distributed.START_SEC)
+    found, lost = distributed.tell("samples are there", lambda: _mended(parent, name, wanted), distributed.START_SEC)
     folder = parent / found
-    if there:
+    if lost == []:
         log.info("%s holds the samples of this recipe", folder)
         return folder
+    if lost:
+        log.warning("%s lost %d of its files (%s): sampling all again", folder, len(lost), ", ".join(lost[:3]))
     what = f"{images} images" if not pipeline.config.latents.segments else f"latents and {images} images of each"
     log.info("gamma %g: sampling %s for %d rows", gamma, what, len(captions))
     given = {"gamma": gamma, "grammar": settings.grammar}
@@ -94,8 +98,11 @@ def _write_one(pipeline: KaleidoPipeline, parent: Path, captions: Sequence[str],
 def _save(out: KaleidoOutput, parent: Path, name: str, wanted: Recipe) -> str:
     """Writes the samples and returns their folder's name; those that another run has written meanwhile are kept."""
     while True:
-        found, there = _place(parent, name, wanted)
-        if there:
+        found, lost = _place(parent, name, wanted)
+        if lost:
+            out.save(parent / found)
+            return found
+        if lost == []:
             log.info("%s holds the samples of this recipe, which another run drew", parent / found)
             return found
         try:
@@ -111,18 +118,32 @@ def _name(gammas: Sequence[float], seed: int) -> str:
     return f"gamma{'-'.join(f'{gamma:g}' for gamma in gammas)}_seed{seed}"
 
 
-def _place(parent: Path, name: str, wanted: Recipe) -> tuple[str, bool]:
-    """(name of the folder for these samples, whether it holds them); one with another recipe is never taken."""
+def _mended(parent: Path, name: str, wanted: Recipe) -> tuple[str, list[str] | None]:
+    """`_place`, after the grid of a folder that lost nothing else is made from its images."""
+    found, lost = _place(parent, name, wanted)
+    if lost != [GRID]:
+        return found, lost
+    write_atomically(parent / found / GRID, png_bytes(grid_of([parent / found])))
+    log.info("%s had lost its grid, which is there again", parent / found)
+    return found, []
+
+
+def _place(parent: Path, name: str, wanted: Recipe) -> tuple[str, list[str] | None]:
+    """(name of the folder for these samples, which of its files are lost; None: the folder is not there).
+
+    A folder with another recipe is never taken.
+    """
     request = _request(wanted)
     other = f"{name}_{fingerprint(json.dumps(request))[:6]}"
     for candidate in itertools.chain((name, other), (f"{other}-{i}" for i in itertools.count(2))):
         folder = parent / candidate
         if not folder.exists():
-            return candidate, False
+            return candidate, None
         if (folder / RECIPE).exists():
             try:
-                if _request(load_recipe(folder / RECIPE)) == request:
-                    return candidate, True
+                if _request(recipe := load_recipe(folder / RECIPE)) == request:
+                    files = [GRID, *(file for row in recipe["rows"] for file in row.get("files", ()))]
+                    return candidate, [file for file in files if not os.path.exists(folder / file)]
             except UserError as error:  # of an earlier version, or damaged
                 log.info("%s", error)
     raise AssertionError("names do not end")

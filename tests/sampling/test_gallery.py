@@ -98,6 +98,22 @@ def test_a_run_that_another_overtakes_takes_its_samples_or_another_name(small, t
     assert load_recipe(grid.parent / "recipe.json")["sample"]["num_steps"] == 1
 
 
+def test_what_a_folder_lost_is_made_again(small, tmp_path, caplog, monkeypatch):
+    grid = write_samples(small(), tmp_path)
+    kept = content(grid.parent)
+    grid.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(KaleidoPipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
+        assert write_samples(small(), tmp_path) == grid and content(grid.parent) == kept
+    for name in ("grid.png", "01-fruit-0.png"):
+        (grid.parent / name).unlink()
+    (grid.parent / "notes.txt").write_text("mine")
+    assert write_samples(small(), tmp_path) == grid
+    assert content(grid.parent) == kept | {"notes.txt": b"mine"}
+    assert "gamma3_seed0 lost 2 of its files (grid.png, 01-fruit-0.png): sampling all again" in caplog.text
+    assert len(list(grid.parent.parent.iterdir())) == 1
+
+
 def test_a_damaged_folder_is_left_alone(small, tmp_path):
     folder = write_samples(small(), tmp_path).parent
     (folder / "recipe.json").write_text('{"model": {}, "rows": []}')  # of a version without a format
