@@ -17,7 +17,6 @@ from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.compile_times import compiling
 from kaleido_jax.runtime.files import fingerprint, new_folder, write_atomically
-from kaleido_jax.runtime.text import uniform
 from kaleido_jax.sampling.grid import Row, render_grid
 from kaleido_jax.sampling.output import GRID, RECIPE, KaleidoOutput, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -60,7 +59,6 @@ def write_samples(
     config, parent = pipeline.config, workdir / "samples" / f"step_{pipeline.step:08d}"
     chosen = list(captions) or captions_to_sample(config, workdir)
     pipeline.caption_tokens(chosen)  # one that is too long is found before anything is sampled
-    _warn_of_unknown(pipeline, chosen)
     each = config.sample.latents_per_caption if config.latents.segments else 1
     repeated = [caption for caption in chosen for _ in range(each)]
     seed = config.seed if seed is None else seed
@@ -194,15 +192,6 @@ def _opened(path: Path) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         do = f"remove {path.parent} and sample again"
         raise user_error(f"{path} cannot be read ({str(error):.100})", "an image that `sample` wrote", do) from error
-
-
-def _warn_of_unknown(pipeline: KaleidoPipeline, captions: Sequence[str]) -> None:
-    """Tells characters that the vocabulary reads as <unk>."""
-    tokenizer = pipeline.codec.tokenizer
-    for caption in dict.fromkeys(map(uniform, captions)):
-        unknown = [ch for ch in dict.fromkeys(caption) if tokenizer.unk_id in tokenizer.encode(ch)]
-        if tokenizer.unk_id in tokenizer.encode(caption) and unknown:
-            log.warning("caption %r: the vocabulary has no %s; read as <unk>", caption, ", ".join(map(repr, unknown)))
 
 
 def captions_to_sample(config: Config, workdir: Path) -> list[str]:

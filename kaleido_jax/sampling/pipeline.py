@@ -63,6 +63,8 @@ from kaleido_jax.sampling.tokens import (
     pad_rows,
     prefix_rows,
     read_latents,
+    unknown_characters,
+    warn_of_unknown,
 )
 from kaleido_jax.sampling.weights import is_export, load_export, load_workdir
 
@@ -182,6 +184,8 @@ class KaleidoPipeline:
         seed, images_per_caption = recipe["seed"], len(recipe["rows"][0]["noise_indices"])  # numpy's integers as ints
         z = self._given(captions, seed, sample, latents, prefix)
         keys = sample_keys(seed, "image", 0, jnp.arange(len(captions) * images_per_caption))
+        self.caption_tokens(captions)  # refuses what is no text
+        warn_of_unknown(captions, self.codec.tokenizer)
         found, x, batches = self._sample(captions, z, images_per_caption, keys, sample)
         x = _finite(x).reshape(len(captions), -1, *x.shape[1:])
         samples = found if self._batched.model.has_prior else []
@@ -264,7 +268,6 @@ class KaleidoPipeline:
         given = {n: v for n, v in changes.items() if n in registry.names() and v is not None}
         settings = {n: v for n, v in changes.items() if n not in registry.names()}
         sample = self.override({**recipe["sample"], "grammar": True} | settings)
-        settings = {name: getattr(sample, name) for name in settings}
         new_caption = row["caption"] if caption is None else caption
         plan = plan_edit(
             old,
@@ -278,8 +281,9 @@ class KaleidoPipeline:
         )
         seed = edit_seed(recipe["seed"], len(recipe["history"])) if seed is None else check_seed(seed)
         (z,) = self._resampled([plan], [new_caption], seed, row["noise_indices"], sample)
-        edit = edit_recipe(recipe, plan, z, new_caption, seed, settings)
-        messages = [*plan.messages, *contradiction_lines(old, z, plan, self.codec.segments)]
+        edit = edit_recipe(recipe, plan, z, new_caption, seed, {name: getattr(sample, name) for name in settings})
+        messages = unknown_characters([caption] if caption else [], self.codec.tokenizer)
+        messages += [*plan.messages, *contradiction_lines(old, z, plan, self.codec.segments)]
         return self._draw_edit(recipe, z, new_caption, edit, messages, watch)
 
     def edit_latents(

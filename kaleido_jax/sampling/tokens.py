@@ -1,5 +1,6 @@
 """Token rows for sampling: captions, given latents and prefixes as input, sampled latents as output."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from kaleido_jax.latents.types import Latents
 from kaleido_jax.latents.validity import LatentsError
 from kaleido_jax.models.t5 import EOS
 from kaleido_jax.runtime.text import uniform
+
+log = logging.getLogger(__name__)
 
 Prefix = Latents | Sequence[int] | None  # latents of the first segments, or their tokens; None locks nothing
 LIMIT = "config.latents.max_latents_tokens"
@@ -60,6 +63,22 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
             )
         row[: len(ids)] = ids
     return out
+
+
+def unknown_characters(captions: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """A line for each caption with characters that the vocabulary reads as <unk>, each caption once."""
+    lines = []
+    for caption in dict.fromkeys(map(uniform, captions)):
+        unknown = [ch for ch in dict.fromkeys(caption) if tokenizer.unk_id in tokenizer.encode(ch)]
+        if tokenizer.unk_id in tokenizer.encode(caption) and unknown:
+            lines.append(f"caption {caption!r}: the vocabulary has no {', '.join(map(repr, unknown))}; read as <unk>")
+    return lines
+
+
+def warn_of_unknown(captions: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Logs the lines of `unknown_characters`."""
+    for line in unknown_characters(captions, tokenizer):
+        log.warning("%s", line)
 
 
 def latents_tokens(z: Latents, codec: Codec, max_tokens: int) -> tuple[int, ...]:

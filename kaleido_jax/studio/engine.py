@@ -28,6 +28,7 @@ from kaleido_jax.sampling.functional import weights_checksum
 from kaleido_jax.sampling.output import KaleidoOutput, pixels_of, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe
+from kaleido_jax.sampling.tokens import unknown_characters
 from kaleido_jax.studio.jobs import Job
 from kaleido_jax.studio.requests import LIMITS, SETTINGS, Draw, Edit, Generate, Modes
 
@@ -157,7 +158,7 @@ class Engine:
         recipe = pipeline.sampled_recipe(request.caption, **options)
         job.check()
         job.tell("latents", latents=[row["latents"] for row in recipe["rows"]])
-        return {"images": self._images(pipeline, job, recipe)}
+        return {"images": self._images(pipeline, job, recipe), "notices": _notices(pipeline, request.caption)}
 
     def _draw(self, pipeline: KaleidoPipeline, job: Job, recipe: Recipe) -> dict[str, Any]:
         return {"images": self._images(pipeline, job, recipe, compare=True)}
@@ -200,6 +201,7 @@ class Engine:
             "caption": request.caption,
             "seed": request.seed,
             "baseline": self._baseline_images(job, request),
+            "notices": _notices(pipeline, request.caption),
         }
 
     def _baseline_images(self, job: Job, request: Modes) -> list[str]:
@@ -256,6 +258,11 @@ def _open(model: str | Path) -> KaleidoPipeline:
     if pipeline.config.model.denoiser is None:
         raise user_error(f"{model}, a model of points", "one of images", "name another")
     return pipeline
+
+
+def _notices(pipeline: KaleidoPipeline, caption: str) -> list[str]:
+    """What a page should say of a caption; of an edit's it is among the messages."""
+    return unknown_characters([caption], pipeline.codec.tokenizer)
 
 
 def _captions(pipeline: KaleidoPipeline, folder: Path) -> list[str]:

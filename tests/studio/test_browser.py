@@ -552,6 +552,13 @@ def test_a_file_without_a_recipe_is_refused_in_one_line(open_page, tmp_path):
     page.complaints.clear()  # the browser logs each 422
 
 
+def test_characters_that_the_vocabulary_lacks_are_noticed(open_page):
+    page = open_page()
+    set_number(page, "#setting-num_steps", 1)
+    generate(page, "\N{RED APPLE}")
+    assert "the vocabulary has no '\N{RED APPLE}'; read as <unk>" in page.inner_text(".notice")
+
+
 def test_a_full_storage_keeps_the_page_working(open_page):
     page = open_page()
     page.evaluate(

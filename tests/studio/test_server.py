@@ -250,6 +250,13 @@ def test_a_recipe_without_a_younger_setting_is_drawn_and_edited(ready):
     assert ready("edit", {"recipe": older, "latents": {"voken": [1, 2, 3, 4]}})["image"]["png"]
 
 
+def test_characters_that_the_vocabulary_lacks_are_noticed(ready):
+    for caption, lines in (("\N{RED APPLE}", 1), ("fruit", 0)):
+        for name, more in (("generate", {}), ("modes", {"count": 1})):
+            result = ready(name, {"caption": caption, "settings": {"num_steps": 1}} | more)
+            assert [caption in line and "<unk>" in line for line in result["notices"]] == [True] * lines
+
+
 @pytest.mark.slow
 def test_modes_are_grouped_and_their_pictures_are_those_of_their_indices(client, model):
     body = {"caption": "bird", "count": 6, "seed": 1, "settings": {"num_steps": 2}}

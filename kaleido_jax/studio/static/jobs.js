@@ -75,7 +75,10 @@ function follow(job) {
     on("waiting", ({ message }) => (job.line = message[0].toUpperCase() + message.slice(1)));
     on("latents", ({ latents }) => Object.assign(job, { latents, line: "Latents are sampled" }));
     on("progress", (news) => Object.assign(job, news, { line: progressLine(job, news) }));
-    on("done", (result) => job.close(result));
+    on("done", ({ notices = [], ...result }) => {
+      for (const line of notices) notice(line[0].toUpperCase() + line.slice(1));
+      job.close(result);
+    });
     on("cancelled", () => {
       notice("Cancelled.");
       job.close(null);
