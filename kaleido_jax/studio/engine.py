@@ -47,6 +47,7 @@ class Engine:
     def __init__(self, model: str | Path, baseline: str | Path | None = None) -> None:
         self.waiting = "loading the model"
         self.problem = ""  # why there is no model
+        self._baseline_problem = ""  # why there is no baseline, if there should be one
         self._paths = model, baseline
         self._pipeline: KaleidoPipeline | None = None
         self._baseline: KaleidoPipeline | None = None
@@ -69,8 +70,7 @@ class Engine:
             self._pipeline = pipeline
             self._suggestions = _captions(self._pipeline, Path(self._paths[0]))
             self._ready.set()
-            if self._paths[1] is not None:
-                self._baseline = _open(self._paths[1])
+            self._load_baseline()
             start = time.monotonic()
             settings = self._pipeline.override({"num_steps": 2})
             made_of = self._pipeline.compiled_for(settings)
@@ -90,6 +90,16 @@ class Engine:
                 self.problem = "an error while the model was loaded; see the terminal"
             self.waiting = ""
             self._ready.set()
+
+    def _load_baseline(self) -> None:
+        """The model is shown without its baseline too, so why that is missing is told beside it."""
+        if self._paths[1] is None:
+            return
+        try:
+            self._baseline = _open(self._paths[1])
+        except UserError as error:
+            self._baseline_problem = f"no baseline: {error}"
+            log.warning("%s", self._baseline_problem)
 
     def _loaded(self) -> KaleidoPipeline:
         """The model, waited for.
@@ -127,6 +137,7 @@ class Engine:
             "coordinate_step": config.latents.coordinate_step,
             "settings": {name: getattr(config.sample, name) for name in SETTINGS},
             "baseline": self._baseline.config.name if self._baseline else None,
+            "baseline_problem": self._baseline_problem,
             "samplers": list(_words("sample.sampler")),
             "guidances": guidances,
         }

@@ -626,6 +626,24 @@ def test_the_page_takes_a_caption_before_the_model_is_loaded(browser, url):
     page.close()
 
 
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
+def test_a_baseline_that_cannot_be_loaded_is_told(open_page, viewport):
+    page = open_page(viewport)
+    answer = page.evaluate("fetch('/api/model').then((answer) => answer.json())")
+    lines = [
+        "",
+        "no baseline: runs/of-a-very-long-name-without-any-space/baseline without config.json; expected a model",
+    ]
+    about = [answer | {"baseline": None, "baseline_problem": line, "waiting": "x" * (not line)} for line in lines]
+    page.route("**/api/model", lambda route: route.fulfill(json=about.pop(0) if len(about) > 1 else about[0]))
+    page.reload()
+    page.wait_for_selector(".notice.error:has-text('No baseline: runs/')")
+    page.click("[aria-label=Dismiss]")
+    page.click("#tab-modes")
+    assert page.inner_text("#no-baseline").startswith("No baseline: runs/")
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
 # ------------------------------------------------------------------------------------------------------- other views
 def test_modes_are_grouped_and_each_is_one_click_from_its_pictures(open_page):
     page = open_page()

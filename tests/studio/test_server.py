@@ -227,6 +227,21 @@ def test_an_error_that_nobody_expects_while_loading_is_told(monkeypatch):
         engine.work(Job("session", None))
 
 
+def test_a_baseline_that_cannot_be_loaded_is_told_and_the_model_is_compiled(pipe, monkeypatch, caplog):  # noqa: F811
+    def open_it(model, chunk):
+        if model == "model":
+            return pipe
+        raise UserError("no config.json there")
+
+    monkeypatch.setattr(KaleidoPipeline, "from_pretrained", open_it)
+    engine = Engine("model", "baseline")
+    engine.load()
+    about = engine.describe()
+    assert (about["baseline"], about["problem"], about["waiting"]) == (None, "", "")
+    assert about["baseline_problem"] == "no baseline: no config.json there" and about["baseline_problem"] in caplog.text
+    assert engine._compiled
+
+
 @pytest.fixture
 def ready(pipe):  # noqa: F811
     """A function that gives an engine with random weights one request, as if it were ready, and returns the result."""

@@ -12,7 +12,7 @@ import * as modes from "./modes.js";
 import { announce } from "./progress.js";
 import * as settings from "./settings.js";
 import * as stage from "./stage.js";
-import { changed, set, state, subscribe } from "./store.js";
+import { changed, notice, sentence, set, state, subscribe } from "./store.js";
 import * as tree from "./tree.js";
 import { letGo } from "./vokens.js";
 
@@ -55,6 +55,7 @@ async function main() {
   listenToFiles();
   watchWaiting();
   if (early) submit();
+  hear(state.model);
 }
 
 // Asks until the server knows its model.
@@ -72,9 +73,18 @@ async function watchWaiting() {
   while (state.waiting) {
     await pause();
     const answer = await request("/api/model").catch(() => null);
-    if (answer) set({ waiting: answer.problem || answer.waiting });
+    if (answer) hear(answer);
     if (answer?.problem) return;
   }
+}
+
+// The baseline is loaded after the model, and the model is shown without it too.
+let isBaselineTold = false;
+
+function hear({ waiting, problem, baseline, baseline_problem }) {
+  if (baseline_problem && !isBaselineTold) notice(sentence(baseline_problem), "error");
+  isBaselineTold = Boolean(baseline_problem);
+  set({ waiting: problem || waiting, model: { ...state.model, baseline, baseline_problem } });
 }
 
 function pause() {
@@ -83,14 +93,14 @@ function pause() {
 
 function showWaiting(line) {
   byId("waiting").hidden = !line;
-  setText(byId("waiting"), line ? line[0].toUpperCase() + line.slice(1) : "");
+  setText(byId("waiting"), line ? sentence(line) : "");
 }
 
 function update() {
   showWaiting(state.waiting);
   updateViews();
   updatePrompt();
-  keyed(byId("notices"), state.notices, (notice) => notice.text, noticeLine);
+  keyed(byId("notices"), state.notices, (one) => one.text, noticeLine);
   settings.update();
   latents.update();
   easel.update();
@@ -100,14 +110,14 @@ function update() {
   announce();
 }
 
-function noticeLine(notice) {
+function noticeLine({ text, kind }) {
   const close = iconButton("remove", "Dismiss", () =>
-    set({ notices: state.notices.filter((one) => one.text !== notice.text) }),
+    set({ notices: state.notices.filter((one) => one.text !== text) }),
   );
   return h(
     "div",
-    { class: `notice ${notice.kind}`, role: notice.kind === "error" ? "alert" : "status" },
-    h("p", { text: notice.text }),
+    { class: `notice ${kind}`, role: kind === "error" ? "alert" : "status" },
+    h("p", { text }),
     close,
   );
 }

@@ -1,6 +1,6 @@
 // One job of the server at a time: started by a POST, followed by its events, ended by done, failed or cancelled.
 
-import { changed, notice, set, state } from "./store.js";
+import { changed, notice, sentence, set, state } from "./store.js";
 
 const MOST_RETRIES = 6; // reconnections without an event in between
 
@@ -72,11 +72,11 @@ function follow(job) {
         changed();
       });
     on("queued", ({ position }) => (job.line = position ? `Waiting for ${position} before this` : "Starting"));
-    on("waiting", ({ message }) => (job.line = message[0].toUpperCase() + message.slice(1)));
+    on("waiting", ({ message }) => (job.line = sentence(message)));
     on("latents", ({ latents }) => Object.assign(job, { latents, line: "Latents are sampled" }));
     on("progress", (news) => Object.assign(job, news, { line: progressLine(job, news) }));
     on("done", ({ notices = [], ...result }) => {
-      for (const line of notices) notice(line[0].toUpperCase() + line.slice(1));
+      for (const line of notices) notice(sentence(line));
       job.close(result);
     });
     on("cancelled", () => {

@@ -5,7 +5,7 @@ import { openGroup, takePicture } from "./actions.js";
 import { byId, h, keyed, setText } from "./dom.js";
 import * as draft from "./draft.js";
 import { progressBar } from "./progress.js";
-import { set, state } from "./store.js";
+import { sentence, set, state } from "./store.js";
 
 const PLACE = "kaleido-studio-modes"; // key in sessionStorage
 
@@ -122,14 +122,15 @@ function updatePictures(modes, job) {
 }
 
 function updateBaseline(modes, job) {
-  const name = state.model.baseline;
-  byId("baseline").hidden = !name;
-  if (!name) return;
+  const { baseline: name, baseline_problem: problem } = state.model;
+  byId("baseline").hidden = !name && !problem;
   const isSampling = job?.kind === "modes";
   const pictures = isSampling ? job.previews : (modes?.baseline ?? []);
   setText(
     byId("no-baseline"),
-    `What ${name} draws for the same caption: the same net, trained the same way, but without latents.`,
+    problem
+      ? sentence(problem)
+      : `What ${name} draws for the same caption: the same net, trained the same way, but without latents.`,
   );
   keyed(
     byId("baseline-pictures"),

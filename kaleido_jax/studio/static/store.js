@@ -64,6 +64,11 @@ export function segmentNames(segments) {
   return [names.slice(0, -1).join(", "), names.at(-1)].filter(Boolean).join(" and ");
 }
 
+// A line of the server as the page begins one.
+export function sentence(line) {
+  return line[0].toUpperCase() + line.slice(1);
+}
+
 export function same(a, b) {
   return JSON.stringify(a) === JSON.stringify(b);
 }
