@@ -198,9 +198,11 @@ class Engine:
         }
 
     def _modes(self, pipeline: KaleidoPipeline, job: Job, request: Modes) -> dict[str, Any]:
+        if not pipeline.config.latents.segments:
+            raise user_error(f"modes of {pipeline.config.name}, a baseline", "a model with latents", "name another")
         sample = pipeline.override({**request.settings, "grammar": True})
         rows: list[dict[str, Any]] = []
-        for index in range(request.count if pipeline.config.latents.segments else 0):
+        for index in range(request.count):
             job.check()
             recipe = pipeline.sampled_recipe(request.caption, seed=request.seed, indices=[index], sample=sample)
             rows.append(recipe["rows"][0] | {"index": index})

@@ -705,6 +705,20 @@ def test_modes_of_other_weights_are_not_restored_and_those_that_do_not_fit_go_wi
     assert page.locator(".group").count() == 0
 
 
+def test_a_model_without_latents_says_that_it_has_no_modes(open_page):
+    page = open_page()
+    answer = page.evaluate("fetch('/api/model').then((answer) => answer.json())")
+    page.route("**/api/model", lambda route: route.fulfill(json=answer | {"segments": []}))
+    page.reload()
+    page.wait_for_selector(".suggestion")
+    page.click("#tab-modes")
+    assert "without latents" in page.inner_text("#no-modes") and page.is_disabled("#generate")
+    page.fill("#caption", "fruit")
+    page.press("#caption", "Enter")
+    page.click("#tab-studio")
+    assert page.is_enabled("#generate")
+
+
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
 def test_everything_is_reached_by_keys_alone(open_page, viewport):
     page = open_page(viewport)

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import copy
+import dataclasses
 import functools
 import io
 import json
@@ -25,7 +26,7 @@ from kaleido_jax.studio.guard import HEADERS, refuse
 from kaleido_jax.studio.jobs import Job
 from kaleido_jax.studio.requests import LIMITS, parse
 from kaleido_jax.studio.serve import listen
-from tests.sampling.test_call import pipe  # noqa: F401
+from tests.sampling.test_call import CONFIG, pipe  # noqa: F401
 
 
 class Echo:
@@ -263,6 +264,15 @@ def test_a_recipe_without_a_younger_setting_is_drawn_and_edited(ready):
         del older["sample"][younger]
         assert ready("draw", {"recipe": older})["images"][0]["recipe"]["sample"].keys() == recipe["sample"].keys()
     assert ready("edit", {"recipe": older, "latents": {"voken": [1, 2, 3, 4]}})["image"]["png"]
+
+
+def test_a_baseline_has_no_modes_and_says_so(ready):
+    config = dataclasses.replace(CONFIG, latents=dataclasses.replace(CONFIG.latents, segments=()))
+    pipe = ready.engine._pipeline  # noqa: F811
+    params = {part: pipe.params[part] for part in ("encoder", "denoiser")}
+    ready.engine._pipeline = KaleidoPipeline(config, params, pipe.codec)
+    with pytest.raises(UserError, match="a baseline; expected a model with latents"):
+        ready("modes", {"caption": "fruit", "count": 32})
 
 
 def test_characters_that_the_vocabulary_lacks_are_noticed(ready):

@@ -157,8 +157,13 @@ function countOfModes() {
   return Math.min(Math.max(Math.round(Number(byId("modes-count").value)) || 1, 1), state.model.limits.modes);
 }
 
+// A baseline has no latents, and so no modes.
+function canSubmit() {
+  return !state.job && (state.view === "studio" || state.model.segments.length > 0);
+}
+
 function submit() {
-  if (state.job) return null;
+  if (!canSubmit()) return null;
   return state.view === "modes" ? findModes(countOfModes()) : generate();
 }
 
@@ -166,11 +171,11 @@ function updatePrompt() {
   showValue(byId("caption"), state.draft.caption);
   showValue(byId("variations"), state.variations);
   const button = byId("generate");
-  button.disabled = Boolean(state.job);
+  button.disabled = !canSubmit();
   setText(button, state.view === "modes" ? "Find modes" : "Generate");
   for (const chip of byId("suggestions").children) {
     chip.setAttribute("aria-pressed", chip.textContent === state.draft.caption);
-    chip.disabled = Boolean(state.job);
+    chip.disabled = !canSubmit();
   }
 }
 

@@ -7,6 +7,7 @@ import * as draft from "./draft.js";
 import { progressBar } from "./progress.js";
 import { sentence, set, state } from "./store.js";
 
+const WITHOUT_LATENTS = "This model is a baseline: it draws without latents, and so has no modes to find.";
 const PLACE = "kaleido-studio-modes"; // key in sessionStorage
 
 let bar;
@@ -63,6 +64,7 @@ export function update() {
   byId("modes-line").hidden = !bar.hidden;
   byId("modes-progress").hidden = bar.hidden && !modes;
   byId("no-modes").hidden = Boolean(modes) || isSampling;
+  if (!state.model.segments.length) setText(byId("no-modes"), WITHOUT_LATENTS);
   keyed(
     byId("groups"),
     isSampling ? [] : (modes?.groups ?? []),
