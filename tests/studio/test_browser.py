@@ -674,6 +674,28 @@ def test_modes_are_grouped_and_each_is_one_click_from_its_pictures(open_page):
     assert label in latents_of(shown(page))["text"]
 
 
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
+def test_while_a_mode_is_drawn_the_studio_shows_its_own_latents_and_a_way_to_cancel(open_page, viewport):
+    page = open_page(viewport)
+    generate(page)
+    text = latents_of(shown(page))["text"]
+    page.click("#tab-modes")
+    set_number(page, "#modes-count", 1)
+    page.fill("#caption", "bird")
+    page.press("#caption", "Enter")
+    finish(page, "#modes-progress")
+    page.evaluate("import('/static/store.js').then(({ state }) => { state.modes.settings.num_steps = 1000; })")
+    page.click(".group >> nth=0")
+    page.wait_for_selector("#modes-progress .line:text-matches('^Step')", timeout=JOB_MS)
+    page.click("#tab-studio")
+    assert page.input_value("[data-segment=text] textarea") == text == page.get_attribute("#image", "alt")
+    assert page.inner_text("#action .title").startswith("Drawing") and page.is_hidden(".change-bar")
+    page.click("#action .cancel")
+    page.wait_for_selector(".notice:has-text('Cancelled')")
+    finish(page)
+    assert page.is_visible(".change-bar")
+
+
 def test_modes_of_other_weights_are_not_restored_and_those_that_do_not_fit_go_without_pictures(open_page):
     page = open_page()
     page.click("#tab-modes")

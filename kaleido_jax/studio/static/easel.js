@@ -5,6 +5,7 @@ import * as compare from "./compare.js";
 import { byId, h, iconButton, keyed, moveFocus, setText } from "./dom.js";
 import * as draft from "./draft.js";
 import * as history from "./history.js";
+import { easelJob } from "./jobs.js";
 import { progressBar } from "./progress.js";
 import { changed, segmentName, segmentNames, set, state } from "./store.js";
 
@@ -34,7 +35,7 @@ export function start() {
     redo: iconButton("redo", "Redo", draft.redo),
     save: iconButton("save", "Save the picture, recipe inside", savePicture, { id: "save-picture" }),
     recipe: iconButton("recipe", "Save the recipe as JSON", saveRecipe, { id: "save-recipe" }),
-    bar: progressBar(["generate", "edit", "draw"]),
+    bar: progressBar(),
     changes: changesBar(),
   };
   byId("toolbar").replaceChildren(
@@ -67,14 +68,14 @@ function toggle(name) {
 
 export function update() {
   const node = history.get(state.node);
-  const isDrawing = Boolean(state.job) && ["generate", "edit", "draw"].includes(state.job.kind);
+  const isDrawing = easelJob() !== null;
   updateToolbar(node);
   parts.bar.update();
-  parts.changes.hidden = isDrawing;
+  parts.changes.hidden = Boolean(state.job);
   parts.changes.update();
   showPicture(node, isDrawing);
   updateStrip(isDrawing);
-  byId("messages").inert = isDrawing;
+  byId("messages").inert = Boolean(state.job);
   keyed(byId("messages"), messagesOf(node), (message) => `${node.id} ${message.text} ${message.follow}`, messageLine);
 }
 

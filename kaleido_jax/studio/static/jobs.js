@@ -2,6 +2,7 @@
 
 import { changed, notice, sentence, set, state } from "./store.js";
 
+const OF_THE_EASEL = ["generate", "edit", "draw"]; // kinds of jobs; the others are of the modes
 const MOST_RETRIES = 6; // reconnections without an event in between
 
 export async function request(path, options = {}) {
@@ -13,6 +14,11 @@ export async function request(path, options = {}) {
 
 export function post(path, body) {
   return request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+}
+
+// The job whose picture and latents the studio view shows, while it runs.
+export function easelJob() {
+  return OF_THE_EASEL.includes(state.job?.kind) ? state.job : null;
 }
 
 // `title` says what is done, `tiles` how many pictures are coming, `kind` where they are shown.

@@ -4,6 +4,7 @@ import { lockLine, resample } from "./actions.js";
 import { byId, h, iconButton, keyed, setIcon, setText, showValue } from "./dom.js";
 import * as draft from "./draft.js";
 import * as history from "./history.js";
+import { easelJob } from "./jobs.js";
 import { objectList } from "./objects.js";
 import { changed, segmentName, state } from "./store.js";
 import { vokenChips } from "./vokens.js";
@@ -16,14 +17,18 @@ const HINTS = {
 };
 
 export function update() {
-  // While latents are being sampled the panel shows them as soon as they are there.
-  const shown = state.job?.latents[state.job.shown] ?? state.draft.latents;
-  const segments = shown ? state.model.segments : [];
+  const segments = shown() ? state.model.segments : [];
   keyed(byId("segments"), segments, (name) => name, card);
   setText(byId("lock-line"), lockLine());
   byId("no-latents").hidden = segments.length > 0;
   setText(byId("no-latents"), emptyLine());
   byId("segments").inert = Boolean(state.job);
+}
+
+// While latents of the next picture are sampled the panel shows them as soon as they are there.
+function shown() {
+  const job = easelJob();
+  return job?.latents[job.shown] ?? state.draft.latents;
 }
 
 function emptyLine() {
@@ -50,7 +55,7 @@ function card(name) {
   );
   const element = h("section", { class: "card", "data-segment": name, "aria-label": segmentName(name) }, head, body);
   element.update = () => {
-    const value = (state.job?.latents[state.job.shown] ?? state.draft.latents)[name];
+    const value = shown()[name];
     const isLocked = state.locks.has(name);
     const edited = !state.job && draft.changes().segments.includes(name);
     element.classList.toggle("is-locked", isLocked);

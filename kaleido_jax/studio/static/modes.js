@@ -14,7 +14,7 @@ let bar;
 let kept = {}; // what is stored there, without the weights
 
 export function start() {
-  bar = progressBar(["modes", "group"]);
+  bar = progressBar();
   byId("modes-progress").replaceChildren(bar, h("p", { class: "hint", id: "modes-line" }));
   byId("more-pictures").addEventListener("click", () => openGroup(state.modes.opened));
 }

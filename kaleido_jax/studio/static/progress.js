@@ -4,7 +4,7 @@ import { byId, h, setText } from "./dom.js";
 import { cancel } from "./jobs.js";
 import { state } from "./store.js";
 
-export function progressBar(kinds) {
+export function progressBar() {
   const title = h("span", { class: "title" });
   const line = h("span", { class: "line" });
   const fill = h("div", { class: "fill" });
@@ -18,7 +18,7 @@ export function progressBar(kinds) {
   );
   bar.update = () => {
     const { job } = state;
-    bar.hidden = !job || !kinds.includes(job.kind);
+    bar.hidden = !job;
     if (bar.hidden) return;
     setText(title, job.title);
     setText(line, job.line);
