@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
 ]
 
+README = Path(__file__).parents[2] / "README.md"
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 JOB_MS, PAGE_MS = 600_000, 120_000  # the first pictures of a size are compiled
 VIOLATIONS = """
@@ -503,14 +504,18 @@ def open_tab(browser):
     context.close()
 
 
-def add(tab, *names, characters=10):
+def add(tab, *names, characters=10, parent=None):
+    """Adds pictures one by one; a `parent` is that of the first, and of each later one the one before it."""
     tab.evaluate(
-        """([names, characters]) => {
-          const png = "data:image/png;base64," + "A".repeat(characters);
-          const node = (id) => ({ id, parent: null, png, recipe: { rows: [{ caption: id }], history: [] } });
-          for (const name of names) { window.kept.add([node(name)], name); window.store.node = name; }
+        """([names, characters, parent]) => {
+          for (const id of names) {
+            const png = `data:image/png;base64,${id}${"A".repeat(characters)}`;
+            window.kept.add([{ id, parent, png, recipe: { rows: [{ caption: id }], history: [] } }], id);
+            window.store.node = id;
+            if (parent) parent = id;
+          }
         }""",
-        [names, characters],
+        [names, characters, parent],
     )
 
 
@@ -534,6 +539,40 @@ def test_tabs_share_one_history_and_follow_each_other(open_tab):
     assert names_in(two) == ["two-1"]  # which it shows
     add(two, "two-2")
     assert names_in(two) == names_in(open_tab()) == ["two-2"]
+
+
+def test_what_the_history_drops_is_told_and_no_picture_goes_before_its_edits(open_tab):
+    tab = open_tab()
+    add(tab, "root")
+    add(tab, "edit", parent="root")
+    others = [f"other {i}" for i in range(60)]
+    add(tab, *others[:58])
+    assert names_in(tab) == ["root", "edit", *others[:58]] and notices_in(tab) == []
+    add(tab, others[58])
+    assert names_in(tab) == names_in(open_tab()) == ["root", *others[:59]]
+    assert notices_in(tab) == ["The history keeps at most 60 pictures (4 MB): an older one was removed."]
+    add(tab, others[59])
+    assert names_in(tab) == others
+    add(tab, "large", characters=3_999_900)
+    assert names_in(tab) == ["large"]
+    assert notices_in(tab)[-1] == "The history keeps at most 60 pictures (4 MB): 60 older ones were removed."
+
+
+def test_a_chain_of_edits_that_loses_its_beginning_can_still_be_compared(open_tab):
+    tab = open_tab()
+    add(tab, *(f"edit {i}" for i in range(61)), parent="gone")
+    first = tab.evaluate("window.kept.all()[0]")
+    assert first["id"] == "edit 1" and "edit 0" in first["before"] and len(names_in(tab)) == 60
+
+
+def notices_in(tab):
+    return tab.evaluate("window.store.notices.map((one) => one.text)")
+
+
+def test_the_page_and_the_readme_name_the_bound_of_the_history():
+    (most,) = re.findall(r"MOST_NODES = (\d+);", (STATIC / "history.js").read_text())
+    for text in ((STATIC / "index.html").read_text(), README.read_text()):
+        assert f"last {most} pictures (up to 4 MB) stay" in " ".join(text.split())
 
 
 def test_a_full_storage_loses_the_oldest_other_histories_first(open_tab):

@@ -3,6 +3,8 @@
 // A node is {id, parent, batch, place, kind, made, png, recipe, difference, before, messages, matches, problem}; `made`
 // is when, in ms; caption, latents, settings and seed are those of its recipe.
 //
+// What is over the bound is dropped, the oldest first, but no picture before those that were edited from it.
+//
 // All tabs with the same weights share one history: each adds to what is stored. Beside it are the ids of removed
 // pictures, which another tab may still hold, and when it was last written.
 
@@ -10,7 +12,7 @@ import { changed, notice, segmentNames, state } from "./store.js";
 
 const PREFIX = "kaleido-studio-history:";
 const BESIDE = /:(shown|cleared|used)$/;
-const MOST_NODES = 60;
+const MOST_NODES = 60; // the page and the README name both
 const MOST_CHARACTERS = 4_000_000;
 const MOST_CLEARED = 1000; // ids
 
@@ -55,7 +57,10 @@ export function add(parts, current) {
   const made = Math.max(Date.now(), nodes.at(-1)?.made ?? 0);
   for (const node of parts) node.made = made;
   nodes.push(...parts);
-  save(current);
+  const count = save(current);
+  if (!count) return;
+  const what = count > 1 ? `${count} older ones were removed` : "an older one was removed";
+  notice(`The history keeps at most ${MOST_NODES} pictures (4 MB): ${what}.`);
 }
 
 export function clear() {
@@ -89,14 +94,15 @@ export function saveShown(id) {
   store(`${place}:shown`, id ?? "");
 }
 
-// A full storage gets the younger half, and that one's younger half, until it fits.
+// A full storage gets the younger half, and that one's younger half, until it fits. Returns how many were dropped.
 export function save(current) {
   merge(current);
-  drop(current);
-  const text = (count) => JSON.stringify(youngest(count, current).filter((node) => !gone.has(node.id)));
-  for (let count = nodes.length; !store(place, text(count)) && count > 1;) count = Math.floor(count / 2);
+  const count = drop(current);
+  const text = (most) => JSON.stringify(shrunk(nodes, most, current).filter((node) => !gone.has(node.id)));
+  for (let most = nodes.length; !store(place, text(most)) && most > 1;) most = Math.floor(most / 2);
   store(`${place}:used`, String(Date.now()));
   saveShown(current);
+  return count;
 }
 
 // Takes what other tabs stored, and leaves what they removed; the picture that is shown here stays until it is left.
@@ -154,20 +160,27 @@ function removeOldest() {
   return true;
 }
 
+// Returns how many.
 function drop(current) {
-  nodes = youngest(MOST_NODES, current);
-  let size = nodes.reduce((sum, node) => sum + sizeOf(node), 0);
-  while (size > MOST_CHARACTERS && nodes.length > 1) {
-    const oldest = nodes.find((node) => node.id !== current);
-    size -= sizeOf(oldest);
-    nodes = nodes.filter((node) => node !== oldest);
+  const count = nodes.length;
+  nodes = shrunk(nodes, MOST_NODES, current);
+  while (nodes.length > 1 && nodes.reduce((sum, node) => sum + sizeOf(node), 0) > MOST_CHARACTERS) {
+    nodes = shrunk(nodes, nodes.length - 1, current);
   }
+  return count - nodes.length;
 }
 
-function youngest(count, current) {
-  const kept = nodes.slice(Math.max(nodes.length - count, 0));
-  const shown = get(current);
-  return !shown || kept.includes(shown) ? kept : [shown, ...kept.slice(1)];
+// A chain that ends in the shown picture has no other leaf: it loses its beginning, which the next one keeps to compare.
+function shrunk(list, most, current) {
+  let kept = list;
+  while (kept.length > most) {
+    const parents = new Set(kept.map((node) => node.parent));
+    const others = kept.filter((node) => node.id !== current);
+    const oldest = others.find((node) => !parents.has(node.id)) ?? others[0];
+    const heir = (node) => (node.parent === oldest.id ? { ...node, before: node.before ?? oldest.png } : node);
+    kept = kept.filter((node) => node !== oldest).map(heir);
+  }
+  return kept;
 }
 
 const sizes = new WeakMap();
