@@ -29,7 +29,7 @@ from kaleido_jax.sampling.output import KaleidoOutput, pixels_of, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe
 from kaleido_jax.sampling.tokens import unknown_characters
-from kaleido_jax.studio.jobs import Job
+from kaleido_jax.studio.jobs import Job, OtherModel
 from kaleido_jax.studio.requests import LIMITS, SETTINGS, Draw, Edit, Generate, Modes
 
 WHAT = "the model"  # of the lines about compiling
@@ -117,6 +117,16 @@ class Engine:
         sample = recipe["sample"]
         return *(str(sample[name]) for name in COMPILED_IN), sample["gamma"] == 1
 
+    def check_weights(self, shown: str) -> None:
+        """Checks that a page shows this model, once it is known; "" fits any.
+
+        Raises:
+          OtherModel: the server was started again with other weights. What it draws would stand under the wrong name.
+        """
+        if shown and self._pipeline is not None and shown != self._weights:
+            name = f"{self._pipeline.config.name}, step {self._pipeline.step}"
+            raise OtherModel(f"the server has another model now ({name}); reload the page")
+
     def describe(self) -> dict[str, Any]:
         """What a page shows before anything is sampled."""
         about = {"waiting": self.waiting, "problem": self.problem, "limits": LIMITS, "ready": self._ready.is_set()}
@@ -147,12 +157,13 @@ class Engine:
         """The result of a job.
 
         Raises:
-          UserError: it does not fit the model.
+          UserError: it does not fit the model, or the page shows another one.
           Cancelled: at a step after it was cancelled.
         """
         if self.waiting:
             job.tell("waiting", message=self.waiting)
         pipeline = self._loaded()
+        self.check_weights(job.weights)
         match job.request:
             case Generate():
                 return self._generate(pipeline, job, job.request)

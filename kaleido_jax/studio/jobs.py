@@ -27,6 +27,10 @@ FINAL = ("done", "failed", "cancelled")
 News = tuple[str, dict[str, Any]]  # kind, data
 
 
+class OtherModel(UserError):
+    """The page was loaded before the server came back with other weights; only a reload helps."""
+
+
 class Cancelled(Exception):
     """The job was cancelled; raised in the worker at its next step."""
 
@@ -38,8 +42,9 @@ class Busy(Exception):
 class Job:
     """One request, its news and whether it is to go on. Methods may be called from any thread."""
 
-    def __init__(self, session: str, request: Any) -> None:
-        self.id, self.session, self.request = secrets.token_urlsafe(12), session, request
+    def __init__(self, session: str, request: Any, weights: str = "") -> None:
+        """`weights` are those of the model that the page shows; "" of whichever is there."""
+        self.id, self.session, self.request, self.weights = secrets.token_urlsafe(12), session, request, weights
         self._lock = threading.Lock()
         self._news: dict[str, tuple[int, dict[str, Any]]] = {}
         self._count = 0
@@ -115,13 +120,13 @@ class Jobs:
         """Starts the worker, which ends with the process."""
         threading.Thread(target=self._run, name="studio", daemon=True).start()
 
-    def add(self, session: str, request: Any) -> Job:
+    def add(self, session: str, request: Any, weights: str = "") -> Job:
         """A new job behind the others.
 
         Raises:
           Busy: too many wait.
         """
-        job = Job(session, request)
+        job = Job(session, request, weights)
         with self._lock:
             own = sum(other.session == session for other in self._waiting.values())
             if len(self._waiting) >= WAITING or own >= WAITING_EACH:
@@ -181,6 +186,8 @@ class Jobs:
             job.tell("done", **self._work(job))
         except Cancelled:
             job.tell("cancelled")
+        except OtherModel as error:
+            job.tell("failed", message=str(error), reload=True)
         except (UserError, FloatingPointError) as error:
             job.tell("failed", message=str(error))
         except Exception:  # noqa: BLE001  the worker must live; the reason is told and in the log

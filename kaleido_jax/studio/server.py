@@ -20,7 +20,7 @@ from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.studio import requests
 from kaleido_jax.studio.engine import Engine
 from kaleido_jax.studio.guard import Guard
-from kaleido_jax.studio.jobs import Busy, Job, Jobs
+from kaleido_jax.studio.jobs import Busy, Job, Jobs, OtherModel
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
@@ -30,6 +30,7 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain",
 }
+WEIGHTS = "Kaleido-Weights"  # header of a POST: those of the model that the page shows
 SESSION = re.compile(r"[A-Za-z0-9_-]{32}")
 
 
@@ -59,6 +60,7 @@ class Studio:
             *(Route(f"/api/{name}", self._add, methods=["POST"], name=name) for name in requests.PARSERS),
         ]
         handlers = {
+            OtherModel: lambda _, error: _message(409, str(error)),
             UserError: lambda _, error: _message(422, str(error)),
             Busy: lambda _, error: _message(429, str(error)),
             TooLarge: lambda _, error: _message(413, str(error)),
@@ -87,14 +89,17 @@ class Studio:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _message(415, "a body of another type; expected application/json")
         parsed = requests.parse(name, await _body(request, requests.LIMITS["request_bytes"]))
+        weights = request.headers.get(WEIGHTS, "")
+        self._engine.check_weights(weights)
         session = _session(request) or secrets.token_urlsafe(24)
-        job = self._jobs.add(session, parsed)
+        job = self._jobs.add(session, parsed, weights)
         return _with_session(request, JSONResponse({"job": job.id}, 202), session)
 
     async def _recipe(self, request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/octet-stream":
             return _message(415, "a body of another type; expected application/octet-stream")
         content = await _body(request, requests.LIMITS["recipe_bytes"])
+        self._engine.check_weights(request.headers.get(WEIGHTS, ""))
         return JSONResponse({"recipe": load_recipe(content)})
 
     async def _cancel(self, request: Request) -> Response:

@@ -638,6 +638,27 @@ def test_a_busy_server_is_told_in_one_line(open_page):
     page.complaints.clear()
 
 
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["1440", "390"])
+def test_a_server_with_another_model_is_told_and_what_was_typed_survives_the_reload(open_page, viewport):
+    page = open_page(viewport)
+    answer = page.evaluate("fetch('/api/model').then((answer) => answer.json())")
+    page.route("**/api/model", lambda route: route.fulfill(json=answer | {"name": "old", "weights": "b" * 16}))
+    page.reload()
+    page.wait_for_selector("#model:has-text('old')", state="attached")
+    set_number(page, "#setting-gamma", 2)
+    generate(page, "a fruit that I like", variations=3)
+    page.wait_for_selector(".notice.error:has-text('The server has another model now (emoji-tiny, step')")
+    assert saved(page) == []
+    page.click("#tab-modes")
+    page.unroute("**/api/model")
+    page.click(".notice button:has-text('Reload')")
+    page.wait_for_selector("#model:has-text('emoji-tiny')", state="attached")
+    page.wait_for_selector(".suggestion")
+    values = [page.input_value(name) for name in ("#caption", "#setting-gamma", "#seed", "#variations")]
+    assert values == ["a fruit that I like", "2", "7", "3"] and page.is_visible("#modes")
+    page.complaints.clear()  # the browser logs each 409
+
+
 def test_a_lost_server_loses_nothing(open_page):
     page = open_page()
     generate(page)

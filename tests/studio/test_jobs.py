@@ -8,7 +8,7 @@ import pytest
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.studio import jobs
-from kaleido_jax.studio.jobs import Busy, Jobs
+from kaleido_jax.studio.jobs import Busy, Jobs, OtherModel
 
 
 def news_of(job):
@@ -41,7 +41,10 @@ def queue(gate):
 def test_a_result_and_errors_end_a_job(queue, gate):
     gate.set()
     assert news_of(queue.add("s", 1))[-1] == "done"
-    assert news_of(queue.add("s", UserError("no")))[-1] == "failed"
+    assert news_of(refused := queue.add("s", UserError("no")))[-1] == "failed"
+    assert refused._news["failed"][1] == {"message": "no"}
+    assert news_of(other := queue.add("s", OtherModel("reload")))[-1] == "failed"
+    assert other._news["failed"][1] == {"message": "reload", "reload": True}
     failed = queue.add("s", ZeroDivisionError("a secret"))
     assert news_of(failed)[-1] == "failed" and "secret" not in str(failed._news)
     assert news_of(queue.add("s", 2))[-1] == "done"  # the worker lives on

@@ -23,7 +23,7 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
 from kaleido_jax.studio.engine import Engine, grouped, label_of
 from kaleido_jax.studio.guard import HEADERS, refuse
-from kaleido_jax.studio.jobs import Job
+from kaleido_jax.studio.jobs import Job, OtherModel
 from kaleido_jax.studio.requests import LIMITS, parse
 from kaleido_jax.studio.serve import listen
 from tests.sampling.test_call import CONFIG, pipe  # noqa: F401
@@ -37,6 +37,10 @@ class Echo:
 
     def describe(self):
         return {"name": "echo"}
+
+    def check_weights(self, shown):
+        if shown == "others":
+            raise OtherModel("the server has another model now; reload the page")
 
     def work(self, job):
         return {"caption": job.request.caption}
@@ -101,6 +105,14 @@ def test_bodies_are_limited_and_of_one_type(echo):
     status, value = client.ask("POST", "/api/recipe", b"\x89PNG broken")
     assert status == 422 and "\n" not in value["message"]
     assert client.ask("GET", "/api/generate")[0] == 405
+
+
+def test_a_page_of_other_weights_is_told_to_reload(echo):
+    client, others = echo(), {"Kaleido-Weights": "others"}
+    for path, body in (("generate", {"caption": "bird"}), ("modes", {"caption": "bird"}), ("recipe", b"{}")):
+        status, value = client.ask("POST", f"/api/{path}", body, others)
+        assert status == 409 and value["message"].endswith("reload the page")
+    assert client.ask("POST", "/api/generate", {"caption": "bird"}, {"Kaleido-Weights": "these"})[0] == 202
 
 
 def test_no_other_sessions_jobs(echo):
@@ -264,6 +276,18 @@ def test_a_recipe_without_a_younger_setting_is_drawn_and_edited(ready):
         del older["sample"][younger]
         assert ready("draw", {"recipe": older})["images"][0]["recipe"]["sample"].keys() == recipe["sample"].keys()
     assert ready("edit", {"recipe": older, "latents": {"voken": [1, 2, 3, 4]}})["image"]["png"]
+
+
+def test_a_request_that_waited_for_a_model_is_of_that_model_or_refused(ready):
+    """The page may be faster than the server that was started again: its weights are known when they are loaded."""
+    engine, request = ready.engine, parse("modes", b'{"caption": "fruit", "count": 1}')
+    engine._weights, engine._pipeline, pipe = "a" * 16, None, engine._pipeline  # noqa: F811
+    engine.check_weights("b" * 16)
+    engine._pipeline = pipe
+    for weights in ("", "a" * 16):
+        assert engine.work(Job("session", request, weights))["count"] == 1
+    with pytest.raises(OtherModel, match=f"another model now .{pipe.config.name}, step 7.; reload"):
+        engine.work(Job("session", request, "b" * 16))
 
 
 def test_a_baseline_has_no_modes_and_says_so(ready):

@@ -2,7 +2,7 @@
 
 import * as draft from "./draft.js";
 import * as history from "./history.js";
-import { lineOf, request, run } from "./jobs.js";
+import { post, run, tell } from "./jobs.js";
 import { changed, notice, segmentNames, set, state } from "./store.js";
 
 // ------------------------------------------------------------------------------------------------ new pictures
@@ -149,8 +149,7 @@ export async function load(file) {
     return;
   }
   try {
-    const headers = { "Content-Type": "application/octet-stream" };
-    const { recipe } = await request("/api/recipe", { method: "POST", headers, body: file });
+    const { recipe } = await post("/api/recipe", "application/octet-stream", file);
     const result = await run("/api/draw", { recipe }, { kind: "draw", title: `Drawing ${file.name} again`, tiles: 1 });
     if (!result) return;
     set({ view: "studio" });
@@ -159,7 +158,7 @@ export async function load(file) {
     if (matches === true) notice("Drawn again from its recipe: the same picture, bit for bit.");
     if (matches === false) notice("Drawn again from its recipe; the last bits differ from the picture it remembers.");
   } catch (error) {
-    notice(lineOf(error), "error");
+    tell(error);
   }
 }
 

@@ -1,6 +1,7 @@
 // Starts the page: asks for the model, brings back the history, wires the parts, and hears the keys.
 
 import { findModes, generate, load, redraw } from "./actions.js";
+import * as carried from "./carried.js";
 import * as compare from "./compare.js";
 import { byId, h, icon, iconButton, isTextEntry, keyed, moveFocus, setIcon, setText, showValue } from "./dom.js";
 import * as draft from "./draft.js";
@@ -48,6 +49,7 @@ async function main() {
   if (shown) draft.open(shown);
   else draft.begin();
   if (!early) modes.restore();
+  carried.restore();
   if (typed) draft.edit({ caption: typed });
   subscribe(update);
   changed();
@@ -110,7 +112,7 @@ function update() {
   announce();
 }
 
-function noticeLine({ text, kind }) {
+function noticeLine({ text, kind, action }) {
   const close = iconButton("remove", "Dismiss", () =>
     set({ notices: state.notices.filter((one) => one.text !== text) }),
   );
@@ -118,6 +120,7 @@ function noticeLine({ text, kind }) {
     "div",
     { class: `notice ${kind}`, role: kind === "error" ? "alert" : "status" },
     h("p", { text }),
+    action && h("button", { type: "button", text: action.title, on: { click: action.run } }),
     close,
   );
 }

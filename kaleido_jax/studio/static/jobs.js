@@ -1,5 +1,6 @@
 // One job of the server at a time: started by a POST, followed by its events, ended by done, failed or cancelled.
 
+import * as carried from "./carried.js";
 import { changed, notice, sentence, set, state } from "./store.js";
 
 const OF_THE_EASEL = ["generate", "edit", "draw"]; // kinds of jobs; the others are of the modes
@@ -8,12 +9,27 @@ const MOST_RETRIES = 6; // reconnections without an event in between
 export async function request(path, options = {}) {
   const response = await fetch(path, options);
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.message ?? `The server answered ${response.status}.`);
+  if (!response.ok) throw failure(answer.message ?? `The server answered ${response.status}.`, response.status === 409);
   return answer;
 }
 
-export function post(path, body) {
-  return request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+// A server that was started again with other weights refuses: their pictures would get into the history of these.
+export function post(path, type, body) {
+  const headers = { "Content-Type": type, "Kaleido-Weights": state.model.weights };
+  return request(path, { method: "POST", headers, body });
+}
+
+function failure(message, isOfOtherModel) {
+  return Object.assign(new Error(message), { isOfOtherModel });
+}
+
+export function tell(error) {
+  if (!error.isOfOtherModel) {
+    notice(lineOf(error), "error");
+    return;
+  }
+  carried.keepAtReload();
+  notice(sentence(error.message), "error", { title: "Reload", run: () => location.reload() });
 }
 
 // The job whose picture and latents the studio view shows, while it runs.
@@ -40,11 +56,11 @@ export async function run(path, body, { title, tiles, kind }) {
   set({ job, notices: [] });
   const focused = document.activeElement;
   try {
-    job.id = (await post(path, body)).job;
+    job.id = (await post(path, "application/json", JSON.stringify(body))).job;
     if (job.wantsEnd) cancel();
     return await follow(job);
   } catch (error) {
-    notice(lineOf(error), "error");
+    tell(error);
     return null;
   } finally {
     job.ended = true;
@@ -89,9 +105,9 @@ function follow(job) {
       notice("Cancelled.");
       job.close(null);
     });
-    on("failed", ({ message }) => {
+    on("failed", ({ message, reload = false }) => {
       source.close();
-      reject(new Error(message));
+      reject(failure(message, reload));
     });
     source.onerror = () => {
       retries += 1;

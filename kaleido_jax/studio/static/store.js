@@ -16,7 +16,7 @@ export const state = {
   show: { bbox: true, blob: true },
   job: null,
   lastShown: 0, // which of the last job's pictures was looked at
-  notices: [], // lines about what just happened: {text, kind}
+  notices: [], // lines about what just happened: {text, kind, action}, an action being {title, run}
   modes: null, // the last answer of /api/modes, with the pictures of the opened group
 };
 
@@ -45,8 +45,8 @@ export function set(values) {
 }
 
 // Errors stay until they are dismissed or the next job begins.
-export function notice(text, kind = "info") {
-  const one = { text, kind };
+export function notice(text, kind = "info", action = null) {
+  const one = { text, kind, action };
   state.notices = [...state.notices.filter((other) => other.text !== text), one].slice(-3);
   changed();
   if (kind === "info") setTimeout(() => set({ notices: state.notices.filter((other) => other !== one) }), NOTICE_MS);
