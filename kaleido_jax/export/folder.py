@@ -20,7 +20,7 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.export.stablehlo import write_stablehlo
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.latents.tokenizer import SHIPPED
-from kaleido_jax.runtime.checkpoints import write_params
+from kaleido_jax.runtime.checkpoints import check_path, write_params
 from kaleido_jax.runtime.files import new_folder, read_json, write_atomically
 from kaleido_jax.runtime.workdir import VOCABULARY
 from kaleido_jax.sampling.functional import weights_checksum
@@ -71,6 +71,8 @@ def export_folder(
     """
     if precision not in PRECISIONS:
         raise user_error(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one")
+    if orbax:
+        check_path(Path(output))  # before the weights are read
     pipeline = KaleidoPipeline.from_pretrained(source, step=step, sigma_rel=sigma_rel)
     config, folder_read = portable(pipeline.config), find_model(source)
     if is_export(folder_read):  # what it is, if it is not an ordinary EMA, stays written beside it

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
+from etils.epath.gpath import PosixGPath
 from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
@@ -61,21 +61,49 @@ class Place(Protocol):
         """Goes there."""
 
 
+class _Literal(PosixGPath):
+    """A path for Orbax, whose `glob` takes the pattern alone for one.
+
+    A plain one of etils takes the folder's own path for a pattern too. In one such as lr[1e-4] Orbax then finds nothing
+    of what it has just written, and leaves a checkpoint without its arrays.
+    """
+
+    def glob(self, pattern: str) -> Iterator["_Literal"]:
+        """The paths below this one that match."""
+        return (type(self)(found) for found in Path(self).glob(pattern))
+
+
+def check_path(folder: Path) -> None:
+    """Checks that a folder can hold checkpoints.
+
+    Raises:
+      UserError: its path has a backslash, which TensorStore takes for a slash: the arrays would be written elsewhere.
+    """
+    if "\\" in str(folder.absolute()):
+        raise user_error(f"{folder.absolute()} for checkpoints", "a path without a backslash", "use another folder")
+
+
+def _for_orbax(path: Path) -> _Literal:
+    check_path(path)
+    return _Literal(path.absolute())
+
+
 # --------------------------------------------------------------------------------------------- writing
 @contextmanager
 def open_manager(workdir: Path, settings: Settings) -> Iterator[ocp.CheckpointManager]:
     """A manager of the checkpoints in a workdir; on exit, even after an error, it finishes a pending save.
 
     Raises:
-      UserError: the last checkpoint could not be written, the folder is not writable, or no old one can be read.
+      UserError: the last checkpoint could not be written, nothing can be written there, or no old one can be read.
     """
+    check_path(workdir)
     folder = (workdir / FOLDER).absolute()
     _set_unreadable_aside(folder, distributed.tell("checkpoints there", lambda: steps_of(workdir), WAIT_SEC))
     if distributed.is_main():
         make_folder(folder, "--workdir")  # in a folder that is not writable, Orbax waits for minutes
     distributed.barrier("checkpoints are looked through", WAIT_SEC)
     options = ocp.CheckpointManagerOptions(max_to_keep=settings.newest, keep_period=settings.every_steps or None)
-    manager = ocp.CheckpointManager(folder, options=options)
+    manager = ocp.CheckpointManager(_for_orbax(folder), options=options)
     try:
         yield manager
     except BaseException:
@@ -90,7 +118,7 @@ def open_manager(workdir: Path, settings: Settings) -> Iterator[ocp.CheckpointMa
 def _set_unreadable_aside(folder: Path, steps: list[int]) -> None:
     damaged = {}
     for step in steps:  # a new manager reads this of every checkpoint, and would fail on a damaged one
-        metadata = ocp.path.step.Metadata(step, epath.Path(folder / str(step)))
+        metadata = ocp.path.step.Metadata(step, _for_orbax(folder / str(step)))
         try:
             _in_all_processes(lambda metadata=metadata: metadata.commit_timestamp)
         except UserError:
@@ -211,7 +239,7 @@ def _read_whole(folder: Path, item: dict[str, Any], *, parts: bool = False) -> t
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=parts)
 
     def read() -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-        state = ocp.PyTreeCheckpointHandler().restore(folder / "state", args=args)
+        state = ocp.PyTreeCheckpointHandler().restore(_for_orbax(folder / "state"), args=args)
         return state, None if parts else json.loads((folder / "data" / "metadata").read_text()), _metadata(folder)
 
     state, place, stored = _in_all_processes(read)  # before the checksums, for which processes wait for each other too
@@ -264,7 +292,7 @@ def ema_shapes(workdir: Path) -> dict:
     """
 
     def read(folder: Path) -> dict:
-        tree = ocp.PyTreeCheckpointer().metadata(folder / "state").item_metadata.tree
+        tree = ocp.PyTreeCheckpointer().metadata(_for_orbax(folder / "state")).item_metadata.tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree["ema"])
 
     return _newest_whole(workdir, lambda folder: _in_all_processes(lambda: read(folder)))[0]
@@ -280,6 +308,7 @@ def certificates(workdir: Path, name: str = FOLDER) -> Iterator[tuple[int, dict[
     Raises:
       UserError: the workdir holds no checkpoint; it may hold no snapshot.
     """
+    check_path(workdir)
     folder, steps = (workdir / name).absolute(), steps_of(workdir, name)
     if not steps and name == FOLDER:
         raise _no_checkpoint(workdir)
@@ -291,10 +320,10 @@ def certificates(workdir: Path, name: str = FOLDER) -> Iterator[tuple[int, dict[
 
 
 def _certificate(folder: Path) -> dict[str, str]:
-    checkpointer = ocp.PyTreeCheckpointer()
-    tree = checkpointer.metadata(folder / "state").item_metadata.tree
+    checkpointer, path = ocp.PyTreeCheckpointer(), _for_orbax(folder / "state")
+    tree = checkpointer.metadata(path).item_metadata.tree
     on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    state = checkpointer.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=on_host))
+    state = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_host))
     snapshot = folder.parent.name == SNAPSHOTS
     place, stored = None if snapshot else json.loads((folder / "data" / "metadata").read_text()), _metadata(folder)
     _check(stored, state, place)
@@ -380,8 +409,9 @@ def open_snapshots(workdir: Path) -> Iterator[ocp.AsyncCheckpointer]:
     What a killed run left there unfinished is removed.
 
     Raises:
-      UserError: the last snapshot could not be written, or the folder is not writable.
+      UserError: the last snapshot could not be written, or nothing can be written there.
     """
+    check_path(workdir)
     folder = workdir / SNAPSHOTS
     if distributed.is_main():
         for path in make_folder(folder, "--workdir").iterdir():
@@ -419,7 +449,7 @@ def save_snapshot(writer: ocp.AsyncCheckpointer, workdir: Path, step: int, profi
             replaced = (folder / str(step)).rename(folder / f"{step}.replaced.{uuid.uuid4().hex[:8]}")
             shutil.rmtree(replaced)
         items = ocp.args.Composite(state=ocp.args.StandardSave(trees))
-        writer.save(folder / str(step), args=items, custom_metadata=metadata)
+        writer.save(_for_orbax(folder / str(step)), args=items, custom_metadata=metadata)
 
 
 def wait_for_snapshot(writer: ocp.AsyncCheckpointer, workdir: Path) -> None:
@@ -461,7 +491,7 @@ def write_params(folder: Path, params: dict[str, Any], metadata: dict[str, Any])
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute(), params, custom_metadata=metadata)
+            checkpointer.save(_for_orbax(folder), params, custom_metadata=metadata)
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
         found = f"{folder} cannot be written ({reason(error)})"
         raise user_error(found, "free space and permission", "provide them") from error

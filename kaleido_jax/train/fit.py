@@ -41,9 +41,10 @@ def fit(config: Config, workdir: str | Path) -> bool:
 
     Raises:
       UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices or
-        checkpoints the disk, or the workdir belongs to another config.
+        checkpoints the disk, or the workdir belongs to another config or cannot hold checkpoints.
     """
     workdir = Path(workdir).expanduser()
+    checkpoints.check_path(workdir)
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_wandb(config)
     check_devices(config, jax.device_count())

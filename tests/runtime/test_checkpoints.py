@@ -14,8 +14,11 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import struct
 
+from kaleido_jax.config.load import load_config
 from kaleido_jax.errors import UserError
+from kaleido_jax.export.folder import export_folder
 from kaleido_jax.runtime import checkpoints
+from kaleido_jax.train.fit import fit
 from tests.full_disk import full_disk
 from tests.runtime.test_distributed import three
 
@@ -433,3 +436,36 @@ def test_a_workdir_without_checkpoints_has_none(tmp_path):
     assert checkpoints.steps_of(tmp_path) == []
     with pytest.raises(UserError, match="no checkpoint in .*; train first"):
         checkpoints.restore_ema(tmp_path, ABSTRACT["ema"])
+
+
+# ----------------------------------------------------------------------------------------- names of folders
+@pytest.mark.parametrize("name", ["lr[1e-4]", "run [final]/x?y", "a*b"])
+def test_a_workdir_may_have_any_name_that_a_pattern_might(name, tmp_path):
+    workdir, like = tmp_path / name, tmp_path / name.replace("*", "-")
+    for folder in {like, workdir}:  # one that "a*b" would match as a pattern, too
+        with checkpoints.open_manager(folder, TWO) as manager:
+            checkpoints.save(manager, 5, state_at(5), Numbers())
+    equal(restored(workdir)[0], state_at(5))
+    assert isinstance(dict(checkpoints.certificates(workdir))[5], dict)
+    with checkpoints.open_snapshots(workdir) as writer:
+        checkpoints.save_snapshot(writer, workdir, 4, averages(4))
+    assert isinstance(dict(checkpoints.certificates(workdir, checkpoints.SNAPSHOTS))[4], dict)
+    params = {"a": np.arange(3.0)}
+    checkpoints.write_params(workdir / "orbax", params, {})
+    shutil.copytree(workdir / "orbax", tmp_path / "copy")  # for a program that reads with plain paths
+    equal(ocp.StandardCheckpointer().restore(tmp_path / "copy"), params)
+
+
+def test_a_backslash_which_tensorstore_takes_for_a_slash_is_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "a\\b"
+    for write in (
+        lambda: checkpoints.open_manager(folder, TWO).__enter__(),
+        lambda: checkpoints.open_snapshots(folder).__enter__(),
+        lambda: checkpoints.write_params(folder, {"a": np.arange(3.0)}, {}),
+        lambda: next(checkpoints.certificates(folder)),
+        lambda: fit(load_config("emoji_combined"), folder),
+        lambda: export_folder("emoji-tiny", folder, orbax=True),
+    ):
+        with pytest.raises(UserError, match=r"a.b for checkpoints; expected a path without a backslash"):
+            write()
+    assert not list(tmp_path.iterdir())
