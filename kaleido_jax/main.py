@@ -12,6 +12,7 @@ from kaleido_jax.config.fields import expand
 from kaleido_jax.config.load import config_from_flags, config_of_workdir
 from kaleido_jax.errors import Aborted, Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.files import refuse_address
 from kaleido_jax.runtime.signals import raise_on_sigterm
 from kaleido_jax.runtime.xla_flags import before_backend
 from kaleido_jax.verbs import VERBS
@@ -235,7 +236,10 @@ def _typed(flag: Flag, value: Any) -> Any:
         raise user_error(f"--{flag.name}={value}", "a whole number", "correct it")
     if flag.kind is float and not value.replace(".", "", 1).isdecimal():
         raise user_error(f"--{flag.name}={value}", "a number such as 0.08", "correct it")
-    return flag.kind(expand(value, f"--{flag.name}") if flag.kind is Path else value)
+    if flag.kind is Path:
+        refuse_address(value, f"--{flag.name}")
+        value = expand(value, f"--{flag.name}")
+    return flag.kind(value)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ BAD_INPUT = {
     "no config": (["--workdir=W"], "no --config"),
     "unknown variant": ([f"{EMOJI}:longer", "--workdir=W"], "one of short, long, baseline"),
     "no workdir": ([EMOJI], "no --workdir"),
+    "bucket": ([EMOJI, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run; expected a path of"),
     "no such config": (["--config=configs/emojy.py", "--workdir=W"], "configs/emoji_combined.py"),
     "unknown verb": (["trian", EMOJI, "--workdir=W"], "did you mean 'train'"),
     "unknown flag": ([EMOJI, "--workdir=W", "--steps=3"], "unknown flag --steps=3"),

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -22,6 +23,8 @@ from kaleido_jax.errors import UserError, user_error
 log = logging.getLogger(__name__)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# gs://bucket, also as pathlib writes it, with one slash; names of one letter are drives of Windows
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # What numpy, zipfile and the parser of numpy's headers raise for a damaged .npz, found by fuzzing; MemoryError for a
 # header with a size that nothing could have.
@@ -105,12 +108,25 @@ class Appended:
             log.warning("%s lacks its last %d bytes: the disk is full", self._path, len(self._pending))
 
 
+def refuse_address(path: str | Path, name: str) -> None:
+    """Checks that a path is not the address of a bucket, whose name a local folder would get.
+
+    Raises:
+      UserError: it is one; `name` is what the user set, e.g. "--workdir".
+    """
+    if _ADDRESS.match(str(path)):
+        raise user_error(
+            f"{name}={path}", "a path of this machine or of a mounted file system", "mount it, or name another"
+        )
+
+
 def make_folder(path: Path, name: str) -> Path:
     """Makes a writable folder and its parents; `name` is what the user set, e.g. "--workdir".
 
     Raises:
-      UserError: a file is in the way, the folder is not writable, or the path is too long.
+      UserError: a file is in the way, the folder is not writable, or the path is too long or an address.
     """
+    refuse_address(path, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
@@ -134,6 +150,7 @@ def new_folder(path: Path, name: str) -> Iterator[Path]:
     Raises:
       UserError: `path` exists and is not empty, at the start or at the end, or nothing (more) can be written there.
     """
+    refuse_address(path, name)
     try:
         if _is_taken(path):
             raise _exists(path, name)

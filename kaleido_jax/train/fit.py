@@ -16,6 +16,7 @@ from kaleido_jax.errors import user_error
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.models.kaleido import build_model
 from kaleido_jax.runtime import checkpoints, distributed
+from kaleido_jax.runtime.files import refuse_address
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.sampling.gallery import captions_to_sample
@@ -43,6 +44,7 @@ def fit(config: Config, workdir: str | Path) -> bool:
       UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices or
         checkpoints the disk, or the workdir belongs to another config or cannot hold checkpoints.
     """
+    refuse_address(workdir, "workdir")
     workdir = Path(workdir).expanduser()
     checkpoints.check_path(workdir)
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())

@@ -1,9 +1,12 @@
 import os
+from pathlib import Path
 
 import pytest
 
+from kaleido_jax.config.load import load_config
 from kaleido_jax.errors import UserError
 from kaleido_jax.runtime.files import make_folder, new_folder, read_json, refuse_lfs_pointer
+from kaleido_jax.train.fit import fit
 
 
 def nowhere(tmp_path):
@@ -20,6 +23,22 @@ def test_where_nothing_can_be_written_is_one_line(number, tmp_path):
             make(path, "--output")
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_address_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("emoji_combined")
+    for write in (
+        lambda: make_folder(Path("gs://bucket/run"), "--workdir"),
+        lambda: new_folder(Path("s3://bucket/run"), "--output").__enter__(),
+        lambda: fit(config, "gs://bucket/run"),
+        lambda: fit(config, Path("gs://bucket/run")),
+    ):
+        with pytest.raises(UserError, match="=(gs|s3):/.*; expected a path of this machine or of a mounted"):
+            write()
+    assert not list(tmp_path.iterdir())
+    for local in ("a:b/c", "./gs", tmp_path / "gs:" / "b"):
+        make_folder(Path(local), "--workdir")
 
 
 def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
