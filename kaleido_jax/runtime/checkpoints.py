@@ -28,7 +28,7 @@ from jaxtyping import Array, UInt32
 
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import make_folder
+from kaleido_jax.runtime.files import is_full_disk, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ class Settings:
 
 class NotWritten(UserError):
     """A checkpoint could not be written, for example on a full disk; those before it are intact."""
+
+    def __init__(self, line: str, *, full_disk: bool) -> None:
+        super().__init__(line)
+        self.full_disk = full_disk  # and no other reason
 
 
 @runtime_checkable
@@ -191,7 +195,7 @@ def _written_or_user_error(folder: os.PathLike, what: str = "a checkpoint") -> I
             "free space and permission",
             "provide them; the same command then resumes from the last whole checkpoint",
         )
-        raise NotWritten(str(line)) from error
+        raise NotWritten(str(line), full_disk=is_full_disk(error)) from error
 
 
 # --------------------------------------------------------------------------------------------- reading

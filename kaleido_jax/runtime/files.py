@@ -44,6 +44,13 @@ BAD_NPZ = (
 )
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a full disk, or a quota, is why something could not be written."""
+    # TensorStore's errors have no errno, but what the system says of it.
+    said = any(os.strerror(number) in str(error) for number in FULL_DISK)
+    return said or getattr(error, "errno", None) in FULL_DISK
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which is renamed to `path` at the end and removed after an error.

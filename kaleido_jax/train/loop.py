@@ -16,7 +16,7 @@ from kaleido_jax.config.checks import check_devices, mesh_sizes
 from kaleido_jax.config.schema import Config
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.data.loader import BatchIterator
-from kaleido_jax.errors import Terminated
+from kaleido_jax.errors import Terminated, user_error
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.models.flops import flops_at
 from kaleido_jax.models.kaleido import build_model, count_params
@@ -123,6 +123,7 @@ class _Run:
         self.step, self.frozen, self.captions, self.mesh = train_step, frozen, captions, mesh
         self.base_vocab_size, self.looks, self.snapshots = base_vocab_size, looks, snapshots
         self.alone, self.profiling = jax.process_count() == 1, False
+        self.ending, self.lost = False, None  # while the last checkpoint is written; why it was not
         self.averages = Averages()
         self.shapes: dict[tuple, int] = {}  # of batches whose step is compiled -> its FLOPs
         known = accelerator(jax.devices()[0].device_kind)
@@ -159,7 +160,7 @@ class _Run:
             if saving:
                 self._report(step)
                 due = None
-                self._save(step, state, batches)
+                self._save(step, state, batches, last=step == last or stopping)
             if stopping and step < last:  # without a look, which may take minutes: the resumed run makes up for it
                 break
             if stopping:
@@ -171,7 +172,9 @@ class _Run:
         self._end_profile()
         self._wait()  # here, where a second signal does not cut it short
         batches.close()  # takes seconds, in which a signal may come too
-        if error := _stop_of_all(stop):
+        error = _stop_of_all(stop)
+        self._check_last(int(state.step))
+        if error:
             log.warning(
                 "stopped at step %d by a signal; %s", int(state.step), _RESUMES if int(state.step) < last else _FINISHED
             )
@@ -227,9 +230,10 @@ class _Run:
         if distributed.tell("look", lambda: self.looks.lacks(step), distributed.START_SEC):
             self._look(step, state)
 
-    def _save(self, step: int, state: State, batches: BatchIterator) -> None:
+    def _save(self, step: int, state: State, batches: BatchIterator, *, last: bool) -> None:
         with self.stopwatch("checkpoint"):
             self._wait()
+            self.ending = last
             with self._on_full_disk():
                 checkpoints.save(self.manager, step, state, batches)
 
@@ -255,9 +259,29 @@ class _Run:
         try:
             yield
         except checkpoints.NotWritten as error:
-            if self.train.full_disk == "stop":
+            if self.train.full_disk == "stop" or not error.full_disk:
                 raise
-            log.warning("%s; training goes on as config.train.full_disk says", error)
+            if self.ending:  # told at the end, when the metrics are written
+                self.lost = error
+            else:
+                log.warning("%s; training goes on as config.train.full_disk says", error)
+
+    def _check_last(self, step: int) -> None:
+        """Checks that the checkpoint of the last step was written: whatever full_disk says, nothing makes up for it.
+
+        Raises:
+          UserError: it was not, in one of the processes.
+        """
+        if distributed.agree("the last checkpoint", self.lost is None, _END_SEC):
+            return
+        why = checkpoints.reason(self.lost.__cause__) if self.lost else "another process lacks room for it"
+        held = max(checkpoints.steps_of(self.workdir), default=0)
+        goes_on = f"goes on from step {held}, the newest on disk" if held else "starts anew, since none is on disk"
+        raise user_error(
+            f"the checkpoint of step {step}, the last, is not written ({why})",
+            "free space",
+            f"provide it; the same command then {goes_on}",
+        )
 
     def _profile(self, step: int) -> None:
         """Starts and ends the profile of config.train.profile_steps."""

@@ -1,15 +1,17 @@
 """Ctrl-C and SIGTERM in training: the step in hand is the last one, and a second press leaves the last checkpoint."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
-from kaleido_jax.errors import Terminated
+from kaleido_jax.errors import Terminated, UserError
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.runtime import checkpoints
 from kaleido_jax.train import loop, watching
@@ -74,6 +76,41 @@ def test_a_signal_while_the_last_checkpoint_is_written_ends_the_program_too(tmp_
         loop.train(config, tmp_path, load_tokenizer("emoji", 64), Pressing(0, 0))
     assert checkpoints.steps_of(tmp_path) == [2]
     assert "stopped at step 2 by a signal; training is finished" in caplog.text
+
+
+@pytest.mark.parametrize("signaled", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_without_its_last_checkpoint_no_run_ends_well(tmp_path, monkeypatch, signaled):
+    """Also where training goes on without others, and where the command would be run again after SIGTERM."""
+    train = dataclasses.replace(CONFIG.train, num_steps=4, checkpoint_every_steps=1, full_disk="continue")
+    checked, check = [], checkpoints._check_room
+
+    def checking(folder, state):
+        checked.append(folder)
+        if len(checked) in (2, 3):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        check(folder, state)
+
+    monkeypatch.setattr(checkpoints, "_check_room", checking)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(train, num_steps=60 if signaled else 3))
+    step_3 = r"the checkpoint of step 3, the last, is not written \(.*No space .*; .* goes on from step 1, the newest"
+    with pytest.raises(UserError, match=step_3):
+        loop.train(config, tmp_path, load_tokenizer("emoji", 64), Pressing(3 if signaled else 0, signal.SIGTERM))
+    assert len(checked) == 3 and checkpoints.steps_of(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), ValueError("a bug"), RuntimeError("a bug")])
+def test_training_goes_on_without_a_checkpoint_for_a_full_disk_alone(tmp_path, error):
+    train = dataclasses.replace(CONFIG.train, full_disk="continue")
+    run = types.SimpleNamespace(train=train, ending=False, lost=None)
+    for said in (OSError(errno.EDQUOT, "quota"), ValueError(f"Failed to write: {os.strerror(errno.ENOSPC)} [28]")):
+        with loop._Run._on_full_disk(run), checkpoints._written_or_user_error(tmp_path):
+            raise said
+    with (
+        pytest.raises(checkpoints.NotWritten),
+        loop._Run._on_full_disk(run),
+        checkpoints._written_or_user_error(tmp_path),
+    ):
+        raise error
 
 
 TOGETHER = """
