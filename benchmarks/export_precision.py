@@ -22,6 +22,7 @@ from kaleido_jax.config.codec import open_codec
 from kaleido_jax.data.sources.emoji import KINDS
 from kaleido_jax.export.folder import PRECISIONS, export_folder
 from kaleido_jax.models.kaleido import build_model
+from kaleido_jax.runtime import checkpoints
 from kaleido_jax.sampling.output import pixels_of
 from kaleido_jax.sampling.pipeline import KaleidoPipeline, find_model
 
@@ -84,9 +85,9 @@ def main() -> None:
     rows, sizes = [], []
     for model in given.model:
         rows += measure(model, given.records, given.number)
-        last = max((find_model(model) / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name), default=None)
-        if last:
-            sizes.append(f"- one checkpoint of {rows[-1]['model']}: {megabytes(last):.1f} MB")
+        if steps := checkpoints.steps_of(folder := find_model(model)):
+            size = megabytes(folder / checkpoints.FOLDER / str(steps[-1]))
+            sizes.append(f"- one checkpoint of {rows[-1]['model']}: {size:.1f} MB")
     text = "\n".join(
         [
             "# Loss of storing the weights in half precision\n",

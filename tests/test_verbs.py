@@ -119,8 +119,10 @@ def test_every_checkpoint_has_a_certificate(workdir, tmp_path, capsys):
 def test_run_again_redoes_nothing(workdir, capsys):
     files = [p for p in workdir.rglob("*") if p.is_file() and p.name != "config.json"]
     before = {p: p.stat().st_mtime_ns for p in files}
-    train.run(CONFIG, workdir)
-    assert "training is finished" in capsys.readouterr().out
+    shorter = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, num_steps=3))
+    for config in (shorter, CONFIG):
+        train.run(config, workdir)
+        assert f"training is finished: {workdir / 'checkpoints'} holds step 4" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in files}
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from kaleido_jax.runtime.files import is_full_disk, make_folder
 log = logging.getLogger(__name__)
 
 FOLDER, DAMAGED, SNAPSHOTS = "checkpoints", "checkpoints_damaged", "ema_snapshots"
+_STEP = re.compile("0|[1-9][0-9]*")  # as Orbax names what it writes
 WAIT_SEC = 600.0  # for other processes
 CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
 _T = TypeVar("_T")
@@ -200,9 +202,13 @@ def _written_or_user_error(folder: os.PathLike, what: str = "a checkpoint") -> I
 
 # --------------------------------------------------------------------------------------------- reading
 def steps_of(workdir: Path, name: str = FOLDER) -> list[int]:
-    """Steps of the checkpoints in a workdir, oldest first; with name=SNAPSHOTS those of the snapshots."""
+    """Steps of the checkpoints in a workdir, oldest first; with name=SNAPSHOTS those of the snapshots.
+
+    A folder of any other name than a step, such as bad_10 or 10_old, is one that somebody has put aside.
+    """
     folder = workdir / name
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name) and path.is_dir())
 
 
 def restore(manager: ocp.CheckpointManager, abstract_state: Any, place: Place) -> Any:

@@ -17,10 +17,11 @@ NOT_AT_END = ("records",)  # protocols that want a baseline beside the run, and 
 def run(config: Config, workdir: Path) -> None:
     """Trains, then samples and measures as the config says."""
     check_backend()
+    from kaleido_jax.runtime.checkpoints import steps_of
     from kaleido_jax.train.fit import fit
 
     if not fit(config, workdir):
-        say(f"training is finished: {workdir / 'checkpoints'} holds step {config.train.num_steps}")
+        say(f"training is finished: {workdir / 'checkpoints'} holds step {steps_of(workdir)[-1]}")
     if config.train.sample_at_end:
         sample(config, workdir)
     if config.eval.protocol in NOT_AT_END:

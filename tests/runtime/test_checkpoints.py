@@ -439,6 +439,22 @@ def test_a_workdir_without_checkpoints_has_none(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------- names of folders
+@pytest.mark.parametrize("name", ["bad_10", "old_3", "backup_of_7", "10_old", "010", "10.bak"])
+def test_a_checkpoint_that_is_put_aside_by_a_name_is_none(name, run):
+    workdir, newest = run
+    newest.rename(newest.with_name(name))
+    (newest.parent / "12").touch()
+    assert checkpoints.steps_of(workdir) == [5]
+    assert checkpoints.restore_ema(workdir, ABSTRACT["ema"])[1] == 5
+    assert [step for step, _ in checkpoints.certificates(workdir)] == [5]
+    with checkpoints.open_manager(workdir, TWO) as manager:
+        equal(checkpoints.restore(manager, ABSTRACT, Numbers()), state_at(5))
+        for step in (7, 10, 11):
+            checkpoints.save(manager, step, state_at(step), Numbers())
+    assert checkpoints.steps_of(workdir) == [10, 11]
+    assert (newest.parent / name / "state").is_dir()
+
+
 @pytest.mark.parametrize("name", ["lr[1e-4]", "run [final]/x?y", "a*b"])
 def test_a_workdir_may_have_any_name_that_a_pattern_might(name, tmp_path):
     workdir, like = tmp_path / name, tmp_path / name.replace("*", "-")
