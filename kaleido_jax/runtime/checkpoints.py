@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FOLDER, DAMAGED, SNAPSHOTS = "checkpoints", "checkpoints_damaged", "ema_snapshots"
 _STEP = re.compile("0|[1-9][0-9]*")  # as Orbax names what it writes
+_LEFT = re.compile(r"\d+(\.replaced\.[0-9a-f]{8}|\.orbax-checkpoint-tmp.*)")  # by a killed process among the snapshots
 WAIT_SEC = 600.0  # for other processes
 CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
 _T = TypeVar("_T")
@@ -425,7 +426,7 @@ def open_snapshots(workdir: Path) -> Iterator[ocp.AsyncCheckpointer]:
     folder = workdir / SNAPSHOTS
     if distributed.is_main():
         for path in make_folder(folder, "--workdir").iterdir():
-            if not path.name.isdecimal():
+            if _LEFT.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
     distributed.barrier("snapshots can be written", WAIT_SEC)
     writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())

@@ -309,11 +309,14 @@ def test_snapshots_hold_the_averages_as_float16_and_are_written_again_in_place(s
     check(8, 8)
     for left in ("12.orbax-checkpoint-tmp", "4.replaced.01234567"):  # by a process that was killed
         (snapshots / "ema_snapshots" / left / "state").mkdir(parents=True)
+    others = ("5_backup", "mine", "8.orig")  # of the user, which nobody else may delete
+    for other in others:
+        (snapshots / "ema_snapshots" / other).mkdir()
     with checkpoints.open_snapshots(snapshots) as writer:
         checkpoints.save_snapshot(writer, snapshots, 8, averages(7))
         checkpoints.save_snapshot(writer, snapshots, 12, averages(12))
     assert checkpoints.steps_of(snapshots, checkpoints.SNAPSHOTS) == [4, 8, 12]
-    assert {path.name for path in (snapshots / "ema_snapshots").iterdir()} == {"4", "8", "12"}
+    assert {path.name for path in (snapshots / "ema_snapshots").iterdir()} == {"4", "8", "12", *others}
     check(8, 7)
     check(12, 12)
 
