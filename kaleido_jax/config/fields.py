@@ -19,6 +19,7 @@ G = TypeVar("G")
 Check = Callable[[Any, str], None]  # (the built group, its dotted path); raises a UserError
 
 LARGEST_INT = 2**31 - 1  # of whole numbers whose range has no upper end: steps, sizes and ids are int32 on devices
+SMALLEST_FLOAT = 2.0**-126  # numbers are float32 on devices, which take what is closer to 0 for 0
 
 
 # ------------------------------------------------------------------------------------- what a field allows
@@ -187,6 +188,8 @@ def _number(value: float, path: str, marks: tuple[Any, ...]) -> float:
     for allowed in ranges:
         if value not in allowed:
             raise user_error(found, str(allowed), "raise it" if allowed.high == math.inf else "correct it")
+    if 0 < abs(value) < SMALLEST_FLOAT:
+        raise user_error(f"{found}, which is 0 in float32", f"0 or at least {SMALLEST_FLOAT:.2g}", "correct it")
     if isinstance(value, int) and abs(value) > LARGEST_INT and not any(r.high < math.inf for r in ranges):
         raise user_error(found, f"at most {LARGEST_INT}", "lower it")
     return value

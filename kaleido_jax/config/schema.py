@@ -319,7 +319,7 @@ class Train:
     adam_b2: Share = 0.99
     adam_eps: Positive = 1e-8
     adam_mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
-    clip_norm: Weight = 2.0  # global L2 norm of all gradients
+    clip_norm: Positive = 2.0  # global L2 norm of all gradients
     clip_part_norms: tuple[tuple[str, Positive], ...] = ()  # L2 norms of single parts before that, e.g. (("prior", 1),)
     ema_decay: Share = 0.9999
     ema_every_steps: Count = 1  # steps from one EMA update to the next, which then decays as much as all of them
