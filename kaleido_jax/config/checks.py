@@ -224,7 +224,7 @@ def _check_training(config: Config, path: str) -> None:
             "give one weight for each, high to low",
         )
     ratio = config.train.mixed_ratio
-    if ratio and (len(ratio) != heads or ratio[0] * config.train.batch_size < sum(ratio)):
+    if ratio and (len(ratio) != heads or not ratio[0] or ratio[0] * config.train.batch_size < sum(ratio)):
         raise user_error(
             f"config.train.mixed_ratio = {ratio}",
             f"{heads} numbers from 0, one for each resolution, whose first leaves a row of the batch",

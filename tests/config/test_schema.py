@@ -33,6 +33,7 @@ from tests.tiny import single_net_config, tiny_config
         ),
         ({"train__mixed_ratio": (2, 1, 1)}, "2 numbers from 0, one for each resolution"),
         ({"train__mixed_ratio": (0, 1)}, "config.train.mixed_ratio = "),
+        ({"train__mixed_ratio": (0, 0), "train__accumulate": 2}, "config.train.mixed_ratio = "),
         ({"train__mixed_ratio": (1, 99)}, "whose first leaves a row"),
         ({"train__mixed_ratio": (2.5, 1)}, r"config.train.mixed_ratio\[0\] = 2.5"),
         ({"train__mixed_ratio": (1, 2), "train__accumulate": 2}, "that the ratio divides evenly"),
@@ -69,8 +70,9 @@ def test_what_can_work_is_taken():
         | {"annotate__endpoint__base_url": "http://localhost:8000/v1"},
     ):
         tiny_config(**changes)
-    with pytest.raises(UserError, match="1 numbers"):
-        single_net_config(train__mixed_ratio=(2, 1))
+    for ratio in ((2, 1), (0,)):
+        with pytest.raises(UserError, match="1 numbers"):
+            single_net_config(train__mixed_ratio=ratio)
 
 
 @pytest.mark.parametrize(
