@@ -333,7 +333,7 @@ class Train:
     keep_checkpoints: MayChange[Count] = 2  # the newest
     keep_every_steps: MayChange[Whole] = 0  # checkpoints at multiples of this are kept as well; 0 = none
     full_disk: MayChange[Literal["stop", "continue"]] = "stop"  # when something does not fit; the last checkpoint must
-    profile_steps: MayChange[tuple[Whole, ...]] = ()  # (first, number): steps that profile/ shows to TensorBoard
+    profile_steps: MayChange[tuple[Count, ...]] = ()  # (first, number): steps that profile/ shows to TensorBoard
     wandb_project: MayChange[str] = ""  # project of Weights & Biases that gets the metrics too; "" = none
     sample_at_end: MayChange[bool] = True  # write the grid when training ends
 

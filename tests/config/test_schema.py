@@ -41,6 +41,8 @@ from tests.tiny import single_net_config, tiny_config
         ({"train__logits_chunk": 16, "train__scheduled_sampling": 0.5}, "draws from all logits"),
         ({"train__clip_part_norms": (("head", 1.0),)}, "encoder, prior or denoiser"),
         ({"train__profile_steps": (100,)}, r"\(first, number\) or \(\)"),
+        ({"train__profile_steps": (0, 5)}, r"profile_steps\[0\] = 0; expected at least 1"),
+        ({"train__profile_steps": (1, 0)}, r"profile_steps\[1\] = 0; expected at least 1"),
         ({"data__length_buckets": (64, 32)}, "ascending lengths"),
         (
             {"data__length_buckets": (16,), "model__denoiser__inner__masked_cross_attention": False},
