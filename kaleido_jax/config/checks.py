@@ -388,6 +388,8 @@ def _check_axes(mesh: Mesh, path: str) -> None:
         if wrong := [axis for axis in axes.split("+") if axes and axis not in _axes(mesh)]:
             found = f"config.{path}.rules has ({name!r}, {axes!r})"
             raise user_error(found, "data, fsdp and tensor, joined by +", f"correct {wrong[0]!r}")
+        if len({*axes.split("+")}) < len(axes.split("+")):
+            raise user_error(f"config.{path}.rules has ({name!r}, {axes!r})", "each axis once", "leave one out")
 
 
 def _axes(mesh: Mesh) -> dict[str, int]:

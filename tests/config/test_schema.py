@@ -50,6 +50,7 @@ from tests.tiny import single_net_config, tiny_config
         ),
         ({"mesh__rules": (("batch", "data"),)}, "config.mesh.rules without 'act_conv'"),
         ({"mesh__rules": (*((n, a) for n, a in Mesh().rules if n != "batch"), ("batch", "date"))}, "correct 'date'"),
+        ({"mesh__rules": (*((n, a) for n, a in Mesh().rules if n != "embed"), ("embed", "fsdp+fsdp"))}, "axis once"),
         (
             {"eval__every_steps": 2, "data__class_captions": ("fruit",), "model__t5__encoder__trainable": False}
             | {"model__t5__checkpoint": "x"},
