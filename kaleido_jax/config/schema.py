@@ -317,7 +317,7 @@ class Train:
     warmup_steps: Whole = 10_000
     adam_b1: Share = 0.9
     adam_b2: Share = 0.99
-    adam_eps: Positive = 1e-8
+    adam_eps: Annotated[float, Range(1e-16)] = 1e-8  # alone divides small gradients, whose squares are 0 in float32
     adam_mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment
     clip_norm: Positive = 2.0  # global L2 norm of all gradients
     clip_part_norms: tuple[tuple[str, Positive], ...] = ()  # L2 norms of single parts before that, e.g. (("prior", 1),)
@@ -327,7 +327,7 @@ class Train:
     ema_profiles: tuple[Annotated[float, Range(0, MAX_SIGMA_REL, open=True)], ...] = ()
     ema_snapshot_every_steps: MayChange[Whole] = 0  # from one snapshot of these to the next; 0 = with every checkpoint
     logits_chunk: Whole = 0  # positions of z whose logits exist at once, in training; 0 = all
-    max_skipped_steps: MayChange[Count] = 10  # steps in a row without a finite gradient before training stops
+    max_skipped_steps: MayChange[Count] = 10  # steps in a row without a finite update before training stops
     log_every_steps: MayChange[Count] = 100
     checkpoint_every_steps: MayChange[Count] = 5_000
     keep_checkpoints: MayChange[Count] = 2  # the newest

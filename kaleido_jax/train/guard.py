@@ -57,9 +57,9 @@ class Watch:
             self._note(step, samples, float(scalars["loss"]))
         if in_row >= self._max_skipped:
             raise FloatingPointError(
-                f"{in_row} steps in a row without a finite loss or gradient, up to step {step} (their samples are in "
-                f"{self._path.name}); lower config.train.learning_rate or config.train.clip_norm, or start from an "
-                "earlier checkpoint"
+                f"{in_row} steps in a row without a finite loss, gradient or update, up to step {step} (their samples "
+                f"are in {self._path.name}); lower config.train.learning_rate or config.train.clip_norm, or start from "
+                "an earlier checkpoint"
             )
         self._read += int(scalars.get("rows", 0))
         self._bad += int(scalars.get("replaced", 0))

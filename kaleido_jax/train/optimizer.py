@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from kaleido_jax.config.schema import Train
 
+_SURELY_FINITE = 1e30  # in float32, whatever rounding adds
+
 
 def learning_rate(config: Train) -> optax.Schedule:
     """Step -> rate: linear warm-up max(1, k) / W as in MDM, then constant or cosine to zero at num_steps."""
@@ -37,6 +39,14 @@ def make_optimizer(config: Train) -> optax.GradientTransformation:
         # Without the barrier XLA recomputes the schedule inside the update of every leaf.
         optax.scale_by_schedule(lambda step: jax.lax.optimization_barrier(jnp.float32(-rate(step)))),
     )
+
+
+def may_overflow(config: Train) -> bool:
+    """Whether an update may not be finite though the gradient is.
+
+    Adam divides a mean of clipped gradients by no less than adam_eps, which bounds what a weight moves by.
+    """
+    return config.learning_rate * config.clip_norm / config.adam_eps > _SURELY_FINITE
 
 
 def _clip_parts(norms: Mapping[str, float]) -> Callable[[dict[str, Any], Any], dict[str, Any]]:

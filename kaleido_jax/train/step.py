@@ -20,7 +20,7 @@ from kaleido_jax.models.t5 import PAD
 from kaleido_jax.runtime.mesh import constrain, placing
 from kaleido_jax.runtime.randomness import sample_keys
 from kaleido_jax.train.caption_cache import ROW, TABLE
-from kaleido_jax.train.optimizer import learning_rate
+from kaleido_jax.train.optimizer import learning_rate, may_overflow
 from kaleido_jax.train.state import State, adjusted, kept_if, moved_ema, moved_profiles
 
 Metrics = dict[str, Scalar]
@@ -186,8 +186,8 @@ def make_train_step(
 ) -> TrainStep:
     """(state, frozen, batch) -> (state, metrics): Adam on the gradient of the joint loss, then the averages.
 
-    A step whose loss or gradient is not finite changes no weight; it is counted. On a mesh of several processes all of
-    them see the same sums, so they agree on it.
+    A step whose loss, gradient or update is not finite changes no weight; it is counted. On a mesh of several processes
+    all of them see the same sums, so they agree on it.
 
     Args:
       model: gives the networks.
@@ -202,6 +202,8 @@ def make_train_step(
         norms = {f"grad_norm_{name}": optax.global_norm(part) for name, part in grads.items()}
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(sum(norms.values()))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if may_overflow(config.train):  # only then, since it takes a pass over all weights and a copy of them
+            finite &= jnp.isfinite(optax.global_norm(updates))
         params = optax.apply_updates(state.params, updates)
         params, opt_state = kept_if(finite, (params, opt_state), (state.params, state.opt_state))
         applied = state.step - state.guard.skipped  # a skipped step does not move the schedule

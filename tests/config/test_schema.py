@@ -88,7 +88,7 @@ def test_what_can_work_is_taken():
         ({"model__denoiser__inner__num_res_blocks": (1, 0)}, r"inner.num_res_blocks\[1\] = 0"),
         ({"latents__codebook_size": -5}, "config.latents.codebook_size = -5"),
         ({"data__coco__licenses": (-1, -1)}, r"config.data.coco.licenses\[0\] = -1"),
-        ({"train__adam_eps": -1.0}, "config.train.adam_eps = -1.0; expected more than 0"),
+        ({"train__adam_eps": -1.0}, "config.train.adam_eps = -1.0; expected at least 1e-16"),
         ({"train__clip_norm": 0.0}, "config.train.clip_norm = 0.0; expected more than 0"),
         ({"train__clip_norm": 1e-46}, "config.train.clip_norm = 1e-46, which is 0 in float32"),
         ({"train__adam_b1": 1.0}, "config.train.adam_b1 = 1.0, an average that never moves"),

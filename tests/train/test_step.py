@@ -13,7 +13,8 @@ from kaleido_jax.models import decode
 from kaleido_jax.models.kaleido import build_model, init_params, split_frozen
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.runtime.posthoc_ema import gamma_of
-from kaleido_jax.train.optimizer import learning_rate, make_optimizer
+from kaleido_jax.train import step as step_module
+from kaleido_jax.train.optimizer import learning_rate, make_optimizer, may_overflow
 from kaleido_jax.train.state import Guard, State, adjusted, create_state, moved_ema, moved_profiles, share_of_start
 from kaleido_jax.train.step import _gradients, joint_loss, make_train_step, mixed_inputs, token_loss
 from tests.tiny import single_net_config, small_nest_config, tiny_batch
@@ -235,6 +236,21 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
         lambda found, a, b: np.testing.assert_allclose(found, early * a + (1 - early) * b, rtol=1e-5, atol=1e-7),
         *(good[0].profiles[0], first[0].params, good[0].params),
     )
+
+
+def test_a_step_without_a_finite_update_changes_nothing_either(monkeypatch):
+    """Of a finite gradient, as where Adam divides 0 by 0."""
+    gradient = {"prior": {"a": jnp.array([0.0, 1.0])}}
+    monkeypatch.setattr(step_module, "_gradients", lambda *_: (gradient, {"loss": jnp.float32(1)}))
+    config = _change(CONFIG, "train", adam_eps=1e-46)
+    optimizer = make_optimizer(config.train)
+    zeros = jax.tree.map(jnp.zeros_like, gradient)
+    state = State(jnp.int32(0), zeros, zeros, optimizer.init(zeros), Guard.fresh())
+    after, metrics = make_train_step(build_model(config, ROWS), config, optimizer)(state, {}, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (state.params, state.opt_state))
+    assert np.isfinite(metrics["grad_norm_prior"]) and int(metrics["skipped_steps"]) == 1
+    assert may_overflow(_change(CONFIG, "train", learning_rate=1e39).train)  # no such learning rate in float32
+    assert not may_overflow(_change(CONFIG, "train", adam_eps=1e-16, clip_norm=1e6).train)
 
 
 @pytest.mark.slow
