@@ -12,7 +12,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, Diffusion
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.mdm import layout as mdm
 from kaleido_jax.interop.mdm.load import open_denoiser, shapes_in
@@ -24,6 +24,8 @@ from kaleido_jax.runtime import checkpoints
 log = logging.getLogger(__name__)
 
 SET = "set config.init.inner to a run or file of this inner net, or change config.model.denoiser.inner"
+SAME = "set config.init.inner to a run of this diffusion, or change config.diffusion"
+PARAMETRIZATION = ("prediction", "schedule", "num_steps")  # of config.diffusion: what inputs and outputs mean
 CARRIED = ("prior", "encoder")  # besides the denoiser, if the earlier run trained them
 
 
@@ -35,7 +37,8 @@ def load_inner(config: Config, wanted: dict) -> dict:
       wanted: trainable parameters as jax.ShapeDtypeStruct with shardings.
 
     Raises:
-      UserError: nothing there, or damaged; a tensor is missing, unknown or of another shape; other settings of the net.
+      UserError: nothing there, or damaged; a tensor is missing, unknown or of another shape; other settings of the net
+        or of its diffusion.
     """
     path, inner = Path(config.init.inner), wanted["denoiser"]["inner"]
     if (path / "checkpoints").is_dir():
@@ -69,12 +72,19 @@ def _names(tree: dict) -> dict[str, tuple[int, ...]]:
 
 def _check_settings(config: Config, path: Path) -> None:
     """Checks that the two nets agree in settings that shapes do not show, such as the groups of the norms."""
-    stored = stored_config(path)["model"]["denoiser"]
+    stored = stored_config(path)
     mine = json.loads(json.dumps(dataclasses.asdict(config.model.denoiser.inner)))
-    for there, here, name in _both(stored, mine, "model.denoiser"):
+    for there, here, name in _both(stored["model"]["denoiser"], mine, "model.denoiser"):
         if there != here:
             raise user_error(
                 f"config.init.inner: {path} has {name} = {there!r}", f"{here!r}, as in config.model.denoiser.inner", SET
+            )
+    for name in PARAMETRIZATION:
+        there = stored["diffusion"].get(name, getattr(Diffusion(), name))  # younger than the run: its default
+        here = getattr(config.diffusion, name)
+        if there != here:
+            raise user_error(
+                f"config.init.inner: {path} has diffusion.{name} = {there!r}", f"{here!r}, as in config.diffusion", SAME
             )
 
 

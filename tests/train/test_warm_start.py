@@ -23,7 +23,7 @@ from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.train.fit import check_weights
 from kaleido_jax.train.optimizer import make_optimizer
 from kaleido_jax.train.state import Guard, State, create_state
-from kaleido_jax.train.warm_start import CARRIED, load_inner
+from kaleido_jax.train.warm_start import CARRIED, _check_settings, load_inner
 from kaleido_jax.verbs import convert
 from tests.interop.files import torch_files
 from tests.tiny import tiny_config
@@ -170,12 +170,26 @@ def test_another_net_is_refused_by_name(run, converted, tmp_path):
         (converted / "mdm", wider, r"config.init.inner: .* has shape \(.*\); expected"),
         (converted / "vis_model.pth", {"model__denoiser__inner__num_text_layers": 2}, "missing names"),
         (run, {"model__denoiser__inner__num_groups": 2}, "has model.denoiser.num_groups = 4; expected 2"),
+        (run, {"diffusion__prediction": "x0"}, "has diffusion.prediction = 'v'; expected 'x0', as in config.diffusion"),
+        (run, {"diffusion__schedule": "linear"}, "has diffusion.schedule = 'squared_cosine'; expected 'linear'"),
+        (run, {"diffusion__num_steps": 500}, "has diffusion.num_steps = 1000; expected 500"),
         (run, {"latents__codebook_size": 128}, "the prior of .* has shape"),
         (tmp_path / "nothing", {}, "no weights at"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             state_from(config_from(path, **changes))
         assert "\n" not in str(caught.value) and str(caught.value).count(";") >= 2
+
+
+def test_a_field_of_the_diffusion_younger_than_the_run_has_its_default_there(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    del values["diffusion"]["schedule"]
+    path.write_text(json.dumps(values))
+    _check_settings(config_from(run), tmp_path / "run")
+    with pytest.raises(UserError, match="has diffusion.schedule = 'squared_cosine'; expected 'cosine'"):
+        _check_settings(config_from(run, diffusion__schedule="cosine"), tmp_path / "run")
 
 
 def test_a_run_without_its_config_is_refused(run, tmp_path):
