@@ -70,6 +70,10 @@ def _say_later() -> None:
     os.write(2, LATER)
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 # A forked process would write the signals that it gets into the pipe of its parent, which took them for its own.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
@@ -86,7 +90,7 @@ class _Ear:
         self._thread, self._left = None, threading.Event()
 
     def __enter__(self) -> "_Ear":
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             self._read_end, self._write_end = os.pipe()
             os.set_blocking(self._write_end, False)
             self._before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
@@ -122,7 +126,8 @@ class _Ear:
 class StopSignal:
     """While entered, SIGTERM and Ctrl-C set `asked` and say so; a second Ctrl-C ends the program at once.
 
-    SIGTERM sets `terminated` too.
+    SIGTERM sets `terminated` too. In another thread than the main one, where Python allows no handlers, signals stay as
+    they are.
     """
 
     asked = terminated = False
@@ -132,7 +137,8 @@ class StopSignal:
         self._what = what
 
     def __enter__(self) -> "StopSignal":
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if _in_main_thread() else ()
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         # os.write, since a logger may be in use by what the signal interrupts
         self._ear = _Ear(lambda: os.write(2, STOPPING.format(self._what).encode())).__enter__()
         return self

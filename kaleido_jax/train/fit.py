@@ -39,6 +39,7 @@ def fit(config: Config, workdir: str | Path) -> bool:
       False if training was already finished.
 
     The workdir belongs to the config, by its config.json, from the first step on: a start that fails does not claim it.
+    SIGTERM and Ctrl-C end it after a checkpoint; in another thread than the main one it does not hear them.
 
     Raises:
       UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices or

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -98,6 +99,20 @@ def test_what_ends_right_after_a_signal_has_said_so_before(monkeypatch, capfd):
     with StopSignal("after the images in hand") as stop:
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.asked and capfd.readouterr().err.startswith("stopping after the images in hand; press Ctrl-C again")
+
+
+def test_in_another_thread_signals_stay_as_they_are():
+    """There Python allows no handlers: a notebook's or a server's thread trains and annotates without."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def stoppable():
+        with StopSignal() as stop:
+            during = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        return stop.asked, during, stop.as_error()
+
+    with ThreadPoolExecutor() as pool:
+        asked, during, _ = pool.submit(stoppable).result()
+    assert not asked and during == before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 def test_signals_of_a_forked_process_are_not_taken_for_its_parents(start):

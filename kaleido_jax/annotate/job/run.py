@@ -11,10 +11,8 @@ import logging
 import os
 import re
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -220,7 +218,7 @@ def _make(job: Job, engine: Engine, plan: Plan, progress: bool) -> dict[Place, d
     """
     made, finished_images, total = {}, 0, sum(map(len, plan.todo.values()))
     title = "annotate " + "/".join(part for part in (job.kind.name, job.source.data.split) if part)
-    with _stopping() as stop, progress_of(title, total, "img", progress) as advance:
+    with StopSignal("after the images in hand") as stop, progress_of(title, total, "img", progress) as advance:
 
         def count(done: int) -> None:
             nonlocal finished_images
@@ -228,9 +226,9 @@ def _make(job: Job, engine: Engine, plan: Plan, progress: bool) -> dict[Place, d
             advance(done)
 
         try:
-            for place, notes in engine.make(plan.todo, count, lambda: stop is not None and stop.asked):
+            for place, notes in engine.make(plan.todo, count, lambda: stop.asked):
                 made[place] = notes
-            if stop is not None and stop.asked:  # while the last shard was written: otherwise more would follow
+            if stop.asked:  # while the last shard was written: otherwise more would follow
                 raise Stopped
         except Stopped:
             log.info(
@@ -240,13 +238,6 @@ def _make(job: Job, engine: Engine, plan: Plan, progress: bool) -> dict[Place, d
             )
             raise stop.as_error() from None
     return made
-
-
-def _stopping() -> StopSignal | nullcontext[None]:
-    """Ctrl-C and SIGTERM stop a job after the batch in hand; signals are for the main thread only."""
-    if threading.current_thread() is threading.main_thread():
-        return StopSignal("after the images in hand")
-    return nullcontext()
 
 
 def _check_space(job: Job, source: Source, number: int) -> None:
