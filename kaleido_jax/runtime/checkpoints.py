@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ FOLDER, DAMAGED, SNAPSHOTS = "checkpoints", "checkpoints_damaged", "ema_snapshot
 _STEP = re.compile("0|[1-9][0-9]*")  # as Orbax names what it writes
 _LEFT = re.compile(r"\d+(\.replaced\.[0-9a-f]{8}|\.orbax-checkpoint-tmp.*)")  # by a killed process among the snapshots
 WAIT_SEC = 600.0  # for other processes
+_MOMENT_SEC = 0.2  # in which a deletion that is under way gets further
 CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
 _T = TypeVar("_T")
 
@@ -314,7 +316,7 @@ def certificates(workdir: Path, name: str = FOLDER) -> Iterator[tuple[int, dict[
 
     A certificate has the program's version and 16 hex digits for each part of the state and for the place in the data.
     They change with any bit of it and do not depend on the devices, so equal runs have equal certificates. The parts of
-    a snapshot are averages, by their place in config.train.ema_profiles.
+    a snapshot are averages, by their place in config.train.ema_profiles. What a training deletes meanwhile is left out.
 
     Raises:
       UserError: the workdir holds no checkpoint; it may hold no snapshot.
@@ -325,9 +327,23 @@ def certificates(workdir: Path, name: str = FOLDER) -> Iterator[tuple[int, dict[
         raise _no_checkpoint(workdir)
     for step in steps:
         try:
-            yield step, _certificate(folder / str(step))
+            found = _certificate(folder / str(step))
         except Exception as error:  # noqa: BLE001  as above
-            yield step, error
+            if _is_deleted(folder / str(step)):
+                continue
+            found = error
+        yield step, found
+
+
+def _is_deleted(folder: Path) -> bool:
+    """Whether it is gone, or going: then it holds less a moment later."""
+    before = _count_files(folder)
+    time.sleep(_MOMENT_SEC)
+    return not folder.is_dir() or _count_files(folder) < before
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def _certificate(folder: Path) -> dict[str, str]:

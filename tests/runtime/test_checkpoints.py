@@ -441,6 +441,21 @@ def test_a_workdir_without_checkpoints_has_none(tmp_path):
         checkpoints.restore_ema(tmp_path, ABSTRACT["ema"])
 
 
+def test_a_checkpoint_that_is_deleted_while_they_are_read_is_not_called_damaged(run, monkeypatch):
+    """As a training beside deletes old ones: gone when it is read, or on its way."""
+    workdir, newest = run
+    found = checkpoints.certificates(workdir)
+    assert next(found)[0] == 5
+    shutil.move(newest, workdir / "10")
+    assert not list(found)
+    shutil.move(workdir / "10", newest)
+    (newest / "state" / "_METADATA").unlink()
+    assert [step for step, error in checkpoints.certificates(workdir) if isinstance(error, Exception)] == [10]
+    counts = iter((9, 8))
+    monkeypatch.setattr(checkpoints, "_count_files", lambda folder: next(counts))
+    assert [step for step, _ in checkpoints.certificates(workdir)] == [5]
+
+
 # ----------------------------------------------------------------------------------------- names of folders
 @pytest.mark.parametrize("name", ["bad_10", "old_3", "backup_of_7", "10_old", "010", "10.bak"])
 def test_a_checkpoint_that_is_put_aside_by_a_name_is_none(name, run):
