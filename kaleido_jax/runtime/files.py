@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -70,6 +71,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a whole file in one step; makes its folder if necessary."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def keep_steps(path: Path, last: int) -> None:
+    """Drops the lines of a file of JSON after a step, which a run that resumes there writes again, and broken ones."""
+    if path.exists():
+        content = path.read_bytes()
+        kept = b"".join(line + b"\n" for line in content.splitlines() if step_of(line) <= last)
+        if kept != content:
+            write_atomically(path, kept)
+
+
+def step_of(line: bytes) -> float:
+    """The step of a line of JSON; infinity for a broken one, as a killed run or a full disk leaves it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return math.inf
 
 
 class Appended:

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from kaleido_jax.errors import user_error
-from kaleido_jax.runtime.files import Appended
+from kaleido_jax.runtime import distributed
+from kaleido_jax.runtime.files import Appended, keep_steps
 from kaleido_jax.runtime.workdir import SKIPPED
 
 LAG = 2  # steps
@@ -22,9 +23,21 @@ SMALLEST_SAMPLE = 1000  # records read before a share of them means anything
 class Watch:
     """Counts of a run; `add` raises where they end it."""
 
-    def __init__(self, workdir: Path, max_skipped_steps: int, max_bad_share: float, full_disk: str = "stop") -> None:
-        """Takes config.train.max_skipped_steps, config.data.max_bad_share and config.train.full_disk."""
+    def __init__(
+        self,
+        workdir: Path,
+        max_skipped_steps: int,
+        max_bad_share: float,
+        full_disk: str = "stop",
+        resume_step: int | None = None,
+    ) -> None:
+        """Drops what skipped.jsonl has of later steps than the one from which the run resumes.
+
+        The others are config.train.max_skipped_steps, config.data.max_bad_share and config.train.full_disk.
+        """
         self._path, self._max_skipped, self._max_bad = workdir / SKIPPED, max_skipped_steps, max_bad_share
+        if resume_step is not None and distributed.is_main():  # before any process has made a step that it could note
+            keep_steps(self._path, resume_step)
         self._skipped = Appended(self._path, keep=full_disk == "continue")
         self._read, self._bad = 0, 0
         self._pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()

@@ -133,7 +133,7 @@ class _Run:
         """From the step of `state` to the last; the checkpoints are on disk when it returns."""
         first, last = int(state.step), self.train.num_steps
         limits = self.train.max_skipped_steps, self.config.data.max_bad_share
-        self.watch = Watch(self.workdir, *limits, self.train.full_disk)
+        self.watch = Watch(self.workdir, *limits, self.train.full_disk, first)
         self.writer = MetricWriter(self.workdir, first, self.config) if distributed.is_main() else NoWriter()
         self.progress = Progress(last, first, self.train.batch_size)
         due = None  # the step to report next

@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import json
 import logging
-import math
 import secrets
 import sys
 import time
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import Appended, write_atomically
+from kaleido_jax.runtime.files import Appended, keep_steps, step_of, write_atomically
 from kaleido_jax.runtime.progress import clock
 from kaleido_jax.runtime.workdir import METRICS, WANDB
 
@@ -66,10 +65,7 @@ class MetricWriter:
           UserError: Weights & Biases refuses the run.
         """
         path = workdir / METRICS
-        if path.exists():
-            lines = path.read_bytes().splitlines()
-            kept = [line for line in lines if _step(line) <= resume_step]
-            write_atomically(path, b"".join(line + b"\n" for line in kept))
+        keep_steps(path, resume_step)
         self._file = Appended(path, keep=config is not None and config.train.full_disk == "continue")
         self._events = SummaryWriter(f"{_EVENTS}:{workdir}", purge_step=resume_step + 1)
         self._run = open_wandb(config, workdir) if config and config.train.wandb_project else None
@@ -170,16 +166,8 @@ def scalars_at(workdir: Path, step: int) -> dict[str, float]:
     lines = path.read_bytes().splitlines() if path.exists() else []
     found: dict[str, float] = {}
     for line in lines:
-        found |= json.loads(line) if _step(line) == step else {}
+        found |= json.loads(line) if step_of(line) == step else {}
     return found
-
-
-def _step(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinity for a broken line, as a killed run or a full disk leaves it."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return math.inf
 
 
 class Averages:

@@ -43,6 +43,18 @@ def test_all_processes_learn_of_a_stop_at_the_same_step(tmp_path):
     assert told.index(True) + 1 == 5 + LAG
 
 
+def test_a_resumed_run_notes_its_skipped_steps_once(tmp_path):
+    """Also where a killed one left half a line."""
+    for first, torn in ((0, b'{"step": 9, "lo'), (4, b"")):
+        watch = Watch(tmp_path, max_skipped_steps=3, max_bad_share=0.0, resume_step=first)
+        for step in range(first + 1, 9):
+            watch.add(step, BATCH, counts() | {"skipped_in_row": jnp.float32(step in (2, 6))})
+        watch.finish()
+        with (tmp_path / "skipped.jsonl").open("ab") as file:
+            file.write(torn)
+    assert [json.loads(line)["step"] for line in (tmp_path / "skipped.jsonl").read_text().splitlines()] == [2, 6]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_keeps_the_skipped_steps_until_there_is_room(tmp_path):
     path, scalars = tmp_path / "skipped.jsonl", counts() | {"skipped_in_row": jnp.float32(1)}
