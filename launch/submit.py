@@ -73,7 +73,7 @@ def commands(seeds: str | None, argv: list[str]) -> list[list[str]]:
         return [argv]
     found = []
     for seed in seeds.split(","):
-        own = [f"{word}-{seed}" if word.startswith("--workdir=") else word for word in argv]
+        own = [f"{word.rstrip('/')}-{seed}" if word.startswith("--workdir=") else word for word in argv]
         found.append([*own, f"--config.seed={seed}"])
     return found
 

@@ -231,6 +231,8 @@ def test_submit_says_what_it_would_submit():
     assert plan["parameters"]["tasks_per_node"] == 1 and plan["parameters"]["gpus_per_node"] == 8
     found = [checked(words)[1] for words in plan["commands"]]
     assert [(str(one["workdir"]), one["config"].seed) for one in found] == [("runs/a-0", 0), ("runs/a-1", 1)]
+    done = run(sys.executable, LAUNCH / "submit.py", "--dry_run", "--seeds=3", "--workdir=runs/a/")
+    assert json.loads(done.stdout)["commands"] == [["--workdir=runs/a-3", "--config.seed=3"]]
 
 
 FAKE = """import sys, pathlib
