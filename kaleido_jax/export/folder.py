@@ -72,7 +72,7 @@ def export_folder(
     if precision not in PRECISIONS:
         raise user_error(f"precision {precision!r}", f"one of {', '.join(PRECISIONS)}", "choose one")
     if orbax:
-        check_path(Path(output))  # before the weights are read
+        check_path(output)  # before the weights are read
     pipeline = KaleidoPipeline.from_pretrained(source, step=step, sigma_rel=sigma_rel)
     config, folder_read = portable(pipeline.config), find_model(source)
     if is_export(folder_read):  # what it is, if it is not an ordinary EMA, stays written beside it
@@ -87,9 +87,8 @@ def export_folder(
             config = _with_vocabulary(config, VOCABULARY)
         write_safetensors(_tensors(pipeline.params, precision), folder)
         (folder / "config.json").write_text(config.to_json())
-        metadata = {"step": pipeline.step, "precision": precision}
-        if sigma_rel is not None:
-            metadata["sigma_rel"] = sigma_rel
+        width = {} if sigma_rel is None else {"sigma_rel": sigma_rel}
+        metadata = {"step": pipeline.step, "precision": precision} | width
         (folder / EXPORT).write_text(json.dumps(metadata, indent=2) + "\n")
         if orbax:
             params = unflatten_dict(dict(_tensors(pipeline.params, precision)), sep="/")
