@@ -155,6 +155,7 @@ def three(body, count=3):
     return [process.returncode for process in running], *zip(*outputs, strict=True)
 
 
+@pytest.mark.slow
 def test_a_barrier_names_the_process_that_never_comes():
     # On a busy machine the two do not come to the barrier within a second, nor to its end.
     body = "d._GRACE_SEC = 5; d.barrier('made', 300); d.barrier('made', 300); "

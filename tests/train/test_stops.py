@@ -43,7 +43,10 @@ class Pressing:
         pass
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [pytest.param(signal.SIGINT, KeyboardInterrupt, marks=pytest.mark.slow), (signal.SIGTERM, Terminated)],
+)
 def test_the_step_in_hand_is_the_last_one(tmp_path, number, error, capfd, monkeypatch):
     """Also of the device: of the steps before the last two, the results are on the host."""
     behind, add = [], loop.Watch.add
@@ -219,6 +222,7 @@ main.run()
 """
 
 
+@pytest.mark.slow
 def test_a_second_press_stops_without_a_checkpoint_and_leaves_the_last_one(tmp_path):
     command = [sys.executable, "-c", TWICE, tmp_path]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900)
