@@ -98,8 +98,8 @@ def claim_controls(cpu: bool) -> tuple[SweptModel, ...]:
 
 
 def claim_cpu_first() -> tuple[SweptModel, ...]:
-    """Two trainings of each of the two that are compared."""
-    return claim(True, "baseline", "baseline", SEVERAL[:2]), claim(True, "Kaleido", "combined", SEVERAL[:2])
+    """The two that are compared."""
+    return claim(True, "baseline", "baseline", SEVERAL), claim(True, "Kaleido", "combined", SEVERAL)
 
 
 def claim_short() -> tuple[SweptModel, ...]:
@@ -166,8 +166,8 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant in ("claim", "claim-cpu"):
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(cpu))
     if variant == "claim-cpu-first":
-        few = {"models": claim_cpu_first(), "rules": (CFG,), "gammas": (1.0, 4.0)}
-        sweep = dataclasses.replace(sweep, name="emoji, two seeds", **few)
+        few = {"models": claim_cpu_first(), "rules": (CFG, INTERVAL), "gammas": (1.0, 4.0)}
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", **few)
     if variant in ("claim-controls", "claim-cpu-controls"):
         sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(cpu), rules=(CFG, INTERVAL))
     return ConfigDict(dataclasses.asdict(sweep))
