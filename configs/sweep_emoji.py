@@ -98,8 +98,12 @@ def claim_controls(cpu: bool) -> tuple[SweptModel, ...]:
 
 
 def claim_cpu_first() -> tuple[SweptModel, ...]:
-    """The two that are compared."""
-    return claim(True, "baseline", "baseline", SEVERAL), claim(True, "Kaleido", "combined", SEVERAL)
+    """The two that are compared, and the first with z of one kind."""
+    return (
+        claim(True, "baseline", "baseline", SEVERAL),
+        claim(True, "Kaleido", "combined", SEVERAL),
+        claim(True, "Kaleido, text", "text", rules=("CFG",)),
+    )
 
 
 def claim_short() -> tuple[SweptModel, ...]:
