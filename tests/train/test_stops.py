@@ -43,10 +43,8 @@ class Pressing:
         pass
 
 
-@pytest.mark.parametrize(
-    ("number", "error"),
-    [pytest.param(signal.SIGINT, KeyboardInterrupt, marks=pytest.mark.slow), (signal.SIGTERM, Terminated)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_the_step_in_hand_is_the_last_one(tmp_path, number, error, capfd, monkeypatch):
     """Also of the device: of the steps before the last two, the results are on the host."""
     behind, add = [], loop.Watch.add

@@ -163,6 +163,7 @@ def test_a_restored_run_does_not_read_it():
     assert "flickr64/vis_model.pth" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_another_net_is_refused_by_name(run, converted, tmp_path):
     wider = {"model__denoiser__inner__channels": (64,)}
     for path, changes, message in (

@@ -143,6 +143,7 @@ def test_parts_of_a_sweep_make_the_same_bytes_and_a_last_run_draws_nothing(
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_cells_are_measured_again_when_captions_modes_or_what_tells_them_apart_change(pretending, tmp_path):
     sweep = dataclasses.replace(SWEEP, models=SWEEP.models[1:], gammas=(4.0,), num_samples=NUMBER)
     run = SweepRun(sweep, tmp_path)
