@@ -382,22 +382,22 @@ def _noted(unused: Sequence[UserError]) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------------------ folders
 def _labeled_split(root: Path, split: str, columns: Sequence[str]) -> Found | None:
     """A split that is a folder with labels of its own, as Roboflow and Hugging Face write them."""
-    names, notes = [split] if split else [folder.name for folder in _subfolders(root)], ()
-    splits = [name for name in names if (split or name.lower() in _SPLITS) and (root / name).is_dir()]
-    labeled = [name for name in splits if _tables(root / name) or _coco_files(root / name)]
-    if not labeled:
+    splits = [folder.name for folder in _subfolders(root) if folder.name.lower() in _SPLITS]
+    looked = [folder for folder in ([root / split] if split else map(root.joinpath, splits)) if folder.is_dir()]
+    if not any(_tables(folder) or _coco_files(folder) for folder in looked):
         return None
-    chosen, notes = (split, ()) if split else _chosen(labeled, "splits", "--split=NAME")
+    chosen, notes = (split, ()) if split else _chosen(splits, "splits", "--split=NAME")
     top = root / chosen
     found = _coco(top, "") or _gbc(top) or _table(top, "", columns)
     return found and replace(found, notes=notes + found.notes)
 
 
-def _part(top: Path) -> tuple[str, tuple[str, ...]]:
+def _part(root: Path, split: str) -> tuple[str, tuple[str, ...]]:
     """(the folder that has the pictures, notes about the others); "" if they are in classes, or not in folders."""
+    top = root / split
     with_images = [folder.name for folder in _subfolders(top) if _has_images(folder, 2)]
     if with_images and all(name.lower() in _SPLITS for name in with_images):
-        return _chosen(with_images, "splits", "--split=NAME")
+        return _chosen(with_images, "splits", f"--split={PurePosixPath(split, 'NAME')}")
     pictures = [name for name in with_images if name.lower() in _PICTURES]
     if len(pictures) != 1 or not all(name.lower() in (*_PICTURES, *_BESIDE) for name in with_images):
         return "", ()
@@ -409,12 +409,12 @@ def _folders(root: Path, split: str) -> Found | None:
     top = root / split
     if not top.is_dir():
         return None
-    part, notes = _part(top)
+    part, notes = _part(root, split)
     if part:
         found = _folders(root, str(PurePosixPath(split, part)))
         return found and replace(found, notes=notes + found.notes)
     inner = _subfolders(top)
-    classes = [folder for folder in inner if _listed(folder, *IMAGE_SUFFIXES)]
+    classes = [folder for folder in inner if _has_images(folder, 0)]
     if classes:
         nested = [folder.name for folder in inner if folder not in classes and _has_images(folder, 1)]
         if nested:
@@ -425,11 +425,9 @@ def _folders(root: Path, split: str) -> Found | None:
             return replace(found, notes=notes + found.notes)
         data = Data(source="folder", root=str(root), split=split)
         return Found(data=data, what="one folder for each class", notes=notes + _texts_unused(images))
-    splits = [
-        folder.name for folder in inner if any(_listed(within, *IMAGE_SUFFIXES) for within in _subfolders(folder))
-    ]
+    splits = [folder.name for folder in inner if _has_images(folder, 1)]
     if splits:
-        chosen, notes = _chosen(splits, "splits", "--split=NAME")
+        chosen, notes = _chosen(splits, "splits", f"--split={PurePosixPath(split, 'NAME')}")
         found = _folders(root, str(PurePosixPath(split, chosen)))
         return found and replace(found, notes=notes + found.notes)
     return _flat(root, split, _listed(top, *IMAGE_SUFFIXES))
@@ -437,8 +435,10 @@ def _folders(root: Path, split: str) -> Found | None:
 
 def _has_images(folder: Path, depth: int) -> bool:
     """Whether a folder, or one in it at most so deep, has images."""
-    inner = _subfolders(folder) if depth else []
-    return bool(_listed(folder, *IMAGE_SUFFIXES)) or any(_has_images(each, depth - 1) for each in inner)
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    if any(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in visible):  # the first is enough
+        return True
+    return depth > 0 and any(_has_images(each, depth - 1) for each in _subfolders(folder))
 
 
 def _with_texts(root: Path, split: str, images: Sequence[Path], enough: float) -> Found | None:
@@ -482,7 +482,7 @@ def _photos(root: Path, split: str) -> Found | None:
     if not (found := _folders(root, split)):
         return None
     top = root / found.data.split
-    classes = [folder for folder in _subfolders(top) if _listed(folder, *IMAGE_SUFFIXES)]
+    classes = [folder for folder in _subfolders(top) if _has_images(folder, 0)]
     one_caption = found.data.source == "folder" and len(classes) < 2
     between = [root.joinpath(*top.relative_to(root).parts[:depth]) for depth in range(len(top.parts) - len(root.parts))]
     places = dict.fromkeys((*between, top, *classes))

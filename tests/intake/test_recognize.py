@@ -64,7 +64,7 @@ def test_a_photo_whose_name_is_not_utf_8_keeps_its_text(tmp_path):
 PARTS = {  # files of a layout -> the split that is taken, and what is told of it
     "splits": (("train/1.jpg", "valid/1.jpg"), "train", "splits: train, not valid (--split=NAME names another)"),
     "pictures": (("images/1.jpg", "masks/1.png", "labels/1.txt"), "images", "not used beside images: labels, masks"),
-    "YOLO's": (("images/train/1.jpg", "images/val/1.jpg"), "images/train", "splits: train, not val"),
+    "YOLO's": (("images/train/1.jpg", "images/val/1.jpg"), "images/train", "train, not val (--split=images/NAME names"),
     "VOC's": (("JPEGImages/1.jpg", "SegmentationClass/1.png", "ImageSets/Main/a.txt"), "JPEGImages", "ImageSets"),
 }
 
@@ -96,6 +96,10 @@ def test_splits_with_labels_of_their_own(tmp_path):
     assert found.data.source == "coco" and found.data.root.endswith("train") and "train, not test" in found.notes[0]
     assert captions(recognize(tmp_path / "b")) == ["of train"]
     assert captions(recognize(tmp_path / "b", split="test")) == ["of test"]
+    with pytest.raises(UserError, match="no pictures recognized in .*none"):
+        recognize(tmp_path / "b", split="none")
+    (tmp_path / "b" / "train" / "metadata.csv").unlink()  # the other split is not taken in its place
+    assert fields(tmp_path / "b") == {"source": "folder", "split": "train"}
 
 
 def test_text_files_in_folders_are_captions_if_nearly_all_photos_have_one(tmp_path):
