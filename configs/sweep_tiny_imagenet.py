@@ -1,7 +1,8 @@
 """A sweep over guidance on photographs: the models of configs/tiny_imagenet.py.
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny/sweep
-          ":cpu" is of those that a CPU has trained, --workdir=runs/tiny_cpu/sweep, with 1,500 images a cell.
+          ":cpu" is of those that a CPU has trained, --workdir=runs/tiny_cpu/sweep, with 1,500 images a cell;
+          ":cpu-first" of the first two of them, in the same folder.
           --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
           models' size and quality (examples/tiny_imagenet.py).
 Hardware: one GPU; nobody has run it yet
@@ -15,7 +16,7 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("all", "cpu")
+VARIANTS = ("all", "cpu", "cpu-first")
 NAMES = {"baseline": "baseline", "both": "boxes and vokens", "voken": "vokens", "bbox": "boxes"}
 SEVERAL = ("baseline", "both")  # trained with three seeds
 
@@ -23,7 +24,7 @@ SEVERAL = ("baseline", "both")  # trained with three seeds
 def get_config(variant: str = "all") -> ConfigDict:
     if variant not in VARIANTS:
         raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
-    cpu = variant == "cpu"
+    cpu = variant.startswith("cpu")
     emoji = base_config("sweep_emoji:bundled")
     first = base_config(f"tiny_imagenet:{'cpu-' * cpu}baseline-0").train.keep_every_steps
     models = []
@@ -47,4 +48,12 @@ def get_config(variant: str = "all") -> ConfigDict:
     if cpu:  # six guided images a second
         few = {"protocol": "classes-1500", "num_samples": 1_500, "num_reference": 1_500}
         sweep = dataclasses.replace(sweep, **few, gammas=(1.0, 2.0, 4.0), chunk=50)
+    if variant == "cpu-first":
+        compared = tuple(
+            dataclasses.replace(model, paths=model.paths[:1], worse=model.worse[:1])
+            for model in models
+            if len(model.paths) > 1
+        )
+        rules = tuple(rule for rule in sweep.rules if rule.name in ("CFG", "interval"))
+        sweep = dataclasses.replace(sweep, models=compared, rules=rules, gammas=(1.0, 4.0))
     return ConfigDict(dataclasses.asdict(sweep))
