@@ -65,8 +65,18 @@ APG = SweptRule(
 AUTOGUIDANCE = SweptRule(name="autoguidance", sample=("guidance=autoguidance",))
 
 
+def claim_rules(every_steps: int) -> tuple[SweptRule, ...]:
+    """All rules; autoguidance tries a model's own checkpoints of 1/8, 1/4 and 1/2 of its training as the worse one.
+
+    Args:
+      every_steps: of train.keep_every_steps, 1/8 of the training.
+    """
+    tried = tuple((f"autoguidance_step={share * every_steps}",) for share in (1, 2, 4))
+    return CFG, INTERVAL, CADS, APG, dataclasses.replace(AUTOGUIDANCE, tried=tried)
+
+
 def claim(cpu: bool, name: str, model: str, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
-    """A model of configs/claim_emoji.py; its own first checkpoint is the worse one of autoguidance."""
+    """A model of configs/claim_emoji.py; an early checkpoint of its own is the worse one of autoguidance."""
     paths = tuple(f"runs/claim{'_cpu' * cpu}/{model}-{seed}" for seed in seeds)
     first = base_config(f"claim_emoji:{'cpu-' * cpu}baseline-0").train.keep_every_steps
     return SweptModel(name=name, paths=paths, worse=paths, worse_step=first, **more)
@@ -165,6 +175,9 @@ def get_config(variant: str = "bundled") -> ConfigDict:
         few = dataclasses.replace(sweep, name=f"emoji, {name}", models=models, rules=rules, gammas=gammas)
         return ConfigDict(dataclasses.asdict(few))
     cpu = variant.startswith("claim-cpu")
+    if cpu or variant in ("claim", "claim-controls"):
+        every_steps = base_config(f"claim_emoji:{'cpu-' * cpu}baseline-0").train.keep_every_steps
+        sweep = dataclasses.replace(sweep, rules=claim_rules(every_steps))
     if variant.startswith("claim") and not cpu:  # batches of one size, so that each rule compiles once
         sweep = dataclasses.replace(sweep, tune_samples=500, chunk=500)
     if variant in ("claim", "claim-cpu"):

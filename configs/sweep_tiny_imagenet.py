@@ -25,7 +25,7 @@ def get_config(variant: str = "all") -> ConfigDict:
     if variant not in VARIANTS:
         raise user_error(f"sweep_tiny_imagenet.py:{variant}", f"one of {', '.join(VARIANTS)}", "choose one")
     cpu = variant.startswith("cpu")
-    emoji = base_config("sweep_emoji:bundled")
+    emoji = base_config(f"sweep_emoji:claim{'-cpu' * cpu}")  # whose models are trained for as many steps
     first = base_config(f"tiny_imagenet:{'cpu-' * cpu}baseline-0").train.keep_every_steps
     models = []
     for model, name in NAMES.items():

@@ -18,7 +18,7 @@ class SweptModel:
     name: str = ""  # as curves and tables call it
     paths: tuple[PathText, ...] = ()  # workdirs, exported folders or bundled names, one for each seed of training
     worse: tuple[PathText, ...] = ()  # the worse model of each path, for autoguidance; () = without that rule
-    worse_step: Whole = 0  # the checkpoint of `worse`, where it is a workdir
+    worse_step: Whole = 0  # the checkpoint of `worse`, where it is a workdir; a rule's autoguidance_step names another
     sample: tuple[str, ...] = ()  # "FIELD=VALUE" of config.sample for this model, e.g. ("temperature=0.7",)
     shuffled: bool = False  # each image gets the z of another one of its caption: a control
     rules: tuple[str, ...] = ()  # names of those it is drawn under; () = all

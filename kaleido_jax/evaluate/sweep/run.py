@@ -24,7 +24,7 @@ from kaleido_jax.diffusion.samplers import evaluations
 from kaleido_jax.errors import user_error
 from kaleido_jax.evaluate.parts import read_stored
 from kaleido_jax.evaluate.sweep import cells as of_sweep
-from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model
+from kaleido_jax.evaluate.sweep.cells import Cell, check_models, open_model, worse_step_of
 from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
 from kaleido_jax.evaluate.sweep.figure import write_figure
 from kaleido_jax.evaluate.sweep.measured import Measure, Measured, pixels_shown
@@ -115,7 +115,7 @@ class SweepRun:
 
     # ------------------------------------------------------------------------------------------ one cell
     def _cell(self, cell: Cell) -> dict[str, Any]:
-        of = self._of(cell.model, cell.training, cell.sample, self.sweep.num_samples, cell.seed, cell.needs_worse)
+        of = self._of(cell.model, cell.training, cell.sample, self.sweep.num_samples, cell.seed)
         stem = self.folder / "cells" / fingerprint(json.dumps(of))
 
         stored = distributed.tell("a cell", lambda: read_stored(stem.with_suffix(".json")), distributed.START_SEC)
@@ -139,11 +139,9 @@ class SweepRun:
         }
         return place | stored | {"sheet": f"cells/{stem.name}.jpg"}
 
-    def _of(
-        self, model: SweptModel, training: int, sample: Sample, number: int, seed: int, worse: bool
-    ) -> dict[str, Any]:
+    def _of(self, model: SweptModel, training: int, sample: Sample, number: int, seed: int) -> dict[str, Any]:
         """Everything that a cell's numbers depend on."""
-        pipeline = self._pipeline(model, training, worse)
+        pipeline = self._pipeline(model, training, sample)
         recipe = pipeline.recipe(self.measure.captions, 1, seed, sample)
         of = {"model": recipe["model"], "sample": recipe["sample"], "seed": seed, "num_samples": number}
         measured_by = {"extractor": self.measure.extractor.identity, "reference": self.measure.reference.name}
@@ -157,7 +155,7 @@ class SweepRun:
 
     def _stamp(self, cell: Cell, of: dict[str, Any]) -> dict[str, Any]:
         sample, prior = cell.sample, ""
-        config = self._pipeline(cell.model, cell.training, cell.needs_worse).config
+        config = self._pipeline(cell.model, cell.training, cell.sample).config
         if config.latents.segments:
             prior = f"temperature {sample.temperature:g}, top_k {sample.top_k}, top_p {sample.top_p:g}"
             prior += ", grammar" * sample.grammar + ", shuffled" * cell.model.shuffled
@@ -186,22 +184,23 @@ class SweepRun:
     # ---------------------------------------------------------------------------------------- samples
     def _few(self, model: SweptModel, sample: Sample) -> dict[str, Any]:
         """What the samples of `_draw_few` depend on."""
-        return self._of(model, 0, sample, self.sweep.tune_samples, self.sweep.tune_seed, _needs_worse(sample))
+        return self._of(model, 0, sample, self.sweep.tune_samples, self.sweep.tune_seed)
 
     def _draw_few(self, model: SweptModel, sample: Sample) -> Drawn:
         return self._drawn(model, 0, sample, self.sweep.tune_samples, self.sweep.tune_seed)
 
     def _drawn(self, model: SweptModel, training: int, sample: Sample, number: int, seed: int) -> Drawn:
-        pipeline = self._pipeline(model, training, _needs_worse(sample))
+        pipeline = self._pipeline(model, training, sample)
         captions, chunk = self.measure.captions, self.sweep.chunk
         return draw(pipeline, sample, captions, number, seed, self.folder, model.shuffled, chunk)
 
-    def _pipeline(self, model: SweptModel, training: int, worse: bool) -> KaleidoPipeline:
-        """One model is loaded at a time."""
-        wanted = (model.name, training, worse)
+    def _pipeline(self, model: SweptModel, training: int, sample: Sample) -> KaleidoPipeline:
+        """One model is loaded at a time, with the worse one that the sample needs."""
+        step = worse_step_of(model, sample)
+        wanted = (model.name, training, step)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None
-            self._loaded = wanted, open_model(model, training, worse, self.sweep.chunk)
+            self._loaded = wanted, open_model(model, training, step, self.sweep.chunk)
         return self._loaded[1]
 
 
@@ -219,10 +218,6 @@ def _alone(model: SweptModel, training: int) -> SweptModel:
     chosen = sorted({0, training})
     paths, worse = ([each[i] for i in chosen] for each in (model.paths, model.worse or model.paths))
     return dataclasses.replace(model, paths=tuple(paths), worse=tuple(worse) if model.worse else ())
-
-
-def _needs_worse(sample: Sample) -> bool:
-    return sample.guidance == "autoguidance" and sample.gamma != 1
 
 
 def guidance_text(sample: Sample, worse: str | None) -> str:

@@ -59,7 +59,7 @@ def pretending(monkeypatch):
     monkeypatch.setattr(drawing, "PART", 20)
     opened = []
 
-    def open_model(model, training, worse, chunk):
+    def open_model(model, training, worse_step, chunk):
         opened.append(PretendedModel(collapsed=model.name == "baseline"))
         return opened[-1]
 
@@ -200,8 +200,38 @@ def test_a_rule_that_needs_a_worse_model_is_left_out_for_models_without(tmp_path
     models = (SWEEP.models[0], dataclasses.replace(SWEEP.models[1], worse=("emoji-tiny",)))
     sweep = dataclasses.replace(SWEEP, models=models, rules=(auto, SweptRule(name="CFG")), gammas=(2.0,))
     plan = [cells.cells(sweep, {m.name: {"CFG": (), "autoguidance": ()} for m in models}, m, 0) for m in models]
-    names = [[(cell.rule, cell.needs_worse) for cell in of_model] for of_model in plan]
-    assert names == [[("CFG", False)], [("CFG", False), ("autoguidance", True)]]
+    names = [[(cell.rule, cell.worse_step) for cell in of_model] for of_model in plan]
+    assert names == [[("CFG", None)], [("CFG", None), ("autoguidance", 0)]]
+
+
+def with_worse(tmp_path, *steps):
+    """A sweep of one model that has checkpoints of these steps, under autoguidance with the one at 20 or at 40."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for step in steps:
+        (run / "checkpoints" / str(step)).mkdir(parents=True)
+    (run / "config.json").write_text(load_config("emoji_combined").to_json())
+    tried = ("autoguidance_step=20",), ("autoguidance_step=40",)
+    rule = SweptRule(name="autoguidance", sample=("guidance=autoguidance",), tried=tried)
+    model = SweptModel(name="baseline", paths=(str(run),), worse=(str(run),), worse_step=10)
+    return dataclasses.replace(SWEEP, models=(model,), rules=(rule,), gammas=(1.0, 4.0))
+
+
+def test_the_worse_model_is_the_checkpoint_that_did_best_or_the_models_own(tmp_path):
+    sweep = with_worse(tmp_path)
+    for tried, step in ((("autoguidance_step=40",), 40), ((), 10)):
+        plan = list(cells.cells(sweep, {"baseline": {"autoguidance": tried}}, sweep.models[0], 0))
+        assert [cell.worse_step for cell in plan] == [None, step]  # at gamma 1 no rule guides
+
+
+def test_a_worse_model_that_is_not_there_is_refused_before_any_is_loaded(tmp_path):
+    sweep = with_worse(tmp_path, 10, 20, 80)
+    message = "step 40 of .*run, the worse model of 'baseline'; expected one of its checkpoints 10, 20, 80; correct"
+    with pytest.raises(UserError, match=message):
+        SweepRun(sweep, tmp_path / "out")
+    cells.check_models(dataclasses.replace(sweep, gammas=(1.0,)))
+    (tmp_path / "run" / "checkpoints" / "40").mkdir()
+    cells.check_models(sweep)
 
 
 def test_a_model_is_drawn_and_tuned_under_its_own_rules_alone(tmp_path):
