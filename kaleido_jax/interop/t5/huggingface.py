@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import SHARD_BYTES, Safetensors, write_safetensors
 from kaleido_jax.interop.source import FETCH_AGAIN, Source
 from kaleido_jax.interop.t5.layout import HEAD, TABLE, refuse_layer_biases, sizes, tensors
@@ -22,6 +23,7 @@ LEGACY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 SHARED_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
 LAYER_BIAS = re.compile(rf"(en|de)coder\.block\.[1-9]\d*\.{re.escape(SHARED_BIAS)}")
 BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.(.+)")
+ACTIVATION = re.compile(r"(gated-)?gelu(_new|_fast|_pytorch_tanh|_accurate|_python)?")  # within 0.001 of each other
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -87,10 +89,11 @@ class HuggingFaceCheckpoint:
         """Reads headers only.
 
         Raises:
-          UserError: a relative bias for each layer, or a damaged config.json.
+          UserError: a relative bias for each layer, or a config.json that is damaged or of another architecture.
         """
         self.path, self._files = files.path, files
         self._config = _read_config(files.path.parent / CONFIG)
+        _check_config(self._config, files.path.parent / CONFIG)
         table = next((name for name in COPIES if name in files.names), COPIES[0])
         ignored = {LEGACY, *COPIES} - {table}
         self._stored = {TABLE if n == table else from_hf(n): n for n in files.names if n not in ignored}
@@ -132,6 +135,22 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     refuse_lfs_pointer(path)
     return read_json(path, "the model's config in JSON", FETCH_AGAIN)
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    """Checks what the tensors do not show: UL2 and Flan-UL2 have T5 v1.1's, but silu in their MLPs.
+
+    Raises:
+      UserError: the config says that the numbers of T5 v1.1 would not be this model's.
+    """
+    activation = "dense_act_fn" if config.get("dense_act_fn") else "feed_forward_proj"
+    exact = {"relative_attention_max_distance": MAX_DISTANCE, "layer_norm_epsilon": NORM_EPS}
+    wrong = [(name, value) for name, value in exact.items() if config.get(name, value) != value]
+    if activation in config and not ACTIVATION.fullmatch(str(config[activation])):
+        wrong.insert(0, (activation, "gated-gelu" if activation == "feed_forward_proj" else "gelu_new"))
+    for name, value in wrong:
+        found = f"{path} with {name} = {config[name]!r:.40}"
+        raise user_error(found, f"{value!r}, as in T5 v1.1, LM-adapted and Flan-T5", "take one of these")
 
 
 # --------------------------------------------------------------------------------------------- writing

@@ -278,6 +278,26 @@ def test_t5_golden_a_bias_for_each_layer_is_refused(tmp_path):
         checkpoint.open_t5(hf_copy(tmp_path, lambda stored: stored | {name: np.zeros((32, 4), np.float32)}))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("dense_act_fn", "silu", "'gelu_new'"),  # Flan-UL2, whose tensors are those of a T5 v1.1
+        ("feed_forward_proj", "gated-silu", "'gated-gelu'"),
+        ("relative_attention_max_distance", 256, "128"),
+        ("layer_norm_epsilon", 1e-5, "1e-06"),
+    ],
+)
+def test_t5_golden_another_architecture_of_the_same_tensors_is_refused(name, value, wanted, tmp_path):
+    folder = hf_copy(tmp_path, config={name: value})
+    with pytest.raises(UserError, match=f"config.json with {name} = {value!r}; expected {wanted}, as in T5 v1.1"):
+        checkpoint.open_t5(folder)
+
+
+@pytest.mark.parametrize("config", [{"feed_forward_proj": "gated-gelu"}, {"dense_act_fn": "gelu_new"}, {}])
+def test_t5_golden_configs_of_t5_are_taken(config, tmp_path):
+    checkpoint.open_t5(hf_copy(tmp_path, config=config))
+
+
 # ------------------------------------------------------------------------------------------ loading
 def targets_of(source, rows=None):
     """Shapes of {"encoder", "prior"} as float32 for the sizes of a source."""
