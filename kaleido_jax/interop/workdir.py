@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from kaleido_jax.config.schema import T5
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.mdm.load import OurDenoiser
+from kaleido_jax.interop.mdm.load import OurDenoiser, trained_settings
 from kaleido_jax.interop.t5.kaleido import KaleidoCheckpoint
 from kaleido_jax.interop.t5.layout import STACKS, t5_shapes
 from kaleido_jax.interop.t5.load import load_t5
@@ -74,11 +74,7 @@ def trained_denoiser(path: Path) -> OurDenoiser:
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     targets = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), shapes)
     leaves = flatten_dict(checkpoints.restore_ema(path, {"denoiser": targets})[0]["denoiser"])
-    values = stored_config(path)
-    settings = {
-        "denoiser": values["model"]["denoiser"],
-        "diffusion": {"shift_power": values["diffusion"]["shift_power"]},
-    }
+    settings = trained_settings(stored_config(path), path / CONFIG)
     return OurDenoiser(path, {p: leaf.shape for p, leaf in leaves.items()}, leaves.__getitem__, settings)
 
 
@@ -88,9 +84,6 @@ def stored_config(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is missing or damaged.
     """
-    values = read_config(path)
-    try:
-        values["model"]["denoiser"], values["diffusion"]["shift_power"]
-    except (KeyError, TypeError) as error:
-        raise user_error(f"{path / CONFIG} is missing or damaged", "the config of a run", "name another run") from error
+    values = read_config(path) or {}
+    trained_settings(values, path / CONFIG)
     return values

@@ -12,7 +12,8 @@ FLAGS = (
         name="input",
         value="PATH",
         help="T5 as t5x or safetensors; MDM's vis_model.pth, its or our safetensors; or a workdir, of which the EMA is "
-        "taken (encoder and prior for t5x and huggingface, else the denoiser). No code in a .pth is run",
+        "taken, or an exported folder (encoder and prior for t5x and huggingface, else the denoiser). No code in a "
+        ".pth is run",
         missing="name a T5 checkpoint or a denoiser's weights",
         kind=Path,
     ),
@@ -30,7 +31,7 @@ FLAGS = (
 def run(input: Path, output: Path, format: str) -> None:
     """Writes a T5 checkpoint or a denoiser as a new folder; sizes are read from the tensors.
 
-    From a workdir, "t5x" and "huggingface" take encoder and prior, the other formats the denoiser.
+    From a workdir or an exported folder, "t5x" and "huggingface" take encoder and prior, the others the denoiser.
     """
     check_backend()
     from kaleido_jax.interop import workdir

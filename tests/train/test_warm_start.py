@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import UNet, to_config_dict
 from kaleido_jax.config.stored import open_workdir
 from kaleido_jax.errors import UserError
+from kaleido_jax.interop.files.safetensors import write_safetensors
+from kaleido_jax.interop.mdm.load import trained_settings
 from kaleido_jax.interop.t5.load import load_t5
 from kaleido_jax.latents.tokenizer import load_tokenizer
 from kaleido_jax.models.kaleido import abstract_params, build_model
@@ -152,6 +155,8 @@ def test_a_runs_denoiser_is_converted_with_its_config(converted):
     convert.run(converted / "kaleido", converted / "again", "mdm")
     again = json.loads((converted / "again" / "denoiser.json").read_text())
     assert again == json.loads((converted / "mdm" / "denoiser.json").read_text())
+    convert.run(converted / "mdm", converted / "back", "kaleido")  # whose tensors have ml-mdm's names
+    assert json.loads((converted / "back" / "denoiser.json").read_text()) == again
 
 
 def test_a_restored_run_does_not_read_it():
@@ -188,9 +193,66 @@ def test_a_field_of_the_diffusion_younger_than_the_run_has_its_default_there(run
     values = json.loads(path.read_text())
     del values["diffusion"]["schedule"]
     path.write_text(json.dumps(values))
-    _check_settings(config_from(run), tmp_path / "run")
+    settings = trained_settings(values, path)
+    _check_settings(config_from(run), tmp_path / "run", settings)
     with pytest.raises(UserError, match="has diffusion.schedule = 'squared_cosine'; expected 'cosine'"):
-        _check_settings(config_from(run, diffusion__schedule="cosine"), tmp_path / "run")
+        _check_settings(config_from(run, diffusion__schedule="cosine"), tmp_path / "run", settings)
+
+
+@pytest.fixture(scope="module")
+def exported(ema, tmp_path_factory):
+    """The same weights as `export` writes them."""
+    folder = tmp_path_factory.mktemp("exported")
+    write_safetensors(flatten_dict(ema, sep="/").items(), folder)
+    (folder / "config.json").write_text(LOW.to_json())
+    return folder
+
+
+def shapes_wanted(config):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=None), abstract_params(model_of(config))
+    )
+
+
+def test_an_exported_model_hands_over_what_its_run_does(exported, ema):
+    config = config_from(exported)
+    wanted = shapes_wanted(config)
+    equal(load_inner(config, wanted), {part: ema[part] for part in CARRIED} | {"denoiser": {"inner": ema["denoiser"]}})
+    frozen = {part: tree for part, tree in wanted.items() if part != "encoder"}
+    assert load_inner(config, frozen).keys() == {"denoiser", "prior"}
+    with pytest.raises(UserError, match="the prior of .* has shape"):
+        other = config_from(exported, latents__codebook_size=128)
+        load_inner(other, shapes_wanted(other))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__denoiser__inner__num_groups": 2}, "has model.denoiser.num_groups = 4; expected 2"),
+        ({"model__denoiser__inner__masked_cross_attention": False}, "masked_cross_attention = True; expected False"),
+        ({"diffusion__prediction": "x0"}, "has diffusion.prediction = 'v'; expected 'x0', as in config.diffusion"),
+    ],
+)
+def test_what_shapes_do_not_show_is_checked_of_files_too(change, message, exported, converted):
+    for path in (exported, converted / "kaleido", converted / "mdm" / "model.safetensors"):
+        config = config_from(path, **change)
+        with pytest.raises(UserError, match=f"config.init.inner: .*{message}"):
+            load_inner(config, shapes_wanted(config))
+    config = config_from(converted / "vis_model.pth", **change)  # which says nothing of them
+    load_inner(config, shapes_wanted(config))
+
+
+def test_an_exported_model_is_converted_as_its_run(exported, converted, ema, tmp_path):
+    for form in ("kaleido", "mdm"):
+        convert.run(exported, tmp_path / form, form)
+        for name in ("model.safetensors", "denoiser.json"):
+            assert (tmp_path / form / name).read_bytes() == (converted / form / name).read_bytes()
+    convert.run(exported, tmp_path / "t5x", "t5x")
+    equal(stored_t5(ema, tmp_path / "t5x"), {part: ema[part] for part in CARRIED})
+    equal(stored_t5(ema, exported), {part: ema[part] for part in CARRIED})
+    shutil.copy(exported / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match="a model without .*config.json; expected the folder as it was exported"):
+        convert.run(tmp_path / "model.safetensors", tmp_path / "out", "mdm")
 
 
 def test_a_run_without_its_config_is_refused(run, tmp_path):

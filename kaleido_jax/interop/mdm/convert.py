@@ -14,7 +14,7 @@ from kaleido_jax.config.schema import UNet, nested
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import write_safetensors
 from kaleido_jax.interop.mdm import layout as mdm
-from kaleido_jax.interop.mdm.load import CONFIG, PART, shapes_in
+from kaleido_jax.interop.mdm.load import CONFIG, PART, settings_of, shapes_in
 from kaleido_jax.interop.mdm.sizes import assumed, read_sizes, shift_power
 from kaleido_jax.interop.source import Source, read_weight
 from kaleido_jax.runtime.files import new_folder
@@ -37,7 +37,7 @@ def convert_denoiser(source: Source, output: Path, form: str) -> str:
       UserError: a tensor is missing, unknown, damaged or of another shape; the output exists.
     """
     config, text_channels = read_sizes(source)
-    settings = getattr(source, "settings", None)
+    settings = settings_of(source)
     if settings is not None:
         config = _stored_config(settings, source.path)
     leaves = mdm.named(mdm.denoiser_shapes(config, text_channels))

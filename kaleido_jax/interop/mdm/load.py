@@ -1,6 +1,7 @@
 """Loading of MDM's denoisers from any format.
 
-The formats are ml-mdm's .pth, safetensors with its names, and our own safetensors, "denoiser/inner/conv_in/kernel".
+The formats are ml-mdm's .pth, safetensors with its names, and our own safetensors, "denoiser/inner/conv_in/kernel", as
+`convert` and `export` write them.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kaleido_jax.config.schema import Diffusion
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickle
 from kaleido_jax.interop.files.torch_zip import TorchZip
@@ -18,6 +20,8 @@ from kaleido_jax.runtime.files import read_json, refuse_lfs_pointer
 
 PART = "denoiser"
 CONFIG = "denoiser.json"
+WHOLE_CONFIG = "config.json"  # of a run or an exported model
+PARAMETRIZATION = ("prediction", "schedule", "num_steps")  # of config.diffusion: what inputs and outputs mean
 ANOTHER = "name the weights of an MDM denoiser"
 
 
@@ -47,7 +51,9 @@ def open_denoiser(path: Path) -> Source:
     leaves = {tuple(n.split("/")[1:]): n for n in source.names if n.startswith(f"{PART}/")}
     if leaves:
         shapes = {path: source.shape(name) for path, name in leaves.items()}
-        return OurDenoiser(source.path, shapes, lambda leaf: source.read(leaves[leaf]), _settings(source.path.parent))
+        exported = any(name.startswith("encoder/") for name in source.names)
+        settings = _of_export(source.path.parent) if exported else _of_converted(source.path.parent)
+        return OurDenoiser(source.path, shapes, lambda leaf: source.read(leaves[leaf]), settings)
     if not any(_is_mdm(name) for name in source.names):
         first = f"its first tensor is {source.names[0]}" if source.names else "it has no tensor"
         raise user_error(f"{source.path} holds no MDM denoiser ({first})", "a conv_in.weight", ANOTHER)
@@ -58,12 +64,42 @@ def _is_mdm(name: str) -> bool:
     return name == "conv_in.weight" or name.endswith("inner_unet.conv_in.weight")
 
 
-def _settings(folder: Path) -> dict[str, Any] | None:
+def settings_of(source: Source) -> dict[str, Any] | None:
+    """The config of the net ("denoiser") and of its "diffusion" that is known beside the weights; None if none is.
+
+    "assumed" in it names what was taken as released, since shapes do not show it.
+    """
+    return _of_converted(source.path.parent) if isinstance(source, Safetensors) else getattr(source, "settings", None)
+
+
+def trained_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a net that we trained, from the values in its config.json.
+
+    Raises:
+      UserError: they are not a config's; `path` names them.
+    """
+    try:
+        stored, default = values["diffusion"], Diffusion()  # of a field younger than the run
+        diffusion = {name: stored.get(name, getattr(default, name)) for name in PARAMETRIZATION}
+        return {PART: values["model"][PART], "diffusion": {"shift_power": stored["shift_power"]} | diffusion}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise user_error(f"{path} is missing or damaged", "the config of a run", "name another run") from error
+
+
+def _of_converted(folder: Path) -> dict[str, Any] | None:
     path = folder / CONFIG
     if not path.is_file():
         return None
     refuse_lfs_pointer(path)
     return read_json(path, "what the verb convert wrote", "convert the weights again")
+
+
+def _of_export(folder: Path) -> dict[str, Any]:
+    """Of a whole exported model, whose shapes alone would be taken for a net of MDM's size and settings."""
+    path = folder / WHOLE_CONFIG
+    if not path.is_file():
+        raise user_error(f"a model without {path}", "the folder as it was exported", "copy its config.json too")
+    return trained_settings(read_json(path, "the config as exported", "export again"), path)
 
 
 class OurDenoiser:

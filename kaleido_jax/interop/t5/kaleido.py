@@ -30,13 +30,15 @@ class Leaves(Protocol):
 
 
 class KaleidoCheckpoint:
-    """Our own leaves, layers stacked, under t5x's names."""
+    """Our own leaves, layers stacked, under t5x's names; of an exported model without its denoiser."""
 
     def __init__(self, files: Leaves) -> None:
         """Reads headers only."""
         self.path, self._files, self._stored = files.path, files, {}
         for name in files.names:
             part, *path = name.split("/")
+            if part == "denoiser":
+                continue
             stack, stacked = STACKS.get(part, part), path[:1] == ["layers"]
             length = files.shape(name)[0] if stacked else 1
             names = t5x_names(stack, path, length, f"{stack}/{TABLE}") if path else [name]
