@@ -20,7 +20,15 @@ import numpy as np
 
 from kaleido_jax.data.images import IMAGE_SUFFIXES, decode_photo
 from kaleido_jax.data.sources import register
-from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, class_lines, no_classes, read_labels
+from kaleido_jax.data.sources.base import (
+    Example,
+    SourceSettings,
+    check_index,
+    class_lines,
+    no_classes,
+    read_labels,
+    warn_once,
+)
 from kaleido_jax.data.sources.imagenet import captions_of_wnids, class_caption, warn_of_shared
 from kaleido_jax.data.sources.rows import read_object
 from kaleido_jax.errors import UserError, user_error
@@ -32,6 +40,10 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1  # of the index files
 _BLOCK = 512  # bytes; a tar is a sequence of these
+_LONGEST_PADDING = 2**24  # bytes of zeros that may end a tar: most have 10 KB
+# How compressed files begin, after which kinds of them tars are named.
+_COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"BZh")
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")
 
 
 class TarSource:
@@ -42,19 +54,23 @@ class TarSource:
     the class whose number is KEY.cls. Description and credit ("url") are fields of KEY.json; a bad one costs only these
     where the caption is elsewhere. Other files are ignored, and so are hidden ones.
 
-    What is left of a shard behind a broken header or a cut end is one bad example.
+    What is left of a shard behind a broken header, a cut end, or zeros that are not the tar's end, is one bad example.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
         """Finds the examples: reads the index files, and makes those that are missing or older than their shard.
 
         Raises:
-          UserError: no shard, no example, a shard whose keys are scattered, or the classes or index folder are bad.
+          UserError: no shard, no example, a shard that is compressed or whose keys are scattered, or the classes or the
+            index folder are bad.
         """
         data, self._keys = settings.data, settings.data.tar
         top = settings.root / data.split
         listed = sorted(path for path in top.glob("*.tar") if not path.name.startswith("."))
         self._paths = [settings.root / name for name in data.labels] or listed
+        packed = [] if data.labels else [path for path in top.glob("*.t*") if path.name.endswith(_COMPRESSED_SUFFIXES)]
+        if packed and listed:
+            warn_once(f"{len(packed)} compressed shards of {top}, such as {packed[0].name}, are ignored; unpack them")
         names = [os.path.relpath(path, settings.root if data.labels else top) for path in self._paths]
         self._shards, self._split = [readable_name(name.removesuffix(".tar")) for name in names], data.split
         self.class_names = _classes(settings.root, data.tar.classes) if data.tar.classes else ()
@@ -62,7 +78,8 @@ class TarSource:
         self._starts = np.concatenate([index.starts for index in indexes] or [np.zeros(0, np.int64)])
         self._counts = np.cumsum([0, *(len(index.starts) for index in indexes)]).tolist()
         if not len(self._starts):
-            raise user_error(f"no example in *.tar of {top}", "KEY.jpg and so on", "correct data.root or data.split")
+            do = f"unpack {packed[0].name} and so on" if packed else "correct data.root or data.split"
+            raise user_error(f"no example in *.tar of {top}", "KEY.jpg and so on", do)
         told = ("tar", data.split, data.tar.caption, data.tar.description, *self.class_names)
         shards = [f"{shard} {index.digest}" for shard, index in zip(self._shards, indexes, strict=True)]
         self._versions = [fingerprint("\n".join([*told, shard])) for shard in shards]
@@ -190,11 +207,20 @@ def _members(file: BinaryIO, start: int) -> Iterator[tuple[str, str, tarfile.Tar
                 if member.isreg() and not member.issparse() and stem and extension:
                     yield f"{folder}/{stem}", extension.lower(), member
             offset = tar.offset
-        file.seek(offset)
-        if file.read(_BLOCK) != b"\0" * _BLOCK:  # tarfile takes what is not a header for the end
+        if not _is_end(file, offset):  # tarfile takes what is not a header for the end
             raise _Broken(offset)
     except (tarfile.TarError, ValueError, OverflowError) as error:  # the last two: of damaged numbers in pax headers
         raise _Broken(offset) from error
+
+
+def _is_end(file: BinaryIO, offset: int) -> bool:
+    """Whether a tar ends at a byte: only zeros follow.
+
+    Downloads that were never finished have zeros where parts are missing, some of them up to the end.
+    """
+    left = os.fstat(file.fileno()).st_size - offset
+    file.seek(offset)
+    return _BLOCK <= left <= _LONGEST_PADDING and not file.read().strip(b"\0")
 
 
 class _Broken(Exception):
@@ -241,14 +267,15 @@ def _open_indexes(paths: Sequence[Path], folder: str) -> list[_Index]:
     """The index of each shard, from its index file if that is of this shard, otherwise made and kept.
 
     Raises:
-      UserError: a shard cannot be opened or is a git-LFS pointer, its keys are scattered, or the index folder that the
-        user named cannot be written.
+      UserError: a shard cannot be opened, is a git-LFS pointer or compressed, its keys are scattered, or the index
+        folder that the user named cannot be written.
     """
     if folder:
         make_folder(Path(folder), "config.data.tar.index")
     try:
         for path in paths:
             refuse_lfs_pointer(path)
+            _refuse_compressed(path)
         kept = {path: _read_index(path, folder) for path in paths}
         found = {path: index for path, index in kept.items() if index is not None}
         missing = [path for path in kept if path not in found]
@@ -261,6 +288,13 @@ def _open_indexes(paths: Sequence[Path], folder: str) -> list[_Index]:
         do = "correct data.root or data.labels"
         raise user_error(f"{error.filename}: {error.strerror}", "a tar shard", do) from error
     return [found[path] for path in paths]
+
+
+def _refuse_compressed(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(_BLOCK)
+    if head.startswith(_COMPRESSED) and head[257:262] != b"ustar":  # where a tar says that it is one
+        raise user_error(f"{path} is compressed", "a plain tar, any example of which can be read alone", "unpack it")
 
 
 def _index_path(path: Path, folder: str) -> Path:

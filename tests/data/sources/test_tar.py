@@ -1,5 +1,6 @@
 """Tar shards: random access by an index; what is bad fails alone, also where a shard is broken."""
 
+import gzip
 import io
 import json
 import pickle
@@ -199,6 +200,9 @@ def test_what_a_broken_shard_still_holds_is_used_and_the_rest_is_one_failure(cc1
         (whole[: second + 100], ["a dog", lost]),
         (whole[: members[3].offset_data + 10], ["a dog", "UserError: an example that is cut off", lost]),
         (whole[:second] + b"\7" * 512 + whole[second + 512 :], ["a dog", lost]),
+        (whole[:second] + bytes(512) + whole[second + 512 :], ["a dog", lost]),  # a hole of a download
+        (whole[:second] + bytes(2**24 + 512), ["a dog", lost]),  # one up to the end
+        (whole + (cc12m / "00001.tar").read_bytes(), ["a dog", "a cat", lost]),  # `cat a.tar b.tar`
         (b"no tar at all" * 100, [lost]),
         (b"", [lost]),
     ):
@@ -206,6 +210,28 @@ def test_what_a_broken_shard_still_holds_is_used_and_the_rest_is_one_failure(cc1
         found = outcomes(open_source("tar", root=cc12m))
         assert len(found) == len(expected) + 1 and found[-1] == "a house"
         assert all(map(str.startswith, found, expected))
+
+
+def test_padding_of_any_usual_length_ends_a_shard(cc12m):
+    path = cc12m / "00000.tar"
+    path.write_bytes(path.read_bytes().rstrip(b"\0") + bytes(2**20))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 512 * 512])
+    assert outcomes(open_source("tar", root=cc12m)) == ["a dog", "a cat", "a house"]
+
+
+def test_compressed_shards_are_told(cc12m, caplog):
+    tar.warn_once.cache_clear()
+    (cc12m / "00002.tar.gz").write_bytes(gzip.compress((cc12m / "00001.tar").read_bytes()))
+    assert len(open_source("tar", root=cc12m)) == 3
+    assert "1 compressed shards of" in caplog.text and "00002.tar.gz, are ignored; unpack them" in caplog.text
+    with pytest.raises(UserError, match=r"00002.tar.gz is compressed; expected a plain tar"):
+        open_source("tar", root=cc12m, labels=("00002.tar.gz",))
+    for path in cc12m.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"no example in \*.tar of .*; unpack 00002.tar.gz and so on"):
+        open_source("tar", root=cc12m)
+    shard(cc12m / "00003.tar", [("BZh.jpg", photo()), ("BZh.txt", b"a name that begins like bzip2")])
+    assert len(open_source("tar", root=cc12m)) == 1
 
 
 def test_keys_whose_files_are_scattered_and_pointers_stop_with_what_to_do(cc12m):
