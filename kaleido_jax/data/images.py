@@ -15,7 +15,13 @@ from kaleido_jax.runtime.files import LFS_POINTER
 MAX_PIXELS = 2**26  # 67 M, 200 MB as RGB; a small file that unpacks to more is more likely a bomb than a photo
 # Formats of photographs. Pillow knows others, some of which start other programs (EPS) or hold no pixels.
 PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".jp2", ".ppm")
+# Photographs that are not read: of phones, of cameras, and of other programs.
+UNREAD_SUFFIXES = (
+    *(".heic", ".heif", ".jxl"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+    *(".tga", ".psd"),
+)
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from kaleido_jax.data.images import IMAGE_SUFFIXES, read_image, read_photo
+from kaleido_jax.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image, read_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import (
     Example,
@@ -50,7 +50,9 @@ class FolderSource:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
             which = "folders without an image of their own are ignored, with all in them"
             warn_once(f"{which}: {', '.join(empty[:_LISTED])}{more} in {top}")
+        warn_of_unread([top, *folders] if top.is_dir() else (), top)
         folders = {folder: files for folder, files in folders.items() if files}
+        warn_of_deeper(folders, top)
         if loose := images_in(top) if top.is_dir() else []:
             if folders:
                 warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
@@ -101,13 +103,43 @@ class FolderSource:
 
 def visible(folder: Path) -> list[Path]:
     """The visible entries of a folder, in the order of their names' bytes, which is the same in every locale."""
-    found = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in _OF_SYSTEMS)
-    return sorted(found, key=lambda path: os.fsencode(path.name))
+    return sorted(
+        filter(lambda path: _is_visible(path.name), folder.iterdir()), key=lambda path: os.fsencode(path.name)
+    )
 
 
 def images_in(folder: Path) -> list[Path]:
     """The visible images of a folder itself, in that order."""
     return [path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def warn_of_unread(folders: Iterable[Path], top: Path) -> None:
+    """Tells of the photos in some folders whose formats are not read."""
+    unread = [p.suffix.lower() for f in folders for p in visible(f) if p.suffix.lower() in UNREAD_SUFFIXES]
+    if unread:
+        kinds = ", ".join(sorted(set(unread)))
+        warn_once(
+            f"{len(unread)} photos in {top} are ignored, whose formats are not read ({kinds}); make JPEGs of them"
+        )
+
+
+def warn_of_deeper(folders: Iterable[Path], top: Path) -> None:
+    """Tells of folders with images inside some folders of images, which are not listed themselves."""
+    below = [inner for folder in folders for inner in _folders_in(folder) if images_in(inner)]
+    if below:
+        named = sorted(readable_name(str(path.relative_to(top))) for path in below)
+        warn_once(f"images in {len(below)} deeper folders of {top} are ignored: {_some(named)}; move them up")
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The visible folders in a folder that can be listed; asks nothing of the disk for each of its files."""
+    with os.scandir(folder) as entries:
+        found = [folder / entry.name for entry in entries if _is_visible(entry.name) and entry.is_dir()]
+    return [path for path in found if os.access(path, os.R_OK | os.X_OK)]
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in _OF_SYSTEMS
 
 
 def _class_name(folder: Path, names: dict[str, str]) -> str | None:

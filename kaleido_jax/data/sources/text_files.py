@@ -7,7 +7,7 @@ from pathlib import Path
 from kaleido_jax.data.images import read_image, read_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, file_version, no_classes
-from kaleido_jax.data.sources.folder import images_in, visible
+from kaleido_jax.data.sources.folder import images_in, visible, warn_of_deeper, warn_of_unread
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.text import readable_name
@@ -36,6 +36,9 @@ class TextFilesSource:
         self._files = photos_in(top) if top.is_dir() else []
         if not self._files:
             raise user_error(f"no image in {top} or its folders", "IMAGE.jpg and IMAGE.txt", "correct data.root")
+        inner = [path for path in visible(top) if path.is_dir()]
+        warn_of_unread([top, *inner], top)
+        warn_of_deeper(inner, top)
         listed = (readable_name(str(path.relative_to(self._root))) for path in self._files)
         self.fingerprint = fingerprint("\n".join(["text_files", self._split, *listed]))
 

@@ -55,6 +55,19 @@ def test_what_is_hidden_or_without_images_is_no_class_and_no_image(tmp_path, cap
     assert len(caplog.records) == told  # one verb opens a source several times
 
 
+@pytest.mark.parametrize("kind", ["folder", "text_files"])
+def test_what_a_set_leaves_out_is_told(kind, tmp_path, caplog):
+    for name in ("cat/1.jfif", "cat/2.png", "dog/1.png", "cat/old/3.png", "dog/.hidden/4.png"):
+        photo(tmp_path / name)
+    for name in ("cat/4.HEIC", "cat/5.heic", "5.dng", "cat/notes.txt", "dog/meta/5.json"):
+        write(tmp_path / name, "x")
+    source = open_source(kind, root=tmp_path)
+    assert [source.id(i).partition("/")[2] for i in range(len(source))] == ["cat/1.jfif", "cat/2.png", "dog/1.png"]
+    assert kind == "text_files" or source[0].image.shape == (8, 12, 3)
+    assert f"3 photos in {tmp_path} are ignored, whose formats are not read (.dng, .heic); make JPEGs" in caplog.text
+    assert f"images in 1 deeper folders of {tmp_path} are ignored: 'cat/old'; move them up" in caplog.text
+
+
 def test_names_that_are_no_utf8_work_or_fail_alone(tmp_path):
     photo(tmp_path / "cat" / "1.png")
     top, content = os.fsencode(tmp_path), (tmp_path / "cat" / "1.png").read_bytes()
