@@ -22,8 +22,10 @@ from kaleido_jax.interop.t5.huggingface import HuggingFaceCheckpoint
 from kaleido_jax.interop.t5.kaleido import KaleidoCheckpoint
 from kaleido_jax.interop.t5.layout import HEAD, STACKS, TABLE, check_source, layout, table_of
 from kaleido_jax.interop.t5.t5x import T5xCheckpoint
-from kaleido_jax.latents.tokenizer import load_tokenizer
+from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
+from kaleido_jax.runtime.files import LFS_POINTER
 from kaleido_jax.runtime.randomness import sample_keys
+from kaleido_jax.runtime.workdir import VOCABULARY
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +122,7 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
     are tiny and used in float32.
 
     Raises:
-      UserError: the checkpoint is missing, damaged or of another size.
+      UserError: the checkpoint is missing, damaged, or of another size or vocabulary.
     """
     t5, parts = config.model.t5, [part for part in STACKS if part in shapes]
     if t5.checkpoint is None or not parts:
@@ -131,6 +133,7 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
 
     wanted, where = ({part: tree[part] for part in parts} for tree in (shapes, shardings))
     tokenizer = load_tokenizer(t5.vocabulary, config.latents.codebook_size)
+    check_vocabulary(Path(t5.checkpoint), tokenizer)
     return load_t5(
         t5.checkpoint,
         jax.tree_util.tree_map_with_path(target, wanted, where),
@@ -138,6 +141,29 @@ def load_pretrained(config: Config, shapes: dict, shardings: dict) -> dict:
         base_vocab_size=tokenizer.base_vocab_size,
         seed=config.seed,
     )
+
+
+def check_vocabulary(weights: Path, tokenizer: Tokenizer) -> None:
+    """Checks that the vocabulary beside the weights, as in Hugging Face's folders, has the tokenizer's pieces.
+
+    The sizes of mT5 are those of T5 v1.1, and its table has rows enough for T5's vocabulary.
+
+    Raises:
+      UserError: it has others.
+    """
+    beside = (weights if weights.is_dir() else weights.parent) / VOCABULARY
+    if not beside.is_file() or beside.read_bytes().startswith(LFS_POINTER):
+        return
+    theirs = Tokenizer(beside)
+    common = range(min(theirs.num_pieces, tokenizer.num_pieces))  # one may be the other with more pieces
+    other = next((i for i in common if theirs.piece(i) != tokenizer.piece(i)), None)
+    if other is not None:
+        raise user_error(
+            f"the weights of config.model.t5.checkpoint = {str(weights)!r} with a vocabulary of {theirs.num_pieces} "
+            f"pieces ({beside.name}), of which {other} is {theirs.piece(other)!r}",
+            f"config.model.t5.vocabulary, of {tokenizer.num_pieces} pieces, of which it is {tokenizer.piece(other)!r}",
+            f"set config.model.t5.vocabulary to {str(beside)!r}, or take the weights that belong to it",
+        )
 
 
 def stored_dtype(config: Config, path: tuple) -> jnp.dtype:

@@ -778,6 +778,23 @@ def test_a_frozen_encoder_and_the_prior_start_from_the_checkpoint(t5_file):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 1), moved, state.ema)  # buffers of their own
 
 
+def test_weights_of_another_vocabulary_are_refused(t5_file):
+    path, _ = t5_file
+    for other, name in (("emoji", "t5"), ("t5", "emoji")):
+        (path / "spiece.model").write_bytes(load_tokenizer(other, 0).model)
+        tokenizer = load_tokenizer(name, 4)
+        for given in (path, path / "model.safetensors"):
+            with pytest.raises(UserError, match=r"a vocabulary of \d+ pieces .spiece.model.*expected .*vocabulary, of"):
+                checkpoint.check_vocabulary(given, tokenizer)
+        (path / "spiece.model").write_bytes(tokenizer.model)
+        checkpoint.check_vocabulary(path, tokenizer)
+    (path / "spiece.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    checkpoint.check_vocabulary(path, tokenizer)  # which says nothing
+    (path / "spiece.model").write_bytes(load_tokenizer("t5", 0).model)
+    with pytest.raises(UserError, match="set config.model.t5.vocabulary to .*spiece.model"):
+        start(toy(path, trainable=False))
+
+
 def test_a_trainable_encoder_starts_from_the_checkpoint_and_is_float32(t5_file):
     path, flat = t5_file
     state, frozen, _ = start(toy(path, trainable=True))
