@@ -38,7 +38,7 @@ from kaleido_jax.runtime.text import readable_name
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of the index files
+_VERSION = 2  # of the index files; those of 1 knew of no holes
 _BLOCK = 512  # bytes; a tar is a sequence of these
 _LONGEST_PADDING = 2**24  # bytes of zeros that may end a tar: most have 10 KB
 # How compressed files begin, after which kinds of them tars are named.
