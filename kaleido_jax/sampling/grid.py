@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from kaleido_jax.latents.render.image import render_outlines
 from kaleido_jax.latents.render.layout import drawings_of, line_height, load_font, shapes_of, shorten, wrap
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import single_spaced
 from kaleido_jax.sampling.recipe import Recipe
 
 PAPER, CANVAS, INK, FAINT, WRONG = (255, 255, 255), (236, 238, 242), (22, 24, 30), (96, 102, 114), (176, 58, 20)
@@ -85,7 +86,8 @@ class _Sheet:
             top += step
         for run, number in zip(self.runs, lines, strict=True):
             draw.line((MARGIN_PX, top + GAP_PX, self.width - MARGIN_PX, top + GAP_PX), fill=CANVAS, width=2)
-            caption = shorten(self.rows[run[0]].caption or "(no caption)", self.big, self._inner)
+            # Line ends would be drawn as such, over the images.
+            caption = shorten(single_spaced(self.rows[run[0]].caption) or "(no caption)", self.big, self._inner)
             draw.text((MARGIN_PX, top + 2 * GAP_PX), caption, font=self.big, fill=INK)
             top += heading + 2 * GAP_PX
             self._label_columns(draw, top)

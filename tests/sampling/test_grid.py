@@ -65,6 +65,20 @@ def test_several_gammas_stand_side_by_side_with_their_names(monkeypatch):
     assert (pixels[tops(sheet, COLORS[0])[0] + 5] == COLORS[0]).all(-1).sum() == 3 * CELL_PX
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """What is written on a grid, instead of being drawn."""
+    texts = []
+    monkeypatch.setattr(grid.ImageDraw.ImageDraw, "text", lambda self, at, text, *_, **__: texts.append(text))
+    return texts
+
+
+@pytest.mark.parametrize("caption", ["a pear\nand a fig", "a pear\tand\u2028 a fig\n", " a pear \r\n and a fig"])
+def test_a_caption_is_one_line(written, caption):
+    render_grid([row(BOX, caption=caption)], [recipe()])
+    assert "a pear and a fig" in written and not any("\n" in text for text in written)
+
+
 def test_several_z_of_a_caption_that_have_nothing_to_draw_stand_side_by_side():
     rows = [row(WORDS, images=2), row(WORDS, images=2), row(WORDS, images=2), row(None, images=2, caption="bird")]
     sheet = render_grid(rows, [recipe()])
