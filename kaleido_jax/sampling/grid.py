@@ -113,9 +113,13 @@ class _Sheet:
 
     def _label_columns(self, draw: ImageDraw.ImageDraw, top: int) -> None:
         if self.labels:
-            for column, recipe in enumerate(self.recipes, start=self.left):
-                text = shorten(f"gamma {recipe['sample']['gamma']:g}", self.small, self.cell)
-                draw.text((self._x(column), top - self.labels), text, font=self.small, fill=FAINT)
+            numbers = [f"{recipe['sample']['gamma']:g}" for recipe in self.recipes]
+            named = [f"gamma {number}" for number in numbers]
+            # Cut names would all be the same; the title says what the numbers are.
+            fit = all(self.small.getlength(name) <= self.cell for name in named)
+            for column, text in enumerate(named if fit else numbers, start=self.left):
+                at = (self._x(column), top - self.labels)
+                draw.text(at, shorten(text, self.small, self.cell), font=self.small, fill=FAINT)
 
     def _paint_row(self, sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: int) -> None:
         left, top = corner

@@ -79,6 +79,13 @@ def test_a_caption_is_one_line(written, caption):
     assert "a pear and a fig" in written and not any("\n" in text for text in written)
 
 
+@pytest.mark.parametrize("gammas", [range(1, 9), [1 + i / 4 for i in range(12)]], ids=len)
+def test_many_gammas_are_told_apart(written, gammas):
+    render_grid([row(BOX, groups=len(gammas), images=1)], [recipe(g) for g in gammas])
+    labels = written[written.index("fruit") + 1 :][: len(gammas)]
+    assert labels == [f"{g:g}" for g in gammas]  # the title says of what
+
+
 def test_several_z_of_a_caption_that_have_nothing_to_draw_stand_side_by_side():
     rows = [row(WORDS, images=2), row(WORDS, images=2), row(WORDS, images=2), row(None, images=2, caption="bird")]
     sheet = render_grid(rows, [recipe()])
