@@ -242,10 +242,13 @@ def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
     assert three.decode(ids).voken == (1, 2, 3)
     with pytest.raises(LatentsError, match="3 vokens; expected 4"):
         dataclasses.replace(three, vokens_per_image=4).decode(ids)
+    for count in (2, 4):
+        with pytest.raises(LatentsError, match=f"{count} vokens; expected 3 per image"):
+            three.encode(Latents(voken=(5,) * count))
     with pytest.raises(LatentsError, match="vokens joined by '#'"):
         three.decode([ids[0], ids[0], ids[2], three.tokenizer.eos_id])
     with pytest.raises(LatentsError, match="voken 64"):
-        three.encode(Latents(voken=(64,)))
+        three.encode(Latents(voken=(1, 2, 64)))
 
 
 def test_characters_outside_the_vocabulary_are_reported_and_fit_drops_them():

@@ -146,6 +146,7 @@ def test_the_checksum_of_a_device_is_that_of_the_host():
         ({"images_per_caption": 0}, "images_per_caption = 0"),
         ({"latents": [Latents(text="a fruit")]}, "1 latents for 2 captions"),
         ({"latents": Latents(text="a fruit")}, "without bbox"),
+        ({"latents": Latents(text="a fruit", bbox=(), blob=(), voken=(1, 2))}, "2 vokens; expected 4"),
         ({"prefix": Latents(text="a fruit"), "latents": Latents(text="a fruit")}, "latents and prefix"),
     ],
 )

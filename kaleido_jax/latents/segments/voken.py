@@ -49,8 +49,9 @@ class VokenSegment:
         return tuple(int(match[1]) for match in found if match)
 
     def encode(self, value: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
-        """The ids of the vokens with that of "#" between them."""
+        """The ids of the vokens with that of "#" between them; their number must be the vocabulary's."""
         tokenizer = vocabulary.tokenizer
+        _check_count(value, vocabulary, "give as many")
         if max(value) >= tokenizer.codebook_size:
             raise latents_error(f"voken {max(value)}", f"0..{tokenizer.codebook_size - 1}", "use the matching codebook")
         ids = [tokenizer.hash_id] * (2 * len(value) - 1)
@@ -62,8 +63,7 @@ class VokenSegment:
         vokens = tuple(vocabulary.tokenizer.voken_index(token) for token in ids[::2])
         if len(ids) % 2 == 0 or None in vokens or set(ids[1::2]) - {vocabulary.tokenizer.hash_id}:
             raise latents_error(f"voken tokens {ids[:8]}", "vokens joined by '#'", "sample again")
-        if vocabulary.vokens_per_image not in (None, len(vokens)):
-            raise latents_error(f"{len(vokens)} vokens", f"{vocabulary.vokens_per_image} per image", "sample again")
+        _check_count(vokens, vocabulary, "sample again")
         return tuple(v for v in vokens if v is not None)
 
     def fit(self, value: tuple[int, ...], tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -91,6 +91,11 @@ class VokenSegment:
     def render(self, value: tuple[int, ...]) -> Drawing:
         """Their numbers below the square."""
         return Drawing(below=(Chips(texts=tuple(map(str, value))),))
+
+
+def _check_count(vokens: Sequence[int | None], vocabulary: Vocabulary, do: str) -> None:
+    if vocabulary.vokens_per_image not in (None, len(vokens)):
+        raise latents_error(f"{len(vokens)} vokens", f"{vocabulary.vokens_per_image} per image", do)
 
 
 SEGMENT = VokenSegment()
