@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kaleido_jax.errors import UserError
 
 MAX_COORDINATE = 1000
@@ -86,6 +88,15 @@ def check_words(string: Any, forbidden: str, name: str, cleaner: str) -> None:
 
 
 # --------------------------------------------------------------------------------------- numbers, JSON
+def plain_numbers(values: Any) -> Any:
+    """A list or an array as a tuple, with numpy's integers as ints; anything else is left to the checks."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        return values
+    return tuple(int(v) if isinstance(v, np.integer) else v for v in values)
+
+
 def check_ints(values: Any, count: int, name: str) -> None:
     """Raises LatentsError unless the values are a tuple of `count` ints."""
     if not isinstance(values, tuple) or len(values) != count or not all(type(v) is int for v in values):

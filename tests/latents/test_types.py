@@ -1,6 +1,8 @@
 import copy
+import json
 import pickle
 
+import numpy as np
 import pytest
 
 from kaleido_jax.latents.segments.bbox import Box
@@ -16,6 +18,17 @@ def test_lists_are_taken_for_tuples_and_segments_stand_in_order():
     assert segments_of(Z) == ("text", "bbox", "voken") and list(Z.to_json()) == ["text", "bbox", "voken"]
     assert repr(Z) == "Latents(text='a boot', bbox=(Box(phrase='boot', box=(1, 33, 995, 995)),), voken=(1, 2))"
     assert Z.blob is None and Blob("a", [1, 2, 4, 3, 0]).blob == (1, 2, 4, 3, 0)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("of", [np.array, lambda numbers: tuple(np.array(numbers, np.int32)), lambda n: [*np.array(n)]])
+def test_arrays_and_integers_of_numpy_are_the_same_values(of):
+    z = Latents(voken=of([1, 2]), text="a boot", bbox=[Box("boot", of([1, 33, 995, 995]))])
+    assert validate(z) == Z and json.dumps(z.to_json()) == json.dumps(Z.to_json())
+    assert json.dumps(Blob("a", of([1, 2, 4, 3, 0])).blob) == "[1, 2, 4, 3, 0]"
+    for wrong in (Latents(bbox=[Box("boot", np.array([1.0, 2, 3, 4]))]), Latents(voken=np.array([True, False]))):
+        with pytest.raises(LatentsError, match="whole number"):
+            validate(wrong)
 
 
 def test_latents_are_values():

@@ -6,19 +6,18 @@ from typing import Any
 from kaleido_jax.latents.nodes import Bounds
 from kaleido_jax.latents.render.shapes import Rectangle
 from kaleido_jax.latents.segments.objects import ObjectList
-from kaleido_jax.latents.validity import MAX_COORDINATE, check_ints, latents_error, nearest_multiple
+from kaleido_jax.latents.validity import MAX_COORDINATE, check_ints, latents_error, nearest_multiple, plain_numbers
 
 
 @dataclass(frozen=True)
 class Box:
-    """One object's box: phrase and (x1, y1, x2, y2), x1 < x2, y1 < y2, each 0..1000. A list becomes a tuple."""
+    """One object's box: phrase and (x1, y1, x2, y2), x1 < x2, y1 < y2, each 0..1000. Lists and arrays become tuples."""
 
     phrase: str
     box: tuple[int, int, int, int] | list[int]
 
     def __post_init__(self) -> None:
-        if isinstance(self.box, list):
-            object.__setattr__(self, "box", tuple(self.box))
+        object.__setattr__(self, "box", plain_numbers(self.box))
 
 
 def check_box(box: Any) -> None:

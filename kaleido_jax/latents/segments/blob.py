@@ -6,12 +6,19 @@ from typing import Any
 from kaleido_jax.latents.nodes import Bounds
 from kaleido_jax.latents.render.shapes import Ellipse
 from kaleido_jax.latents.segments.objects import ObjectList
-from kaleido_jax.latents.validity import HALF_TURN, MAX_COORDINATE, check_ints, latents_error, nearest_multiple
+from kaleido_jax.latents.validity import (
+    HALF_TURN,
+    MAX_COORDINATE,
+    check_ints,
+    latents_error,
+    nearest_multiple,
+    plain_numbers,
+)
 
 
 @dataclass(frozen=True)
 class Blob:
-    """One object's ellipse: phrase and (xc, yc, r_major, r_minor, theta). A list becomes a tuple.
+    """One object's ellipse: phrase and (xc, yc, r_major, r_minor, theta). Lists and arrays become tuples.
 
     Center 0..1000, semi-axes 1..1000, r_major >= r_minor, theta in degrees [0, 180), +x towards +y (down).
     """
@@ -20,8 +27,7 @@ class Blob:
     blob: tuple[int, int, int, int, int] | list[int]
 
     def __post_init__(self) -> None:
-        if isinstance(self.blob, list):
-            object.__setattr__(self, "blob", tuple(self.blob))
+        object.__setattr__(self, "blob", plain_numbers(self.blob))
 
 
 def check_blob(blob: Any) -> None:

@@ -9,7 +9,7 @@ from kaleido_jax.latents.nodes import Nodes, Part
 from kaleido_jax.latents.render.shapes import Chips, Drawing
 from kaleido_jax.latents.segments.base import Vocabulary
 from kaleido_jax.latents.tokenizer import Tokenizer
-from kaleido_jax.latents.validity import latents_error, read_list
+from kaleido_jax.latents.validity import latents_error, plain_numbers, read_list
 
 _VOKEN = re.compile(r"I([0-9]{1,9})", re.ASCII)
 
@@ -22,7 +22,7 @@ class VokenSegment:
 
     def freeze(self, value: Any) -> Any:
         """A tuple."""
-        return tuple(value) if isinstance(value, list) else value
+        return plain_numbers(value)
 
     def check(self, value: Any) -> None:
         """At least one, none negative; the upper limit depends on the codebook."""
