@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kaleido_jax.config.fields import expand
-from kaleido_jax.config.load import config_from_flags, config_of_workdir
+from kaleido_jax.config.load import check_model, config_from_flags, config_of_workdir
 from kaleido_jax.errors import Aborted, Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import refuse_address
@@ -172,6 +172,8 @@ def parse_flags(verb: Verb, flags: list[str]) -> dict[str, Any]:
     given, overrides, fields = _read_flags(verb, known, flags)
     config = f"--{CONFIG.name}"
     for name in (f"--{flag.name}" for flag in verb.FLAGS if flag.configures):
+        if given.get(name):
+            check_model(given[name])  # otherwise it would be told as a config
         given.setdefault(config, given.get(name, ""))
     for name, keys in fields.items():
         if f"--{name}" not in given:

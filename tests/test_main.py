@@ -26,6 +26,10 @@ BAD_INPUT = {
     "no workdir": ([EMOJI], "no --workdir"),
     "bucket": ([EMOJI, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run; expected a path of"),
     "no such config": (["--config=configs/emojy.py", "--workdir=W"], "configs/emoji_combined.py"),
+    "no such model": (
+        ["sample", "--model=emoji-tinny", "--workdir=W"],
+        "no model 'emoji-tinny'; expected a workdir, an exported folder or a bundled name (emoji-tiny, emoji-tiny-",
+    ),
     "unknown verb": (["trian", EMOJI, "--workdir=W"], "did you mean 'train'"),
     "unknown flag": ([EMOJI, "--workdir=W", "--steps=3"], "unknown flag --steps=3"),
     "misspelled key": ([EMOJI, "--workdir=W", "--config.train.batchsize=3"], "expected 'train.batch_size'"),

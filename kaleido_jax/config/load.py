@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).parent.parent
 OWN = "config.py"  # in a workdir, written by the verb `init` and edited by its user
 MODELS = _PACKAGE / "assets" / "models"  # exported folders that come with the package
+BUNDLED = tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))  # their names
 # In a wheel the shipped configs are inside the package, in a clone beside it.
 SHIPPED = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
 
@@ -165,6 +166,26 @@ def _no_config(name: str) -> UserError:
     near = nearest(Path(name).stem, known)
     do = f"did you mean {known[near]}?" if near else "correct --config"
     return user_error(f"no config {name[:200]}", f"a file or a name such as {', '.join(known.values()) or 'none'}", do)
+
+
+def check_model(name: str) -> None:
+    """Checks that there is such a folder, or a bundled model of that name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in BUNDLED and not Path(name).expanduser().is_dir():
+        raise no_model(name)
+
+
+def no_model(name: str) -> UserError:
+    """The error for a model that is neither a folder nor a bundled name."""
+    near = nearest(name, BUNDLED)
+    return user_error(
+        f"no model {name!r}",
+        f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED)})",
+        f"did you mean {near!r}?" if near else "correct the path",
+    )
 
 
 def _run(path: Path, name: str, argument: str | None) -> dict[str, Any]:

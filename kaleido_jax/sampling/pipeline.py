@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from kaleido_jax.array_types import HostTokens, Keys
 from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.load import MODELS
+from kaleido_jax.config.load import BUNDLED, MODELS, no_model
 from kaleido_jax.config.schema import Config, Mesh, Sample
-from kaleido_jax.errors import UserError, nearest, user_error
+from kaleido_jax.errors import nearest, user_error
 from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.constrain import Constraint
@@ -68,7 +68,6 @@ from kaleido_jax.sampling.tokens import (
 )
 from kaleido_jax.sampling.weights import is_export, load_export, load_workdir
 
-BUNDLED = tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))  # names of models in the package
 LARGEST_AGAIN = 256  # rows of a batch that `draw` repeats for the last bits of one image
 
 
@@ -789,17 +788,8 @@ def find_model(path_or_name: str | Path) -> Path:
     """
     folder = folder_of(path_or_name)
     if not folder.is_dir():
-        raise _no_model(str(path_or_name))
+        raise no_model(str(path_or_name))
     return folder
-
-
-def _no_model(name: str) -> UserError:
-    near = nearest(name, BUNDLED)
-    return user_error(
-        f"no model {name!r}",
-        f"a workdir, an exported folder or a bundled name ({', '.join(BUNDLED)})",
-        f"did you mean {near!r}?" if near else "correct the path",
-    )
 
 
 def _one_each(name: str, given: Latents | Sequence[Latents | None], captions: list[str]) -> list[Latents | None]:

@@ -196,7 +196,7 @@ def test_a_bundled_model_is_found_by_its_name(workdir, tmp_path, monkeypatch):
     shutil.move(folder.export_folder(workdir, tmp_path / "out"), tmp_path / "models" / "tiny-model")
     for module in (pipeline, load):
         monkeypatch.setattr(module, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(pipeline, "BUNDLED", ("tiny-model",))
+        monkeypatch.setattr(module, "BUNDLED", ("tiny-model",))
     monkeypatch.chdir(tmp_path)
     assert KaleidoPipeline.from_pretrained("tiny-model").step == 7
     assert load.load_config("tiny-model").name == CONFIG.name
