@@ -95,3 +95,14 @@ def test_only_a_bundled_model_is_opened_by_the_name_in_a_recipe(tmp_path, monkey
     for name in ("x", str(tmp_path), f"../models/{BUNDLED[0]}"):
         with pytest.raises(UserError, match="no --model, and the recipe is of"):
             _model(None, name)
+
+
+def test_what_cannot_be_written_is_not_drawn(edit, tmp_path, monkeypatch):
+    monkeypatch.setattr(KaleidoPipeline, "edit", lambda *_, **__: pytest.fail("drawn"))
+    (tmp_path / "file").write_text("a file")
+    for output in (tmp_path / "file", tmp_path / "file" / "a" / "b", "gs://bucket/edit"):
+        with pytest.raises(UserError, match=r"--output=.*; expected a (folder to write into|path of this machine)"):
+            edit("--set.text=a bug", output=output)
+    with pytest.raises(UserError, match="no segment 'txt'|segment 'txt'"):
+        edit("--set.txt=a bug", output=tmp_path / "new" / "edit")
+    assert not (tmp_path / "new").exists()

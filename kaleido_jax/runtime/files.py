@@ -160,6 +160,20 @@ def make_folder(path: Path, name: str) -> Path:
     return path
 
 
+def check_folder(path: Path, name: str) -> None:
+    """Checks that a folder can be made and written to, without making it; `name` is what the user set.
+
+    Raises:
+      UserError: as `make_folder`.
+    """
+    refuse_address(path, name)
+    try:
+        there = next(one for one in (path, *path.absolute().parents) if one.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, name, error) from error
+
+
 def _cannot_write(path: Path, name: str, error: OSError | ValueError) -> UserError:
     reason = "it is a file" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or str(error)
     shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."

@@ -16,7 +16,7 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.latents.types import Latents
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.compile_times import compiling
-from kaleido_jax.runtime.files import fingerprint, new_folder, write_atomically
+from kaleido_jax.runtime.files import fingerprint, make_folder, new_folder, write_atomically
 from kaleido_jax.sampling.grid import Row, render_grid
 from kaleido_jax.sampling.output import GRID, RECIPE, KaleidoOutput, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
@@ -119,6 +119,8 @@ def _name(gammas: Sequence[float], seed: int) -> str:
 def _mended(parent: Path, name: str, wanted: Recipe) -> tuple[str, list[str] | None]:
     """`_place`, after the grid of a folder that lost nothing else is made from its images."""
     found, lost = _place(parent, name, wanted)
+    if lost != []:
+        make_folder(parent, "--workdir")  # what cannot be written is not sampled
     if lost != [GRID]:
         return found, lost
     write_atomically(parent / found / GRID, png_bytes(grid_of([parent / found])))

@@ -5,6 +5,7 @@ from typing import Any
 
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.devices import check_backend
+from kaleido_jax.runtime.files import check_folder
 from kaleido_jax.verbs.verb import OUTPUT, Flag, say
 
 HELP = "an image's recipe and edits of its latents -> the image again, from the same noise; needs no config"
@@ -67,6 +68,7 @@ def run(
     from kaleido_jax.sampling.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    check_folder(output, "--output")  # before anything is drawn
     refuse_other_edit(output, loaded)
     z, addresses = Latents.from_json(one_image(loaded).get("latents") or {}), set or {}
     for address, text in addresses.items():

@@ -114,6 +114,13 @@ def test_what_a_folder_lost_is_made_again(small, tmp_path, caplog, monkeypatch):
     assert len(list(grid.parent.parent.iterdir())) == 1
 
 
+def test_what_cannot_be_written_is_not_sampled(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(KaleidoPipeline, "__call__", lambda *_, **__: pytest.fail("sampled"))
+    (tmp_path / "samples").write_text("a file")
+    with pytest.raises(UserError, match=r"nothing can be written to --workdir=.*samples.*; expected a folder to write"):
+        write_samples(small(), tmp_path)
+
+
 def test_a_damaged_folder_is_left_alone(small, tmp_path):
     folder = write_samples(small(), tmp_path).parent
     (folder / "recipe.json").write_text('{"model": {}, "rows": []}')  # of a version without a format
