@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ class KaleidoPipeline:
             range.
           FloatingPointError: the model's samples are not finite.
         """
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions = _list_of(captions)
         sample = self.override(overrides | {"grammar": grammar})
         recipe = self.recipe(captions, images_per_caption, seed, sample, given=latents is not None)
         seed, images_per_caption = recipe["seed"], len(recipe["rows"][0]["noise_indices"])  # numpy's integers as ints
@@ -266,6 +266,7 @@ class KaleidoPipeline:
         row, old = self._editable(recipe)
         given = {n: v for n, v in changes.items() if n in registry.names() and v is not None}
         settings = {n: v for n, v in changes.items() if n not in registry.names()}
+        _check_names(settings, (*self.codec.segments, *SETTINGS))
         sample = self.override({**recipe["sample"], "grammar": True} | settings)
         new_caption = row["caption"] if caption is None else caption
         plan = plan_edit(
@@ -633,12 +634,8 @@ class KaleidoPipeline:
         Raises:
           UserError: an override that is unknown or out of range.
         """
+        _check_names(overrides, SETTINGS)
         values = dataclasses.asdict(self.config)
-        for name in overrides:
-            if name not in SETTINGS:
-                near = nearest(name, SETTINGS)
-                expected = near or f"one of {', '.join(SETTINGS)}"
-                raise user_error(f"unknown argument {name!r}", expected, "correct the name")
         return validate(values | {"sample": values["sample"] | overrides}).sample
 
     def compiled_for(self, sample: Sample) -> tuple[object, ...]:
@@ -790,6 +787,21 @@ def find_model(path_or_name: str | Path) -> Path:
     if not folder.is_dir():
         raise no_model(str(path_or_name))
     return folder
+
+
+def _check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            expected = nearest(name, known) or f"one of {', '.join(known)}"
+            raise user_error(f"unknown argument {name!r}", expected, "correct the name")
+
+
+def _list_of(captions: str | Sequence[str]) -> list[str]:
+    if isinstance(captions, str):
+        return [captions]
+    if not isinstance(captions, Iterable):
+        raise user_error(f"captions = {captions!r:.40}", "a text, or a list of texts", "correct it")
+    return list(captions)
 
 
 def _one_each(name: str, given: Latents | Sequence[Latents | None], captions: list[str]) -> list[Latents | None]:

@@ -185,6 +185,13 @@ def test_captions_that_cannot_be_are_refused(pipe, captions):
         pipe(captions)
 
 
+@pytest.mark.parametrize("captions", [None, 5])
+@pytest.mark.usefixtures("unchecked_types")
+def test_captions_of_another_type_are_refused(pipe, captions):
+    with pytest.raises(UserError, match=f"captions = {captions}; expected a text, or a list of texts"):
+        pipe(captions)
+
+
 def test_samples_that_are_not_finite_are_no_images(pipe):
     params = {**pipe.params, "denoiser": {k: v for k, v in pipe.params["denoiser"].items()}}
     name = next(iter(params["denoiser"]))
