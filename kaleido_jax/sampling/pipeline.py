@@ -584,9 +584,10 @@ class KaleidoPipeline:
                 )
             ids = spelled
         limit, vocab_size = 2 * self.config.latents.max_latents_tokens, self.codec.tokenizer.vocab_size
-        if not 0 < len(ids) <= limit or not all(0 < token < vocab_size for token in ids):
+        # A prior of a short training may sample 0, padding, before eos: such a z does not parse, but draws an image.
+        if not 0 < len(ids) <= limit or not all(0 <= token < vocab_size for token in ids):
             found = f"a recipe with {len(ids)} tokens of latents"
-            raise user_error(found, f"1 to {limit}, ids 1..{vocab_size - 1}", "correct the recipe")
+            raise user_error(found, f"1 to {limit}, ids 0..{vocab_size - 1}", "correct the recipe")
         return SampledLatents(tokens=ids, latents=z, problem=row.get("problem", ""))
 
     def _draw_again(

@@ -55,6 +55,12 @@ def test_a_picture_draws_itself_again_bit_for_bit(pipe, out, tmp_path):  # noqa:
     np.testing.assert_array_equal(whole.pixels, out.pixels)
 
 
+def test_a_z_with_padding_inside_draws_itself_again(pipe):  # noqa: F811
+    out = pipe(["fruit"] * 16, grammar=False, seed=5, num_steps=1)  # noqa: F811
+    row = next(i for i, one in enumerate(out.samples) if 0 in one.tokens)
+    np.testing.assert_array_equal(pipe.draw(out.recipe_of(row, 0)).pixels[0], out.pixels[row])
+
+
 def test_a_recipe_that_an_editor_on_windows_saved_is_read(recipe, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8-sig")
     assert load_recipe(tmp_path / "recipe.json") == load_recipe(recipe)
@@ -229,7 +235,7 @@ def test_a_hostile_recipe_is_refused_in_one_line(spoiled, path, value, message):
     [
         (("rows", 0, "tokens"), [2**20], "tokens are not those of its latents"),
         (("rows", 0, "tokens"), [5, 6, 1], "tokens are not those of its latents"),
-        (("rows", 0, "latents"), None, "1 to 128, ids 1.."),
+        (("rows", 0, "latents"), None, "1 to 128, ids 0.."),
         (("rows", 0, "caption"), "a fruit " * 40, "tokens"),
         (("rows", 0, "caption"), "a \ud800", "text of Unicode"),
         (("sample", "num_steps"), 10**9, "sampling steps"),
