@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from kaleido_jax.sampling.recipe import (
     ModelRecipe,
     Recipe,
     RowRecipe,
+    check_index,
     check_same_model,
     check_seed,
     load_recipe,
@@ -90,8 +91,13 @@ class KaleidoPipeline:
         """`params` has the parts encoder, prior (where there are latents) and denoiser; `chunk` is the largest batch.
 
         `bad_params` are those of a worse model, for autoguidance.
+
+        Raises:
+          UserError: a chunk below 1.
         """
         warn_of_wrong_reductions(jax.default_backend())
+        if chunk < 1:
+            raise user_error(f"chunk = {chunk}", "at least 1", "raise it")
         self.config, self.params, self.codec = config, params, codec
         self.step, self.bad_params = step, bad_params
         self._batched = BatchedModel(
@@ -264,9 +270,7 @@ class KaleidoPipeline:
         """
         recipe = load_recipe(recipe)
         row, old = self._editable(recipe)
-        given = {n: v for n, v in changes.items() if n in registry.names() and v is not None}
-        settings = {n: v for n, v in changes.items() if n not in registry.names()}
-        _check_names(settings, (*self.codec.segments, *SETTINGS))
+        given, settings = _parted(changes, self.codec.segments)
         sample = self.override({**recipe["sample"], "grammar": True} | settings)
         new_caption = row["caption"] if caption is None else caption
         plan = plan_edit(
@@ -346,10 +350,11 @@ class KaleidoPipeline:
           prefix: what each z must begin with: latents of its first segments, or tokens; None locks nothing.
 
         Raises:
-          UserError: a prefix is not one of these latents, or is too long.
+          UserError: a prefix is not one of these latents, or is too long; no captions, or not an index for each.
         """
-        tokens, found = self.caption_tokens(captions), []
-        inputs = self._prior_inputs(seed, _indices(indices, captions), sample or self.config.sample, prefix)
+        tokens, found = self.caption_tokens(_some(captions)), []
+        seed, numbers = check_seed(seed), _indices(indices, captions)
+        inputs = self._prior_inputs(seed, numbers, sample or self.config.sample, prefix)
         with progress("latents", len(captions), "sample", wanted=len(captions) > 1) as advance:
             for rows, real in self._batched.rows(len(captions), len(captions)):
                 encoded = self._batched.encode(self.params, tokens[rows])
@@ -379,8 +384,8 @@ class KaleidoPipeline:
           float32 samples at the highest resolution (B, H, W, 3) in the model range, or points (B, dim).
 
         Raises:
-          UserError: latents for a baseline, none for another model, or not one for each caption; autoguidance without
-            the parameters of a worse model.
+          UserError: latents for a baseline, none for another model, or not one for each caption; tokens of another
+            vocabulary; no captions, or not an index for each; autoguidance without the parameters of a worse model.
         """
         if self._batched.model.has_prior != (latents is not None):
             found = "no latents for a model with them" if latents is None else "latents for a model without"
@@ -388,8 +393,11 @@ class KaleidoPipeline:
         given = [()] * len(captions) if latents is None else latents
         if len(given) != len(captions):
             raise user_error(f"{len(given)} latents for {len(captions)} captions", "one for each", "correct the list")
-        keys = sample_keys(seed, "image", 0, _indices(indices, captions))
+        keys = sample_keys(check_seed(seed), "image", 0, _indices(indices, _some(captions)))
+        vocab_size = self.codec.tokenizer.vocab_size
         z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
+        if foreign := [token for one in z for token in one.tokens if not 0 <= token < vocab_size]:
+            raise user_error(f"token {foreign[0]} in latents", f"ids 0..{vocab_size - 1}", "take them from this model")
         return self._sample(captions, z, 1, keys, sample or self.config.sample)[1]
 
     # ------------------------------------------------------------------------------------------- recipes
@@ -768,8 +776,18 @@ def _fingerprints(x: Float[np.ndarray, "k ..."]) -> list[str] | None:
     return [fingerprint(str(image.shape), image.tobytes()) for image in pixels_of(x)] if x.ndim == 4 else None
 
 
+def _some(captions: Sequence[str]) -> Sequence[str]:
+    if not len(captions):
+        raise user_error("no captions", "at least one", "give some")
+    return captions
+
+
 def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
-    return np.asarray(range(len(captions)) if indices is None else indices, np.int32)
+    numbers = range(len(captions)) if indices is None else indices
+    if len(numbers) != len(captions):
+        raise user_error(f"{len(numbers)} indices for {len(captions)} captions", "one for each", "correct the list")
+    whole = numbers.tolist() if isinstance(numbers, np.ndarray | jax.Array) else numbers
+    return np.asarray([check_index(number) for number in whole], np.int32)
 
 
 def folder_of(path_or_name: str | Path) -> Path:
@@ -788,6 +806,13 @@ def find_model(path_or_name: str | Path) -> Path:
     if not folder.is_dir():
         raise no_model(str(path_or_name))
     return folder
+
+
+def _parted(changes: Mapping[str, Any], segments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(segments that are set, settings) among the keywords of an edit."""
+    settings = {name: value for name, value in changes.items() if name not in registry.names()}
+    _check_names(settings, (*segments, *SETTINGS))
+    return {n: v for n, v in changes.items() if n not in settings and v is not None}, settings
 
 
 def _check_names(given: Iterable[str], known: Sequence[str]) -> None:

@@ -127,6 +127,11 @@ def check_seed(seed: int) -> int:
     return _whole("seed", seed, 0, 2**32 - 1)
 
 
+def check_index(index: int) -> int:
+    """A sample index as an int; raises UserError unless it is a whole number 0..2**31-1."""
+    return _whole("a sample index", index, 0, 2**31 - 1)
+
+
 def _whole(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
         raise user_error(f"{name} = {value!r:.40}", f"a whole number from {least} to {most}", "correct it")

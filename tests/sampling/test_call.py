@@ -1,6 +1,7 @@
 """The one call from captions to images, on random weights: whose noise, whose z, what it refuses, what it leaves."""
 
 import dataclasses
+import functools
 import json
 
 import jax.numpy as jnp
@@ -154,6 +155,45 @@ def test_what_cannot_be_is_refused_in_one_line(pipe, arguments, message):
     with pytest.raises(UserError, match=message) as error:
         pipe(CAPTIONS, **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"captions": []}, "no captions; expected at least one"),
+        ({"indices": [1]}, "1 indices for 2 captions; expected one for each"),
+        ({"indices": [1, 2, 3]}, "3 indices for 2 captions; expected one for each"),
+        ({"indices": [1, -2]}, "a sample index = -2; expected a whole number from 0 to 2147483647"),
+        ({"indices": [1, 2**31]}, "a sample index = 2147483648"),
+        ({"indices": [1, 1.5]}, "a sample index = 1.5"),
+        ({"seed": -1}, "seed = -1; expected a whole number from 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_parts_of_a_call_refuse_what_it_refuses(pipe, out, given, message):
+    given = {"captions": ["fruit", "bird"], "seed": 0} | given
+    z = [out.samples[0].tokens] * len(given["captions"])
+    for call in (pipe.sample_latents, functools.partial(pipe.sample_images, latents=z)):
+        with pytest.raises(UserError, match=message):
+            call(**given)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_indices_may_be_an_array(pipe):
+    plain = pipe.sample_latents(["fruit", "bird"], seed=0, indices=[1, 4])
+    for indices in (np.array([1, 4]), jnp.array([1, 4]), (np.uint8(1), 4)):
+        assert pipe.sample_latents(["fruit", "bird"], seed=0, indices=indices) == plain
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_tokens_of_another_vocabulary_draw_nothing(pipe, token):
+    with pytest.raises(UserError, match=f"token {token} in latents; expected ids 0..447"):
+        pipe.sample_images(["fruit", "bird"], [(5, 1), (5, token, 1)], seed=0)
+
+
+def test_a_batch_has_a_row(pipe):
+    with pytest.raises(UserError, match="chunk = 0; expected at least 1"):
+        KaleidoPipeline(CONFIG, pipe.params, pipe.codec, chunk=0)
 
 
 @pytest.mark.usefixtures("unchecked_types")
