@@ -29,14 +29,16 @@ Rules = Sequence[tuple[str, str]]  # (logical axis, mesh axes joined by "+"; "" 
 def make_mesh(sizes: Mapping[str, int], across_slices: str = "data") -> Mesh:
     """All devices as a mesh; the product of `sizes` (of the axes data, fsdp, tensor) is the number of devices.
 
-    On TPU, neighbors on an axis are neighbors in the machine. Several slices, which only a data center's network
+    On TPU, neighbors on an axis are neighbors in the machine. Several TPU slices, which only a data center's network
     connects, follow each other on the axis `across_slices`, whose size is a multiple of their number.
 
     Raises:
       UserError: it is not.
     """
     devices, shape = jax.devices(), tuple(sizes.values())
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    on_tpu = devices[0].platform == "tpu"
+    # JAX says a slice for each machine with GPUs or CPUs too, whose devices any axis may cross.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     if slices > 1:
         if sizes[across_slices] % slices:
             raise user_error(
@@ -47,7 +49,7 @@ def make_mesh(sizes: Mapping[str, int], across_slices: str = "data") -> Mesh:
         outer = tuple(slices if name == across_slices else 1 for name in sizes)
         inner = tuple(size // of for size, of in zip(shape, outer, strict=True))
         placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-    elif devices[0].platform == "tpu":
+    elif on_tpu:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:  # in the order of the processes, so that each reads rows beside each other
         placed = np.asarray(devices).reshape(shape)

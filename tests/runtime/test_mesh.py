@@ -15,9 +15,14 @@ class Device:
     id: int
     slice_index: int
     process_index: int = 0
-    platform: str = "cpu"
-    device_kind: str = "cpu"
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+    core_on_chip: int = 0
     client: None = None
+
+    @property
+    def coords(self):
+        return (self.id % 2, self.id % 4 // 2, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +54,14 @@ def test_only_one_axis_leaves_a_slice(sizes, across):
 def test_an_axis_that_slices_do_not_divide_is_refused():
     with pytest.raises(UserError, match="config.mesh.data = 1 on 2 slices; expected a multiple of 2.*data=2"):
         make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}])
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_machines_with_gpus_are_no_slices(platform, sizes, monkeypatch):
+    kind = {"platform": platform, "device_kind": platform}
+    devices = [Device(id=i, slice_index=i // 4, process_index=i // 4, **kind) for i in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    mesh = make_mesh(sizes)
+    assert mesh.devices.shape == tuple(sizes.values())
+    assert [device.id for device in mesh.devices.flat] == list(range(8))  # in the order of the processes
