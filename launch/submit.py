@@ -10,6 +10,7 @@ saving (exit code 75) is put into the queue again and resumes. --executor=local 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ class Run:
         """Runs the command and passes signals on to it.
 
         Raises:
-          RuntimeError: it ended with an exit code that is neither 0 nor 75.
+          RuntimeError: it ended with an exit code that is neither 0 nor 75, or with 75 as the job was cancelled.
         """
         # submitit asks by this signal before the time limit; its handler requeues, but does not wait for a save.
         asks = getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))
@@ -38,6 +39,8 @@ class Run:
             signal.signal(number, lambda *_: child.send_signal(signal.SIGTERM))
         code = child.wait()
         signal.signal(asks, requeue)
+        if code == TEMPORARY_FAILURE and is_ending():
+            raise RuntimeError("kaleido_jax has saved and is not requeued, since SLURM is ending the job")
         if code == TEMPORARY_FAILURE:
             signal.raise_signal(asks)
         elif code:
@@ -48,6 +51,19 @@ class Run:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def is_ending() -> bool:
+    """Whether SLURM itself ends this job, as after scancel, and would take it back into the queue if asked to.
+
+    A job that saved after its time limit goes on.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job or not shutil.which("squeue"):
+        return False
+    asked = ["squeue", "--noheader", f"--jobs={job}", "--format=%T %r"]
+    state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    return state.startswith("COMPLETING") and "TimeLimit" not in state
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -173,8 +173,10 @@ def test_a_verb_runs_in_two_processes_and_the_one_that_fails_says_so():
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A function that runs slurm.sbatch where srun and scontrol only write what they are called with."""
+    """A function that runs slurm.sbatch where SLURM's commands only write what they are called with."""
     calls = tmp_path / "calls"
+    (tmp_path / "squeue").write_text('#!/bin/sh\necho "${STATE:-RUNNING None}"\n')
+    (tmp_path / "squeue").chmod(0o755)
     for name, ending in (("srun", 'sleep "${SRUN_SEC:-0}"; exit "$SRUN_CODE"'), ("scontrol", "")):
         (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n{ending}\n')
         (tmp_path / name).chmod(0o755)
@@ -196,6 +198,16 @@ def test_sbatch_requeues_a_job_that_was_stopped_after_saving_and_no_other(code, 
     assert process.returncode == ends
     assert calls()[0] == f"{command} --config.sample.captions=('sea animal',)"
     assert calls()[1:] == (["scontrol requeue 7"] if requeued else [])
+
+
+@pytest.mark.parametrize(
+    ("state", "ends", "requeued"), [("COMPLETING None", 75, False), ("COMPLETING TimeLimit", 0, True), ("", 0, True)]
+)
+def test_sbatch_leaves_a_cancelled_job_alone(state, ends, requeued, slurm):
+    process, calls = slurm(75, STATE=state)
+    error = process.communicate(timeout=300)[1].decode()
+    assert process.returncode == ends and (calls()[1:] == ["scontrol requeue 7"]) == requeued
+    assert ("not requeued, since SLURM is ending the job" in error) != requeued
 
 
 def test_sbatch_lives_through_its_own_sigterm_until_the_tasks_have_saved(slurm):
@@ -253,6 +265,27 @@ def test_submitit_runs_a_saved_training_again_and_reports_a_failed_one(ends, cod
     done = run(sys.executable, LAUNCH / "submit.py", *options, runs, ends, cwd=tmp_path)
     assert (runs.read_text(), done.returncode) == ("run run ", code), done.stderr
     assert code == 0 or "ended with exit code 2" in done.stderr
+
+
+def test_submitit_leaves_a_cancelled_job_alone(slurm, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("launch_submit", LAUNCH / "submit.py")
+    spec.loader.exec_module(submit := importlib.util.module_from_spec(spec))
+    assert not submit.is_ending()  # no job of SLURM
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for state, ends in (("RUNNING None", False), ("COMPLETING None", True), ("COMPLETING TimeLimit", False)):
+        monkeypatch.setenv("STATE", state)
+        assert submit.is_ending() == ends, state
+    monkeypatch.setenv("STATE", "COMPLETING None")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "srun"))  # ends as a training that has saved
+    monkeypatch.setenv("SRUN_CODE", "75")
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        with pytest.raises(RuntimeError, match="not requeued, since SLURM is ending the job"):
+            submit.Run([])()
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGUSR2, before[1])
 
 
 @pytest.fixture
