@@ -43,8 +43,12 @@ def topology_devices(name: str) -> np.ndarray:
       UserError: libtpu is not installed or of another version than this jax reads, or knows no such topology; or as
         `gpu_devices`.
     """
-    if name.partition(":")[0] in GPUS:
+    kind = name.partition(":")[0]
+    if kind in GPUS:
         return gpu_devices(name)
+    if not kind.removeprefix("tpu").removeprefix("v")[:1].isdigit():  # no generation of TPUs, whatever libtpu knows
+        gpus = ", ".join(f"{gpu}:8" for gpu in GPUS)
+        raise user_error(f"--topology={name}", f"GPUs such as {gpus}, or TPUs such as {TOPOLOGIES}", "correct it")
     _check_libtpu(name)
     for variable, value in _WITHOUT_TPU.items():
         os.environ.setdefault(variable, value)

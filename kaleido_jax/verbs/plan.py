@@ -78,6 +78,7 @@ def run(
         count = targets.size
         base = load_tokenizer(config.model.t5.vocabulary, config.latents.codebook_size).base_vocab_size
         compiled = compile_step(config, base, targets)
+    _check_told(config, count)
     plan = make_plan(
         config,
         count or 1,
@@ -90,6 +91,15 @@ def run(
     say(to_text(plan))
     if json:
         _write(json, to_json(plan))
+
+
+def _check_told(config: Config, count: int | None) -> None:
+    """A mesh of several devices needs their number, which is not that of this machine's."""
+    axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
+    least = math.prod(size for size in axes.values() if size > 0)
+    if count is None and least > 1:
+        do = f"give --num_devices={least} or a multiple of it"
+        raise user_error(f"config.mesh = {axes} without --num_devices", "the number of devices to plan for", do)
 
 
 def _write(path: Path, values: dict) -> None:
