@@ -3,7 +3,8 @@
 #   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a setup
 #   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a train --config=imagenet_combined --workdir=/mnt/runs/a
 #   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a stop
-# `setup` copies this checkout (its last commit) to every host and installs it there with JAX for TPU; `stop` sends
+# `setup` copies this checkout (its last commit) to every host and installs it there with JAX for TPU, for which each
+# needs Python 3.11, 3.12 or 3.13 (Ubuntu 22.04 itself has 3.10); `stop` sends
 # SIGTERM, on which training saves and ends with code 75; the same command resumes. The workdir must be on a file system
 # that all hosts mount. --project=ID names another project than gcloud's; --dry_run prints the commands.
 set -euo pipefail
@@ -46,7 +47,7 @@ case "$1" in
     archive="$(mktemp -d)/kaleido.tar.gz"
     run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$name:kaleido.tar.gz" "${where[@]:1}"
-    everywhere 'mkdir -p kaleido && tar xzf kaleido.tar.gz -C kaleido && cd kaleido && python3 -m venv .venv && .venv/bin/python -m pip install -q -c requirements.txt -e ".[tpu]"'
+    everywhere 'mkdir -p kaleido && tar xzf kaleido.tar.gz -C kaleido && cd kaleido && bash launch/install.sh && .venv/bin/python -m pip install -q -c requirements.txt -e ".[tpu]"'
     ;;
   stop)
     everywhere 'pid="$(cat kaleido/run.pid)" && grep -q kaleido_jax "/proc/$pid/cmdline" && kill -TERM "$pid"'

@@ -351,6 +351,19 @@ def test_tpu_vm_installs_and_stops(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
+def test_tpu_vm_says_so_where_a_host_has_no_python_that_will_do(tmp_path):
+    line = run("bash", LAUNCH / "tpu_vm.sh", "--name=slice", "--zone=z", "--dry_run", "setup").stdout.splitlines()[-1]
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\n' {line}"], text=True).splitlines()
+    copy = ["tar", "-C", REPO, "-czf", tmp_path / "kaleido.tar.gz", "launch", "setup.py", "pyproject.toml"]
+    subprocess.run(copy, check=True)
+    for name in ("python3.11", "python3.12", "python3.13", "python3"):  # as where there is 3.10 alone
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = run("bash", "-c", words[-1].removeprefix("--command="), cwd=tmp_path, PATH=path, PYTHON="")
+    assert done.returncode == 1 and "error: no Python 3.11, 3.12 or 3.13 found" in done.stderr, done.stderr
+
+
 def test_jobsets_hold_commands_that_the_command_line_takes_and_as_many_hosts_everywhere():
     tpu, gpu = yaml.safe_load_all((LAUNCH / "gke_jobset.yaml").read_text())
     for jobset in (tpu, gpu):
