@@ -158,6 +158,21 @@ def source_of_the_package(folder):
     return shutil.copytree(REPO, folder, ignore=made, symlinks=True)
 
 
+def test_an_sdist_has_the_folders_that_its_documents_and_tests_name():
+    pages = [*REPO.glob("*.md"), *REPO.glob("docs/*.md")]
+    links = [
+        (page.parent, link) for page in pages for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    ]
+    paths = [Path(os.path.normpath(folder / link)) for folder, link in links]
+    tests = "".join(path.read_text() for path in REPO.glob("tests/**/test_*.py"))
+    paths += [REPO / name for name in re.findall(r'REPO / "([\w.]+)', tests)]
+    folders = {path.relative_to(REPO).parts[0] for path in paths if path.is_relative_to(REPO) and path != REPO}
+    folders = {folder for folder in folders if (REPO / folder).is_dir()}
+    assert {"benchmarks", ".github", "docs"} <= folders
+    manifest = (REPO / "MANIFEST.in").read_text().splitlines()
+    assert [folder for folder in folders - {"kaleido_jax"} if f"graft {folder}" not in manifest] == []
+
+
 def build(kind, source, output):
     code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(output)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
