@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kaleido_jax.config.schema import Data, DataTable
-from kaleido_jax.data.images import IMAGE_SUFFIXES
+from kaleido_jax.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from kaleido_jax.data.sources.base import is_file_below, unreadable
 from kaleido_jax.data.sources.coco import file_name
 from kaleido_jax.data.sources.rows import JsonLists, read_cells, read_object
@@ -76,6 +76,10 @@ def recognize(root: Path, split: str = "", columns: Sequence[str] = ()) -> Found
             return found
     for path in (*_tables(root), *_coco_files(root)):
         raise _why_unused(root, path)
+    suffixes = [path.suffix.lower() for path in (root / split).rglob("*") if not path.name.startswith(".")]
+    if unread := [suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES]:
+        found = f"{len(unread)} photos in {root / split}, whose formats are not read ({', '.join(sorted({*unread}))})"
+        raise user_error(found, f"one of {', '.join(IMAGE_SUFFIXES)}", "make JPEGs of them")
     raise user_error(
         f"no pictures recognized in {root / split}",
         "a folder for each class, a folder of photos, a table of captions, COCO's or GBC's JSON, or tar shards",

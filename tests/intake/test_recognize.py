@@ -323,3 +323,11 @@ def test_lvis_and_images_without_a_name(tmp_path):
     labels = {"images": images, "annotations": [], "categories": []}
     write(photos(tmp_path, "val2017/1.jpg") / "lvis_v1_val.json", labels)
     assert fields(tmp_path) == {"source": "coco", "labels": ("lvis_v1_val.json",), "images": "val2017"}
+
+
+def test_a_folder_of_photos_that_are_not_read_is_told_as_such(tmp_path):
+    for name in ("1.HEIC", "2.heic", "raw/3.DNG", "4.mov", "._5.heic"):
+        write(tmp_path / "album" / name, "")
+    expected = r"3 photos in .*album, whose formats are not read \(.dng, .heic\); expected one of .jpg, .*; make JPEGs"
+    with pytest.raises(UserError, match=expected):
+        recognize(tmp_path / "album")
