@@ -184,8 +184,6 @@ plan.run(single_net_config(mesh__data=1, mesh__fsdp=8), devices="8", quick="yes"
     assert compiled["communication"]["unknown_loops"] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize("topology", ["b200:8", "h100-pcie:8", "rtx4090:2", "gpu:8"])
 def test_a_topology_of_other_gpus_names_those_that_are_known_and_not_libtpu(topology):
     expected = f"--topology={topology}; expected GPUs such as a100:8, a100-40:8, h100:8, h200:8, or TPUs such as v4"
@@ -199,6 +197,8 @@ def test_a_mesh_of_several_devices_wants_their_number():
         plan.run(config, quick="yes")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_topology_that_libtpu_does_not_know_is_one_line():
     with pytest.raises(UserError, match="--topology=v5p:nonsense"):
         plan.run(CONFIG, topology="v5p:nonsense")
