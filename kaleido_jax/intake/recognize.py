@@ -36,9 +36,8 @@ _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "te
 _SPLITS += ("train2014", "val2014", "test2014", "train2017", "val2017", "test2017")
 _PICTURES = ("images", "image", "imgs", "img", "jpegimages")
 _BESIDE = ("labels", "masks", "mask", "annotations", "segmentationclass", "segmentationobject", "thumbnails")
-_CAPTIONED = (
-    0.9  # share of the photos of class folders from which on their text files, not the folders, say what they are
-)
+# Share of the photos of class folders from which on their text files, not the folders, say what they are.
+_CAPTIONED = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,6 +426,10 @@ def _folders(root: Path, split: str) -> Found | None:
         images = [image for folder in classes for image in _listed(folder, *IMAGE_SUFFIXES)]
         if found := _with_texts(root, split, images, _CAPTIONED):
             return replace(found, notes=notes + found.notes)
+        if (loose := len(_listed(top, *IMAGE_SUFFIXES))) > len(images):  # which the source would ignore
+            found_photos = f"{loose} photos in {top} beside folders with {len(images)} ({readable(classes[0].name)})"
+            do = "move the photos into folders of their classes, or the folders elsewhere"
+            raise user_error(found_photos, "most photos in folders, or all outside", do)
         data = Data(source="folder", root=str(root), split=split)
         return Found(data=data, what="one folder for each class", notes=notes + _texts_unused(images))
     splits = [folder.name for folder in inner if _has_images(folder, 1)]
