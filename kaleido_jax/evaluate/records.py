@@ -64,7 +64,7 @@ from kaleido_jax.train.watching import HELD_OUT, Losses, open_held_out
 log = logging.getLogger(__name__)
 
 SAMPLES = "records_samples"  # the folder of all samples, kept for when a baseline comes
-VERSION = "records/3"  # raise it when the measures change
+VERSION = "records/4"  # raise it when the measures change
 MEASURING_SEC = 3600  # for the main process to measure all samples, while the others wait
 PART = 50  # samples that are stored together; a run that was stopped loses at most as many
 MOST_REFERENCE = 10_000  # training pictures whose features are compared with; of more, these are spread evenly
@@ -138,7 +138,7 @@ class Real:
 def measure(config: Config, workdir: Path, baseline: Path | None = None) -> dict[str, Any]:
     """The report in eval/records.json, with its page eval/records.html; measured unless it belongs to this model.
 
-    Numbers of the model: `held_out_loss_dm`, `held_out_loss_ar` and the same of as many training records, `train_...`;
+    Numbers of the model: those of `losses_of`, `held_out_loss_dm`, `held_out_loss_ar` and so on;
     those of `sets.measure_set` with the training pictures as the reference; the same of the first samples only, as many
     as there are held-out pictures, as `few_...`; `vendi` and `similarity`, means over the captions; `box_...`, whether
     the detector that annotated the records finds the boxes of z in the samples; those of `latents_report`;
@@ -318,7 +318,10 @@ def _detector_of(config: Config) -> tuple[Detector | None, str]:
 
 # ----------------------------------------------------------------------------------------------- losses
 def losses_of(pipeline: KaleidoPipeline, data: OwnData) -> dict[str, float]:
-    """L_DM and L_AR on the held-out records, and on as many training records; called in every process."""
+    """L_DM and L_AR on the held-out records, and on as many training records; called in every process.
+
+    `..._loss_dm_other_z` is L_DM of the same images, captions, times and noise, each with the z of another image.
+    """
     config = pipeline.config
     # All resolutions of all rows, also where training computes the outer ones for some rows only.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, mixed_ratio=()))
@@ -331,9 +334,18 @@ def losses_of(pipeline: KaleidoPipeline, data: OwnData) -> dict[str, float]:
         chosen = records.select(spread(range(len(records)), number))
         batches = list(batches_of_all(config, chosen, pipeline.codec))
         log.info("losses of %d records of the split %s", len(chosen), split)
-        means = losses.mean(batches, pipeline.params, {}, passes=math.ceil(DRAWS / len(chosen)))
+        passes = math.ceil(DRAWS / len(chosen))
+        means = losses.mean(batches, pipeline.params, {}, passes)
         found |= {f"{split}_{name}": means[name] for name in ("loss_dm", "loss_ar") if name in means}
+        if config.latents.segments:
+            others = [_with_other_z(batch) for batch in batches]
+            found[f"{split}_loss_dm_other_z"] = losses.mean(others, pipeline.params, {}, passes)["loss_dm"]
     return found
+
+
+def _with_other_z(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each row with the z of the row before it."""
+    return batch | {name: np.roll(rows, 1, axis=0) for name, rows in batch.items() if name.startswith("decoder_")}
 
 
 # ----------------------------------------------------------------------------------------------- report

@@ -52,6 +52,8 @@ _SETS = (
 _LOSSES = (
     _Row(name="held_out_loss_dm", heading="L_DM, held-out", better="lower", form="{:.4f}"),
     _Row(name="train_loss_dm", heading="L_DM, training", form="{:.4f}"),
+    _Row(name="held_out_loss_dm_other_z", heading="L_DM, held-out, z of another", form="{:.4f}"),
+    _Row(name="train_loss_dm_other_z", heading="L_DM, training, z of another", form="{:.4f}"),
     _Row(name="held_out_loss_ar", heading="L_AR, held-out", better="lower"),
     _Row(name="train_loss_ar", heading="L_AR, training"),
 )

@@ -282,6 +282,34 @@ def test_losses_are_means_over_the_samples_of_each_split(models, folder, monkeyp
     assert found["held_out_loss_dm"] != pytest.approx(found["train_loss_dm"], rel=1e-3)
 
 
+def test_the_other_z_is_that_of_another_image_and_all_else_stays(models, folder, monkeypatch):
+    pipeline = models["run"]
+    data = records.open_own_data(pipeline, folder)
+
+    def of_pairs(params, model, config, batch, step):
+        """In place of the loss: tells which image had which z."""
+        tokens = batch["decoder_target_tokens"].sum(-1).astype(np.float32)
+        own = batch["image"].astype(np.float32).mean((1, 2, 3)) * 1e3
+        return None, {"loss_dm": (own * tokens).mean(), "loss_ar": tokens.mean()}
+
+    monkeypatch.setattr("kaleido_jax.train.watching.joint_loss", of_pairs)
+    found = records.losses_of(pipeline, data)
+    batches = list(batches_of_all(pipeline.config, data.held_out, pipeline.codec))
+    products, weights = {0: [], 1: []}, []
+    for batch in batches:
+        tokens = batch["decoder_target_tokens"].sum(-1)
+        pixels = batch["image"].astype(np.float32).mean((1, 2, 3)) * 1e3
+        for by in products:
+            products[by].append((pixels * np.roll(tokens, by)).mean())
+        weights.append(len(pixels))
+    for name, by in (("held_out_loss_dm", 0), ("held_out_loss_dm_other_z", 1)):
+        assert found[name] == pytest.approx(np.average(products[by], weights=weights), rel=1e-3)
+    assert found["held_out_loss_dm_other_z"] != pytest.approx(found["held_out_loss_dm"], rel=1e-4)
+    monkeypatch.setattr("kaleido_jax.train.watching.joint_loss", brightness)
+    base = records.losses_of(models["base"], records.open_own_data(models["base"], folder))
+    assert "held_out_loss_dm" in base and "held_out_loss_dm_other_z" not in base
+
+
 @pytest.mark.slow
 def test_a_model_of_random_weights_is_measured(folder, tmp_path, monkeypatch):
     """Sampling and losses by the networks themselves."""
