@@ -335,7 +335,7 @@ def test_a_folder_of_photos_that_are_not_read_is_told_as_such(tmp_path):
 
 def test_most_photos_beside_the_folders_of_classes_are_not_passed_over(tmp_path):
     photos(tmp_path / "album", "1.jpg", "2.jpg", "3.jpg", "old/4.jpg", "old/5.jpg")
-    expected = r"3 photos in .*album beside folders with 2 \(old\); expected most photos in folders, or all outside; move"
+    expected = r"3 photos in .*album beside folders with 2 \(old\); expected most photos in folders, or all outside; "
     with pytest.raises(UserError, match=expected):
         recognize(tmp_path / "album")
     photos(tmp_path / "album", "old/6.jpg")
