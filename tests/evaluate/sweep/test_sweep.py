@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from kaleido_jax.verbs import VERBS
 from tests.evaluate.scenes import SIZE, PretendedModel
 from tests.tiny import single_net_config
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NUMBER = 80
 SWEEP = Sweep(
     name="pretended",
@@ -80,6 +82,22 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def result(finished):
     return SweepRun(SWEEP, finished).run()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+def test_names_of_axes_end_where_the_chart_does_on_a_phone(result, finished):
+    playwright = pytest.importorskip("playwright.sync_api")
+    ends = "(e) => { const t = e.getBoundingClientRect(), c = e.ownerSVGElement.getBoundingClientRect();"
+    ends += " return Math.min(t.left - c.left, c.right - t.right, t.top - c.top, c.bottom - t.bottom); }"
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=60_000)
+        tab = browser.new_page(viewport={"width": 390, "height": 844})
+        tab.goto((finished / "sweep.html").resolve().as_uri())
+        names = tab.locator("svg text", has_text="is better")
+        found = {names.nth(i).text_content(): names.nth(i).evaluate(ends) for i in range(names.count())}
+        browser.close()
+    assert any(name.startswith("Frechet distance") for name in found) and min(found.values()) > -1, found
 
 
 def test_a_collapsed_model_has_one_mode_and_is_told_from_one_that_draws_real_scenes(result, finished):
