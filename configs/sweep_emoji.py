@@ -183,8 +183,8 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant in ("claim", "claim-cpu"):
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(cpu))
     if variant == "claim-cpu-first":
-        few = {"models": claim_cpu_first(), "rules": (CFG, INTERVAL), "gammas": (1.0, 4.0)}
-        sweep = dataclasses.replace(sweep, name="emoji, three seeds", **few)
+        first = claim_cpu_first()
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=first, gammas=(1.0, 4.0))
     if variant in ("claim-controls", "claim-cpu-controls"):
         sweep = dataclasses.replace(sweep, name="emoji, controls", models=claim_controls(cpu), rules=(CFG, INTERVAL))
     return ConfigDict(dataclasses.asdict(sweep))

@@ -5,7 +5,7 @@ Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagene
           ":cpu-first" of the first two of them, in the same folder.
           --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
           models' size and quality (examples/tiny_imagenet.py).
-Hardware: one GPU; nobody has run it yet
+Hardware: one GPU, on which nobody has run it yet; docs/results/tiny-imagenet.md has ":cpu-first"
 """
 
 import dataclasses
