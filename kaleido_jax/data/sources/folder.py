@@ -44,16 +44,17 @@ class FolderSource:
         data, top = settings.data, settings.root / settings.data.split
         labels = settings.root / data.labels[0] if data.labels else None
         names = _read_names(labels) if labels else {}
-        folders = {f: images_in(f) for f in visible(top) if f.is_dir()} if top.is_dir() else {}
+        found = listed(top)
+        loose = images_among(found.pop(top, ()))
+        folders = {folder: images_among(paths) for folder, paths in found.items()}
         empty = [readable_name(folder.name) for folder, files in folders.items() if not files]
         if empty:
             more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
             which = "folders without an image of their own are ignored, with all in them"
             warn_once(f"{which}: {', '.join(empty[:_LISTED])}{more} in {top}")
-        warn_of_unread([top, *folders] if top.is_dir() else (), top)
         folders = {folder: files for folder, files in folders.items() if files}
         warn_of_deeper(folders, top)
-        if loose := images_in(top) if top.is_dir() else []:
+        if loose:
             if folders:
                 warn_once(f"{len(loose)} images beside the class folders of {top} are ignored")
             else:
@@ -68,8 +69,8 @@ class FolderSource:
         self.class_names = tuple(name or readable_name(f.name) for name, f in zip(named, folders, strict=True))
         self._without_name = frozenset(number for number, name in enumerate(named) if name is None)
         self._split = data.split
-        listed = (f"{readable_name(path.parent.name)}/{readable_name(path.name)}" for path, _ in self._files)
-        self.fingerprint = fingerprint("\n".join(["folder", data.split, *self.class_names, *listed]))
+        told = (f"{readable_name(path.parent.name)}/{readable_name(path.name)}" for path, _ in self._files)
+        self.fingerprint = fingerprint("\n".join(["folder", data.split, *self.class_names, *told]))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -109,18 +110,26 @@ def visible(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The visible images of a folder itself, in that order."""
-    return [path for path in visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    """The visible images of a folder, by the suffixes of photographs."""
+    return images_among(visible(folder))
 
 
-def warn_of_unread(folders: Iterable[Path], top: Path) -> None:
-    """Tells of the photos in some folders whose formats are not read."""
-    unread = [p.suffix.lower() for f in folders for p in visible(f) if p.suffix.lower() in UNREAD_SUFFIXES]
+def images_among(paths: Iterable[Path]) -> list[Path]:
+    """Those with a suffix of photographs that are read."""
+    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def listed(top: Path) -> dict[Path, list[Path]]:
+    """The visible entries of a folder and of each folder in it; {} if it is none. Tells of photos that are not read."""
+    if not top.is_dir():
+        return {}
+    found = {top: visible(top)}
+    found |= {folder: visible(folder) for folder in found[top] if folder.is_dir()}
+    unread = [suffix for paths in found.values() for p in paths if (suffix := p.suffix.lower()) in UNREAD_SUFFIXES]
     if unread:
-        kinds = ", ".join(sorted(set(unread)))
-        warn_once(
-            f"{len(unread)} photos in {top} are ignored, whose formats are not read ({kinds}); make JPEGs of them"
-        )
+        which = f"{len(unread)} photos in {top} are ignored, whose formats are not read"
+        warn_once(f"{which} ({', '.join(sorted({*unread}))}); make JPEGs of them")
+    return found
 
 
 def warn_of_deeper(folders: Iterable[Path], top: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from kaleido_jax.data.images import read_image, read_photo
 from kaleido_jax.data.sources import register
 from kaleido_jax.data.sources.base import Example, SourceSettings, check_index, file_version, no_classes
-from kaleido_jax.data.sources.folder import images_in, visible, warn_of_deeper, warn_of_unread
+from kaleido_jax.data.sources.folder import images_among, listed, warn_of_deeper
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.text import readable_name
@@ -33,14 +33,13 @@ class TextFilesSource:
         """
         self._root, self._split = settings.root, settings.data.split
         top = self._root / self._split
-        self._files = photos_in(top) if top.is_dir() else []
+        found = listed(top)
+        self._files = images_among(itertools.chain.from_iterable(found.values()))
         if not self._files:
             raise user_error(f"no image in {top} or its folders", "IMAGE.jpg and IMAGE.txt", "correct data.root")
-        inner = [path for path in visible(top) if path.is_dir()]
-        warn_of_unread([top, *inner], top)
-        warn_of_deeper(inner, top)
-        listed = (readable_name(str(path.relative_to(self._root))) for path in self._files)
-        self.fingerprint = fingerprint("\n".join(["text_files", self._split, *listed]))
+        warn_of_deeper(list(found)[1:], top)
+        told = (readable_name(str(path.relative_to(self._root))) for path in self._files)
+        self.fingerprint = fingerprint("\n".join(["text_files", self._split, *told]))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -69,12 +68,6 @@ class TextFilesSource:
     def __getitem__(self, index: int) -> Example:
         path = self._files[check_index(index, len(self))]
         return Example(id=self.id(index), image=read_image(path), caption=read_text(path))
-
-
-def photos_in(top: Path) -> list[Path]:
-    """The visible images of a folder and of the folders in it."""
-    inner = (images_in(folder) for folder in visible(top) if folder.is_dir())
-    return [*images_in(top), *itertools.chain.from_iterable(inner)]
 
 
 def text_file(image: Path) -> Path | None:
