@@ -118,12 +118,14 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
     few = tuple(_Row(name=f"few_{r.name}", heading=r.heading, better=r.better, form=r.form) for r in sets)
     number, reference = report["of"]["num_samples"], f"{counts['reference']:,} training pictures"
     images = f"{report['diversity_images']:.1f} pictures of each caption" if "diversity_images" in report else ""
+    reads = " With the z of another picture, L_DM should be well above its own; where it is not, the denoiser does not "
+    reads = f"{reads}read z yet: train longer." if "train_loss_dm_other_z" in report else ""
     groups = (
         (
             "Losses",
             "Of the same records at the same times and noise. Where a held-out loss is well above that of training "
             "records, these were learned by heart: pictures by L_DM, latents by L_AR. Add pictures, or train for fewer "
-            "steps.",
+            f"steps.{reads}",
             _LOSSES,
             "" if counts["held_out_records"] else "nothing was held out (config.annotate.held_out_share)",
         ),

@@ -153,6 +153,7 @@ def test_the_report_has_model_baseline_and_ceiling_and_a_second_one_draws_nothin
     assert {one["num_reference"] for one in stamps.values()} == {TRAIN}
     assert stamps["model"]["prior"] and not stamps["baseline"]["prior"]
     html = (folder / "run" / "eval" / "records.html").read_text()
+    assert "L_DM, held-out, z of another" in html and "does not read z yet: train longer" in html
     assert "FID" not in html and "Frechet distance on efficientnet-lite0" in html
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script", html)
     assert json.loads((folder / "run" / "eval" / "records.json").read_text()) == report
