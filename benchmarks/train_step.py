@@ -3,20 +3,26 @@
 python -m benchmarks.train_step [--config=emoji_combined:long] [--batch=16] [--lengths=48,80,96] [--repeats=20]
     [--override=KEY=VALUE ...] [--profile=DIR] [--out=FILE.md]
 python -m benchmarks.train_step --config=imagenet_combined --batch=16,12,8 --lengths=192,256 --compile_only
+python -m benchmarks.train_step --config=imagenet_combined --lengths=192,256 --topology=h100:1 --save=DIR
+python -m benchmarks.train_step --config=imagenet_combined --lengths=192,256 --load=DIR
 
 Pretrained weights are not needed: arrays of the same shapes are made on the devices. --out=FILE.md also writes
 FILE.json, both after every figure, so that a run that ends early keeps what it had. --batch is of one device; of
 several the first that fits is timed. --compile_only fills the folder in JAX_COMPILATION_CACHE_DIR, so that a later run
-need not compile.
+need not compile. --save=DIR keeps the programs of one batch size, compiled for a device that need not be there, and
+--load=DIR times them where it is, with the same version of jax: minutes of compiling that no device has to wait for.
+Without the device, XLA chooses its kernels untried.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import gc
 import json
 import math
 import os
+import pickle
 import statistics
 import sys
 import time
@@ -32,6 +38,7 @@ keep_memory()
 import jax  # noqa: E402
 import jax.monitoring  # noqa: E402
 import numpy as np  # noqa: E402
+from jax.experimental import serialize_executable  # noqa: E402
 
 from benchmarks import trace  # noqa: E402
 from benchmarks.tables import described, first_line, table  # noqa: E402
@@ -40,7 +47,9 @@ from kaleido_jax.config.codec import open_codec  # noqa: E402
 from kaleido_jax.config.load import config_from_flags  # noqa: E402
 from kaleido_jax.config.schema import Config  # noqa: E402
 from kaleido_jax.models.flops import flops_at  # noqa: E402
-from kaleido_jax.plan.program import Program, build_program  # noqa: E402
+from kaleido_jax.plan.compiled import topology_devices  # noqa: E402
+from kaleido_jax.plan.gpus import options_for  # noqa: E402
+from kaleido_jax.plan.program import Program, build_program, lower  # noqa: E402
 from kaleido_jax.runtime.accelerators import accelerator  # noqa: E402
 
 MODELS = ("Kaleido", "baseline")
@@ -82,7 +91,8 @@ def say(text: str) -> None:
 def cases_of(args: argparse.Namespace, batch: int) -> list[Case]:
     """Kaleido at each length, then the baseline."""
     flags = [f"--config.{each}" for each in args.override]
-    config = config_from_flags(args.config, [*flags, f"--config.train.batch_size={batch * jax.device_count()}"])
+    count = devices_of(args).size
+    config = config_from_flags(args.config, [*flags, f"--config.train.batch_size={batch * count}"])
     lengths = args.lengths or (*config.data.length_buckets, config.latents.max_latents_tokens)
 
     def at(**latents: Any) -> Config:
@@ -92,12 +102,25 @@ def cases_of(args: argparse.Namespace, batch: int) -> list[Case]:
     return [case for case in (*cases, Case("baseline", 0, batch, at(segments=()))) if case.model in args.models]
 
 
+@functools.cache
+def _described(topology: str) -> np.ndarray:
+    return topology_devices(topology)
+
+
+def devices_of(args: argparse.Namespace) -> np.ndarray:
+    """Those of --topology, or those of this process."""
+    return _described(args.topology) if args.topology else np.asarray(jax.devices())
+
+
 # ------------------------------------------------------------------------------------------ compilation
-def compile_all(cases: Sequence[Case], failed: dict[str, str] | None = None) -> list[Compiled]:
+def compile_all(
+    cases: Sequence[Case], args: argparse.Namespace, failed: dict[str, str] | None = None
+) -> list[Compiled]:
     """All cases side by side: XLA compiles without the interpreter's lock. Errors go to `failed` if it is there."""
     done = []
     with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
-        futures = [pool.submit(compile_case, case) for case in cases]
+        make = load_case if args.load else compile_case
+        futures = [pool.submit(make, case, args) for case in cases]
         for case, future in zip(cases, futures, strict=True):
             try:
                 done.append(future.result())
@@ -108,15 +131,15 @@ def compile_all(cases: Sequence[Case], failed: dict[str, str] | None = None) -> 
     return done
 
 
-def compile_case(case: Case) -> Compiled:
-    base_vocab_size = open_codec(case.config).tokenizer.base_vocab_size
+def compile_case(case: Case, args: argparse.Namespace) -> Compiled:
+    base_vocab_size, devices = open_codec(case.config).tokenizer.base_vocab_size, devices_of(args)
     start = time.perf_counter()
-    program = build_program(case.config, base_vocab_size, jax.device_count(), np.asarray(jax.devices()))
-    lowered = jitted(program).lower(*program.arguments)
+    program = build_program(case.config, base_vocab_size, devices.size, devices)
+    lowered = lower(program) if args.topology else jitted(program).lower(*program.arguments)
     lowered_sec = time.perf_counter() - start
     say(f"{case.name}: lowered in {lowered_sec:.0f} s")
     start = time.perf_counter()
-    step = lowered.compile()
+    step = lowered.compile(compiler_options=options_for(devices.flat[0]) if args.topology else None)
     flops = flops_at(case.config, base_vocab_size, case.config.data.max_caption_tokens, case.length)
     facts = {
         "model": case.model,
@@ -128,7 +151,35 @@ def compile_case(case: Case) -> Compiled:
         "tflop_with_recomputation": flops.total / 1e12,
     } | _compiler_facts(step)
     say(f"{case.name}: compiled in {facts['compile_sec']:.0f} s; {memory_line(facts)}")
-    return Compiled(case, program, step, facts)
+    compiled = Compiled(case, program, step, facts)
+    if args.save:
+        save_case(compiled, args.save)
+    return compiled
+
+
+def save_case(compiled: Compiled, folder: Path) -> None:
+    """Keeps the executable and what is known of it."""
+    executable, _, _ = serialize_executable.serialize(compiled.step)  # the forms of its arguments follow from the case
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{compiled.case.name}.pickle"
+    path.write_bytes(pickle.dumps({"jax": jax.__version__, "facts": compiled.facts, "executable": executable}))
+    say(f"{compiled.case.name}: {path.stat().st_size / 1e6:.1f} MB in {path}")
+
+
+def load_case(case: Case, args: argparse.Namespace) -> Compiled:
+    """What `save_case` kept, for the devices of this process."""
+    start = time.perf_counter()
+    kept = pickle.loads((args.load / f"{case.name}.pickle").read_bytes())
+    if kept["jax"] != jax.__version__:
+        sys.exit(f"train_step: error: {args.load} is of jax {kept['jax']}, here is {jax.__version__}; --save it again")
+    devices = np.asarray(jax.devices())
+    program = build_program(case.config, open_codec(case.config).tokenizer.base_vocab_size, devices.size, devices)
+    forms = (program.arguments, {}), jax.eval_shape(program.step, *program.arguments)
+    step = serialize_executable.deserialize_and_load(
+        kept["executable"], *map(jax.tree.structure, forms), execution_devices=list(devices.flat)
+    )
+    say(f"{case.name}: loaded in {time.perf_counter() - start:.0f} s")
+    return Compiled(case, program, step, kept["facts"])
 
 
 def _compiler_facts(step: jax.stages.Compiled) -> dict[str, Any]:
@@ -374,7 +425,7 @@ def run(batch: int, args: argparse.Namespace, report: Report) -> list[Compiled]:
       DoesNotFit: by what the compiler says.
       jax.errors.JaxRuntimeError: it ran out of memory.
     """
-    compiled = compile_all(cases_of(args, batch))
+    compiled = compile_all(cases_of(args, batch), args)
     report.results = [each.facts for each in compiled]
     report.write()
     if args.wait_for:
@@ -437,10 +488,17 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile_only", action="store_true", help="compile every batch size and say what memory it needs"
     )
+    parser.add_argument("--topology", help="devices that need not be here, such as h100:1; for --save")
+    parser.add_argument("--save", type=Path, help="a folder for the compiled programs; nothing is timed")
+    parser.add_argument("--load", type=Path, help="the folder of --save; nothing is compiled")
     parser.add_argument("--wait_for", type=Path, help="a file that must exist before the devices' memory is used")
     parser.add_argument("--profile", type=Path, help="a folder for traces of three steps, which are summed")
     parser.add_argument("--out", type=Path, help="FILE.md; the numbers go to FILE.json")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.topology and not args.save:
+        parser.error("--topology without --save; name the folder for the programs, which another machine runs")
+    args.compile_only |= args.save is not None
+    return args
 
 
 def main() -> None:
@@ -451,7 +509,7 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     report = Report(args)
     if args.compile_only:
-        compiled = compile_all([case for batch in args.batch for case in cases_of(args, batch)], report.failed)
+        compiled = compile_all([case for batch in args.batch for case in cases_of(args, batch)], args, report.failed)
         report.results = [each.facts for each in compiled]
     else:
         compiled = first_that_fits(args, report)
