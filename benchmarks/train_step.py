@@ -159,10 +159,12 @@ def compile_case(case: Case, args: argparse.Namespace) -> Compiled:
 
 def save_case(compiled: Compiled, folder: Path) -> None:
     """Keeps the executable and what is known of it."""
-    executable, _, _ = serialize_executable.serialize(compiled.step)  # the forms of its arguments follow from the case
+    executable, _, _ = serialize_executable.serialize(compiled.step)
+    metrics = jax.tree.map(lambda _: 0, compiled.step.out_info[1])  # the form of the other arguments and results
+    kept = {"jax": jax.__version__, "facts": compiled.facts, "metrics": metrics, "executable": executable}  # is known
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{compiled.case.name}.pickle"
-    path.write_bytes(pickle.dumps({"jax": jax.__version__, "facts": compiled.facts, "executable": executable}))
+    path.write_bytes(pickle.dumps(kept))
     say(f"{compiled.case.name}: {path.stat().st_size / 1e6:.1f} MB in {path}")
 
 
@@ -174,7 +176,7 @@ def load_case(case: Case, args: argparse.Namespace) -> Compiled:
         sys.exit(f"train_step: error: {args.load} is of jax {kept['jax']}, here is {jax.__version__}; --save it again")
     devices = np.asarray(jax.devices())
     program = build_program(case.config, open_codec(case.config).tokenizer.base_vocab_size, devices.size, devices)
-    forms = (program.arguments, {}), jax.eval_shape(program.step, *program.arguments)
+    forms = (program.arguments, {}), (program.state, kept["metrics"])
     step = serialize_executable.deserialize_and_load(
         kept["executable"], *map(jax.tree.structure, forms), execution_devices=list(devices.flat)
     )
@@ -348,7 +350,7 @@ class Report:
             "length_distribution": self.distribution,
             "failed": self.failed,
             "profiles": self.profiles,
-            "devices": [device.device_kind for device in jax.devices()],
+            "devices": [device.device_kind for device in devices_of(self.args)],
             "config": self.args.config,
             "overrides": self.args.override,
             "jax": jax.__version__,
@@ -361,7 +363,8 @@ class Report:
 
     def markdown(self) -> str:
         """Heading, table, ratios, profiles."""
-        kind, count = jax.devices()[0].device_kind, jax.device_count()
+        devices = devices_of(self.args)
+        kind, count = devices[0].device_kind, devices.size
         peak = accelerator(kind)
         lines = [
             described("jax", "jaxlib", "flax", "optax"),
@@ -456,19 +459,20 @@ def profile(compiled: Sequence[Compiled], args: argparse.Namespace, report: Repo
     for group in sides_of(compiled):
         side = Side(group)
         for each in group:
-            folder = args.profile / each.case.name
-            try:
-                side.run(each, 1)
-                with jax.profiler.trace(str(folder)):
-                    side.run(each, 2)  # three, one of them to fill the queue
-                kernels = trace.kernels_of(trace.read_trace(folder), steps=3)
-                found = trace.summary(kernels, trace.paths_of(each.step.as_text()))
-                report.profiles[each.case.name] = found
-            except Exception as error:  # noqa: BLE001  the timings are worth more than a profile
-                report.profiles[each.case.name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
-                say(f"no profile of {each.case.name}: {first_line(error)}")
-            report.write()
+            side.run(each, 1)
+            with jax.profiler.trace(str(args.profile / each.case.name)):
+                side.run(each, 2)  # three, one of them to fill the queue
         side.free()
+    say("reading the traces; the devices are free")
+    for each in compiled:
+        name = each.case.name
+        try:
+            kernels = trace.kernels_of(trace.read_trace(args.profile / name), steps=3)
+            report.profiles[name] = trace.summary(kernels, trace.paths_of(each.step.as_text()))
+        except Exception as error:  # noqa: BLE001  the timings are worth more than a profile
+            report.profiles[name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
+            say(f"no profile of {name}: {first_line(error)}")
+        report.write()
 
 
 # ------------------------------------------------------------------------------------------ command
