@@ -25,6 +25,7 @@ VARIANTS = (
     "controls",
     "claim",
     "claim-controls",
+    "claim-exported",
     "claim-cpu",
     "claim-cpu-controls",
     "claim-cpu-first",
@@ -116,6 +117,30 @@ def claim_cpu_first() -> tuple[SweptModel, ...]:
     )
 
 
+def claim_exported() -> tuple[SweptModel, ...]:
+    """Folders that `export` made of those of `claim_models`; the worse ones, with --step, of half their training."""
+
+    def of(name: str, model: str, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
+        return SweptModel(name=name, paths=tuple(f"runs/claim/{model}-{seed}" for seed in seeds), **more)
+
+    def halves(model: str) -> tuple[str, ...]:
+        return tuple(f"runs/claim/half-{model}-{seed}" for seed in SEVERAL)
+
+    few = {"rules": ("CFG", "interval")}
+    return (
+        of("baseline", "baseline", SEVERAL, worse=halves("baseline")),
+        of("Kaleido", "combined", SEVERAL, worse=halves("combined")),
+        of("Kaleido, text", "text", **few),
+        of("Kaleido, bbox", "bbox", **few),
+        of("Kaleido, blob", "blob", **few),
+        of("Kaleido, voken", "voken", **few),
+        of("oracle", "oracle", **few),
+        of("Kaleido, z of another", "combined", rules=("CFG",), shuffled=True),
+        of("Kaleido, temperature 0.7", "combined", rules=("CFG",), sample=("temperature=0.7",)),
+        of("Kaleido, temperature 1.3", "combined", rules=("CFG",), sample=("temperature=1.3",)),
+    )
+
+
 def claim_short() -> tuple[SweptModel, ...]:
     """Without worse models, so that folders with nothing but the last EMA will do."""
     trainings = {"baseline": ("baseline", SEVERAL), "Kaleido": ("combined", (0,))}
@@ -178,10 +203,13 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if cpu or variant in ("claim", "claim-controls"):
         every_steps = base_config(f"claim_emoji:{'cpu-' * cpu}baseline-0").train.keep_every_steps
         sweep = dataclasses.replace(sweep, rules=claim_rules(every_steps))
-    if variant.startswith("claim") and not cpu:  # batches of one size, so that each rule compiles once
+    if variant in ("claim", "claim-controls"):  # batches of one size, so that each rule compiles once
         sweep = dataclasses.replace(sweep, tune_samples=500, chunk=500)
     if variant in ("claim", "claim-cpu"):
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(cpu))
+    if variant == "claim-exported":
+        exported = claim_exported()
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=exported, gammas=(1.0, 4.0))
     if variant == "claim-cpu-first":
         first = claim_cpu_first()
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=first, gammas=(1.0, 4.0))
