@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.tables import described, first_line, table
 from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
-from kaleido_jax.models.fused_attention import fused_attend
+from kaleido_jax.models.fused_attention import fused_attend, fused_causal_attend
 from kaleido_jax.models.unet import scaled_attend
 from kaleido_jax.plan.compiled import topology_devices
 from kaleido_jax.plan.gpus import options_for
@@ -117,8 +117,10 @@ def form_of(name: str, shape: Shape, mask: jax.Array | None) -> Callable[..., ja
         )
         return y.reshape(*y.shape[:2], -1)
 
-    def fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def fused(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         q, k, v = (split_heads(x, shape.heads) for x in (q, k, v))
+        if bias is not None:
+            return merge_heads(fused_causal_attend(q, k, v, bias, mask))
         scale = shape.head_dim**-0.25
         return merge_heads(fused_attend(q * scale, k * scale, v))
 
@@ -197,9 +199,11 @@ def compiled_for(name: str, shape: Shape, batch: int, device: jax.Device) -> dic
 
 
 def forms_of(shape: Shape, device: jax.Device) -> Iterator[str]:
-    """What can run there; fused attention is for pixels alone, and cuDNN's for GPUs."""
+    """What can run there; fused attention is for pixels, and on GPUs for T5's decoder; cuDNN's is for GPUs."""
     for name in FORMS:
-        if name == FUSED and (device.platform == "cpu" or shape.bias or shape.mask != "none"):
+        if name == FUSED and device.platform not in ({"gpu"} if shape.bias else {"gpu", "tpu"}):
+            continue
+        if name == FUSED and not shape.bias and shape.mask != "none":
             continue
         if "cudnn" in name and device.platform != "gpu":
             continue

@@ -261,7 +261,9 @@ def time_all(compiled: Sequence[Compiled], args: argparse.Namespace, together: b
                 say(f"making the state of {group[0].case.model}")
                 sides.append(Side(group))
                 for each in group:
+                    start = time.perf_counter()
                     sides[-1].run(each, args.warmup)
+                    say(f"{each.case.name}: its first {args.warmup + 1} steps took {time.perf_counter() - start:.1f} s")
                     each.facts.update(step_ms_of_each=[], timed="in turns" if together else "one after the other")
             for turn in range(math.ceil(args.repeats / TURN)):
                 for side in sides[:: 1 if turn % 2 else -1]:

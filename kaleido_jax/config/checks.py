@@ -110,7 +110,8 @@ def _check_nesting(outer: UNet, path: str) -> None:
 
 @cross_check(Model)
 def _check_fused_attention(model: Model, path: str) -> None:
-    fused = any(net.attention == "fused" for net in nested(model.denoiser)) if model.denoiser else False
+    nets = (model.t5, *(nested(model.denoiser) if model.denoiser else ()))
+    fused = any(net.attention == "fused" for net in nets)
     if fused and model.precision == "float32":
         raise user_error(
             f'config.{path}.precision = "float32" with attention = "fused"',

@@ -59,6 +59,7 @@ class T5:
     num_encoder_layers: Count = 24
     num_decoder_layers: Count = 24
     remat: MayChange[Remat] = "none"  # of every layer
+    attention: MayChange[Attention] = "plain"  # of the decoder to itself, in training; "fused" = cuDNN's kernel on GPUs
     encoder: T5Encoder = field(default_factory=T5Encoder)
 
 

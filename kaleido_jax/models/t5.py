@@ -21,6 +21,7 @@ from kaleido_jax.array_types import AttentionBias, AttentionMask, Logits, PerHea
 from kaleido_jax.config.schema import T5
 from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend, merge_heads, split_heads
+from kaleido_jax.models.fused_attention import fused_causal_attend
 from kaleido_jax.models.layers import Dense
 from kaleido_jax.models.remat import rematerialize
 from kaleido_jax.runtime.mesh import constrain
@@ -129,6 +130,7 @@ class Attention(nn.Module):
         v: Float[Array, "b n k d_n"],
         bias: AttentionBias | None,
         mask: AttentionMask | None,
+        attend: Callable[..., PerHead] = attend,
     ) -> States:
         """Attends from x to given keys and values."""
         q = split_heads(self.query(x), self.config.num_heads)
@@ -139,6 +141,11 @@ class Attention(nn.Module):
     ) -> States:
         """Attends from x to source."""
         return self.read(x, *self.keys_values(source), bias, mask)
+
+    def causal(self, x: States, bias: AttentionBias, mask: AttentionMask) -> States:
+        """Attends from each token of x to itself and those before it."""
+        by = fused_causal_attend if self.config.attention == "fused" else attend
+        return self.read(x, *self.keys_values(x), bias, mask, by)
 
 
 class GatedMLP(nn.Module):
@@ -224,8 +231,7 @@ class DecoderLayer(nn.Module):
         cross_mask: Bool[Array, "b 1 1 s"],
     ) -> tuple[States, None]:
         """Teacher-forced, all positions at once; returns (x, None) for the scan."""
-        h = self.pre_self_attention_layer_norm(x)
-        x = x + self.self_attention(h, h, bias, self_mask)
+        x = x + self.self_attention.causal(self.pre_self_attention_layer_norm(x), bias, self_mask)
         h = self.pre_cross_attention_layer_norm(x)
         x = x + self.encoder_decoder_attention(h, states, None, cross_mask)
         x = _residual(x + self.mlp(self.pre_mlp_layer_norm(x)), self.dtype)

@@ -477,6 +477,7 @@ class KaleidoPipeline:
         parts = {part: dataclasses.asdict(getattr(self.config, part)) for part in ("model", "diffusion", "latents")}
         # Where T5 and the vocabulary lie is no part of the model; what they hold is.
         parts["model"]["t5"] |= {"checkpoint": None, "vocabulary": self.codec.tokenizer.fingerprint}
+        del parts["model"]["t5"]["attention"]  # younger than recipes, which it does not change
         return {"config": fingerprint(json.dumps(list(parts.values()))), "weights": weights_checksum(self.params)}
 
     @functools.cached_property

@@ -174,7 +174,7 @@ def test_what_may_change_in_a_workdir_is_said_at_the_field():
         *(f"train.{f}" for f in ("keep_checkpoints", "keep_every_steps", "sample_at_end", "full_disk")),
         *(f"train.{f}" for f in ("max_skipped_steps", "profile_steps", "ema_snapshot_every_steps", "wandb_project")),
         *(f"data.{f}" for f in ("verify", "fetch", "records", "root", "tar.index", "num_workers", "max_bad_share")),
-        *("data.in_memory", "model.t5.remat", "model.denoiser.remat", "model.denoiser.attention"),
+        *("data.in_memory", "model.t5.attention", "model.t5.remat", "model.denoiser.remat", "model.denoiser.attention"),
         *(f"annotate.{f}" for f in ("batch_size", "date", "endpoint", "engine", "num_workers", "ray_address")),
         *(f"annotate.{f}" for f in ("worker_cpus", "worker_gpus", "report_samples")),
     }

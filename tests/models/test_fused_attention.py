@@ -8,12 +8,13 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from kaleido_jax.config import default_config, to_config_dict, validate
-from kaleido_jax.config.schema import UNet
+from kaleido_jax.config.schema import T5, UNet
 from kaleido_jax.config.stored import check_workdir, open_workdir
 from kaleido_jax.errors import UserError
 from kaleido_jax.models import cpu
 from kaleido_jax.models.attention import attend
 from kaleido_jax.models.fused_attention import cudnn_attend, fused_attend, kernel_for, splash_attend
+from kaleido_jax.models.t5 import Decoder
 from kaleido_jax.models.unet import AttentionBlock
 from kaleido_jax.runtime.mesh import split_over
 
@@ -58,6 +59,28 @@ def test_the_call_of_cudnn_is_the_plain_formula_in_jax_own_form():
         np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_causal_call_of_cudnn_is_the_plain_formula_with_its_bias():
+    q, k, v, dy = inputs(40, 24)
+    bias = jnp.asarray(RNG.normal(size=(1, 2, 40, 40)), jnp.float32)
+    mask = jnp.tril(jnp.ones((40, 40), bool))[None, None]
+
+    def run(attended):
+        mixed, backward = jax.vjp(attended, q, k, v, bias)
+        return mixed, *backward(dy)
+
+    found = run(lambda q, k, v, bias: cudnn_attend(q, k, v, bias, causal=True, implementation="xla"))
+    for mine, wanted in zip(found, run(lambda q, k, v, bias: attend(q, k, v, bias, mask)), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "tokens", "kernel"),
+    [("gpu", 256, "cudnn"), ("gpu", 255, None), ("tpu", 256, None), ("cpu", 256, None)],
+)
+def test_only_cudnn_takes_a_bias(platform, tokens, kernel):
+    assert kernel_for(platform, jnp.bfloat16, tokens, 64, biased=True) == kernel
+
+
 @pytest.mark.parametrize(
     ("platform", "dtype", "tokens", "head_dim", "kernel"),
     [
@@ -87,12 +110,36 @@ def test_both_kernels_lower_for_the_paper_models_shapes(tokens, head_dim, monkey
 
     tpu = lowered("tpu", "tpu")
     assert tpu.count("tpu_custom_call") == 3 and f"{tokens}x{tokens}" not in tpu  # forward, dq, dk and dv
-    # What JAX asks a GPU that is not there.
+    as_on_a_gpu(monkeypatch)
+    gpu = lowered("gpu", "cuda")
+    assert "__cudnn$fmhaSoftmax" in gpu and "__cudnn$fmhaSoftmaxBackward" in gpu and f"{tokens}x{tokens}" not in gpu
+
+
+def as_on_a_gpu(monkeypatch):
+    """What JAX asks a GPU that is not there."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
-    gpu = lowered("gpu", "cuda")
-    assert "__cudnn$fmhaSoftmax" in gpu and "__cudnn$fmhaSoftmaxBackward" in gpu and f"{tokens}x{tokens}" not in gpu
+
+
+@pytest.mark.parametrize(
+    ("attention", "platform", "fused"), [("fused", "gpu", True), ("fused", "cpu", False), ("plain", "gpu", False)]
+)
+def test_the_decoder_takes_the_kernel_that_its_config_and_platform_name(attention, platform, fused, monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    config = T5(d_model=32, d_ff=32, num_heads=4, head_dim=8, num_decoder_layers=2, attention=attention)
+    decoder, tokens, states = Decoder(config, 20, jnp.bfloat16), jnp.ones((2, 64), int), jnp.zeros((2, 5, 32))
+    args = tokens, states, jnp.ones((2, 5), bool)
+    params = nn.meta.unbox(jax.eval_shape(lambda: decoder.init(jax.random.key(0), *args)))
+
+    def loss(params):
+        return decoder.apply(params, *args)[1].sum()
+
+    with cpu.plain(platform):
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        text = traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).as_text()
+    assert ("__cudnn$fmhaScaleBiasSoftmaxBackward" in text) == fused
+    assert ("2x4x64x64xf32" not in text) == fused  # the matrix of attention
 
 
 SPLIT = """
@@ -148,9 +195,10 @@ def test_a_block_takes_the_kernel_that_its_config_and_platform_name(attention, p
     assert ("pallas_call" in str(traced)) == fused
 
 
-def test_fused_attention_wants_half_precision():
+@pytest.mark.parametrize("part", ["denoiser", "t5"])
+def test_fused_attention_wants_half_precision(part):
     config = default_config()
-    config.model.denoiser.attention = "fused"
+    config.model[part].attention = "fused"
     config.model.precision = "float32"
     with pytest.raises(UserError, match='attention = "fused"; expected half precision'):
         validate(config)
