@@ -3,10 +3,11 @@
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --workdir=runs/sweep
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
-          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-cpu" and
-          ":claim-cpu-controls" are of those that a CPU has trained (emoji_cpu, emoji_cpu_controls), and
-          ":claim-cpu-first" of the first of them, which are in docs/results/emoji.md so far. ":claim-short" and
-          ":claim-early" are of four short trainings. Fields change by --sweep.KEY=VALUE.
+          emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-exported" and
+          ":claim-exported-kinds" are of folders that `export --workdir=runs/claim/MODEL-SEED` made of them, the worse
+          models, runs/claim/half-MODEL-SEED, with --step=1500, for a CPU. ":claim-cpu" and ":claim-cpu-controls" are of
+          those that a CPU has trained (emoji_cpu, emoji_cpu_controls), and ":claim-cpu-first" of the first of them.
+          docs/results/emoji.md has the results. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -26,11 +27,10 @@ VARIANTS = (
     "claim",
     "claim-controls",
     "claim-exported",
+    "claim-exported-kinds",
     "claim-cpu",
     "claim-cpu-controls",
     "claim-cpu-first",
-    "claim-short",
-    "claim-early",
 )
 SEVERAL = (0, 1, 2)  # seeds of training of the two models that are compared
 CFG = SweptRule(name="CFG")
@@ -117,45 +117,35 @@ def claim_cpu_first() -> tuple[SweptModel, ...]:
     )
 
 
-def claim_exported() -> tuple[SweptModel, ...]:
-    """Folders that `export` made of those of `claim_models`; the worse ones, with --step, of half their training."""
+def exported(name: str, model: str, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
+    """A model of configs/claim_emoji.py as a folder that `export` made of it."""
+    return SweptModel(name=name, paths=tuple(f"runs/claim/{model}-{seed}" for seed in seeds), **more)
 
-    def of(name: str, model: str, seeds: tuple[int, ...] = (0,), **more: Any) -> SweptModel:
-        return SweptModel(name=name, paths=tuple(f"runs/claim/{model}-{seed}" for seed in seeds), **more)
+
+def claim_exported() -> tuple[SweptModel, ...]:
+    """The two that are compared; the worse ones of autoguidance are exports of half their training."""
 
     def halves(model: str) -> tuple[str, ...]:
         return tuple(f"runs/claim/half-{model}-{seed}" for seed in SEVERAL)
 
+    return (
+        exported("baseline", "baseline", SEVERAL, worse=halves("baseline")),
+        exported("Kaleido", "combined", SEVERAL, worse=halves("combined")),
+    )
+
+
+def claim_exported_kinds() -> tuple[SweptModel, ...]:
+    """z of one kind, and of the combined model other z than its own."""
     few = {"rules": ("CFG", "interval")}
     return (
-        of("baseline", "baseline", SEVERAL, worse=halves("baseline")),
-        of("Kaleido", "combined", SEVERAL, worse=halves("combined")),
-        of("Kaleido, text", "text", **few),
-        of("Kaleido, bbox", "bbox", **few),
-        of("Kaleido, blob", "blob", **few),
-        of("Kaleido, voken", "voken", **few),
-        of("oracle", "oracle", **few),
-        of("Kaleido, z of another", "combined", rules=("CFG",), shuffled=True),
-        of("Kaleido, temperature 0.7", "combined", rules=("CFG",), sample=("temperature=0.7",)),
-        of("Kaleido, temperature 1.3", "combined", rules=("CFG",), sample=("temperature=1.3",)),
-    )
-
-
-def claim_short() -> tuple[SweptModel, ...]:
-    """Without worse models, so that folders with nothing but the last EMA will do."""
-    trainings = {"baseline": ("baseline", SEVERAL), "Kaleido": ("combined", (0,))}
-    return tuple(
-        SweptModel(name=name, paths=tuple(f"runs/claim/{model}-{seed}" for seed in seeds))
-        for name, (model, seeds) in trainings.items()
-    )
-
-
-def claim_early() -> tuple[SweptModel, ...]:
-    """Guided by folders that `export --step` made of their own first checkpoints."""
-    pairs = (("baseline", "baseline-0"), ("Kaleido", "combined-0"))
-    return tuple(
-        SweptModel(name=name, paths=(f"runs/claim/{model}",), worse=(f"runs/claim/early-{model}",))
-        for name, model in pairs
+        exported("Kaleido, text", "text", **few),
+        exported("Kaleido, bbox", "bbox", **few),
+        exported("Kaleido, blob", "blob", **few),
+        exported("Kaleido, voken", "voken", **few),
+        exported("oracle", "oracle", **few),
+        exported("Kaleido, z of another", "combined", rules=("CFG",), shuffled=True),
+        exported("Kaleido, temperature 0.7", "combined", rules=("CFG",), sample=("temperature=0.7",)),
+        exported("Kaleido, temperature 1.3", "combined", rules=("CFG",), sample=("temperature=1.3",)),
     )
 
 
@@ -193,12 +183,6 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant == "controls":
         rule = dataclasses.replace(INTERVAL, tried=INTERVAL.tried[:1])
         sweep = dataclasses.replace(sweep, name="emoji-tiny, controls", models=CONTROLS, rules=(rule,), gammas=(4.0,))
-    if variant in ("claim-short", "claim-early"):
-        name, models, rules, gammas = "seeds of training", claim_short(), (CFG, INTERVAL), (1.0, 4.0)
-        if variant == "claim-early":
-            name, models, rules, gammas = "autoguidance", claim_early(), (CFG, AUTOGUIDANCE), (1.0, 2.0, 4.0)
-        few = dataclasses.replace(sweep, name=f"emoji, {name}", models=models, rules=rules, gammas=gammas)
-        return ConfigDict(dataclasses.asdict(few))
     cpu = variant.startswith("claim-cpu")
     if cpu or variant in ("claim", "claim-controls"):
         every_steps = base_config(f"claim_emoji:{'cpu-' * cpu}baseline-0").train.keep_every_steps
@@ -208,8 +192,9 @@ def get_config(variant: str = "bundled") -> ConfigDict:
     if variant in ("claim", "claim-cpu"):
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_models(cpu))
     if variant == "claim-exported":
-        exported = claim_exported()
-        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=exported, gammas=(1.0, 4.0))
+        sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=claim_exported())
+    if variant == "claim-exported-kinds":
+        sweep = dataclasses.replace(sweep, name="emoji, kinds of z", models=claim_exported_kinds(), gammas=(1.0, 4.0))
     if variant == "claim-cpu-first":
         first = claim_cpu_first()
         sweep = dataclasses.replace(sweep, name="emoji, three seeds", models=first, gammas=(1.0, 4.0))
