@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kaleido_jax.config.load import load_config as load_config
     from kaleido_jax.config.schema import Config as Config
+    from kaleido_jax.errors import UserError as UserError
     from kaleido_jax.evaluate.protocols import measure as measure
     from kaleido_jax.latents.segments.bbox import Box as Box
     from kaleido_jax.latents.segments.blob import Blob as Blob
@@ -31,6 +32,7 @@ _MODULES = {
     "Box": "latents.segments.bbox",
     "Config": "config.schema",
     "Latents": "latents.types",
+    "UserError": "errors",
     "load_config": "config.load",
     "Edited": "sampling.editing",
     "KaleidoOutput": "sampling.output",

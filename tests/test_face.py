@@ -121,7 +121,7 @@ print(os.environ.get("XLA_FLAGS"), "jax" in sys.modules)
 
 
 def test_the_face_is_whole():
-    names = {*FACE, "Edited", "load_recipe", "__version__"}
+    names = {*FACE, "Edited", "UserError", "load_recipe", "__version__"}
     assert names <= set(dir(kj)) and all(getattr(kj, name) is not None for name in names)
     with pytest.raises(AttributeError, match="no attribute 'KaleidoPipelin'"):
         _ = kj.KaleidoPipelin

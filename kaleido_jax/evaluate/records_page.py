@@ -102,8 +102,9 @@ def _about(report: Mapping[str, Any]) -> str:
     of, counts = report["of"], report["counts"]
     sample = of["sample"]
     held_out = f"{counts['held_out_records']:,} held-out pictures" if counts["held_out_records"] else "none held out"
+    captions = f"{counts['captions']:,} captions" if counts["captions"] > 1 else "one caption"
     return (
-        f"{of['num_samples']:,} samples of {counts['captions']:,} captions at gamma {sample['gamma']:g}, "
+        f"{of['num_samples']:,} samples of {captions} at gamma {sample['gamma']:g}, "
         f"{sample['num_steps']} steps of {sample['sampler']}; {counts['training_records']:,} training pictures, "
         f"{held_out}."
     )

@@ -13,6 +13,7 @@ from kaleido_jax.runtime.devices import check_backend
 from kaleido_jax.runtime.xla_flags import add_virtual_devices
 from kaleido_jax.verbs.verb import CONFIG, WORKDIR, Flag, say
 
+MAX_VIRTUAL = 512  # CPU devices: each has threads of its own
 HELP = "what a run needs: parameters, FLOPs, memory, days, cost, from shapes alone; trains nothing"
 FLAGS = (
     CONFIG,
@@ -55,7 +56,7 @@ def run(
     if topology and devices:
         raise user_error("--topology and --devices", "one of them", "leave one out")
     if devices:
-        add_virtual_devices(virtual := int(_number("devices", devices, 0, whole=True)))
+        add_virtual_devices(virtual := int(_number("devices", devices, 0, MAX_VIRTUAL, whole=True)))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator's memory may be another process's
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a driver, which compiling does not need
     check_backend()
