@@ -153,27 +153,34 @@ def compile_case(case: Case, args: argparse.Namespace) -> Compiled:
     say(f"{case.name}: compiled in {facts['compile_sec']:.0f} s; {memory_line(facts)}")
     compiled = Compiled(case, program, step, facts)
     if args.save:
-        save_case(compiled, args.save)
+        save_case(compiled, args)
     return compiled
 
 
-def save_case(compiled: Compiled, folder: Path) -> None:
+def _of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a kept program must be of."""
+    return {"jax": jax.__version__, "config": args.config, "override": args.override}
+
+
+def save_case(compiled: Compiled, args: argparse.Namespace) -> None:
     """Keeps the executable and what is known of it."""
     executable, _, _ = serialize_executable.serialize(compiled.step)
     metrics = jax.tree.map(lambda _: 0, compiled.step.out_info[1])  # the form of the other arguments and results
-    kept = {"jax": jax.__version__, "facts": compiled.facts, "metrics": metrics, "executable": executable}  # is known
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{compiled.case.name}.pickle"
+    kept = {"of": _of(args), "facts": compiled.facts, "metrics": metrics, "executable": executable}  # is known
+    args.save.mkdir(parents=True, exist_ok=True)
+    path = args.save / f"{compiled.case.name}.pickle"
     path.write_bytes(pickle.dumps(kept))
     say(f"{compiled.case.name}: {path.stat().st_size / 1e6:.1f} MB in {path}")
 
 
 def load_case(case: Case, args: argparse.Namespace) -> Compiled:
-    """What `save_case` kept, for the devices of this process."""
-    start = time.perf_counter()
-    kept = pickle.loads((args.load / f"{case.name}.pickle").read_bytes())
-    if kept["jax"] != jax.__version__:
-        sys.exit(f"train_step: error: {args.load} is of jax {kept['jax']}, here is {jax.__version__}; --save it again")
+    """What `save_case` kept, for the devices of this process. A pickle may run anything: load only your own."""
+    start, path = time.perf_counter(), args.load / f"{case.name}.pickle"
+    if not path.exists():
+        raise SystemExit(f"train_step: error: no {path}; make it by --save with the same flags")
+    kept = pickle.loads(path.read_bytes())
+    if kept["of"] != _of(args):
+        raise SystemExit(f"train_step: error: {path} is of {kept['of']}, here is {_of(args)}; make it again by --save")
     devices = np.asarray(jax.devices())
     program = build_program(case.config, open_codec(case.config).tokenizer.base_vocab_size, devices.size, devices)
     forms = (program.arguments, {}), (program.state, kept["metrics"])
@@ -461,9 +468,12 @@ def profile(compiled: Sequence[Compiled], args: argparse.Namespace, report: Repo
     for group in sides_of(compiled):
         side = Side(group)
         for each in group:
-            side.run(each, 1)
-            with jax.profiler.trace(str(args.profile / each.case.name)):
-                side.run(each, 2)  # three, one of them to fill the queue
+            try:
+                side.run(each, 1)
+                with jax.profiler.trace(str(args.profile / each.case.name)):
+                    side.run(each, 2)  # three, one of them to fill the queue
+            except jax.errors.JaxRuntimeError as error:  # the timings are worth more than a profile
+                say(f"no profile of {each.case.name}: {first_line(error)}")
         side.free()
     say("reading the traces; the devices are free")
     for each in compiled:
