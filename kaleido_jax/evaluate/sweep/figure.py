@@ -15,13 +15,13 @@ _COLORS = ("#7a7f8c", "#3a7bd5", "#2a9d8f", "#e07b00", "#b0489b")
 def curves_shown(summary: Mapping[str, Any]) -> dict[str, Curve]:
     """The baseline under the first rule and under the best of the others; each model with z under two rules.
 
-    Best by each metric of the picture, where the rule is right often enough (see `claim`).
+    Best by each metric of the picture, of the rules that guide, where each is right often enough (see `claim`).
     """
     found, curves = summary["claim"], summary["curves"]
     if found is None:
         return {f"{m}, {r}": _rows(curves, m, r) for m, r in dict.fromkeys((c["model"], c["rule"]) for c in curves)}
     name, first = found["baseline"], found["rule"]
-    rivals = {rule: row for rule, row in found["rivals"].items() if rule != first}
+    rivals = {rule: row for rule, row in found["rivals"].items() if rule != first and row["guides"]}
     shown, best = {f"{name}, {first}": _rows(curves, name, first)}, {}
     for metric, (better, words) in SHOWN.items():
         if known := {rule: row[metric] for rule, row in rivals.items() if row[metric] is not None}:

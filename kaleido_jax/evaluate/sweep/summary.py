@@ -99,7 +99,8 @@ def claim(curves: Sequence[Mapping[str, Any]], right: str = "kind_right") -> dic
     """Each model with z beside the baseline, both at the least gamma where the baseline is right enough.
 
     That is the least gamma at which the baseline's share of right kinds, under the sweep's first rule, is within one
-    point of its best. `rivals` are the baseline's rules, each at its own such gamma.
+    point of its best. `rivals` are the baseline's rules, each at its own such gamma; one that guides has, compared with no
+    guidance, at least half of the first rule's gain in right kinds there.
 
     Returns:
       None without a baseline or without another model.
@@ -114,12 +115,18 @@ def claim(curves: Sequence[Mapping[str, Any]], right: str = "kind_right") -> dic
         for rule in dict.fromkeys(row["rule"] for row in baselines if row["model"] == name)
     }
     plain = rivals[first_rule]
+    of_first = (row for row in baselines if (row["model"], row["rule"]) == (name, first_rule))
+    unguided = min(of_first, key=lambda row: row["gamma"])
+    half_way = (unguided["means"][right] + plain["means"][right]) / 2
     beside = [
         {"model": row["model"], "rule": row["rule"]} | _compared(row["means"], plain["means"]) | _shown(row)
         for row in others
         if row["gamma"] == plain["gamma"]
     ]
-    shown = {rule: {"gamma": row["gamma"]} | _shown(row) for rule, row in rivals.items()}
+    shown = {
+        rule: {"gamma": row["gamma"], "guides": row["means"][right] >= half_way} | _shown(row)
+        for rule, row in rivals.items()
+    }
     return {"baseline": name, "rule": first_rule, "gamma": plain["gamma"], "rivals": shown, "beside": beside}
 
 

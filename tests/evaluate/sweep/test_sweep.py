@@ -404,6 +404,19 @@ def test_the_figure_shows_the_baseline_its_best_rule_by_each_metric_and_every_mo
     assert [row["gamma"] for row in shown["baseline, CFG"]] == [1.0, 4.0]
 
 
+def test_a_rule_that_does_not_guide_is_no_rival_of_the_figure():
+    made = [
+        *(cell(rule="CFG", gamma=g, kind_right=right, effective_number=5.0) for g, right in ((1.0, 0.5), (4.0, 0.8))),
+        *(cell(rule="APG", gamma=g, kind_right=right, effective_number=4.0) for g, right in ((1.0, 0.5), (4.0, 0.66))),
+        # Right most often without guidance, where the modes are.
+        *(cell(rule="bad", gamma=g, kind_right=right, effective_number=9.0) for g, right in ((1.0, 0.5), (4.0, 0.4))),
+        cell(model="Kaleido", gamma=4.0),
+    ]
+    summary = summarize({"cells": made})
+    assert [rule for rule, row in summary["claim"]["rivals"].items() if row["guides"]] == ["CFG", "APG"]
+    assert "baseline, APG (rival: most modes, least distance)" in curves_shown(summary)
+
+
 # --------------------------------------------------------------------------------------------------- page
 def test_the_page_is_whole_and_asks_for_nothing_from_outside(result, finished):
     text = (finished / "sweep.html").read_text()
