@@ -99,8 +99,8 @@ def claim(curves: Sequence[Mapping[str, Any]], right: str = "kind_right") -> dic
     """Each model with z beside the baseline, both at the least gamma where the baseline is right enough.
 
     That is the least gamma at which the baseline's share of right kinds, under the sweep's first rule, is within one
-    point of its best. `rivals` are the baseline's rules, each at its own such gamma; one that guides has, compared with no
-    guidance, at least half of the first rule's gain in right kinds there.
+    point of its best. `rivals` are the baseline's rules, each at its own such gamma; one that guides has at least half
+    of the gain in right kinds there that the first rule has over no guidance.
 
     Returns:
       None without a baseline or without another model.
