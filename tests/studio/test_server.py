@@ -405,4 +405,5 @@ def test_it_ends_in_peace_while_the_model_is_loaded(number, code):
         time.sleep(0.5)
         server.send_signal(number)
         _, told = server.communicate(timeout=300)
-    assert (server.returncode, told) == (code, "")
+    told = [line for line in told.splitlines() if "compiling the model" not in line]  # a fast machine is that far
+    assert (server.returncode, told) == (code, [])
