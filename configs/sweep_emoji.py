@@ -4,8 +4,8 @@ Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --w
           ":short" is a look at the same in minutes: one rule, two gammas, no tuning. ":controls" changes the z of
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
           emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-exported" and
-          ":claim-exported-kinds" are of folders that `export --workdir=runs/claim/MODEL-SEED` made of them, the worse
-          models, runs/claim/half-MODEL-SEED, with --step=1500, for a CPU. ":claim-cpu" and ":claim-cpu-controls" are of
+          ":claim-exported-kinds" are of what `export` made of them and another machine has in runs/claim/MODEL-SEED and
+          with --step=1500 in runs/claim/half-MODEL-SEED. ":claim-cpu" and ":claim-cpu-controls" are of
           those that a CPU has trained (emoji_cpu, emoji_cpu_controls), and ":claim-cpu-first" of the first of them.
           docs/results/emoji.md has the results. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
