@@ -47,7 +47,8 @@ hypothesis.settings.load_profile("repeatable")
 # From the longest on. Handed out last, one of these would leave the other workers without work; pytest-xdist gets them
 # in this order by --no-loadscope-reorder.
 LONG = (
-    *("test_readme.py", "test_face.py"),
+    *("test_readme.py", "train/test_devices.py", "train/test_processes.py", "train/test_resume.py"),
+    *("test_face.py", "test_own_pictures.py", "train/test_soak.py"),
     *("test_verbs.py", "models/test_mdm_golden.py", "sampling/test_call.py", "interop/t5/test_t5_checkpoints.py"),
     *("latents/test_automaton.py", "models/test_t5_golden.py", "diffusion/test_samplers.py", "train/test_step.py"),
     *("test_main.py", "sampling/test_pipeline.py", "train/test_warm_start.py", "interop/mdm/test_mdm_files.py"),

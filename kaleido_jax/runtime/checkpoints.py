@@ -164,7 +164,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("kaleido_jax")
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return "uninstalled"  # one word, as verify prints it
 
 
 def _check_room(folder: Path, state: Any) -> None:
