@@ -8,24 +8,22 @@ from typing import Any
 from kaleido_jax.runtime.files import write_atomically
 
 Curve = Sequence[Mapping[str, Any]]  # rows of the summary at several gamma
-SHOWN = {"effective_number": (max, "most modes"), "frechet": (min, "least distance")}  # which is best, in words
+SHOWN = {"effective_number": "most modes", "frechet": "least distance"}  # what is best, in words
 _COLORS = ("#7a7f8c", "#3a7bd5", "#2a9d8f", "#e07b00", "#b0489b")
 
 
 def curves_shown(summary: Mapping[str, Any]) -> dict[str, Curve]:
     """The baseline under the first rule and under the best of the others; each model with z under two rules.
 
-    Best by each metric of the picture, of the rules that guide, where each is right often enough (see `claim`).
+    Best by each metric of the picture, at any gamma where the rule guides (see `claim`).
     """
     found, curves = summary["claim"], summary["curves"]
     if found is None:
         return {f"{m}, {r}": _rows(curves, m, r) for m, r in dict.fromkeys((c["model"], c["rule"]) for c in curves)}
     name, first = found["baseline"], found["rule"]
-    rivals = {rule: row for rule, row in found["rivals"].items() if rule != first and row["guides"]}
     shown, best = {f"{name}, {first}": _rows(curves, name, first)}, {}
-    for metric, (better, words) in SHOWN.items():
-        if known := {rule: row[metric] for rule, row in rivals.items() if row[metric] is not None}:
-            best.setdefault(better(known, key=known.get), []).append(words)
+    for metric, rule in found["best_rival"].items():
+        best.setdefault(rule, []).append(SHOWN[metric])
     for rule, words in best.items():
         shown[f"{name}, {rule} (rival: {', '.join(words)})"] = _rows(curves, name, rule)
     for model in dict.fromkeys(row["model"] for row in curves if row["has_z"]):

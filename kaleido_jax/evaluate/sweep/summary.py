@@ -50,6 +50,7 @@ IN_TABLE = (
     "recall",
     "vendi",
 )
+RIVALRY = ("effective_number", "frechet")  # by which the best of the baseline's other rules is found
 RIGHT_WITHIN = 0.01  # of the baseline's best share of right kinds
 
 
@@ -99,8 +100,9 @@ def claim(curves: Sequence[Mapping[str, Any]], right: str = "kind_right") -> dic
     """Each model with z beside the baseline, both at the least gamma where the baseline is right enough.
 
     That is the least gamma at which the baseline's share of right kinds, under the sweep's first rule, is within one
-    point of its best. `rivals` are the baseline's rules, each at its own such gamma; one that guides has at least half
-    of the gain in right kinds there that the first rule has over no guidance.
+    point of its best. `rivals` are the baseline's rules, each at its own such gamma. `best_rival` names, for each of
+    RIVALRY, the rule that is best by it at any gamma where it guides: where it has at least half of the gain in right
+    kinds that the first rule has over no guidance.
 
     Returns:
       None without a baseline or without another model.
@@ -118,16 +120,31 @@ def claim(curves: Sequence[Mapping[str, Any]], right: str = "kind_right") -> dic
     of_first = (row for row in baselines if (row["model"], row["rule"]) == (name, first_rule))
     unguided = min(of_first, key=lambda row: row["gamma"])
     half_way = (unguided["means"][right] + plain["means"][right]) / 2
+    guided = [
+        row
+        for row in baselines
+        if row["model"] == name and row["rule"] != first_rule and row["means"][right] >= half_way
+    ]
     beside = [
         {"model": row["model"], "rule": row["rule"]} | _compared(row["means"], plain["means"]) | _shown(row)
         for row in others
         if row["gamma"] == plain["gamma"]
     ]
-    shown = {
-        rule: {"gamma": row["gamma"], "guides": row["means"][right] >= half_way} | _shown(row)
-        for rule, row in rivals.items()
+    return {
+        "baseline": name,
+        "rule": first_rule,
+        "gamma": plain["gamma"],
+        "rivals": {rule: {"gamma": row["gamma"]} | _shown(row) for rule, row in rivals.items()},
+        "best_rival": {metric: best(guided, metric)["rule"] for metric in RIVALRY if best(guided, metric)},
+        "beside": beside,
     }
-    return {"baseline": name, "rule": first_rule, "gamma": plain["gamma"], "rivals": shown, "beside": beside}
+
+
+def best(rows: Iterable[Mapping[str, Any]], metric: str) -> Mapping[str, Any] | None:
+    """The row that is best by a metric, the first of equal ones; None if none has it."""
+    known = [row for row in rows if metric in row["means"]]
+    better = {one.name: one.better for one in METRICS}[metric]
+    return (max if better == "higher" else min)(known, key=lambda row: row["means"][metric], default=None)
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -412,9 +412,24 @@ def test_a_rule_that_does_not_guide_is_no_rival_of_the_figure():
         *(cell(rule="bad", gamma=g, kind_right=right, effective_number=9.0) for g, right in ((1.0, 0.5), (4.0, 0.4))),
         cell(model="Kaleido", gamma=4.0),
     ]
-    summary = summarize({"cells": made})
-    assert [rule for rule, row in summary["claim"]["rivals"].items() if row["guides"]] == ["CFG", "APG"]
-    assert "baseline, APG (rival: most modes, least distance)" in curves_shown(summary)
+    assert "baseline, APG (rival: most modes, least distance)" in curves_shown(summarize({"cells": made}))
+
+
+def test_a_rival_has_its_best_gamma_where_it_guides():
+    made = [
+        *(cell(gamma=g, kind_right=right) for g, right in ((1.0, 0.5), (4.0, 0.8))),
+        # The interval is right most often where it is so strong that it ruins images; at 2 it hardly guides.
+        *(
+            cell(rule="interval", gamma=g, kind_right=right, effective_number=modes, frechet=distance)
+            for g, right, modes, distance in ((2.0, 0.6, 8.0, 1.0), (4.0, 0.75, 7.0, 2.0), (8.0, 0.78, 3.0, 9.0))
+        ),
+        cell(rule="CADS", gamma=4.0, kind_right=0.7, effective_number=6.0, frechet=3.0),
+        cell(rule="APG", gamma=4.0, kind_right=0.7, effective_number=7.5, frechet=4.0),
+        cell(model="Kaleido", gamma=4.0),
+    ]
+    found = summarize({"cells": made})["claim"]
+    assert found["rivals"]["interval"]["gamma"] == 8
+    assert found["best_rival"] == {"effective_number": "APG", "frechet": "interval"}
 
 
 # --------------------------------------------------------------------------------------------------- page
