@@ -25,7 +25,7 @@ class SetProtocol:
     resize: str  # how its way of resizing begins
     num_samples: int
     num_reference: int  # real images for mean and covariance
-    num_neighbors: int  # real images for precision, recall, density and coverage: the first ones
+    num_neighbors: int  # real images for precision, recall, density and coverage, spread evenly over all that there are
     num_neighbor_samples: int | None = None  # samples for these, the first ones; None = as many as real images
     k: int = NEAREST
     minima: bool = False  # whether these counts are the least ones, and all images there are get measured
@@ -142,7 +142,8 @@ def measure_set(
     values = {"frechet": frechet_distance(reference.moments, moments(samples))}
     real, some = reference.rows, samples
     if not wanted.minima:
-        real, some = real[: wanted.num_neighbors], some[: wanted.num_neighbor_samples or wanted.num_neighbors]
+        real = _spread(real, wanted.num_neighbors)  # the first ones of a folder would be some of its classes only
+        some = some[: wanted.num_neighbor_samples or wanted.num_neighbors]
     values |= dataclasses.asdict(manifold(real, some, wanted.k))
     fewest = min(len(real), len(some))
     kernel = kernel_distance(reference.rows, samples, subset_size=min(SUBSET_SIZE, fewest))
@@ -161,12 +162,16 @@ def measure_set(
 
 
 def check_counts(protocol: str, *, num_samples: int, num_reference: int) -> None:
-    """Checks that there will be images enough, before any is drawn.
+    """Checks that there will be as many images as it takes, before any is drawn.
 
     Raises:
-      UserError: fewer than the protocol wants.
+      UserError: fewer than the protocol wants, or more samples, of which measures of sets would take the first ones and
+        all others every one.
     """
     wanted = SET_PROTOCOLS[protocol]
+    if num_samples > wanted.num_samples and not wanted.minima:
+        found = f"{num_samples:,} samples for protocol {protocol}"
+        raise user_error(found, f"{wanted.num_samples:,}", "draw as many, with several seeds, or take another protocol")
     counts = {"samples": (num_samples, wanted.num_samples), "real images": (num_reference, wanted.num_reference)}
     _check_enough(protocol, counts)
 
@@ -185,6 +190,10 @@ def _check(protocol: str, wanted: SetProtocol, reference: Reference, samples: Ro
         "real images with neighbors": (len(reference.rows), wanted.num_neighbors),
     }
     _check_enough(protocol, counts)
+
+
+def _spread(rows: Rows, number: int) -> Rows:
+    return rows if len(rows) <= number else rows[np.arange(number) * len(rows) // number]
 
 
 def _check_enough(protocol: str, counts: dict[str, tuple[int, int]]) -> None:

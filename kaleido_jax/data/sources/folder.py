@@ -2,8 +2,9 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from kaleido_jax.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image, read_photo
 from kaleido_jax.data.sources import register
@@ -62,7 +63,7 @@ class FolderSource:
         if not folders:
             raise user_error(f"no image in the folders of {top}", "CLASS/IMAGE.jpg", "correct data.root or data.split")
         self._files = [(path, number) for number, files in enumerate(folders.values()) for path in files]
-        named = [_class_name(folder, names) for folder in folders]
+        named = [folder_caption(folder, names) for folder in folders]
         if labels:
             _warn_of_unmatched(names, folders, labels)
         warn_of_shared(((readable_name(f.name), n) for f, n in zip(folders, named, strict=True) if n is not None), top)
@@ -151,8 +152,13 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in _OF_SYSTEMS
 
 
-def _class_name(folder: Path, names: dict[str, str]) -> str | None:
-    """The caption of a class; None if the folder's name has bytes outside UTF-8 or no word."""
+def folder_caption(folder: Path, names: Mapping[str, str] = MappingProxyType({})) -> str | None:
+    """The caption of a class folder; None if its name has bytes outside UTF-8 or no word.
+
+    Args:
+      folder: of the class.
+      names: other names by the folders', as config.data.labels gives them.
+    """
     try:
         own = _typed(os.fsencode(folder.name).decode())
         given = names.get(own)

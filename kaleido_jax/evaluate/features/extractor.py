@@ -22,7 +22,7 @@ from kaleido_jax.array_types import Images
 from kaleido_jax.errors import nearest, user_error
 from kaleido_jax.evaluate.features import efficientnet, inception, models_by_path
 from kaleido_jax.evaluate.features.network import FeatureRows, Network, Params, fold, run
-from kaleido_jax.evaluate.features.resize import Rule, resized
+from kaleido_jax.evaluate.features.resize import RULES, Rule, resized
 from kaleido_jax.evaluate.sprite_reader import SHIPPED_PX, SpriteReader, open_reader
 from kaleido_jax.interop.files.weights import open_weights, read_float32
 from kaleido_jax.latents.tokenizer import round_up
@@ -53,7 +53,7 @@ class Extractor:
         """Features of images, or of chunks of them; those of one chunk have one size.
 
         Raises:
-          UserError: no images.
+          UserError: no images, or a chunk that is no uint8 array of shape (n, h, w, 3).
         """
         parts = list(self.stream([images] if isinstance(images, np.ndarray) else images))
         if not parts:
@@ -61,8 +61,13 @@ class Extractor:
         return np.concatenate(parts)
 
     def stream(self, chunks: Iterable[Images]) -> Iterator[Rows]:
-        """Features batch by batch, for sets that are larger than memory."""
+        """Features batch by batch, for sets that are larger than memory.
+
+        Raises:
+          UserError: a chunk that is no uint8 array of shape (n, h, w, 3).
+        """
         for chunk in chunks:
+            _check_images(chunk)
             for start in range(0, len(chunk), self.batch):
                 rows = chunk[start : start + self.batch]
                 blank = np.zeros((self.batch - len(rows), *rows.shape[1:]), np.uint8)
@@ -96,8 +101,16 @@ def open_extractor(
       batch: images at once, for speed and memory only.
 
     Raises:
-      UserError: an unknown name, or weights that are missing or not of that network.
+      UserError: an unknown name or way of resizing, a side or batch below 1, or weights that are missing or not of that
+        network.
     """
+    if resize not in RULES:
+        near = nearest(resize, RULES)
+        do = f"did you mean {near!r}?" if near else "choose one of them"
+        raise user_error(f"resize = {resize!r}", f"one of {', '.join(RULES)}", do)
+    for what, number in (("side_px", side_px), ("batch", batch)):
+        if number is not None and number < 1:
+            raise user_error(f"{what} = {number}", "1 or more", "correct it")
     known = (*_BUILT_IN, *models_by_path.KINDS)
     if name not in known:
         near = nearest(name, known)
@@ -114,6 +127,13 @@ def open_extractor(
 
     rule = f"{resize} {model.side_px}"
     return Extractor(name=model.name, weights=model.fingerprint, resize=rule, of=of, batch=batch)
+
+
+def _check_images(chunk: Any) -> None:
+    dtype, shape = getattr(chunk, "dtype", None), getattr(chunk, "shape", ())
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3:
+        found = f"images of {dtype} {shape}" if dtype is not None else f"images as a {type(chunk).__name__}"
+        raise user_error(found, "uint8 from 0 to 255 of shape (n, h, w, 3)", "convert them; of one image, give x[None]")
 
 
 # ------------------------------------------------------------------------------------- networks in this package

@@ -57,7 +57,18 @@ def load_moments(path: Path) -> Moments:
     file = Npz(path)
     if set(file.names) != {"count", "mean", "scatter"}:
         raise user_error(f"{path} with {', '.join(file.names)}", "count, mean and scatter", "measure the set again")
-    return Moments(count=int(file.read("count")), mean=file.read("mean"), scatter=file.read("scatter"))
+    count, mean, scatter = (file.read(name) for name in ("count", "mean", "scatter"))
+    finite = all(np.isfinite(one).all() for one in (count, mean, scatter))
+    if count.ndim or mean.ndim != 1 or scatter.shape != mean.shape * 2 or not finite:
+        found = f"{path} with a mean of {mean.shape} and a scatter of {scatter.shape}" + ", not all finite" * (
+            not finite
+        )
+        raise user_error(found, "finite moments of one width", "measure the set again")
+    return Moments(count=int(count), mean=mean, scatter=scatter)
+
+
+def _is_finite(found: Moments) -> bool:
+    return bool(np.isfinite(found.mean).all() and np.isfinite(found.scatter).all())
 
 
 def moments(parts: Rows | Iterable[Rows]) -> Moments:
@@ -74,7 +85,7 @@ def moments(parts: Rows | Iterable[Rows]) -> Moments:
             rows -= mean
             found = Moments(count=len(rows), mean=mean, scatter=rows.T @ rows)
             total = found if total is None else total + found
-    if total is None or not np.isfinite(total.mean).all():
+    if total is None or not _is_finite(total):
         found = "no features" if total is None else "features that are not finite"
         raise user_error(found, "finite features of some images", "check the images and the weights of the extractor")
     return total
@@ -88,13 +99,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     add nothing, where roots of rounded zeros would add 1e-8 each.
 
     Raises:
-      UserError: features of different widths, or fewer than two images on a side.
+      UserError: features of different widths, fewer than two images on a side, or moments that are not finite.
     """
     if len(a.mean) != len(b.mean):
         found = f"features of width {len(a.mean)} and {len(b.mean)}"
         raise user_error(found, "one extractor for both sets", "measure one of them again")
     if min(a.count, b.count) < 2:
         raise user_error(f"{min(a.count, b.count)} images", "two or more on each side", "measure more images")
+    if not (_is_finite(a) and _is_finite(b)):
+        raise user_error("moments that are not finite", "those of finite features", "measure both sets again")
     apart, traces = a.mean - b.mean, np.trace(a.covariance) + np.trace(b.covariance)
     root = _nuclear_norm(_factor(a.covariance).T @ _factor(b.covariance), PRECISION * traces)
     return max(0.0, float(apart @ apart + traces - 2 * root))  # of equal sets, rounding leaves a little of either sign

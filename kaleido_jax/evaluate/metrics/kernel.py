@@ -38,8 +38,11 @@ def kernel_distance(
       seed: of the subsets.
 
     Raises:
-      UserError: features of different widths, or fewer images than a subset has.
+      UserError: features of different widths or that are not finite, or fewer images than a subset has.
     """
+    if not (np.isfinite(real).all() and np.isfinite(samples).all()):
+        do = "check the images and the weights of the extractor"
+        raise user_error("features that are not finite", "finite features of some images", do)
     if real.shape[1] != samples.shape[1]:
         found = f"features of width {real.shape[1]} and {samples.shape[1]}"
         raise user_error(found, "one extractor for both sets", "extract one of them again")

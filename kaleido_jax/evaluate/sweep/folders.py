@@ -18,17 +18,18 @@ from kaleido_jax.config.sweep import Sweep
 from kaleido_jax.data.crop import square_crop
 from kaleido_jax.data.images import read_image
 from kaleido_jax.data.sources.base import Example
-from kaleido_jax.data.sources.folder import images_in, visible
+from kaleido_jax.data.sources.folder import folder_caption, images_among, listed, warn_of_deeper
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.evaluate import modes
 from kaleido_jax.evaluate.features.extractor import Extractor, open_extractor
 from kaleido_jax.evaluate.metrics.condition import accuracy
 from kaleido_jax.evaluate.metrics.probe import Probe, fit_probe
-from kaleido_jax.evaluate.sets import Reference, measure_set, reference_of
+from kaleido_jax.evaluate.sets import Reference, check_counts, measure_set, reference_of
 from kaleido_jax.evaluate.sweep.drawing import Drawn
 from kaleido_jax.evaluate.sweep.measured import Measured, Modes, diversity
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.progress import progress
+from kaleido_jax.runtime.text import readable_name
 
 HELD_OUT_EVERY = 3  # of this many images of a mode one tests the probe; the others train it
 
@@ -55,12 +56,15 @@ class FolderMeasure:
           image_size: px of the samples, to which the real images are shrunk.
 
         Raises:
-          UserError: no such folder, images that cannot be read, a mode with fewer than three, or no feature network.
+          UserError: no such folder, fewer images than the protocol wants, images that cannot be read, a mode with fewer
+            than three, or no feature network.
         """
-        extractor = open_extractor(sweep.extractor, Path(sweep.extractor_path) if sweep.extractor_path else None)
         found = _folders(Path(sweep.reference).expanduser())
         names = [(caption, mode) for caption, of_caption in found.items() for mode in of_caption]
         paths = [found[caption][mode] for caption, mode in names]
+        number = min(sweep.num_reference, sum(map(len, paths)))
+        check_counts(sweep.protocol, num_samples=sweep.num_samples, num_reference=number)
+        extractor = open_extractor(sweep.extractor, Path(sweep.extractor_path) if sweep.extractor_path else None)
         labels = np.repeat(np.arange(len(names)), [len(each) for each in paths])
         images = _read([path for each in paths for path in each], image_size)
         rows = extractor(images)
@@ -79,7 +83,7 @@ class FolderMeasure:
                 "num_test": int(held_out.sum()),
             }
         }
-        chosen = np.linspace(0, len(rows) - 1, min(sweep.num_reference, len(rows))).round().astype(int)
+        chosen = np.linspace(0, len(rows) - 1, number).round().astype(int)
         name = f"{Path(sweep.reference).name} {fingerprint(images[chosen].tobytes())}"
         reference = reference_of(rows[chosen], name=name, split="", identity=extractor.identity)
         return FolderMeasure(
@@ -121,14 +125,25 @@ class FolderMeasure:
 
 
 def _folders(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """caption -> mode -> images, all in the order of their names; hidden ones and those of systems are left out."""
+    """caption -> mode -> images, all in the order of their names; hidden ones and those of systems are left out.
+
+    Captions are those that a model is trained with on folders of the same names.
+    """
     found: dict[str, dict[str, list[Path]]] = {}
-    for caption in (path for path in (visible(root) if root.is_dir() else ()) if path.is_dir()):
-        for mode in (path for path in visible(caption) if path.is_dir()):
-            images = images_in(mode)
+    for folder in (path for path in listed(root) if path != root):
+        modes = {mode: images_among(entries) for mode, entries in listed(folder).items() if mode != folder}
+        if not modes:
+            continue
+        caption = folder_caption(folder)
+        if caption is None:
+            raise user_error(f"the folder {readable_name(str(folder))}", "a caption as its name", "rename it")
+        if caption in found:
+            raise user_error(f"two folders for {caption!r} in {root}", "one of each caption", "join or rename them")
+        warn_of_deeper(modes, folder)
+        for mode, images in modes.items():
             if len(images) < HELD_OUT_EVERY:
                 raise user_error(f"{len(images)} images in {mode}", f"{HELD_OUT_EVERY} or more", "add some")
-            found.setdefault(caption.name, {})[mode.name] = images
+        found[caption] = {readable_name(mode.name): images for mode, images in modes.items()}
     if not found:
         do = "set sweep.reference to the folder of the real images"
         raise user_error(f"no folders CAPTION/MODE in {root or 'sweep.reference'}", "ROOT/CAPTION/MODE/IMAGE", do)

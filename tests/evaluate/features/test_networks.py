@@ -154,6 +154,31 @@ def test_features_do_not_depend_on_the_batch_or_on_chunks(weights):
         four([])
 
 
+def test_what_is_no_array_of_images_is_refused(weights, unchecked_types):
+    images = golden_inputs.images(7, 32, 32)
+    four = open_extractor("efficientnet-lite0", weights["efficientnet-lite0"], side_px=32, batch=4)
+    for wrong, found in (
+        (images / np.float32(255), r"images of float32 \(7, 32, 32, 3\); expected uint8"),
+        (images[0], r"images of uint8 \(32, 32, 3\); expected uint8 from 0 to 255 of shape \(n, h, w, 3\)"),
+        (images[..., :1], r"\(7, 32, 32, 1\)"),
+    ):
+        with pytest.raises(UserError, match=found):
+            four(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"resize": "clean_fid"}, "resize = 'clean_fid'; expected one of clean-fid.*did you mean 'clean-fid'"),
+        ({"side_px": 0}, "side_px = 0; expected 1 or more"),
+        ({"batch": 0}, "batch = 0; expected 1 or more"),
+    ],
+)
+def test_what_is_no_way_of_resizing_side_or_batch_is_refused(options, found, unchecked_types):
+    with pytest.raises(UserError, match=found):
+        open_extractor("efficientnet-lite0", **options)
+
+
 @pytest.mark.slow
 def test_features_do_not_depend_on_the_devices(weights, eight_devices):
     path = weights["efficientnet-lite0"]

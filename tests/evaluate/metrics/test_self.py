@@ -1,5 +1,7 @@
 """What the metrics must say of sets whose truth is known, however the sets are cut, ordered and placed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -219,6 +221,10 @@ def test_moments_do_not_depend_on_batches_or_their_order(tmp_path, monkeypatch):
     np.savez(tmp_path / "other.npz", mean=x)
     with pytest.raises(UserError, match="count, mean and scatter"):
         load_moments(tmp_path / "other.npz")
+    for mean, scatter in ((np.zeros(4), np.zeros((3, 3))), (np.zeros(3), np.full((3, 3), np.nan)), (0.0, 0.0)):
+        np.savez(tmp_path / "other.npz", count=9, mean=mean, scatter=scatter)
+        with pytest.raises(UserError, match="expected finite moments of one width"):
+            load_moments(tmp_path / "other.npz")
 
 
 def test_the_kernel_distance_does_not_depend_on_the_order():
@@ -243,7 +249,12 @@ def test_bad_input_is_one_line():
         (lambda: frechet(x, x[:1]), "two or more"),
         (lambda: moments(broken), "not finite"),
         (lambda: moments([]), "no features"),
+        (
+            lambda: frechet_distance(dataclasses.replace(moments(x), scatter=np.full((16, 16), np.nan)), moments(x)),
+            "are not",
+        ),
         (lambda: kernel_distance(x, x), "subsets of 1000"),
+        (lambda: kernel_distance(x, broken, subset_size=5), "not finite"),
         (lambda: vendi_score(x * 0), "20 of norm zero"),
         (lambda: mean_similarity(x[:1]), "two or more"),
         (lambda: accuracy(broken, np.zeros(20, int)), "logits of 20 samples, some of them not finite"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -87,7 +88,9 @@ def test_samples_of_another_caption_are_wrong_and_of_no_mode(sweep, tmp_path):
     assert swapped.captions["cold"]["shares"] is None and set(swapped.seen[::2].tolist()) == {-1}
 
 
-def test_a_measure_is_another_when_an_image_that_only_the_probe_sees_or_a_label_changes(sweep, tmp_path):
+def test_a_measure_is_another_when_an_image_that_only_the_probe_sees_or_a_label_changes(sweep, tmp_path, monkeypatch):
+    of_four = dataclasses.replace(sets.SET_PROTOCOLS["colors"], num_reference=4, num_neighbors=4)
+    monkeypatch.setitem(sets.SET_PROTOCOLS, "colors", of_four)
     sweep = dataclasses.replace(sweep, num_reference=4)  # the last image of orange is one, the one before is not
     found = [FolderMeasure.open(sweep, SIDE) for _ in range(2)]
     path = tmp_path / "warm" / "orange" / "4.png"
@@ -110,6 +113,39 @@ def test_hidden_folders_and_files_and_those_of_systems_are_no_modes(sweep, tmp_p
     measure = open_measure(sweep, SIDE, tmp_path)
     assert measure.captions == ("cold", "warm") and measure.modes["warm"].names == ("orange", "red")
     assert measure.modes["warm"].shares == pytest.approx((1 / 3, 2 / 3))
+
+
+def test_more_real_images_than_the_protocol_wants_are_neighbors_of_all_captions(sweep, tmp_path):
+    rng = np.random.default_rng(2)
+    real = np.concatenate([rng.normal(mean, 1, (60, 4)) for mean in (0, 100)]).astype(np.float32)  # in order of caption
+    samples = np.concatenate([rng.normal(mean, 1, (10, 4)) for mean in (0, 100)]).astype(np.float32)
+    identity = {"extractor": "mean color", "weights": "0", "resize": "none"}
+    reference = sets.reference_of(real, name="x", split="", identity=identity)
+    found = sets.measure_set("colors", reference, samples, identity=identity, sampled_with=SAMPLED).values
+    assert found["precision"] > 0.8  # beside the first 20 alone, at most a half
+
+
+def test_a_models_captions_are_asked_for_and_not_the_folders_names(sweep, tmp_path):
+    (tmp_path / "warm").rename(tmp_path / "warm_and_blu\u0308te")
+    (tmp_path / "cold").rename(tmp_path / "n01440764")
+    measure = open_measure(sweep, SIDE, tmp_path)
+    assert measure.captions == ("tench", "warm and bl\u00fcte") and measure.modes["tench"].names == ("blue", "green")
+    shutil.copytree(tmp_path / "n01440764", tmp_path / "warm and bl\u00fcte")
+    with pytest.raises(UserError, match="two folders for 'warm and bl\u00fcte'"):
+        open_measure(sweep, SIDE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"num_samples": 21}, "21 samples for protocol colors; expected 20"), ({}, "35 real images for protocol colors")],
+)
+def test_counts_that_are_not_the_protocols_are_refused_before_anything_is_extracted(
+    sweep, tmp_path, monkeypatch, changes, found
+):
+    (tmp_path / "warm" / "red" / "0.png").unlink()
+    monkeypatch.setattr(folders, "open_extractor", None)
+    with pytest.raises(UserError, match=found):
+        open_measure(dataclasses.replace(sweep, **changes), SIDE, tmp_path)
 
 
 def test_folders_that_do_not_fit_are_refused_in_one_line(sweep, tmp_path):
