@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from kaleido_jax.config.checks import mesh_sizes
 from kaleido_jax.config.schema import Config, Mesh, Sample
 from kaleido_jax.data.loader import shrink, to_model_range
 from kaleido_jax.data.records import (
+    BAD_IMAGE,
     MANIFEST,
     Record,
     Records,
@@ -64,7 +65,7 @@ from kaleido_jax.train.watching import HELD_OUT, Losses, open_held_out
 log = logging.getLogger(__name__)
 
 SAMPLES = "records_samples"  # the folder of all samples, kept for when a baseline comes
-VERSION = "records/4"  # raise it when the measures change
+VERSION = "records/5"  # raise it when the measures change
 MEASURING_SEC = 3600  # for the main process to measure all samples, while the others wait
 PART = 50  # samples that are stored together; a run that was stopped loses at most as many
 MOST_REFERENCE = 10_000  # training pictures whose features are compared with; of more, these are spread evenly
@@ -102,7 +103,16 @@ class OwnData:
 
 
 def _captions(records: Records, most: int) -> list[str]:
-    return [records[i].caption for i in spread(range(len(records)), most)]
+    return [record.caption for record in _readable(records, most)]
+
+
+def _readable(records: Records, most: int) -> Iterator[Record]:
+    """At most so many, spread evenly; a damaged one is told of and left out, as in training."""
+    for i in spread(range(len(records)), most):
+        try:
+            yield records[i]
+        except UserError as error:
+            log.warning("%s", error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,14 +348,16 @@ def losses_of(pipeline: KaleidoPipeline, data: OwnData) -> dict[str, float]:
         means = losses.mean(batches, pipeline.params, {}, passes)
         found |= {f"{split}_{name}": means[name] for name in ("loss_dm", "loss_ar") if name in means}
         if config.latents.segments:
-            others = [_with_other_z(batch) for batch in batches]
+            if len(chosen) == 1:
+                log.warning("no %s_loss_dm_other_z: of one record there is no other z", split)
+                continue
+            before = chosen.select([len(chosen) - 1, *range(len(chosen) - 1)])  # of each record, the one before it
+            others = [
+                batch | {name: rows for name, rows in other.items() if name.startswith("decoder_")}
+                for batch, other in zip(batches, batches_of_all(config, before, pipeline.codec), strict=True)
+            ]
             found[f"{split}_loss_dm_other_z"] = losses.mean(others, pipeline.params, {}, passes)["loss_dm"]
     return found
-
-
-def _with_other_z(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Each row with the z of the row before it."""
-    return batch | {name: np.roll(rows, 1, axis=0) for name, rows in batch.items() if name.startswith("decoder_")}
 
 
 # ----------------------------------------------------------------------------------------------- report
@@ -431,12 +443,23 @@ def _features(extractor: Extractor, pixels: at.Images, advance: Callable[[int], 
 
 
 def real_of(records: Records, most: int) -> Real:
-    """Pictures of the records, all or `most` that are spread evenly, as the model sees them."""
-    chosen = [records[i] for i in spread(range(len(records)), most)]
-    pixels = [decode_image(one.image) for one in chosen]
-    size = records.image_size
-    shrunk = [x if len(x) == size else pixels_of(shrink(to_model_range(x), size)) for x in pixels]
-    return Real(pixels=np.stack(shrunk), records=chosen)
+    """Pictures of the records, all or `most` that are spread evenly, as the model sees them; damaged ones left out.
+
+    Raises:
+      UserError: all are damaged.
+    """
+    size, chosen, pixels = records.image_size, [], []
+    for record in _readable(records, most):
+        try:
+            x = decode_image(record.image)
+        except BAD_IMAGE as error:
+            log.warning("the image of record %.100s is damaged (%.200s), and is left out", record.id, error)
+            continue
+        chosen.append(record)
+        pixels.append(x if len(x) == size else pixels_of(shrink(to_model_range(x), size)))
+    if not chosen:
+        raise user_error(f"{len(records)} records, all damaged", "pictures to compare with", "annotate again")
+    return Real(pixels=np.stack(pixels), records=chosen)
 
 
 def _stamping(task: _Task) -> dict[str, dict[str, Any]]:

@@ -283,8 +283,10 @@ def test_losses_are_means_over_the_samples_of_each_split(models, folder, monkeyp
     assert found["held_out_loss_dm"] != pytest.approx(found["train_loss_dm"], rel=1e-3)
 
 
-def test_the_other_z_is_that_of_another_image_and_all_else_stays(models, folder, monkeypatch):
-    pipeline = models["run"]
+@pytest.mark.parametrize("batch_size", [8, 1])  # alone in its batch too, a row gets another's z
+def test_the_other_z_is_that_of_another_image_and_all_else_stays(models, folder, monkeypatch, caplog, batch_size):
+    pipeline, train = models["run"], dataclasses.replace(models["run"].config.train, batch_size=batch_size)
+    monkeypatch.setattr(pipeline, "config", dataclasses.replace(pipeline.config, train=train))
     data = records.open_own_data(pipeline, folder)
 
     def of_pairs(params, model, config, batch, step):
@@ -296,16 +298,14 @@ def test_the_other_z_is_that_of_another_image_and_all_else_stays(models, folder,
     monkeypatch.setattr("kaleido_jax.train.watching.joint_loss", of_pairs)
     found = records.losses_of(pipeline, data)
     batches = list(batches_of_all(pipeline.config, data.held_out, pipeline.codec))
-    products, weights = {0: [], 1: []}, []
-    for batch in batches:
-        tokens = batch["decoder_target_tokens"].sum(-1)
-        pixels = batch["image"].astype(np.float32).mean((1, 2, 3)) * 1e3
-        for by in products:
-            products[by].append((pixels * np.roll(tokens, by)).mean())
-        weights.append(len(pixels))
+    tokens = np.concatenate([batch["decoder_target_tokens"].sum(-1) for batch in batches])
+    pixels = np.concatenate([batch["image"].astype(np.float32).mean((1, 2, 3)) * 1e3 for batch in batches])
     for name, by in (("held_out_loss_dm", 0), ("held_out_loss_dm_other_z", 1)):
-        assert found[name] == pytest.approx(np.average(products[by], weights=weights), rel=1e-3)
+        assert found[name] == pytest.approx((pixels * np.roll(tokens, by)).mean(), rel=1e-3)
     assert found["held_out_loss_dm_other_z"] != pytest.approx(found["held_out_loss_dm"], rel=1e-4)
+    alone = records.losses_of(pipeline, dataclasses.replace(data, held_out=data.held_out.select([0])))
+    assert "held_out_loss_dm" in alone and "held_out_loss_dm_other_z" not in alone
+    assert "of one record there is no other z" in caplog.text
     monkeypatch.setattr("kaleido_jax.train.watching.joint_loss", brightness)
     base = records.losses_of(models["base"], records.open_own_data(models["base"], folder))
     assert "held_out_loss_dm" in base and "held_out_loss_dm_other_z" not in base
@@ -404,6 +404,25 @@ def test_a_damaged_training_record_is_told_and_the_others_are_looked_up(models, 
     monkeypatch.setattr(records.Records, "training_record", damaged)
     assert records.copied(z, train, codec) == {"latents_copied": 0.5}
     assert "record 0 is damaged" in caplog.text
+
+
+def test_damaged_pictures_are_told_and_left_out_as_in_training(models, folder, monkeypatch, caplog):
+    data = records.open_own_data(models["run"], folder)
+    read = records.Records.__getitem__
+
+    def damaged(self, index):
+        if index == 0:
+            raise UserError("record 0 is damaged")
+        record = read(self, index)
+        return dataclasses.replace(record, image=record.image[:40]) if index == 1 else record
+
+    monkeypatch.setattr(records.Records, "__getitem__", damaged)
+    real = records.real_of(data.held_out, HELD_OUT)
+    assert len(real.pixels) == len(real.records) == HELD_OUT - 2
+    assert "record 0 is damaged" in caplog.text and "is damaged (" in caplog.text
+    assert len(data.captions(5)) == 5
+    with pytest.raises(UserError, match="2 records, all damaged"):
+        records.real_of(data.held_out.select([0, 1]), 2)
 
 
 class Seeing:
