@@ -60,7 +60,7 @@ def compare(
     reader = _open_reader(models, caption, folder)
     rows: dict[float, list[at.Images]] = {}
     notes: dict[float, list[str]] = {}
-    for gamma in gammas:
+    for gamma in dict.fromkeys(gammas):
         for pipeline in models.values():
             pixels = draw_captions(
                 pipeline, pipeline.override(sample | {"gamma": gamma}), [caption] * SHOWN_IMAGES, seed

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 Shares = Float[np.ndarray, "n"]  # of n modes; sum to 1
 Counts = Int[np.ndarray, "n"]
 
-FOUND_FROM = 0.01  # share of the samples from which a mode counts as found; fewer may be errors of the reader
+FOUND_FROM = 0.01  # share of the samples from which a mode counts as found, if its own is not below twice that; fewer
+# may be errors of the reader
 _DRAWS = 400  # of simulated samples
 
 
@@ -30,9 +31,9 @@ def effective_number(shares: Shares) -> float:
     return float(np.exp(entropy(shares)))
 
 
-def modes_found(shares: Shares) -> int:
-    """How many modes have at least FOUND_FROM of the samples."""
-    return int((shares >= FOUND_FROM).sum())
+def modes_found(shares: Shares, true: Shares) -> int:
+    """How many modes have at least FOUND_FROM of the samples, or half of their true shares if that is less."""
+    return int(((shares > 0) & (shares >= np.minimum(FOUND_FROM, true / 2))).sum())
 
 
 def total_variation(shares: Shares, true: Shares) -> float:
@@ -66,7 +67,7 @@ def counts_of(found: Sequence[int], true: Shares) -> dict[str, Any]:
     shares = shares_of(found, len(true)) if found else None
     exact = of_exact_sampling(true, len(found)) if found else {}
     return {
-        "modes_found": modes_found(shares) if found else 0,
+        "modes_found": modes_found(shares, true) if found else 0,
         "effective_number": effective_number(shares) if found else None,
         "effective_number_exact": exact.get("effective_number"),
         "effective_number_true": effective_number(true),

@@ -323,7 +323,7 @@ def _detector_of(config: Config) -> tuple[Detector | None, str]:
         return open_detector(config.annotate), ""
     except UserError as error:
         log.warning("boxes are not measured: %s", error)
-        return None, f"the detector cannot be opened: {error}"
+        return None, "the detector that made the boxes of the records cannot be opened"
 
 
 # ----------------------------------------------------------------------------------------------- losses

@@ -111,15 +111,30 @@ def portable(config: Config) -> Config:
         sample = replace(sample, guidance="cfg", autoguidance_step=0)
     annotators = {name: replace(getattr(annotate, name), model=None) for name in ("text", "bbox", "blob", "voken")}
     annotators["voken"] = replace(annotators["voken"], feature_model=None)
+    tfds, tar = config.data.tfds, config.data.tar
+    data = replace(
+        config.data,
+        root=None,
+        records=None,
+        labels=tuple(map(_below_root, config.data.labels)),
+        images=_below_root(config.data.images),
+        tfds=replace(tfds, folder=_below_root(tfds.folder)),
+        tar=replace(tar, classes=_below_root(tar.classes), index=""),
+    )
     return replace(
         config,
         model=replace(config.model, t5=replace(config.model.t5, checkpoint=None)),
-        data=replace(config.data, root=None, records=None),
+        data=data,
         annotate=replace(annotate, ray_address=None, endpoint=AnnotateEndpoint(), **annotators),
         sample=replace(sample, autoguidance_workdir=None),
         init=Init(),
         mesh=Mesh(),
     )
+
+
+def _below_root(path: str) -> str:
+    """A path below the data's folder stays as it is; of another, the name alone."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _with_vocabulary(config: Config, vocabulary: str) -> Config:

@@ -1,6 +1,7 @@
 """evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json; or those of a whole sweep."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,7 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
     first, *_ = columns.values()
     # What a report depends on, and the numbers of each caption, are in the file.
     names = [name for name, value in first.items() if not isinstance(value, dict)]
-    settings = (
-        ("step", "gamma", "num_steps", "num_samples") if any("of" in report for report in columns.values()) else ()
-    )
+    settings = _settings([report["of"] for report in columns.values() if "of" in report])
     rows = [("", *columns)]
     rows += [(key, *(_shown(_setting(report.get("of", {}), key)) for report in columns.values())) for key in settings]
     rows += [(name, *(_shown(report.get(name)) for report in columns.values())) for name in names]
@@ -115,11 +114,24 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _settings(of: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What is shown of how the columns were sampled: the usual ones, and all in which they differ."""
+    if not of:
+        return ()
+    names = dict.fromkeys(name for one in of for name in one.get("sample", {}))
+    differing = [name for name in names if len({json.dumps(_setting(one, name)) for one in of}) > 1]
+    return tuple(dict.fromkeys(("step", "gamma", "num_steps", "num_samples", *differing)))
+
+
 def _setting(of: Mapping[str, Any], key: str) -> Any:
     return of.get(key, of.get("sample", {}).get(key, of.get("model", {}).get(key)))
 
 
-def _shown(value: float | None) -> str:
+def _shown(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_shown, value))})"
+    if isinstance(value, str | bool):
+        return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -64,8 +64,8 @@ def run(
     from kaleido_jax.plan.compiled import compile_step, topology_devices, virtual_devices
     from kaleido_jax.plan.report import make_plan, to_json, to_text
 
-    if json and not json.parent.is_dir():  # before minutes of work
-        raise user_error(f"--json={json}", "a file in a folder that exists", "make the folder")
+    if json and (json.is_dir() or not json.parent.is_dir()):  # before minutes of work
+        raise user_error(f"--json={json}", "a file in a folder that exists", "name the file, or make the folder")
     of_topology = (topology or "").partition(":")[0]
     kind = device or (of_topology if of_topology in DEVICES else "h100")
     if kind not in DEVICES:

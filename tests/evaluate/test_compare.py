@@ -19,6 +19,12 @@ def test_a_picture_needs_few_samples_and_counts_their_modes(tmp_path, monkeypatc
     assert notes[4.0][0] == "1 of 12 modes in 8 images" and int(notes[4.0][1].split()[0]) > 1
 
 
+def test_a_gamma_that_is_given_twice_is_drawn_once(tmp_path):
+    model = PretendedModel()
+    compare({"a": model}, tmp_path, gammas=(4.0, 1.0, 4.0))
+    assert len(model.sampled) == 16
+
+
 def test_bad_arguments_are_refused_before_anything_is_sampled(tmp_path):
     model = PretendedModel()
     with pytest.raises(UserError, match="caption 'dog'"):

@@ -10,7 +10,7 @@ def test_equal_shares_have_as_many_effective_modes_as_there_are(number):
     shares = np.zeros(12)
     shares[:number] = 1 / number
     assert modes.effective_number(shares) == pytest.approx(number)
-    assert modes.modes_found(shares) == number and modes.entropy(shares) == pytest.approx(np.log(number))
+    assert modes.modes_found(shares, shares) == number and modes.entropy(shares) == pytest.approx(np.log(number))
 
 
 def test_total_variation_is_the_share_that_must_move():
@@ -24,7 +24,10 @@ def test_total_variation_is_the_share_that_must_move():
 def test_shares_are_counted_over_all_modes():
     assert modes.shares_of([1, 1, 3, 1], 5).tolist() == [0, 0.75, 0, 0.25, 0]
     few = modes.shares_of([0] * 199 + [1] * 1, 12)
-    assert modes.modes_found(few) == 1  # one in 200 may be an error of the reader
+    assert modes.modes_found(few, SHARES[0]) == 1  # one in 200 may be an error of the reader
+    many = np.full(120, 1 / 120)  # none has a share of 1 %
+    assert modes.modes_found(many, many) == 120
+    assert modes.modes_found(np.repeat([1 / 60, 0], 60), many) == 60
 
 
 def test_exact_sampling_nears_the_true_values_with_more_samples():

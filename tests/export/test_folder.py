@@ -67,6 +67,17 @@ def test_a_folder_holds_the_weights_and_nothing_of_this_machine(workdir, tmp_pat
         main(["export", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
 
 
+def test_a_portable_config_has_no_folder_of_this_machine():
+    tar = dataclasses.replace(CONFIG.data.tar, index="/home/me/index", classes="imagenet")
+    tfds = dataclasses.replace(CONFIG.data.tfds, folder="/home/me/tfds/imagenet2012")
+    paths = {"labels": ("/home/me/names.tsv", "more.tsv"), "images": "/home/me/photos", "records": "/home/me/records"}
+    data = dataclasses.replace(CONFIG.data, tar=tar, tfds=tfds, root="/home/me", **paths)
+    portable = folder.portable(dataclasses.replace(CONFIG, data=data))
+    assert "/home" not in portable.to_json()
+    assert (portable.data.labels, portable.data.images) == (("names.tsv", "more.tsv"), "photos")
+    assert (portable.data.tar.classes, portable.data.tfds.folder) == ("imagenet", "imagenet2012")
+
+
 RESTORE = """
 import json, sys
 import numpy as np

@@ -143,6 +143,7 @@ def test_a_flag_without_a_value_has_its_bare_one():
         ({"num_devices": "2.5"}, "--num_devices=2.5; expected a whole number above 0"),
         ({"device": "h1000"}, "--device=h1000; expected one of a100, "),
         ({"json": Path("no/such/folder/plan.json")}, "--json=no/such/folder/plan.json; expected a file in a folder"),
+        ({"json": Path("configs")}, "--json=configs; expected a file in a folder"),
         ({"topology": "v5p:2x2x2", "devices": "8"}, "--topology and --devices; expected one of them"),
         ({"devices": "1000000"}, "--devices=1000000; expected a whole number above 0, at most 512"),
         ({"num_devices": "3", "quick": "yes"}, "config.train.batch_size = 8; expected a multiple of 3"),

@@ -76,7 +76,10 @@ def _open_onnx(path: Path, folder: Path) -> Clip:
             )
     vision, normalization = open_onnx(folder / VISION, side_px=SIDE_PX), read_normalization(path)
     session, text_version = open_session(folder / TEXT)
-    tokenizer = Tokenizer.from_file(str(tokens))
+    try:
+        tokenizer = Tokenizer.from_file(str(tokens))
+    except Exception as error:  # noqa: BLE001  what the library raises is no more than that
+        raise user_error(f"{tokens} cannot be read ({error})", "CLIP's tokenizer", "fetch it again") from error
     tokenizer.enable_truncation(MAX_TOKENS)
 
     def image(image: Image) -> Float32[np.ndarray, "d"]:

@@ -67,7 +67,10 @@ def write_figure(summary: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # "$" in the name of a model is a dollar
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png", metadata={"Software": None})
         write_atomically(path, buffer.getvalue())

@@ -38,7 +38,7 @@ from kaleido_jax.sampling.pipeline import KaleidoPipeline
 
 log = logging.getLogger(__name__)
 
-JPEG_QUALITY = 90
+JPEG_QUALITY, JPEG_PX = 90, 65_500  # the largest side that libjpeg writes
 
 
 class SweepRun:
@@ -170,13 +170,14 @@ class SweepRun:
         }
 
     def _show(self, drawn: Drawn, path: Path) -> None:
-        """A sheet with a row for each caption."""
+        """A sheet with a row for each caption, smaller than the samples where JPEG's sides end."""
         rows = pixels_shown(drawn, self.sweep.shown, len(self.measure.captions))
-        side = drawn.pixels.shape[1]
+        side = min(drawn.pixels.shape[1], JPEG_PX // max(len(rows), self.sweep.shown))
         sheet = Image.new("RGB", (side * self.sweep.shown, side * len(rows)), (127, 127, 127))
         for y, images in enumerate(rows):
             for x, pixels in enumerate(images):
-                sheet.paste(Image.fromarray(pixels), (x * side, y * side))
+                image = Image.fromarray(pixels)
+                sheet.paste(image if image.width == side else image.resize((side, side)), (x * side, y * side))
         with replacing(path) as temporary, io.BytesIO() as buffer:
             sheet.save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
             temporary.write_bytes(buffer.getvalue())

@@ -6,10 +6,12 @@ import re
 import runpy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 from kaleido_jax.config.load import load_config
 from kaleido_jax.config.schema import Diffusion, Sample
@@ -21,7 +23,7 @@ from kaleido_jax.evaluate.sets import SetProtocol
 from kaleido_jax.evaluate.sprite_reader import open_reader
 from kaleido_jax.evaluate.sweep import cells, drawing
 from kaleido_jax.evaluate.sweep import run as running
-from kaleido_jax.evaluate.sweep.drawing import draw
+from kaleido_jax.evaluate.sweep.drawing import Drawn, draw
 from kaleido_jax.evaluate.sweep.figure import curves_shown, write_figure
 from kaleido_jax.evaluate.sweep.run import SweepRun, sampler_text
 from kaleido_jax.evaluate.sweep.summary import claim, markdown, summarize
@@ -402,6 +404,20 @@ def test_the_figure_shows_the_baseline_its_best_rule_by_each_metric_and_every_mo
     shown = curves_shown(summarize({"cells": made}))
     assert list(shown) == ["baseline, CFG", *rivals, "Kaleido, CFG", "Kaleido, interval"]
     assert [row["gamma"] for row in shown["baseline, CFG"]] == [1.0, 4.0]
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
+    write_figure(summarize({"cells": [cell(model=r"$\foo$")]}), tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size
+
+
+def test_a_sheet_of_many_captions_is_as_high_as_a_jpeg_may_be(pretending, tmp_path):
+    run = SweepRun(dataclasses.replace(SWEEP, shown=1), tmp_path)
+    captions, pixels = np.arange(2_100), np.full((2_100, SIZE, SIZE, 3), 200, np.uint8)
+    run.measure = SimpleNamespace(captions=tuple(map(str, captions)))
+    run._show(Drawn(captions=captions, pixels=pixels, z=[]), tmp_path / "sheet.jpg")
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.size == (31, 31 * 2_100) and sheet.getpixel((5, 50_000)) == (200, 200, 200)
 
 
 def test_a_rule_that_does_not_guide_is_no_rival_of_the_figure():
