@@ -8,9 +8,13 @@ class UserError(Exception):
     """Bad input (config, file, flag); `main` prints it as one line and exits with code 2."""
 
 
-def user_error(found: str, expected: str, do: str) -> UserError:
+class MissingProcess(UserError):
+    """Another process of the run has not come, or is gone; the input may be right. `main` exits with code 4."""
+
+
+def user_error(found: str, expected: str, do: str, kind: type[UserError] = UserError) -> UserError:
     """A UserError of three parts: "<found>; expected <expected>; <do>", in one line, whatever names it quotes."""
-    return UserError(" ".join(f"{found}; expected {expected}; {do}".splitlines()))
+    return kind(" ".join(f"{found}; expected {expected}; {do}".splitlines()))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

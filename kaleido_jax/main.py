@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 from kaleido_jax.config.fields import expand
 from kaleido_jax.config.load import check_model, config_from_flags, config_of_workdir
-from kaleido_jax.errors import Aborted, Terminated, UserError, nearest, user_error
+from kaleido_jax.errors import Aborted, MissingProcess, Terminated, UserError, nearest, user_error
 from kaleido_jax.runtime import distributed
 from kaleido_jax.runtime.files import refuse_address
-from kaleido_jax.runtime.signals import raise_on_sigterm
+from kaleido_jax.runtime.signals import ignore_sigterm, raise_on_sigterm
 from kaleido_jax.runtime.xla_flags import before_backend
 from kaleido_jax.verbs import VERBS
 from kaleido_jax.verbs.verb import CONFIG, PROCESSES, WORKDIR, Flag, Verb
@@ -33,13 +33,15 @@ Every field with its unit or reason: kaleido_jax/config/schema.py"""
 def run() -> None:
     """Entry point: exits with 0, or with one line and one of these codes.
 
-    2 bad input; 3 no finite gradient; 75 stopped by SIGTERM, and the same command goes on (EX_TEMPFAIL, on which
-    schedulers may be told to requeue); 130 stopped by Ctrl-C.
+    2 bad input; 3 no finite gradient; 4 another process of the run is missing; 75 stopped by SIGTERM, and the same
+    command goes on (EX_TEMPFAIL, on which schedulers may be told to requeue); 130 stopped by Ctrl-C.
     """
     raise_on_sigterm()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not stop the run
     try:
         main(sys.argv[1:])
+    except MissingProcess as error:
+        _fail(str(error), 4)
     except UserError as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
@@ -52,6 +54,7 @@ def run() -> None:
         sys.stderr.flush()
         os._exit(130)  # without waiting for what is still being written
     except Terminated:
+        ignore_sigterm()  # of a launcher that ends all when the first one has ended
         sys.exit(75)  # of all processes, which wait for each other there
     except KeyboardInterrupt:
         distributed.leave(130)

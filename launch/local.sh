@@ -49,6 +49,11 @@ fi
 gpus=0
 if [[ "${JAX_PLATFORMS:-cuda}" == *cuda* ]] && command -v nvidia-smi >/dev/null; then
   gpus="$(nvidia-smi -L | grep -c '^GPU' || true)"
+  if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then # JAX counts those that it sees, from 0
+    visible=()
+    IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+    ((gpus = ${#visible[@]} < gpus ? ${#visible[@]} : gpus)) || true
+  fi
 fi
 if ((gpus)); then
   share="${devices:-$((gpus / processes))}"

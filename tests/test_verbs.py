@@ -337,6 +337,7 @@ def test_steps_without_a_finite_gradient_are_noted_and_end_the_run(workdir, tmp_
     assert all(len(line["sample_id"]) == 8 and line["loss"] == "nan" for line in skipped)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(lines[2]["loss"]) and lines[2]["skipped_steps"] == 1
+    assert all(line["tflops"] > 0 for line in lines)  # also in the rows of steps with a checkpoint
     # No checkpoint is of what is not finite: skipped steps change nothing.
     for step in (2, 4, 6):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_stored(tmp_path, step)))

@@ -254,6 +254,9 @@ def _check_averages(train: Train, path: str) -> None:
         if getattr(train, name) == 1:  # Adam would divide by 1 - 1, and the EMA stay at the first weights
             found = f"config.{path}.{name} = 1.0, an average that never moves"
             raise user_error(found, "less than 1", "lower it")
+    if train.ema_every_steps > train.num_steps:
+        found = f"config.{path}.ema_every_steps = {train.ema_every_steps}, an EMA that never moves"
+        raise user_error(found, f"at most {path}.num_steps = {train.num_steps}", "lower it")
     if len({*train.ema_profiles}) < len(train.ema_profiles):
         raise user_error(f"config.{path}.ema_profiles = {train.ema_profiles}", "different widths", "name each once")
     if train.ema_snapshot_every_steps and not train.ema_profiles:

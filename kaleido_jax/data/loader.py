@@ -20,6 +20,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,8 @@ from kaleido_jax.runtime.signals import kept_from_children
 
 log = logging.getLogger(__name__)
 
+MOST_LOST = 3  # worker processes that are killed before training ends
+_KILLED = "Worker process was terminated unexpectedly"  # of Grain's RuntimeError
 _BUFFERED_BATCHES = 4  # read ahead while the device computes
 _NUM_THREADS = 4  # that read and decode records, in each process
 _MAX_TRIES = 8  # records that may stand in for one that cannot be read, one after the other
@@ -115,19 +118,45 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     def __init__(self, reader: "_Reader", num_workers: int, kept: "_Kept | None" = None) -> None:
         """Starts no thread before the first batch is asked for."""
         self._reader, self._num_workers, self._kept = reader, num_workers, kept
-        self._next, self._iterator = 0, None
+        self._next, self._iterator, self._lost = 0, None, 0
 
     def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch. Worker processes that are killed, as for memory, are started again, MOST_LOST times in all.
+
+        Raises:
+          UserError: they were killed more often.
+        """
+        while True:
+            try:
+                batch = self._read_next()
+            except RuntimeError as error:
+                if not self._num_workers or _KILLED not in str(error):
+                    raise
+                self._restart(str(error))
+                continue
+            self._next += 1
+            return batch
+
+    def _restart(self, told: str) -> None:
+        """Ends the workers that are left, which the next batch starts anew."""
+        self.close()
+        code = re.search(r"exit code -?(\d+)", told)
+        how = f"was killed by signal {code[1]}" if code and "-" in code[0] else f"ended ({told.splitlines()[0]:.200})"
+        found = f"a data worker {how}"
+        if self._lost == MOST_LOST:
+            do = "free memory or /dev/shm, or lower config.data.num_workers; the same command then goes on"
+            raise user_error(f"{found}, the {MOST_LOST + 1}th", f"memory for {self._num_workers} of them", do)
+        self._lost += 1
+        log.warning("%s, perhaps for memory; all are started again", found)
+
+    def _read_next(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             # Grain starts its processes at the first batch.
             both = signal.SIGINT, signal.SIGTERM
             with kept_from_children(*both) if self._num_workers else contextlib.nullcontext():
                 self._iterator = self._read_from(self._next)
-                batch = next(self._iterator)
-        else:
-            batch = next(self._iterator)
-        self._next += 1
-        return batch
+                return next(self._iterator)
+        return next(self._iterator)
 
     def __len__(self) -> int:
         return len(self._reader.order)

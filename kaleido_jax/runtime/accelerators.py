@@ -45,5 +45,7 @@ _KINDS = (
 
 
 def accelerator(device_kind: str) -> Device | None:
-    """The accelerator that JAX's `device_kind` names; None if it is not one of DEVICES."""
+    """The accelerator that JAX's `device_kind` names; None if it is not one of DEVICES, or a part of one (MIG)."""
+    if "MIG" in device_kind.split():
+        return None
     return next((DEVICES[key] for text, key in _KINDS if text in device_kind), None)

@@ -30,7 +30,7 @@ from jaxtyping import Array, UInt32
 
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime import distributed
-from kaleido_jax.runtime.files import is_full_disk, make_folder
+from kaleido_jax.runtime.files import is_full_disk, is_passing, is_refused, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ FOLDER, DAMAGED, SNAPSHOTS = "checkpoints", "checkpoints_damaged", "ema_snapshot
 _STEP = re.compile("0|[1-9][0-9]*")  # as Orbax names what it writes
 _LEFT = re.compile(r"\d+(\.replaced\.[0-9a-f]{8}|\.orbax-checkpoint-tmp.*)")  # by a killed process among the snapshots
 WAIT_SEC = 600.0  # for other processes
+PAUSES_SEC = (1, 4, 15)  # before a file system that did not answer is asked again
 _MOMENT_SEC = 0.2  # in which a deletion that is under way gets further
 CHECKSUMS, PLACE, VERSION = "checksums", "place", "version"
 _T = TypeVar("_T")
@@ -264,22 +265,42 @@ def _in_all_processes(act: Callable[[], _T]) -> _T:
     """What `act` returns; where it fails in one process, it fails in all.
 
     Raises:
-      UserError: not all processes came, which says nothing about a checkpoint; else what `act` raises, or a ValueError.
+      UserError: not all processes came, or a file system does not answer or refuses, which says nothing about a
+        checkpoint; else what `act` raises, or a ValueError.
     """
     result = error = None
     try:
-        result = act()
+        result = _patiently(act)
     except jax.errors.JaxRuntimeError:  # out of memory, for example: nothing is damaged
         raise
     except Exception as raised:  # noqa: BLE001  as above
         error = raised
-    reasons = distributed.gather("a whole checkpoint", error and reason(error), WAIT_SEC)
+    mine = None if error is None else [reason(error), is_passing(error) or is_refused(error)]
+    told = distributed.gather("a whole checkpoint", mine, WAIT_SEC)
+    for index, other in enumerate(told):
+        if other is not None and other[1]:
+            where = f"process {index} cannot" if len(told) > 1 else "cannot"
+            do = "mend that, and the same command goes on; or move this checkpoint away, to go on from the one before"
+            raise user_error(f"a checkpoint that {where} be read ({other[0]})", "a file system that reads it", do)
     if error is not None:
         raise error
-    for index, other in enumerate(reasons):
+    for index, other in enumerate(told):
         if other is not None:
-            raise ValueError(f"process {index} cannot read it: {other}")
+            raise ValueError(f"process {index} cannot read it: {other[0]}")
     return result
+
+
+def _patiently(read: Callable[[], _T]) -> _T:
+    """Reads again after a while where a file system did not answer, which says nothing of what it holds."""
+    for pause in PAUSES_SEC:
+        try:
+            return read()
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
+            if not is_passing(error):
+                raise
+            log.warning("a checkpoint cannot be read (%s); trying again in %d s", reason(error), pause)
+            time.sleep(pause)
+    return read()
 
 
 def restore_ema(workdir: Path, abstract_ema: Any, step: int | None = None) -> tuple[Any, int]:

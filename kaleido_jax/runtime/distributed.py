@@ -9,18 +9,19 @@ import functools
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kaleido_jax.errors import UserError, user_error
-from kaleido_jax.runtime.signals import end_at_once
+from kaleido_jax.errors import MissingProcess, UserError, user_error
+from kaleido_jax.runtime.signals import end_at_once, ignore_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ COMPILE_SEC = 3600  # from the first process that has compiled a function to the
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _DAY_SEC = 24 * 3600
 _GRACE_SEC = 2.0
+_APPEARS_SEC = 10  # for a new file to be seen by other hosts
 _WAITING = "waits for other processes"
 _PLACES = "kaleido_jax/hosts"  # of the coordination service's keys: where each process runs
 _compiled_together: set[Any] = set()  # signatures of calls
@@ -58,7 +60,8 @@ def start(
     num_processes=1 makes a process one that was started beside others, as for a sweep.
 
     Raises:
-      UserError: the values do not fit together, or not all processes came within `timeout_s`.
+      UserError: the values do not fit together.
+      MissingProcess: not all processes came within `timeout_s`.
     """
     place = _place(coordinator, num_processes, process_id)
     if place is None or process_count() > 1:  # the second: a program that uses the package has joined them before
@@ -120,7 +123,7 @@ def barrier(name: str, timeout_s: float) -> None:
     Signal handlers run while it waits.
 
     Raises:
-      UserError: not all came within `timeout_s` of the first; it names those that are missing.
+      MissingProcess: not all came within `timeout_s` of the first; it names those that are missing.
     """
     count = process_count()
     if count == 1:
@@ -139,6 +142,7 @@ def barrier(name: str, timeout_s: float) -> None:
                 f"barrier '{name}' of {count} processes failed: {reason}",
                 "all processes alive",
                 "look at their logs for the first that ended, and start the run again",
+                MissingProcess,
             ) from error
         here = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(point)}
         raise _missing(name, timeout_s, sorted(set(range(count)) - here)) from error
@@ -152,7 +156,7 @@ def tell(name: str, make: Callable[[], Any], timeout_s: float) -> Any:
     otherwise.
 
     Raises:
-      UserError: the main process did not come within `timeout_s`.
+      MissingProcess: the main process did not come within `timeout_s`.
     """
     if process_count() == 1:
         return make()
@@ -164,7 +168,8 @@ def tell(name: str, make: Callable[[], Any], timeout_s: float) -> Any:
         return value
     found = []
     if not _wait(lambda: found.append(_service().client.blocking_key_value_get(key, int(timeout_s * 1000))), timeout_s):
-        raise user_error(f"'{name}' not told after {timeout_s:.0f} s", "the main process there", "look at its log")
+        found = f"'{name}' not told after {timeout_s:.0f} s"
+        raise user_error(found, "the main process there", "look at its log", MissingProcess)
     return json.loads(found[0])
 
 
@@ -191,6 +196,61 @@ def agree(name: str, mine: bool, timeout_s: float) -> bool:
       UserError: as `barrier`.
     """
     return all(gather(name, mine, timeout_s))
+
+
+def check_shared(folder: Path) -> None:
+    """Checks that all processes see one folder, before hours of work go into it.
+
+    Raises:
+      UserError: what the main process writes there does not appear in another one.
+      MissingProcess: as `barrier`.
+    """
+    if process_count() == 1:
+        return
+
+    def mark() -> str:
+        path = folder / f".shared-{secrets.token_hex(8)}"
+        path.touch()
+        return path.name
+
+    path = folder / tell("a file in the workdir", mark, START_SEC)
+    seen = gather("a shared workdir", _appears(path), START_SEC)
+    if is_main():
+        path.unlink(missing_ok=True)
+    if not all(seen):
+        others = ", ".join(str(index) for index, here in enumerate(seen) if not here)
+        found = f"{folder}, which process {others} of {process_count()} does not share"
+        raise user_error(found, "a folder on a file system that all hosts share", "choose another --workdir")
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there, as soon as a network's file system knows of it."""
+    for _ in range(_APPEARS_SEC):
+        if path.exists():
+            return True
+        time.sleep(1)
+    return path.exists()
+
+
+def check_same(what: str, mine: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same values (JSON's types) as the main one.
+
+    Raises:
+      UserError: they differ; it names the process and the first field.
+      MissingProcess: as `barrier`.
+    """
+    if process_count() == 1:
+        return
+    own = json.loads(json.dumps(dict(mine)))
+    main = tell(what, lambda: own, START_SEC)
+    different = [key for key in sorted(main | own) if main.get(key) != own.get(key)]
+    key = different[0] if different else ""
+    reason = f"{key} = {own.get(key)!r} where process 0 has {main.get(key)!r}" if different else None
+    found = gather(f"the same {what}", reason, START_SEC)
+    for index, reason in enumerate(found):
+        if reason is not None:
+            do = "start all with the same code, config file and flags"
+            raise user_error(f"process {index} with another {what}: {reason}", "one for all processes", do)
 
 
 def compile_together(function: Any, *args: Any, **keywords: Any) -> None:
@@ -224,6 +284,7 @@ def leave(code: int) -> NoReturn:
     JAX waits at the end until all processes have come there, which those that wait for this one never do. They are
     told by their launcher, or by the coordination service that this process is gone.
     """
+    ignore_sigterm()  # which a launcher sends to the others when the first one has ended: the code says more
     if process_count() == 1:
         sys.exit(code)
     if is_main():
@@ -411,6 +472,7 @@ def _not_joined(place: Place, timeout_s: float) -> UserError:
             f"{found} for the others to reach it at {place.coordinator}",
             f"{place.count} processes with the same --coordinator",
             "look at their logs; check that they run and can open this port",
+            MissingProcess,
         )
     try:
         socket.create_connection((_host(place), int(place.coordinator.rpartition(":")[2])), timeout=5).close()
@@ -419,11 +481,13 @@ def _not_joined(place: Place, timeout_s: float) -> UserError:
             f"{found} for the coordinator {place.coordinator}, which cannot be reached ({error})",
             "process 0 there",
             "look at its log; check the address, the firewall and the proxy variables",
+            MissingProcess,
         )
     return user_error(
         f"{found}: the coordinator {place.coordinator} is there, but another process is not",
         f"{place.count} processes with the same --coordinator",
         "look at the logs of the others",
+        MissingProcess,
     )
 
 
@@ -433,6 +497,7 @@ def _missing(name: str, timeout_s: float, missing: list[int]) -> UserError:
             f"barrier '{name}': process {process_index()} came after the others had waited {timeout_s:.0f} s",
             "all processes there in this time",
             "look at what held it up, and start the run again",
+            MissingProcess,
         )
     hosts = dict(_service().client.key_value_dir_get(_PLACES))
     names = [f"{index} ({hosts[key]})" if (key := f"{_PLACES}/{index}") in hosts else str(index) for index in missing]
@@ -440,4 +505,5 @@ def _missing(name: str, timeout_s: float, missing: list[int]) -> UserError:
         f"barrier '{name}': after {timeout_s:.0f} s process {', '.join(names)} of {process_count()} has not come",
         "every process there",
         "look at the log of each that is missing, and start the run again",
+        MissingProcess,
     )

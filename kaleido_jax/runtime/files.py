@@ -14,7 +14,7 @@ import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from kaleido_jax.errors import UserError, user_error
 log = logging.getLogger(__name__)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# Of file systems that do not answer, and of a process or machine with too many files open.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE)
+PASSING += (errno.ENOTCONN, errno.ECONNRESET, errno.EREMOTEIO)
 # gs://bucket, also as pathlib writes it, with one slash; names of one letter are drives of Windows
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -47,9 +50,23 @@ BAD_NPZ = (
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether a full disk, or a quota, is why something could not be written."""
+    return _has_number(error, FULL_DISK)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a file could not be read for a reason that says nothing about what is in it, and may be gone soon."""
+    return _has_number(error, PASSING)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a file could not be read for lack of permission."""
+    return _has_number(error, (errno.EACCES, errno.EPERM))
+
+
+def _has_number(error: BaseException, numbers: Sequence[int]) -> bool:
     # TensorStore's errors have no errno, but what the system says of it.
-    said = any(os.strerror(number) in str(error) for number in FULL_DISK)
-    return said or getattr(error, "errno", None) in FULL_DISK
+    said = any(os.strerror(number) in str(error) for number in numbers)
+    return said or getattr(error, "errno", None) in numbers
 
 
 @contextmanager

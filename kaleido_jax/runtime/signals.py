@@ -54,6 +54,12 @@ def kept_from_children(*numbers: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def ignore_sigterm() -> None:
+    """For a program that is ending with a code of its own: SIGTERM would replace it, also in the interpreter's end."""
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def end_at_once(code: int) -> NoReturn:
     """Ends the process with what is written so far, and without the interpreter's end.
 

@@ -1,11 +1,14 @@
 """Training from a config: checks weights and devices, locks the workdir, prepares the records, runs the loop."""
 
+import json
 import logging
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from kaleido_jax.annotate.prepare import check_records, open_prepared, prepare_records
 from kaleido_jax.config.checks import check_devices, mesh_sizes
@@ -29,6 +32,7 @@ from kaleido_jax.train.state import abstract_state, share_of_start
 log = logging.getLogger(__name__)
 
 _MOST_OF_START = 0.1  # share of the initial weights in the last EMA above which training warns
+_FOLDERS_OF_HOSTS = ("data.root", "data.records", "data.tar.index")
 RECORDS_SEC = 6 * 3600  # for the main process to make records, then for the others to open them
 
 
@@ -43,7 +47,8 @@ def fit(config: Config, workdir: str | Path) -> bool:
 
     Raises:
       UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices or
-        checkpoints the disk, or the workdir belongs to another config or cannot hold checkpoints.
+        checkpoints the disk, the workdir belongs to another config or cannot hold checkpoints, or processes of the run
+        have other configs or do not share it.
     """
     refuse_address(workdir, "workdir")
     workdir = Path(workdir).expanduser()
@@ -51,10 +56,12 @@ def fit(config: Config, workdir: str | Path) -> bool:
     check_weights(config, fresh=not (workdir / "checkpoints").is_dir())
     check_wandb(config)
     check_devices(config, jax.device_count())
+    distributed.check_same("config", _flat(config))
     codec = open_codec(config)
     if distributed.is_main():
         check_records(config, workdir)  # before there is a workdir
     with locked(workdir) if distributed.is_main() else nullcontext():
+        distributed.check_shared(workdir)
         check_workdir(config, workdir)
         if distributed.is_main():
             prepare_records(config, workdir, codec)
@@ -74,6 +81,12 @@ def fit(config: Config, workdir: str | Path) -> bool:
             _warn_of_start(config.train)
         loop.train(config, workdir, codec.tokenizer, make_batches(config, records, codec))
     return True
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """All fields by their dotted keys, but those of folders that may have another name on another host."""
+    flat = flatten_dict(json.loads(config.to_json()), sep=".")
+    return {key: value for key, value in flat.items() if key not in _FOLDERS_OF_HOSTS}
 
 
 def _warn_of_start(train: Train) -> None:

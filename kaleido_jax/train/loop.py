@@ -150,6 +150,7 @@ class _Run:
             if due is not None:  # one step late, so that fetching never leaves the device idle
                 self._report(due)
             self.averages.add(scalars)
+            self.stopwatch.count(self.flops)  # after the report of the step before
             agreed = self.watch.add(step, batch, scalars)
             self.progress.tick(step)
             # Read once: a signal from here on ends the next step. Several processes stop when all know of it.
@@ -195,7 +196,7 @@ class _Run:
         if shape not in self.shapes:
             self._compile(state, placed)
             self.shapes[shape] = flops_at(self.config, self.base_vocab_size, *_lengths(placed)).model
-        self.stopwatch.count(self.shapes[shape])
+        self.flops = self.shapes[shape]
         with jax.transfer_guard("disallow"):
             state, scalars = self.step(state, self.frozen, placed)
         if not self.alone and jax.default_backend() == "cpu":  # where collectives of two steps may wait for each other

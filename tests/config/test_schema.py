@@ -93,6 +93,7 @@ def test_what_can_work_is_taken():
         ({"train__clip_norm": 1e-46}, "config.train.clip_norm = 1e-46, which is 0 in float32"),
         ({"train__adam_b1": 1.0}, "config.train.adam_b1 = 1.0, an average that never moves"),
         ({"train__ema_decay": 1.0}, "config.train.ema_decay = 1.0"),
+        ({"train__num_steps": 50, "train__ema_every_steps": 100}, "ema_every_steps = 100, an EMA that never moves"),
         ({"train__ema_profiles": (0.1, 0.1)}, r"config.train.ema_profiles = \(0.1, 0.1\); expected different widths"),
         ({"train__ema_profiles": (0.05, 0.3)}, r"ema_profiles\[1\] = 0.3; expected a number between 0 and 0.2886"),
         ({"train__ema_snapshot_every_steps": 9}, "ema_snapshot_every_steps without averages to write"),

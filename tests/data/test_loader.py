@@ -225,6 +225,27 @@ def test_worker_processes_go_on_after_signals_to_the_whole_group(loader):
     assert not process.is_alive()
 
 
+def test_workers_that_are_killed_are_started_again_at_the_same_batch(loader, monkeypatch, caplog):
+    monkeypatch.setattr("kaleido_jax.data.loader.MOST_LOST", 1)
+    before, workers = {*multiprocessing.active_children()}, loader(num_workers=1)
+
+    def kill():
+        for process in {*multiprocessing.active_children()} - before:
+            os.kill(process.pid, signal.SIGKILL)
+
+    try:
+        batches = take(workers, 2)
+        kill()  # what was read ahead may still come
+        batches += take(workers, 10)
+        assert_same(batches, take(loader(), 12))
+        assert "a data worker was killed by signal 9, perhaps for memory; all are started again" in caplog.text
+        kill()
+        with pytest.raises(UserError, match="killed by signal 9, the 2th; expected memory for 1 of them"):
+            take(workers, 20)
+    finally:
+        workers.close()
+
+
 def test_signals_to_the_whole_group_do_not_reach_processes_that_start(loader):
     before = {*multiprocessing.active_children()}
     signaled, seen = [], threading.Event()

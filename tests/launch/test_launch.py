@@ -80,6 +80,17 @@ def test_local_stops_the_others_when_one_fails_and_ends_with_its_code():
     assert "a process ended with exit code 3; the others are stopped" in done.stderr
 
 
+@pytest.mark.parametrize(("visible", "taken"), [(None, ["0,1,2,3", "4,5,6,7"]), ("2,3", ["0", "1"])])
+def test_local_shares_the_gpus_that_are_visible(visible, taken, tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\nfor i in 0 1 2 3 4 5 6 7; do echo "GPU $i: H100"; done\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    more = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = run(*local("print(os.environ['JAX_LOCAL_DEVICE_IDS'])"), PATH=path, JAX_PLATFORMS="cuda", **more)
+    assert sorted(done.stdout.splitlines()) == [f"[{i}] {ids}" for i, ids in enumerate(taken)], done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_a_signal_to_all_and_waits_for_them(number):
     source = "def save(*_):\n    time.sleep(0.3 * me)\n    print('saved', flush=True)\n    sys.exit(75)\n"

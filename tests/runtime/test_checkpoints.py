@@ -1,6 +1,8 @@
 """Checkpoints of a small state: whatever is damaged in the newest, the one before it is read instead."""
 
+import errno
 import json
+import os
 import random
 import shutil
 import sys
@@ -205,12 +207,36 @@ def test_what_one_of_two_processes_cannot_read_both_leave_out(whole, tmp_path):
 
 def test_what_one_process_cannot_open_is_set_aside_before_orbax_opens_it(run, monkeypatch, caplog):
     workdir, newest = run
-    others = [None, "OSError: [Errno 5] Input/output error"]  # of steps 5 and 10
+    others = [None, ["FileNotFoundError: [Errno 2] No such file", False]]  # of steps 5 and 10
     monkeypatch.setattr(checkpoints.distributed, "gather", lambda name, mine, timeout_s: [mine, others.pop(0)])
     with checkpoints.open_manager(workdir, TWO) as manager:
         assert list(manager.all_steps()) == [5]
-    assert f"{newest} is damaged (ValueError: process 1 cannot read it: OSError: [Errno 5] Input/output" in caplog.text
+    assert f"{newest} is damaged (ValueError: process 1 cannot read it: FileNotFoundError: [Errno 2]" in caplog.text
     assert "training resumes from the next older one" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_file_system_that_does_not_answer_once_damages_no_checkpoint(code, run, monkeypatch, caplog):
+    workdir, read = run[0], checkpoints._metadata
+    failures = [OSError(code, os.strerror(code)), ValueError(f"Error reading: {os.strerror(code)}")]
+    monkeypatch.setattr(checkpoints, "PAUSES_SEC", (0, 0))
+    monkeypatch.setattr(checkpoints, "_metadata", lambda folder: _fails(failures.pop()) if failures else read(folder))
+    equal(restored(workdir)[0], state_at(10))
+    assert caplog.text.count("trying again in 0 s") == 2 and not (workdir / "checkpoints_damaged").exists()
+
+
+def _fails(error):
+    raise error
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_a_checkpoint_that_a_file_system_never_reads_or_refuses_is_one_line_and_stays(code, run, monkeypatch):
+    workdir, newest = run
+    monkeypatch.setattr(checkpoints, "PAUSES_SEC", (0, 0))
+    monkeypatch.setattr(checkpoints, "_metadata", lambda folder: _fails(OSError(code, os.strerror(code))))
+    with pytest.raises(UserError, match=f"cannot be read .*{os.strerror(code)}.*or move this checkpoint away"):
+        restored(workdir)
+    assert newest.exists() and not (workdir / "checkpoints_damaged").exists()
 
 
 def test_no_flipped_bit_changes_weights(run):

@@ -174,6 +174,28 @@ def test_a_signal_reaches_a_process_in_a_barrier_and_both_end_with_the_code_of_i
     assert codes == [75, 75], errors  # not 134, with which JAX ends a process that another has left alone
 
 
+def test_other_configs_and_folders_that_are_not_shared_are_told_in_every_process(tmp_path):
+    for me in "01":
+        (tmp_path / me).mkdir()
+    body = f"""import pathlib
+    d._APPEARS_SEC, folder = 0, pathlib.Path({str(tmp_path)!r})
+    d.check_same('config', dict(a=1, b=(2,)))
+    d.check_shared(folder)
+    try:
+        d.check_same('config', dict(a=1, b=[me]))
+    except UserError as error:
+        print(error)
+    d.check_shared(folder / str(me))"""
+    codes, outputs, errors = three(body, count=2)
+    assert codes == [2, 2], errors
+    for me, output in enumerate(outputs):
+        assert output.count("\n") == 2, (output, errors)
+        first, second = output.splitlines()
+        assert first.startswith("process 1 with another config: b = [1] where process 0 has [0]; expected one for all")
+        assert second.startswith(f"{tmp_path / str(me)}, which process 1 of 2 does not share; expected a folder on")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0", "1"]  # and nothing is left there
+
+
 def test_an_uncaught_exception_ends_its_process_without_waiting_for_the_others():
     # The coordinator, whose end would abort the other, waits until its stdin is closed: when that has ended.
     codes, _, errors = three("print(1 / 0) if me else (__import__('sys').stdin.read(), d.barrier('records', 1))", 2)
@@ -182,12 +204,12 @@ def test_an_uncaught_exception_ends_its_process_without_waiting_for_the_others()
 
 @pytest.mark.parametrize(("index", "reason"), [(0, "for the others to reach it"), (1, "which cannot be reached")])
 def test_a_start_that_the_others_miss_is_one_line(index, reason):
-    source = "from kaleido_jax.runtime import distributed as d\n"
+    source = "from kaleido_jax.errors import MissingProcess\nfrom kaleido_jax.runtime import distributed as d\n"
     source += f"try:\n    d.start('localhost:{free_port()}', 2, {index}, 1)\n"
-    source += "except UserError as error:\n    print(error)\n    d.leave(2)"
+    source += "except MissingProcess as error:\n    print(error)\n    d.leave(4)"
     process = python(source)
     output, error = process.communicate(timeout=300)
-    assert process.returncode == 2 and output.count("\n") == 1, error
+    assert process.returncode == 4 and output.count("\n") == 1, error
     assert reason in output and "Traceback" not in error and "Check failure" not in error
 
 

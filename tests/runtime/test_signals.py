@@ -101,6 +101,16 @@ def test_what_ends_right_after_a_signal_has_said_so_before(monkeypatch, capfd):
     assert stop.asked and capfd.readouterr().err.startswith("stopping after the images in hand; press Ctrl-C again")
 
 
+def test_a_second_sigterm_while_a_program_ends_does_not_change_its_code():
+    """As launchers send it to all when the first has ended."""
+    source = "import atexit, os, signal, sys, kaleido_jax.main as m, kaleido_jax.errors as e\n"
+    source += "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+    source += "def stopped(argv):\n    raise {}\nm.main = stopped\nm.run()"
+    for error, code in (("e.Terminated", 75), ("e.UserError('x')", 2), ("e.MissingProcess('x')", 4)):
+        done = subprocess.run([sys.executable, "-c", source.format(error)], cwd=REPO, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
 def test_in_another_thread_signals_stay_as_they_are():
     """There Python allows no handlers: a notebook's or a server's thread trains and annotates without."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]

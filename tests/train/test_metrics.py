@@ -131,6 +131,7 @@ def test_the_stopwatch_shares_the_time_out_and_knows_the_peak(monkeypatch):
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA H200", 989),
         ("NVIDIA H200 NVL", 835),
         ("NVIDIA A100-SXM4-40GB", 312),
