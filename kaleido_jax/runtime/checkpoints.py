@@ -215,6 +215,16 @@ def steps_of(workdir: Path, name: str = FOLDER) -> list[int]:
     return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name) and path.is_dir())
 
 
+def check_there(workdir: Path) -> None:
+    """Checks that a workdir holds a checkpoint; reads none.
+
+    Raises:
+      UserError: it holds none.
+    """
+    if not steps_of(workdir):
+        raise _no_checkpoint(workdir)
+
+
 def restore(manager: ocp.CheckpointManager, abstract_state: Any, place: Place) -> Any:
     """The state of the newest whole checkpoint, sharded as the abstract state; `place` goes to its place in the data.
 
@@ -389,7 +399,7 @@ def _certificate(folder: Path) -> dict[str, str]:
 
 def _no_checkpoint(workdir: Path) -> UserError:
     folder = (workdir / FOLDER).absolute()
-    return user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct --workdir")
+    return user_error(f"no checkpoint in {workdir}", f"{folder}/<step>", "train first, or correct the path")
 
 
 def _newest_whole(workdir: Path, read: Any, step: int | None = None) -> tuple[Any, int]:

@@ -44,6 +44,18 @@ def is_export(folder: Path) -> bool:
     return not (folder / "checkpoints").is_dir() and any(folder.glob("*.safetensors"))
 
 
+def check_there(folder: Path) -> None:
+    """Checks that a folder holds weights: the headers of an export's files, or a checkpoint. Reads no weights.
+
+    Raises:
+      UserError: there are none, or a file of an export is damaged.
+    """
+    if is_export(folder):
+        Safetensors(folder)
+    else:
+        checkpoints.check_there(folder)
+
+
 def load_workdir(
     config: Config, folder: Path, base_vocab_size: int, step: int | None = None, sigma_rel: float | None = None
 ) -> Weights:

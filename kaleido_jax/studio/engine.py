@@ -29,6 +29,7 @@ from kaleido_jax.sampling.output import KaleidoOutput, pixels_of, png_bytes
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import Recipe
 from kaleido_jax.sampling.tokens import unknown_characters
+from kaleido_jax.sampling.weights import check_there
 from kaleido_jax.studio.jobs import Job, OtherModel
 from kaleido_jax.studio.requests import LIMITS, SETTINGS, Draw, Edit, Generate, Modes
 
@@ -85,6 +86,7 @@ class Engine:
             log.info("ready after %.0f s of compiling", self._compile_sec)
         except (UserError, FloatingPointError) as error:
             self.problem = str(error)
+            log.error("no model to show: %s", self.problem)
         finally:
             if self._pipeline is None and not self.problem:
                 self.problem = "an error while the model was loaded; see the terminal"
@@ -277,11 +279,25 @@ class Engine:
         return watch
 
 
+def check_model(folder: Path) -> None:
+    """Checks that a folder holds a model of images, as far as that is known without reading its weights.
+
+    Raises:
+      UserError: it has no config or no weights, or is a model of points.
+    """
+    _check_images(folder, Config.from_json(folder))
+    check_there(folder)
+
+
 def _open(model: str | Path) -> KaleidoPipeline:
     pipeline = KaleidoPipeline.from_pretrained(model, chunk=1)
-    if pipeline.config.model.denoiser is None:
-        raise user_error(f"{model}, a model of points", "one of images", "name another")
+    _check_images(model, pipeline.config)
     return pipeline
+
+
+def _check_images(model: str | Path, config: Config) -> None:
+    if config.model.denoiser is None:
+        raise user_error(f"{model}, a model of points", "one of images", "name another")
 
 
 def _notices(pipeline: KaleidoPipeline, caption: str) -> list[str]:

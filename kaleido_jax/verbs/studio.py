@@ -28,7 +28,7 @@ def run(model: str | None, baseline: str | None, port: int | None) -> None:
     """Serves the page until Ctrl-C."""
     check_backend()
     from kaleido_jax.sampling.pipeline import find_model
-    from kaleido_jax.studio.engine import Engine
+    from kaleido_jax.studio.engine import Engine, check_model
     from kaleido_jax.studio.serve import listen, serve
 
     name = model or MODEL
@@ -38,6 +38,7 @@ def run(model: str | None, baseline: str | None, port: int | None) -> None:
     port = PORT if port is None else port
     if not 0 <= port < 2**16:
         raise user_error(f"--port={port}", "0 to 65535", "correct it")
+    check_model(paths[0])  # while the terminal is looked at; the page shows a model without its baseline too
     listening = listen(port)
     say(f"studio: http://127.0.0.1:{listening.getsockname()[1]} (Ctrl-C ends it)")
     try:

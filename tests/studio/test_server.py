@@ -21,11 +21,12 @@ from kaleido_jax.config.load import MODELS
 from kaleido_jax.errors import UserError
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
-from kaleido_jax.studio.engine import Engine, grouped, label_of
+from kaleido_jax.studio.engine import Engine, check_model, grouped, label_of
 from kaleido_jax.studio.guard import HEADERS, refuse
 from kaleido_jax.studio.jobs import Job, OtherModel
 from kaleido_jax.studio.requests import LIMITS, parse
 from kaleido_jax.studio.serve import listen
+from kaleido_jax.verbs import studio as studio_verb
 from tests.sampling.test_call import CONFIG, pipe  # noqa: F401
 
 
@@ -225,6 +226,39 @@ def test_an_edit_shows_the_picture_after_it_forming_and_not_the_one_before(clien
     news = dict(client.news(client.ask("POST", "/api/edit", body)[1]["job"]))
     assert "done" in news and (news["progress"]["step"], news["progress"]["of"]) == (8, 8)
     assert len(news["progress"]["previews"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "line"),
+    [
+        (None, ["photo.jpg"], "config.json cannot be read"),
+        ("{}", [], "no checkpoint in .*; expected .*/checkpoints/<step>; train first, or correct the path"),
+        ("{}", ["checkpoints/10_old/x"], "no checkpoint in"),
+        ("{}", ["model.safetensors"], "model.safetensors is damaged"),
+        ('{"model": {"denoiser": null, "point_denoiser": {}}}', ["checkpoints/10/x"], "a model of points; expected"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_the_page_is_there(tmp_path, monkeypatch, config, files, line):
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"?")
+    monkeypatch.setattr("kaleido_jax.studio.serve.listen", lambda port: pytest.fail("it listens"))
+    with pytest.raises(UserError, match=line):
+        studio_verb.run(str(tmp_path), None, 0)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS.glob("emoji-*")), ids=lambda path: path.name)
+def test_the_packages_models_may_be_shown(model):
+    check_model(model)
+
+
+def test_a_problem_with_the_model_is_logged_too(tmp_path, caplog):
+    engine = Engine(tmp_path)
+    engine.load()
+    assert "config.json cannot be read" in engine.describe()["problem"]
+    assert engine.describe()["problem"] in caplog.text
 
 
 def test_an_error_that_nobody_expects_while_loading_is_told(monkeypatch):
