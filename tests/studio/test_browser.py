@@ -379,6 +379,24 @@ def test_escape_cancels_and_loses_nothing(open_page):
     assert page.input_value("[data-segment=text] textarea") == "a small banana, top, upright, on pink"
 
 
+def test_keys_of_an_input_method_are_its_own(open_page):
+    page = open_page()
+    generate(page)
+    page.fill("[data-segment=text] textarea", "a small banana, top, upright, on pink")
+    page.click("#handle-bbox-0")
+    for composing in ({"isComposing": True}, {"keyCode": 229}):
+        for key in ({"key": "Enter"}, {"key": "Enter", "ctrlKey": True}, {"key": "Escape"}):
+            press = {"bubbles": True, "cancelable": True} | composing | key
+            page.dispatch_event("[data-segment=text] textarea", "keydown", press)
+            assert page.evaluate("import('/static/store.js').then(({ state }) => [state.job, state.selected])") == [
+                None,
+                {"segment": "bbox", "index": 0},
+            ]
+    page.press("[data-segment=text] textarea", "Enter")
+    finish(page)
+    assert len(saved(page)) == 2
+
+
 def test_undo_walks_back_and_another_edit_branches(open_page):
     page = open_page()
     generate(page)

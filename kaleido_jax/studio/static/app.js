@@ -3,7 +3,19 @@
 import { findModes, generate, load, redraw } from "./actions.js";
 import * as carried from "./carried.js";
 import * as compare from "./compare.js";
-import { byId, h, icon, iconButton, isTextEntry, keyed, moveFocus, setIcon, setText, showValue } from "./dom.js";
+import {
+  byId,
+  h,
+  icon,
+  iconButton,
+  isComposing,
+  isTextEntry,
+  keyed,
+  moveFocus,
+  setIcon,
+  setText,
+  showValue,
+} from "./dom.js";
 import * as draft from "./draft.js";
 import * as easel from "./easel.js";
 import * as history from "./history.js";
@@ -250,7 +262,7 @@ function showTheme() {
 // ------------------------------------------------------------------------------------------------------ keys and files
 function listenToKeys() {
   document.addEventListener("keydown", (event) => {
-    if (byId("help").open) return;
+    if (byId("help").open || isComposing(event)) return;
     const command = event.ctrlKey || event.metaKey;
     const entry = isTextEntry(event.target);
     if (event.key === "Escape") escape();

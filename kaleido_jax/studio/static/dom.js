@@ -110,6 +110,12 @@ export function isTextEntry(element) {
   return element?.matches?.("input:not([type=range]):not([type=checkbox]):not([type=file]), textarea") ?? false;
 }
 
+// Whether a key belongs to an input method, which composes a word: Enter takes a candidate, Escape drops it. Safari has
+// ended the composition by then, and says so by the code 229 alone.
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
 // Up, down, home and end move the focus among the elements of a list, of which one is in the tab order.
 export function moveFocus(event, elements) {
   const at = elements.indexOf(document.activeElement);
