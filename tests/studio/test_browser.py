@@ -559,6 +559,26 @@ def test_tabs_share_one_history_and_follow_each_other(open_tab):
     assert names_in(two) == names_in(open_tab()) == ["two-2"]
 
 
+def test_a_tab_comes_back_to_its_own_picture_and_a_new_one_begins_with_the_last(open_tab):
+    one = open_tab()
+    add(one, "one-1")
+    two = open_tab()
+    add(two, "two-1")
+    one.wait_for_function("window.kept.all().length === 2")
+    assert restored(one) == "one-1" and restored(two) == "two-1" == restored(open_tab())
+    one.evaluate("window.kept.saveShown('two-1')")
+    two.evaluate("window.kept.saveShown('one-1')")
+    assert restored(one) == "two-1" and restored(two) == "one-1" == restored(open_tab())
+    two.evaluate("sessionStorage.clear()")
+    one.evaluate("window.kept.saveShown('gone')")
+    assert restored(two) == "two-1"  # the youngest, where neither is there
+
+
+def restored(tab):
+    """The picture that a tab would show after a reload."""
+    return tab.evaluate("window.kept.restore({ name: 'birds', step: 1000, weights: 'a'.repeat(16) })")
+
+
 def test_what_the_history_drops_is_told_and_no_picture_goes_before_its_edits(open_tab):
     tab = open_tab()
     add(tab, "root")

@@ -6,7 +6,8 @@
 // What is over the bound is dropped, the oldest first, but no picture before those that were edited from it.
 //
 // All tabs with the same weights share one history: each adds to what is stored. Beside it are the ids of removed
-// pictures, which another tab may still hold, and when it was last written.
+// pictures, which another tab may still hold, when it was last written, and the picture that was shown last. Which one a
+// tab shows it keeps in sessionStorage; that of all tabs is for a new one.
 
 import { changed, notice, segmentNames, state } from "./store.js";
 
@@ -87,11 +88,17 @@ export function restore(model) {
     drop(state.node);
     changed();
   });
-  return get(read(`${place}:shown`))?.id ?? nodes.at(-1)?.id ?? null;
+  const found = ["sessionStorage", "localStorage"].map((storage) => get(read(`${place}:shown`, storage)));
+  return (found[0] ?? found[1] ?? nodes.at(-1))?.id ?? null;
 }
 
 export function saveShown(id) {
   store(`${place}:shown`, id ?? "");
+  try {
+    sessionStorage.setItem(`${place}:shown`, id ?? "");
+  } catch (error) {
+    console.warn(`The picture that this tab shows is not stored: ${error}`);
+  }
 }
 
 // A full storage gets the younger half, and that one's younger half, until it fits. Returns how many were dropped.
@@ -115,9 +122,9 @@ function merge(current) {
   nodes.sort((a, b) => (a.made ?? 0) - (b.made ?? 0));
 }
 
-function read(key) {
+function read(key, storage = "localStorage") {
   try {
-    return localStorage.getItem(key);
+    return window[storage].getItem(key); // the storage itself may be refused
   } catch (error) {
     warn(error);
     return null;
