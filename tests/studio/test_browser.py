@@ -429,6 +429,38 @@ def test_undo_walks_back_and_another_edit_branches(open_page):
     assert page.eval_on_selector_all("[role=treeitem]", "all => all.map((one) => one.ariaLevel)") == ["1", "2", "2"]
 
 
+@pytest.mark.parametrize("resized", [False, True], ids=["dragged", "resized"])
+def test_what_is_undone_or_removed_in_the_hand_leaves_it(open_page, resized):
+    page = open_page()
+    latents = "import('/static/store.js').then(({ state }) => state.draft.latents)"
+    generate(page)
+    page.click("#toolbar [data-name=blob]")  # the ellipse may lie over the corner
+    box = x1, y1, x2, y2 = numbers(page, "bbox")
+    start = on_picture(page, x2, y2) if resized else on_picture(page, (x1 + x2) / 2, (y1 + y2) / 2)
+    for keys, left in ((["Control+z"], 1), (["Control+z"] * 9, None), (["Delete"], 0)):
+        page.click("[role=treeitem]")
+        page.click("#handle-bbox-0")
+        page.mouse.move(*start)
+        page.mouse.down()
+        page.mouse.move(start[0] - 40, start[1] - 40, steps=4)
+        assert numbers(page, "bbox") != list(box)
+        page.focus("#handle-bbox-0")
+        for key in keys:
+            page.keyboard.press(key)
+        after = page.evaluate(latents)
+        assert left is None if after is None else len(after["bbox"]) == left
+        page.mouse.move(start[0] - 80, start[1] - 80, steps=4)
+        page.mouse.up()
+        assert page.evaluate(latents) == after
+        assert page.evaluate("Konva.stages[0].find((one) => one.name().startsWith('bbox')).length") == (left or 0)
+        if left:
+            assert numbers(page, "bbox") == list(box)
+    page.click("[role=treeitem]")
+    page.click("#handle-bbox-0")
+    drag(page, start, (start[0] - 40, start[1] - 40))
+    assert numbers(page, "bbox") != list(box)
+
+
 def test_the_edit_is_compared_with_the_picture_before(open_page):
     page = open_page()
     generate(page)

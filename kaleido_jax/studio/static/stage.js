@@ -16,6 +16,7 @@ let transformer;
 let side = 0; // of the picture, px
 let gesture = 0; // one undo step each
 let active = null; // the shape that is in the hand
+let held = null; // the latents as its gesture left them
 let drawn = null; // what the shapes were made of
 const rotations = new Map(); // of ellipses, as the hand left them
 
@@ -62,9 +63,11 @@ function resize() {
 
 // ------------------------------------------------------------------------------------------------ following the state
 export function update() {
-  if (!side || active) return;
+  if (!side) return;
   const hidden = state.job || state.compare !== "picture" || state.view !== "studio";
   const { latents } = state.draft;
+  if (active && !hidden && latents === held) return;
+  letGo();
   const kinds = ["bbox", "blob"].filter((name) => !hidden && state.show[name] && Array.isArray(latents?.[name]));
   const of = [kinds, kinds.map((name) => latents[name]), state.selected, side];
   if (same(of, drawn)) return;
@@ -75,6 +78,16 @@ export function update() {
   for (const kind of kinds) latents[kind].forEach((object, index) => addShape(kind, object, index, kinds));
   if (kinds.length) latents[kinds[0]].forEach((object, index) => addLabel(kinds[0], object, index));
   holdSelected();
+}
+
+// What is undone, removed or drawn while it is in the hand leaves the hand: its numbers are of latents that are gone.
+function letGo() {
+  if (!active) return;
+  const shape = active;
+  active = null;
+  drawn = null;
+  shape.stopDrag();
+  transformer.stopTransform();
 }
 
 function addShape(kind, object, index, kinds) {
@@ -165,11 +178,17 @@ function listen(shape, kind, index) {
   };
   const begin = (event) => {
     active = shape;
+    held = state.draft.latents;
     gesture += 1;
     take(event);
   };
-  const move = () => report(shape, kind, index);
+  const move = () => {
+    if (active !== shape) return;
+    report(shape, kind, index);
+    held = state.draft.latents;
+  };
   const end = () => {
+    if (active !== shape) return;
     report(shape, kind, index);
     active = null;
     drawn = null;
