@@ -125,6 +125,16 @@ class Tokenizer:
                 run = []
         return "".join([*out, self._pieces.decode(run)])
 
+    def unknown(self, text: str) -> list[str]:
+        """Characters of the text that the vocabulary lacks, each once; it may read them as unk in other company too.
+
+        Raises:
+          UserError: as `encode`.
+        """
+        if UNK_ID not in self.encode(text):
+            return []
+        return [ch for ch in dict.fromkeys(text) if UNK_ID in self.encode(ch)]
+
     def piece(self, token: int) -> str:
         """The spelling of one id inside the vocabulary, with "▁" for a space."""
         return self._pieces.id_to_piece(int(token)) if token < self.num_pieces else self._show(int(token))

@@ -65,14 +65,15 @@ def _clean(string: str, replacements: Mapping[str, str], name: str) -> str:
     return cleaned
 
 
-def check_words(string: Any, forbidden: str, name: str, cleaner: str) -> None:
+def check_words(string: Any, forbidden: str, name: str) -> None:
     """Raises LatentsError unless the words survive writing and reading: printable, single spaces, nothing forbidden.
+
+    `clean_text` and `clean_phrase` make words so. The error names no function: it is read on a page and in a terminal.
 
     Args:
       string: the words.
       forbidden: characters that the grammar reserves.
       name: of the words, for the error.
-      cleaner: name of the function that corrects them, for the error.
     """
     if not isinstance(string, str):
         raise latents_error(f"{name} of type {type(string).__name__}", "a string", "quote it")
@@ -80,11 +81,9 @@ def check_words(string: Any, forbidden: str, name: str, cleaner: str) -> None:
         raise latents_error(f"empty {name}", "at least one word", "write some or leave the segment out")
     bad = sorted({ch for ch in string if ch in forbidden or not ch.isprintable()})
     if bad:
-        raise latents_error(
-            f"{name} with {', '.join(map(ascii, bad))}", "none of these", f"remove them ({cleaner}() does)"
-        )
+        raise latents_error(f"{name} with {', '.join(map(ascii, bad))}", "none of these", "remove them")
     if string != " ".join(string.split()):
-        raise latents_error(f"{name} {string!r}", "single spaces, none at the ends", f"use {cleaner}()")
+        raise latents_error(f"{name} with spaces together or at an end", "single ones inside", "remove the others")
 
 
 # --------------------------------------------------------------------------------------- numbers, JSON

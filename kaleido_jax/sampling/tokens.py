@@ -69,8 +69,7 @@ def unknown_characters(captions: Sequence[str], tokenizer: Tokenizer) -> list[st
     """A line for each caption with characters that the vocabulary reads as <unk>, each caption once."""
     lines = []
     for caption in dict.fromkeys(map(uniform, captions)):
-        unknown = [ch for ch in dict.fromkeys(caption) if tokenizer.unk_id in tokenizer.encode(ch)]
-        if tokenizer.unk_id in tokenizer.encode(caption) and unknown:
+        if unknown := tokenizer.unknown(caption):
             lines.append(f"caption {caption!r}: the vocabulary has no {', '.join(map(repr, unknown))}; read as <unk>")
     return lines
 

@@ -83,7 +83,7 @@ def test_objects_may_be_added_where_there_are_none():
         ("bbox.0", "(1, 2, 3, 4.5)", "4 whole numbers"),
         ("bbox.0", "a (1, 2, 3, 4) b (1, 2, 3, 4)", "one entry"),
         ("bbox.0.phrse", "a", "did you mean 'phrase'"),
-        ("bbox.0.phrase", "a (b)", "phrase of bbox with '\\(', '\\)'; expected none of these; remove them"),
+        ("bbox.0.phrase", "a (b)", "phrase of bbox with '\\(', '\\)'; expected none of these; remove them$"),
         ("bbox.0.phrase", " ", "empty phrase"),
         ("bbox", "apple (1, 2, 3, 4), (1, 2, 3, 4)", "empty phrase"),
         ("bbox", "apple (1, 2, 3, 4), pear", "list ends in 'pear'"),

@@ -220,7 +220,7 @@ def test_text_that_looks_like_vokens_stays_text():
     ("change", "message"),
     [
         ({"text": "a | b"}, "text with '|'"),
-        ({"text": "two  spaces"}, "single spaces"),
+        ({"text": "two  spaces"}, "spaces together"),
         ({"text": ""}, "empty text"),
         ({"bbox": (Box(phrase="boot (left)", box=(1, 2, 3, 4)),)}, "phrase of bbox"),
         ({"bbox": (Box(phrase="boot", box=(3, 2, 1, 4)),)}, "x1 < x2"),
@@ -253,9 +253,30 @@ def test_wrong_number_of_vokens_and_unknown_voken_are_refused():
 
 def test_characters_outside_the_vocabulary_are_reported_and_fit_drops_them():
     z = Latents(text="a {boot} ~")
-    with pytest.raises(LatentsError, match="vocabulary knows"):
+    with pytest.raises(LatentsError, match="the vocabulary has no '{', '}', '~'; expected .*; replace or remove these"):
         codec(TOKENIZERS["t5"], ("text",)).encode(z)
     assert codec(TOKENIZERS["t5"]).fit(z).text == "a boot"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("emoji", "a caf\u00e9", "text 'a caf\u00e9', but the vocabulary has no '\u00e9'; expected"),
+        ("emoji", "".join(map(chr, range(0x4E00, 0x4E28))), "has no '\u4e00', .*'\u4e07' and 32 more; expected"),
+        ("t5", "a boot \u2460", "text 'a boot \u2460', which the vocabulary reads as 'a boot 1'; expected"),
+        ("t5", "a | b", "text with .\\|.; expected none of these; remove them"),
+        (
+            "t5",
+            "a  b",
+            "text with spaces together or at an end; expected single ones inside; remove the others",
+        ),
+    ],
+    ids=["unknown", "many", "normalized", "reserved", "spaces"],
+)
+def test_refusals_name_the_characters_and_no_function(name, text, line):
+    with pytest.raises(LatentsError, match=line) as caught:
+        codec(TOKENIZERS[name], ("text",)).encode(Latents(text=text))
+    assert "()" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(("segment", "kind", "numbers"), [("bbox", Box, (1, 2, 3, 4)), ("blob", Blob, (1, 2, 3, 4, 5))])

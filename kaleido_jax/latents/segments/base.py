@@ -8,6 +8,8 @@ from kaleido_jax.latents.render.shapes import Drawing
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.validity import latents_error
 
+MOST_QUOTED = 8  # characters that an error names
+
 
 @runtime_checkable
 class Vocabulary(Protocol):
@@ -69,16 +71,23 @@ def encode_words(name: str, string: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of a segment's line.
 
     Raises:
-      LatentsError: the vocabulary would read it back as something else.
+      LatentsError: the vocabulary would read it back as something else; `Codec.fit` gives what it can write.
     """
     ids = tokenizer.encode(string)
-    if tokenizer.decode(ids) != string:
-        raise latents_error(
-            f"{name} {string[:80]!r} reads back as {tokenizer.decode(ids)[:80]!r}",
-            "characters the vocabulary knows",
-            "replace them, or use Codec.fit()",
-        )
-    return ids
+    back = tokenizer.decode(ids)
+    if back == string:
+        return ids
+    if unknown := tokenizer.unknown(string):
+        found = f"{name} {string[:80]!r}, but the vocabulary has no {_quoted(unknown)}"
+        raise latents_error(found, "characters that it has", "replace or remove these")
+    found = f"{name} {string[:80]!r}, which the vocabulary reads as {back[:80]!r}"
+    raise latents_error(found, "words that it keeps", "write them as it reads them")
+
+
+def _quoted(characters: Sequence[str]) -> str:
+    """Characters for an error's line, the first ones of many."""
+    shown, more = ", ".join(map(repr, characters[:MOST_QUOTED])), len(characters) - MOST_QUOTED
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def decode_words(name: str, ids: Sequence[int], tokenizer: Tokenizer) -> str:

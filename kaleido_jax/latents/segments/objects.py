@@ -47,7 +47,7 @@ class ObjectList:
             self._check_item(item.phrase, getattr(item, self.field))
 
     def _check_item(self, phrase: Any, numbers: Any) -> None:
-        check_words(phrase, FORBIDDEN_IN_PHRASE, f"phrase of {self.name}", "clean_phrase")
+        check_words(phrase, FORBIDDEN_IN_PHRASE, f"phrase of {self.name}")
         self.check_numbers(numbers)
 
     def to_json(self, value: tuple) -> list[dict[str, Any]]:

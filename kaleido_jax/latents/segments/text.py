@@ -23,7 +23,7 @@ class TextSegment:
 
     def check(self, value: Any) -> None:
         """Must be printable and not empty, with single spaces only and without "|" and U+2581."""
-        check_words(value, FORBIDDEN_IN_TEXT, self.name, "clean_text")
+        check_words(value, FORBIDDEN_IN_TEXT, self.name)
 
     def to_json(self, value: str) -> str:
         """The string."""
