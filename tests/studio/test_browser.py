@@ -658,6 +658,7 @@ def test_a_file_without_a_recipe_is_refused_in_one_line(open_page, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     drop_file(page, tmp_path / "plain.png")
     assert page.locator(".notice.error").count() == 1
+    assert page.inner_text(".notice.error").startswith("The file holds no recipe")
     page.complaints.clear()  # the browser logs each 422
 
 
@@ -703,7 +704,7 @@ def test_a_busy_server_is_told_in_one_line(open_page):
     page.route("**/api/edit", lambda route: route.fulfill(status=503, json={"message": line}))
     set_number(page, "#setting-gamma", 9)
     redraw(page)
-    assert page.inner_text(".notice.error") == line
+    assert page.inner_text(".notice.error") == line.capitalize()
     assert page.input_value("#setting-gamma") == "9"
     page.complaints.clear()
 

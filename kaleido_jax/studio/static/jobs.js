@@ -25,7 +25,7 @@ function failure(message, isOfOtherModel) {
 
 export function tell(error) {
   if (!error.isOfOtherModel) {
-    notice(lineOf(error), "error");
+    notice(sentence(lineOf(error)), "error");
     return;
   }
   carried.keepAtReload();
