@@ -260,7 +260,7 @@ def test_a_hostile_file_is_refused_in_one_line(recipe, tmp_path):
         "latin.json": (b'{"rows": "\xff"}', "damaged"),
         "big.json": (b" " * (2**24 + 1), "a recipe of 16,777,217 characters"),
         "empty.json": (b"", "damaged"),
-        "null.json": (b"null", "no recipe"),
+        "null.json": (b"null", "no recipe; expected a PNG or JSON that kaleido_jax saved; "),
         "cut.png": (b"\x89PNG\r\n\x1a\n\0\0", "damaged"),
         "text.png": (text.encode(), ""),  # what it holds decides, not its name
     }
