@@ -6,19 +6,24 @@ extend the records.
 """
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from kaleido_jax.annotate.job.journal import SUFFIX, open_journal, rehome
 from kaleido_jax.annotate.job.shards import Job, Place, finished, notes_path, readable_id, version_of
 from kaleido_jax.data.held_out import TEST, TRAIN, held_out
 from kaleido_jax.data.sources.base import Source
 from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.progress import progress
+
+log = logging.getLogger(__name__)
 
 _THREADS = 16  # that ask for versions, which wait for the file system
 _NAMED = 3  # images and shards that an error names
@@ -58,6 +63,51 @@ def make_plan(job: Job, source: Source, specification: str, *, shard_size: int, 
         for start in range(0, len(indices), shard_size):
             todo[Place(split, next(numbers))] = indices[start : start + shard_size]
     return Plan(done=done, todo=todo, num_done=int(covered.sum()))
+
+
+def num_finished(job: Job) -> int:
+    """Images that a stopped job has finished in shards that are not, with whatever settings."""
+    number = 0
+    for path in _journals(job):
+        with open_journal(path, "") as journal:
+            number += journal.num_other
+    return number
+
+
+def keep_finished(job: Job, source: Source, specification: str, plan: Plan) -> None:
+    """Gives what a stopped job has finished to the shards in which these images are now, and tells what is not used.
+
+    Photos that came or went since then have moved the others to other shards.
+    """
+    own = {job.path(place).with_suffix(SUFFIX): place for place in plan.todo}
+    finished_ones = {job.path(place).with_suffix(SUFFIX) for place in plan.done}
+    paths = [path for path in _journals(job) if path not in finished_ones]
+
+    def ids(path: Path) -> set[str]:
+        return {readable_id(source, job.kind.name, int(i)) for i in plan.todo[own[path]]} if path in own else set()
+
+    moved, other = False, 0
+    for path in paths:
+        with open_journal(path, specification) as journal:
+            other += journal.num_other
+            moved = moved or not {id for id, _ in journal} <= ids(path)
+    if other:
+        log.info("%d images that were finished with other settings are not used, and are asked for again", other)
+    if not moved:  # the usual case, in which the ids of all images, maybe millions, are not needed
+        return
+    homes = {id: path for path in own for id in ids(path)}
+    copied, homeless = rehome(paths, homes, specification)
+    if copied:
+        log.info("images have come or gone: %d finished ones are in another shard now, and are kept", copied)
+    if homeless:
+        log.info("%d finished images are no longer among those to annotate, and are not kept", homeless)
+    for path in set(paths) - own.keys():
+        path.unlink(missing_ok=True)
+
+
+def _journals(job: Job) -> list[Path]:
+    folders = [job.manifest_folder(split) / job.shards for split in job.splits]
+    return sorted(path for folder in folders for path in folder.glob(f"*{SUFFIX}"))
 
 
 def _finished_shards(job: Job, specification: str) -> Iterator[tuple[Place, dict[str, Any]]]:

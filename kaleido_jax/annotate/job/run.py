@@ -23,7 +23,7 @@ import numpy as np
 from kaleido_jax.annotate.job import agreement, tally
 from kaleido_jax.annotate.job.engines import Engine, open_engine
 from kaleido_jax.annotate.job.journal import SUFFIX
-from kaleido_jax.annotate.job.plan import Plan, make_plan
+from kaleido_jax.annotate.job.plan import Plan, keep_finished, make_plan, num_finished
 from kaleido_jax.annotate.job.shards import Job, Place, Stopped, notes_path
 from kaleido_jax.annotate.registry import AnnotatorSettings, check_models, fit_vokens
 from kaleido_jax.config.fields import MAY_CHANGE, marked
@@ -57,6 +57,7 @@ _FAILURES_LISTED = 1000  # in the manifest; all of them are beside the shards
 _NARROW_LISTED = 100
 _WEIGHED = 8  # images whose records are weighed before a disk is filled
 _TEXT_BYTES = 1000  # of a record, beside its image
+_FITTED = 500  # finished images, or half of all, from which on the vokens' quantizer stays though photos come or go
 _SLACK = 0.8  # share of the estimated bytes that must fit; the weighed images may be larger than most
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,10 @@ def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> dict[Path
     started = any(list(notes_path(job, Place(split, 0)).parent.glob("*-*.json")) for split in job.splits)
     if not started:
         _check_space(job, source, number)
-    fit_vokens(job.annotators, job.codec.segments, started=started)
+    # A quantizer of other photos would make another job of all that is finished.
+    finished_ones = 0 if started else num_finished(job)
+    fitted = started or finished_ones >= _FITTED or 2 * finished_ones >= number
+    fit_vokens(job.annotators, job.codec.segments, started=fitted)
     job = replace(job, date=_date_of(job, source))
     gpus = sum(share for segment, share in settings.worker_gpus if segment in job.codec.segments)
     with open_engine(
@@ -197,6 +201,7 @@ def run_job(job: Job, settings: Annotate, *, progress: bool = True) -> dict[Path
     ) as engine:
         specification = engine.specification()
         plan = make_plan(job, source, specification, shard_size=job.shard_size, limit=settings.limit)
+        keep_finished(job, source, specification, plan)
         class_names, total = list(map(uniform, source.class_names)), sum(map(len, plan.todo.values()))
         kept = plan.num_done
         if kept and total:

@@ -18,7 +18,7 @@ import numpy as np
 
 from kaleido_jax.annotate.annotator import Annotator, Failure
 from kaleido_jax.annotate.job import agreement, tally
-from kaleido_jax.annotate.job.journal import SUFFIX, open_journal
+from kaleido_jax.annotate.job.journal import SUFFIX, Journal, Key, open_journal
 from kaleido_jax.annotate.registry import AnnotatorSettings, open_annotators
 from kaleido_jax.data.crop import crop_image, square_crop
 from kaleido_jax.data.records import VERSION, Record, encode_image, longest, pack, write_shard
@@ -34,7 +34,7 @@ from kaleido_jax.errors import UserError
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.types import Latents, select
-from kaleido_jax.runtime.files import fingerprint, write_atomically
+from kaleido_jax.runtime.files import write_atomically
 from kaleido_jax.runtime.text import readable, uniform
 
 LARGEST_VIEW_PX = 1024  # of a photo's own size; an album of 24 megapixels would want 70 MB for each image of a batch
@@ -158,7 +158,8 @@ def make_shard(job: Job, place: Place, indices: Sequence[int], advance: Advance 
       job: what to make.
       place: which shard.
       indices: of the examples in it.
-      advance: called after each batch, and before the first with 0; whatever it raises ends the work.
+      advance: called with 0, with the number of images that a stopped job has left finished, and after each batch;
+        whatever it raises ends the work.
 
     Raises:
       UserError: no image can be annotated (no server, no weights).
@@ -166,27 +167,16 @@ def make_shard(job: Job, place: Place, indices: Sequence[int], advance: Advance 
     """
     opened, path = open_job(job), job.path(place)
     advance(0)
-    members = {example_id(opened, i): version_of(opened.source, i) for i in map(int, indices)}
+    indices = list(map(int, indices))
+    keys = [(example_id(opened, i), version_of(opened.source, i)) for i in indices]
+    members = dict(keys)
     found = finished(job, place, opened.specification)
     if found is not None and found["members"] == members:
         return found
-    header = fingerprint(opened.specification, json.dumps(members))
-    with open_journal(path.with_suffix(SUFFIX), header) as journal:
+    with open_journal(path.with_suffix(SUFFIX), opened.specification) as journal:
         notes = _Notes(job.codec.segments)
-
-        def entries() -> Iterator[dict[str, Any]]:
-            for batch in journal.kept():
-                advance(len(batch))
-                yield from batch
-            for start in range(journal.num_kept, len(indices), job.batch_size):
-                batch = _annotate(
-                    opened, list(map(int, indices[start : start + job.batch_size])), notes.raised_in_a_row
-                )
-                journal.append(batch)
-                advance(len(batch))
-                yield from batch
-
-        packed = (entry["record"] for entry in map(notes.add, entries()) if entry["record"] is not None)
+        entries = _entries(opened, indices, keys, journal, notes.raised_in_a_row, advance)
+        packed = (entry["record"] for entry in map(notes.add, entries) if entry["record"] is not None)
         written = write_shard(path, packed, job.manifest_folder(place.split))
         done = {
             "notes_version": _NOTES_VERSION,
@@ -206,6 +196,32 @@ def make_shard(job: Job, place: Place, indices: Sequence[int], advance: Advance 
         write_atomically(path.with_suffix(".json"), json.dumps(done, indent=1).encode())
         path.with_suffix(SUFFIX).unlink(missing_ok=True)
     return json.loads(json.dumps(done))
+
+
+def _entries(
+    opened: OpenJob,
+    indices: Sequence[int],
+    keys: Sequence[Key],
+    journal: Journal,
+    raised_in_a_row: Counter[str],
+    advance: Advance,
+) -> Iterator[dict[str, Any]]:
+    """The entry of each image, in their order: from the journal, or made in batches of those that it lacks."""
+    missing = [n for n, key in enumerate(keys) if key not in journal]
+    if len(missing) < len(keys):
+        advance(len(keys) - len(missing))
+    lacked, made = set(missing), {}
+    for number, key in enumerate(keys):
+        if number not in lacked:
+            yield journal[key]
+            continue
+        if number not in made:
+            batch, missing = missing[: opened.job.batch_size], missing[opened.job.batch_size :]
+            entries = _annotate(opened, [indices[n] for n in batch], raised_in_a_row)
+            journal.append({keys[n]: entry for n, entry in zip(batch, entries, strict=True)})
+            advance(len(batch))
+            made |= zip(batch, entries, strict=True)
+        yield made.pop(number)
 
 
 def finished(job: Job, place: Place, specification: str) -> dict[str, Any] | None:

@@ -301,22 +301,59 @@ def test_what_a_killed_process_left_of_the_journal_is_used_up_to_its_last_whole_
     assert files(tmp_path / "work", *SHARDS) == files(tmp_path / "undisturbed", *SHARDS)
 
 
-def test_a_journal_of_other_images_or_of_another_process_is_not_used(tmp_path):
-    path = tmp_path / "a.journal"
+@pytest.mark.parametrize("change", ["added in front", "added behind", "removed", "a higher limit", "smaller shards"])
+def test_a_stopped_job_keeps_its_images_when_photos_come_or_go(tmp_path, detector, change):
+    root, work = album(tmp_path / "data", range(10, 40)), tmp_path / "work"
+    settings = {"shard_size": 24} | ({"limit": 25} if change == "a higher limit" else {})
+    detector.after, detector.do = 22, lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        made(config_of(root, **settings), work)
+    assert len(detector.shapes) == 24
+    settings, left = {"shard_size": 24}, {"removed": 5}.get(change, 6)
+    if change.startswith("added"):
+        left += 3
+        album(root, range(3) if change == "added in front" else range(50, 53))
+    elif change == "removed":
+        (root / "cat" / "39.png").unlink()
+    elif change == "smaller shards":
+        settings = {"shard_size": 10}
+    detector.shapes.clear()
+    [manifest] = made(config_of(root, **settings), work).values()
+    assert sorted(ids(work, manifest)) == sorted(path.name for path in (root / "cat").iterdir())
+    assert len(detector.shapes) == left and not list(work.rglob("*.journal"))
+
+
+def test_finished_images_that_are_not_used_are_told(tmp_path, detector, caplog):
+    root, work = album(tmp_path / "data", range(10, 30)), tmp_path / "work"
+    detector.after, detector.do = 10, lambda: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        made(config_of(root, shard_size=40), work)
+    caplog.set_level("INFO", logger="kaleido_jax")
+    detector.after = 13
+    (root / "cat" / "10.png").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        made(config_of(root, shard_size=40), work)
+    assert "1 finished images are no longer among those to annotate, and are not kept" in caplog.text
+    made(config_of(root, view_size=16, shard_size=40), work)
+    assert "16 images that were finished with other settings are not used" in caplog.text
+    assert not list(work.rglob("*.journal"))
+
+
+def test_a_journal_of_another_job_or_of_another_process_is_not_used(tmp_path):
+    path, a, b, c = tmp_path / "a.journal", ("a", "1"), ("b", "1"), ("c", "1")
     with open_journal(path, "one") as first:
-        first.append([1, 2])
+        first.append({a: 1, b: 2})
         with open_journal(path, "one") as second:
-            second.append([7])
-            assert second.num_kept == 0 and list(second.kept()) == []
+            second.append({c: 7})
+            assert list(second) == []
     with open_journal(path, "one") as again:
-        assert again.num_kept == 2 and list(again.kept()) == [[1, 2]]
-        again.append([3])
-    with open_journal(path, "one") as again:
-        assert list(again.kept()) == [[1, 2], [3]]
+        assert list(again) == [a, b] and ("a", "2") not in again
+        again.append({c: 3})
+        assert again[c] == 3
     with open_journal(path, "other") as other:
-        assert other.num_kept == 0
+        assert list(other) == [] and other.num_other == 3
     with open_journal(path, "one") as again:
-        assert again.num_kept == 0
+        assert [again[key] for key in again] == [1, 2, 3]
 
 
 # ----------------------------------------------------------------------------------------- before the start
