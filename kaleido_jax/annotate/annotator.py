@@ -21,6 +21,7 @@ class Failure:
 
     segment: str
     reason: str
+    again: bool = False  # the same question may have an answer later: an image without a record is asked about again
 
 
 @runtime_checkable

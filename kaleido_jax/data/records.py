@@ -104,6 +104,7 @@ class Manifest:
     limits: dict[str, int] = field(default_factory=dict)  # "caption" and "latents" -> most tokens of a record, with eos
     tally: dict[str, Any] = field(default_factory=dict)  # see annotate/job/tally.py; records made before have none
     narrow: list[dict[str, Any]] = field(default_factory=list)  # id, width and height of the first photos that are
+    again: int = 0  # of those left out: a server had no answer, and the next run of `annotate` asks it again
 
     @property
     def num_records(self) -> int:
@@ -448,7 +449,7 @@ def _check_manifest(manifest: Manifest) -> None:
             if not _is_of(getattr(group, name), hint):
                 raise TypeError(name)
     sizes = [manifest.source["image_size"], manifest.codebook_size + 1, manifest.coordinate_step]
-    counts = [*manifest.counts.values(), *manifest.max_tokens.values(), manifest.left_out]
+    counts = [*manifest.counts.values(), *manifest.max_tokens.values(), manifest.left_out, manifest.again]
     counts += [number for shard in manifest.shards for number in (shard.records, shard.bytes)]
     if not all(type(size) is int and size > 0 for size in sizes) or min(counts) < 0:
         raise ValueError("a number out of range")

@@ -53,15 +53,16 @@ def make_plan(job: Job, source: Source, specification: str, *, shard_size: int, 
     """
     if len(source) < 1:
         raise user_error("a source without examples", "at least one", "correct config.data")
-    covered, done = _match(job, source, _finished_shards(job, specification))
+    covered, done, idle = _match(job, source, _finished_shards(job, specification))
     waiting = np.flatnonzero(~covered)
     if limit:
         waiting = waiting[: max(0, limit - int(covered.sum()))]
-    todo = {}
+    todo, taken = {}, done.keys() - idle
     for split, indices in _by_split(job, source, waiting).items():
-        numbers = (n for n in itertools.count() if Place(split, n) not in done)
+        numbers = (n for n in itertools.count() if Place(split, n) not in taken)
         for start in range(0, len(indices), shard_size):
             todo[Place(split, next(numbers))] = indices[start : start + shard_size]
+    done = {place: notes for place, notes in done.items() if place not in todo}
     return Plan(done=done, todo=todo, num_done=int(covered.sum()))
 
 
@@ -121,13 +122,15 @@ def _finished_shards(job: Job, specification: str) -> Iterator[tuple[Place, dict
 
 def _match(
     job: Job, source: Source, shards: Iterator[tuple[Place, dict[str, Any]]]
-) -> tuple[Bool[np.ndarray, " n"], dict[Place, dict[str, Any]]]:
-    """Which examples finished shards hold; and the shards without the failures of images that were mended or removed.
+) -> tuple[Bool[np.ndarray, " n"], dict[Place, dict[str, Any]], set[Place]]:
+    """Which examples finished shards hold; the shards without the failures that are forgotten; those that hold nothing.
+
+    Failures are forgotten if the image was mended or removed, and if only a server was to blame: it is asked again.
 
     Raises:
       UserError: images that have records are gone or have changed.
     """
-    covered, done = np.zeros(len(source), bool), {}
+    covered, done, idle = np.zeros(len(source), bool), {}, set()
     gone: dict[Place, list[str]] = {}
     changed: dict[Place, list[str]] = {}
     places: dict[str, int] = {}  # id -> index, made where it is needed
@@ -139,24 +142,28 @@ def _match(
 
     for place, notes in shards:
         members: dict[str, str] = notes.pop("members")
-        without = set(notes["without_record"])
+        without, again = set(notes["without_record"]), set(notes.get("again", ()))
         indices = _expected(job, source, notes["indices"], members)
         indices = [find(example) for example in members] if indices is None else indices
-        here = [i for i in indices if i >= 0]
+        here, forgotten = [i for i in indices if i >= 0], set()
         with ThreadPoolExecutor(_THREADS) as pool:
             versions = dict(zip(here, pool.map(lambda i: version_of(source, i), here), strict=True))
         for (example, version), index in zip(members.items(), indices, strict=True):
-            if index >= 0 and versions[index] == version:
+            if index >= 0 and versions[index] == version and example not in again:
                 covered[index] = True
             elif example in without:
-                notes["failures"] = [f for f in notes["failures"] if f["id"] != example]
-                notes["without_record"].remove(example)
+                forgotten.add(example)
             else:
                 (gone if index < 0 else changed).setdefault(place, []).append(example)
+        notes["failures"] = [f for f in notes["failures"] if f["id"] not in forgotten]
+        for name in ("without_record", "again"):
+            notes[name] = [example for example in notes.get(name, ()) if example not in forgotten]
+        if forgotten == members.keys():
+            idle.add(place)
         done[place] = notes
     if gone or changed:
         raise _other_images(job, gone, changed)
-    return covered, done
+    return covered, done, idle
 
 
 def _expected(job: Job, source: Source, runs: Sequence[Sequence[int]], members: Mapping[str, str]) -> list[int] | None:

@@ -142,6 +142,9 @@ def _longest_name(what: str, manifest: Manifest) -> str:
 def remarks(manifest: Manifest) -> list[str]:
     """What may be wrong with the records: no captions or labels, lost to a limit or vocabulary, photos of odd shape."""
     lines, tally = [], manifest.tally
+    if manifest.again:
+        lost = f"{_count(manifest.again, 'image')} left out, since the server had no answer"
+        lines.append(f"{lost}: the same command asks again")
     if count := tally.get("empty", {}).get("caption", 0):
         lines.append(f"{_count(count, 'image')} without a caption: {_NO_CONDITION}")
     for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):

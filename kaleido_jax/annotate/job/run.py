@@ -335,6 +335,7 @@ def _write_manifest(job: Job, split: str, done: list[dict[str, Any]], class_name
         limits={"caption": job.max_caption_tokens, "latents": job.max_latents_tokens},
         tally=tally.add(d["tally"] for d in done),
         narrow=[found for d in done for found in d["narrow"]][:_NARROW_LISTED],
+        again=sum(len(d.get("again", ())) for d in done),
     )
     write_manifest(job.manifest_folder(split), manifest)
     _tidy(job, split, manifest)

@@ -171,7 +171,7 @@ def make_shard(job: Job, place: Place, indices: Sequence[int], advance: Advance 
     keys = [(example_id(opened, i), version_of(opened.source, i)) for i in indices]
     members = dict(keys)
     found = finished(job, place, opened.specification)
-    if found is not None and found["members"] == members:
+    if found is not None and found["members"] == members and not found.get("again"):
         return found
     with open_journal(path.with_suffix(SUFFIX), opened.specification) as journal:
         notes = _Notes(job.codec.segments)
@@ -188,6 +188,7 @@ def make_shard(job: Job, place: Place, indices: Sequence[int], advance: Advance 
             "counts": dict(notes.counts),
             "max_tokens": longest(notes.lengths),
             "without_record": notes.without_record,
+            "again": notes.again,
             "failures": sorted(notes.failures, key=lambda failure: failure["id"]),  # independent of the batches
             "agreement": agreement.tally(notes.measures),
             "tally": tally.add(notes.tallies),
@@ -218,7 +219,7 @@ def _entries(
         if number not in made:
             batch, missing = missing[: opened.job.batch_size], missing[opened.job.batch_size :]
             entries = _annotate(opened, [indices[n] for n in batch], raised_in_a_row)
-            journal.append({keys[n]: entry for n, entry in zip(batch, entries, strict=True)})
+            journal.append({keys[n]: entry for n, entry in zip(batch, entries, strict=True) if not entry["again"]})
             advance(len(batch))
             made |= zip(batch, entries, strict=True)
         yield made.pop(number)
@@ -274,12 +275,17 @@ class _Notes:
         self.tallies: list[Mapping[str, Any]] = []
         self.narrow: list[dict[str, Any]] = []
         self.without_record: list[str] = []
+        self.again: list[str] = []  # of these, those that the next run asks about again
         self.counts = Counter(dict.fromkeys(segments, 0))
         self.raised_in_a_row: Counter[str] = Counter()  # segment -> examples
 
     def add(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Counts an image; returns its entry."""
         self.failures += ({"id": entry["id"], **failure} for failure in entry["failures"])
+        if entry["again"]:  # counted when its answer is there
+            self.without_record.append(entry["id"])
+            self.again.append(entry["id"])
+            return entry
         self.tallies.append(entry["tally"])
         self.narrow += entry["narrow"]
         if entry["record"] is None:
@@ -296,6 +302,7 @@ class _Image:
 
     def __init__(self, id: str) -> None:
         self.z = Latents()
+        self.waits = False  # a question about it may have an answer later
         self.seen: dict[str, Example] = {}  # what an annotator sees -> the crop; empty if it cannot be read
         self.entry: dict[str, Any] = {"id": id, "record": None, "failures": [], "tally": {}, "narrow": []}
 
@@ -324,6 +331,8 @@ def _annotate(opened: OpenJob, indices: Sequence[int], raised_in_a_row: Counter[
             _make_record(opened, image)
         except Exception as error:  # noqa: BLE001  # one row is one failure, whatever it raises
             image.fail("record", _reason(error))
+    for image in images:
+        image.entry["again"] = image.waits and image.entry["record"] is None
     return [image.entry for image in images]
 
 
@@ -360,6 +369,7 @@ def _run(annotator: Annotator, images: list[_Image], raised_in_a_row: Counter[st
     for image, answer in zip(ready, answers, strict=True):
         if isinstance(answer, Failure):
             image.fail(answer.segment, answer.reason)
+            image.waits |= answer.again
         else:
             image.z = image.z.replace(**{s: getattr(answer, s) for s in annotator.segments})
 

@@ -6,6 +6,7 @@ import email.utils
 import io
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -32,11 +33,15 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SEC = 1.0  # doubled with every failure of a question
 LONGEST_WAIT_SEC = 300.0  # between two attempts, even if a server's Retry-After asks for more
+# A busy server that says when to come back uses up no attempt, as long as it has answered somebody in this time: so
+# the wait ends, at the latest so long after the last answer that it gives.
+PATIENCE_SEC = 900.0
 JPEG_QUALITY = 95
 MANY = 4  # a few questions may themselves make a server fail; if this many fail together, it is the server's fault
 # No answer to any image: no key, no money, not allowed, no such model.
 _FATAL = {401: "check the key", 402: "check the account", 403: "check the key's rights", 404: "check URL and model"}
 _TRANSIENT = (408, 409, 425, 429)  # and 5xx
+_BUSY = (429, 503, 529)  # with Retry-After
 # Finish reasons in lower case, of OpenAI's and Gemini's endpoints; the latter adds what it filtered.
 _CUT_OFF = ("length", "max_tokens")
 _FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "refusal")
@@ -55,11 +60,11 @@ class Usage:
 
 
 class _Trouble(Exception):
-    """An attempt without an answer; `again` says whether another may succeed."""
+    """An attempt without an answer; `again` says whether another may succeed, `busy` that the server said when."""
 
-    def __init__(self, reason: str, *, again: bool = True, reached: bool = True) -> None:
+    def __init__(self, reason: str, *, again: bool = True, reached: bool = True, busy: bool = False) -> None:
         super().__init__(one_line(reason))
-        self.again, self.reached = again, reached
+        self.again, self.reached, self.busy = again, reached, busy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +73,37 @@ class _Lost(Unanswered):
     reached: bool  # some attempt got a response or a time-out
 
 
+class _Slots:
+    """Admits `allowed` requests at a time; used as a context manager around each, in one event loop.
+
+    A busy server halves the number, and each answer raises it by one: the questions that waited for it do not come all
+    at once, and a server that has time again has all of them after a few answers.
+    """
+
+    def __init__(self, most: int, allowed: int) -> None:
+        self._most, self.allowed, self._taken, self._changed = most, allowed, 0, asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._taken < self.allowed)
+            self._taken += 1
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.allowed = min(self._most, self.allowed + 1)
+        elif isinstance(error, _Trouble) and error.busy:
+            self.allowed = max(1, self.allowed // 2)
+        async with self._changed:
+            self._taken -= 1
+            self._changed.notify_all()
+
+
 class Endpoint:
     """Asks a server, `concurrency` requests at a time. Attribute `usage` counts them, `cost()` gives their price.
 
     A failed attempt is repeated after an exponential backoff with jitter (a function of the example's id); a server's
-    Retry-After, and requests_per_minute, delay all requests of this object.
+    Retry-After, and requests_per_minute, delay all requests of this object. While a server is busy and says so by
+    Retry-After, fewer requests are sent at a time and no attempt is used up.
     """
 
     own_prompts: Mapping[str, str] = {}  # servers apply the model's chat template
@@ -92,7 +123,9 @@ class Endpoint:
         _import_openai()
         self._key()
         self._not_before = 0.0  # monotonic seconds; no request starts earlier
-        self._pace = Pace()
+        self._allowed = settings.concurrency  # requests at a time
+        self._last_answer = time.monotonic()
+        self._pace, self._busy_pace, self._given_up_pace = Pace(), Pace(), Pace()
         self.usage = Usage()
         # A server does not say which weights it has; a fixed revision belongs in the model's name.
         self.metadata = {
@@ -139,34 +172,54 @@ class Endpoint:
     # ------------------------------------------------------------------------------------------- one batch
     async def _ask_all(self, questions: Sequence[Question], read: AnswerReader) -> list[Latents | Unanswered]:
         openai = _import_openai()
-        slots = asyncio.Semaphore(self._settings.concurrency)
+        slots = _Slots(self._settings.concurrency, self._allowed)
+        self._last_answer = time.monotonic()
         # A client belongs to its event loop, so each batch has its own. Retries are made here, not by the client.
         async with openai.AsyncOpenAI(
             base_url=self._settings.base_url, api_key=self._key(), max_retries=0, timeout=self._settings.timeout_s
         ) as client:
-            return await asyncio.gather(*(self._ask_one(client, slots, question, read) for question in questions))
+            results = await asyncio.gather(*(self._ask_one(client, slots, question, read) for question in questions))
+        self._allowed = slots.allowed
+        return results
 
     async def _ask_one(
-        self, client: Any, slots: asyncio.Semaphore, question: Question, read: AnswerReader
+        self, client: Any, slots: _Slots, question: Question, read: AnswerReader
     ) -> Latents | Unanswered:
-        by_server, reached, unusable, reason = True, False, 0, ""
-        for attempt in range(self._settings.retries + 1):
-            self.usage.retries += attempt > 0
+        by_server, reached, unusable, reason, again = True, False, 0, "", False
+        tries = requests = 0
+        while tries <= self._settings.retries:
+            self.usage.retries += requests > 0
+            requests += 1
             try:
                 async with slots:
                     answer = await self._post(client, question, unusable)
                 return read(answer)
             except UnusableAnswer as error:
-                by_server, reached, reason = False, True, str(error)
+                by_server, reached, reason, again = False, True, str(error), False
                 unusable += 1
             except _Trouble as error:
-                reached, reason = reached or error.reached, str(error)
-                if not error.again:
+                reached, reason, again = reached or error.reached, str(error), error.again
+                if error.busy and self._is_patient(reason):
+                    continue
+                if not error.again or error.busy:
                     break
-                if attempt < self._settings.retries:
-                    await asyncio.sleep(self._backoff_sec(question.id, attempt))
-        tries = f"{attempt + 1} tries" if attempt else "1 try"
-        return _Lost(reason=one_line(f"{reason} ({tries})"), by_server=by_server, reached=reached)
+                if tries < self._settings.retries:
+                    await asyncio.sleep(self._backoff_sec(question.id, tries))
+            tries += 1
+        said = f"{requests} tries" if requests > 1 else "1 try"
+        return _Lost(reason=one_line(f"{reason} ({said})"), by_server=by_server, reached=reached, again=again)
+
+    def _is_patient(self, reason: str) -> bool:
+        """Whether to go on waiting for a server that is busy."""
+        waited = time.monotonic() - self._last_answer
+        if waited > PATIENCE_SEC:
+            if self._given_up_pace.due():
+                log.warning("no answer for %.0f s from %s, which is busy: given up", waited, self._settings.base_url)
+            return False
+        if self._busy_pace.due():
+            wait = max(0.0, self._not_before - time.monotonic())
+            log.info("%s is busy (%s): waiting %.0f s, then fewer requests at a time", self._model, reason, wait)
+        return True
 
     def _backoff_sec(self, id: str, attempt: int) -> float:
         jitter = 0.5 + seed_of(id, attempt) / 2**31  # 0.5..1.5
@@ -197,6 +250,7 @@ class Endpoint:
             raise self._refused(error) from error
         except _transport_errors() as error:  # in the middle of the body, where openai does not wrap it
             raise _Trouble(f"the connection broke off: {error}") from error
+        self._last_answer = time.monotonic()
         return self._answer(body)
 
     def _request(self, question: Question, unusable: int) -> dict[str, Any]:
@@ -262,8 +316,12 @@ class Endpoint:
         if status not in _TRANSIENT and status < 500:  # this request, so this image, is refused for good
             return _Trouble(f"status {status}: {message}", again=False)
         wait_sec = _retry_after_sec(error.response.headers)
-        self._not_before = max(self._not_before, time.monotonic() + min(wait_sec, LONGEST_WAIT_SEC))
-        return _Trouble(f"status {status}: {message}")
+        if wait_sec is None:
+            return _Trouble(f"status {status}: {message}")
+        # Not at once even if the server says so: no attempt is used up, so nothing else would slow this down.
+        wait_sec = min(max(wait_sec, FIRST_BACKOFF_SEC), LONGEST_WAIT_SEC)
+        self._not_before = max(self._not_before, time.monotonic() + wait_sec)
+        return _Trouble(f"status {status}: {message}", busy=status in _BUSY)
 
     def _key(self) -> str:
         name = self._settings.api_key_variable
@@ -299,17 +357,18 @@ def _text_of_part(part: Any) -> str:
     return part if isinstance(part, str) else ""
 
 
-def _retry_after_sec(headers: Mapping[str, str]) -> float:
-    """The seconds of a Retry-After header, which holds a number or a date; 0 without a readable one."""
+def _retry_after_sec(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a Retry-After header, which holds a number or a date, 0 or more; None without a readable one."""
     value = headers.get("retry-after", "")
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):
-        return 0.0
+        return None
 
 
 def _import_openai() -> ModuleType:

@@ -42,6 +42,7 @@ class Unanswered:
     """Why a question has no answer after all attempts; one line."""
 
     reason: str
+    again: bool = False  # a server alone is to blame, and may answer later
 
 
 @runtime_checkable
@@ -94,7 +95,7 @@ def ask_about(
     ]
     for index, answer in zip(asked, model.ask(questions, read), strict=True):
         if isinstance(answer, Unanswered):
-            answer = Failure(segment=segment, reason=answer.reason)
+            answer = Failure(segment=segment, reason=answer.reason, again=answer.again)
         results[index] = answer
     return results
 

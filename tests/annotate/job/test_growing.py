@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kaleido_jax.annotate import registry
+from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.job import run
 from kaleido_jax.annotate.job.journal import open_journal
 from kaleido_jax.annotate.job.report import summary, write_report
@@ -321,6 +322,26 @@ def test_a_stopped_job_keeps_its_images_when_photos_come_or_go(tmp_path, detecto
     [manifest] = made(config_of(root, **settings), work).values()
     assert sorted(ids(work, manifest)) == sorted(path.name for path in (root / "cat").iterdir())
     assert len(detector.shapes) == left and not list(work.rglob("*.journal"))
+
+
+def test_a_resumed_job_asks_again_about_what_only_a_server_is_to_blame_for(tmp_path, detector, monkeypatch):
+    root, work, failed = album(tmp_path / "data", range(20)), tmp_path / "work", []
+
+    class Away(Watching):
+        def __call__(self, examples, so_far):
+            away = Failure(segment="bbox", reason="away", again=True)
+            failed.extend(example.id for example in examples[:1])
+            return [away, *super().__call__(examples, so_far)[1:]]
+
+    away = Away()
+    away.after, away.do = 10, lambda: os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setitem(registry.OPENERS, ("bbox", "onnx"), lambda settings: away)
+    with pytest.raises(KeyboardInterrupt):
+        made(config_of(root, shard_size=40), work)
+    assert len(away.shapes) == 12 and len(failed) == 3
+    monkeypatch.setitem(registry.OPENERS, ("bbox", "onnx"), lambda settings: detector)
+    [manifest] = made(config_of(root, shard_size=40), work).values()
+    assert manifest.num_records == 20 and len(detector.shapes) == 8 + 3
 
 
 def test_finished_images_that_are_not_used_are_told(tmp_path, detector, caplog):

@@ -154,7 +154,49 @@ def test_retry_after_holds_back_all_requests():
 def test_retry_after_may_be_a_date():
     assert 900 < _retry_after_sec({"retry-after": formatdate(time.time() + 1000, usegmt=True)}) <= 1000
     assert _retry_after_sec({"retry-after": formatdate(time.time() - 10, usegmt=True)}) == 0
-    assert _retry_after_sec({"retry-after": "soon"}) == _retry_after_sec({}) == 0
+    assert _retry_after_sec({"retry-after": "soon"}) is _retry_after_sec({}) is _retry_after_sec({"retry-after": "nan"})
+    assert _retry_after_sec({}) is None and _retry_after_sec({"retry-after": "-1"}) == 0
+
+
+def throttled(server, number, window_sec):
+    """A behavior that answers so many requests in each window of time, and tells the others when the next begins."""
+    taken, lock = {}, threading.Lock()
+
+    def behave(body):
+        with lock:
+            window = int(time.monotonic() / window_sec)
+            taken[window] = taken.get(window, 0) + 1
+            if taken[window] <= number:
+                return GOOD
+            return 429, {"Retry-After": str((window + 1) * window_sec - time.monotonic() + 0.01)}
+
+    return behave
+
+
+def test_a_server_that_throttles_loses_no_image_and_is_asked_less_at_a_time(caplog):
+    caplog.set_level("INFO", logger="kaleido_jax")
+    names = [f"n{number}" for number in range(32)]
+    with serving() as server:
+        server.default = throttled(server, 4, 0.2)
+        results, usage = ask(server, names, retries=1, concurrency=16)
+    assert results == [DESCRIBED] * 32
+    assert usage.requests < 100  # sixteen at a time would be refused hundreds of times
+    assert "is busy (status 429: as asked)" in caplog.text
+
+
+def test_a_server_that_stays_busy_is_given_up_after_a_while(monkeypatch, caplog):
+    monkeypatch.setattr(endpoint, "PATIENCE_SEC", 0.3)
+    with serving({"b": [(503, {"Retry-After": "0"})]}) as server:
+        [good, failure], usage = ask(server, ["a", "b"])
+    assert good == DESCRIBED and failure.again and usage.requests > 3
+    assert re.fullmatch(r"status 503: as asked \([0-9]+ tries\)", failure.reason)
+    assert "which is busy: given up" in caplog.text
+
+
+def test_only_what_the_server_alone_is_to_blame_for_may_be_asked_again():
+    with serving({"a": [500], "b": [400], "c": [GERMAN], "d": [GERMAN, 500]}) as server:
+        results, _ = ask(server, ["a", "b", "c", "d", "e"], retries=1)
+    assert [getattr(result, "again", None) for result in results] == [True, False, False, True, None]
 
 
 def test_requests_per_minute_are_kept(monkeypatch):

@@ -10,6 +10,7 @@ from tests.annotate.vlm.openai_server import GOOD, serving
 
 pytest.importorskip("openai", reason="openai is not installed: pip install 'kaleido_jax[annotate]'")
 
+from kaleido_jax.annotate.job.report import summary
 from kaleido_jax.config import load_config, validate
 from kaleido_jax.config.schema import default_config
 from kaleido_jax.data.records import read_manifest
@@ -91,6 +92,32 @@ def test_a_server_that_is_away_stops_the_job_and_it_goes_on_later(data, tmp_path
     with serving(default=answers([GOOD])) as server:
         annotate.run(config(data, server), workdir)
     assert read_manifest(workdir).num_records == 3
+
+
+def test_images_that_only_the_server_is_to_blame_for_are_asked_about_again(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("kaleido_jax.annotate.vlm.endpoint.FIRST_BACKOFF_SEC", 0.01)
+    workdir = tmp_path / "run"
+
+    def run(down, *, asked):
+        with serving({name: answers([503], [503]) for name in down}, default=answers([GOOD])) as server:
+            annotate.run(config(data, server), workdir)
+            assert set(server.requests) == set(asked)
+        return read_manifest(workdir)
+
+    manifest = run(["late", "never"], asked=["good", "late", "never"])
+    assert (manifest.num_records, manifest.left_out, manifest.again) == (1, 2, 2)
+    assert "  2 images left out, since the server had no answer: the same command asks again" in summary(manifest)
+    shards = {path: path.read_bytes() for path in workdir.rglob("*.array_record")}
+    manifest = run(["never"], asked=["late", "never"])  # what has a record is left alone
+    assert (manifest.num_records, manifest.left_out, manifest.again) == (2, 1, 1)
+    for _ in range(2):  # shards without a record are not piled up
+        run(["never"], asked=["never"])
+    assert len(list(workdir.rglob("*.array_record"))) == 3
+    manifest = run([], asked=["never"])
+    assert (manifest.num_records, manifest.left_out, manifest.again, manifest.failures) == (3, 0, 0, [])
+    run([], asked=[])
+    assert all(path.read_bytes() == content for path, content in shards.items())
 
 
 @pytest.mark.parametrize("name, instruction, source", [("imagenet", "label", "folder"), ("cc12m", "caption", "table")])
