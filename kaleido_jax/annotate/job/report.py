@@ -123,7 +123,8 @@ def content_rows(manifest: Manifest) -> list[tuple[str, str]]:
         rows.append(("classes", f"{len(classes):,}, of {counts} images each"))
     for what, field in (("caption", "data.max_caption_tokens"), ("latents", "latents.max_latents_tokens")):
         if what in manifest.limits:
-            longest = manifest.max_tokens.get(_longest_name(what, manifest), 0)
+            names = [name for name in manifest.max_tokens if (name == "caption") == (what == "caption")]
+            longest = max((manifest.max_tokens[name] for name in names), default=0)
             rows.append((f"longest {what}", f"{_count(longest, 'token')}; {field} = {manifest.limits[what]}"))
     return rows
 
@@ -133,10 +134,6 @@ def class_counts(manifest: Manifest) -> list[tuple[str, int]]:
     counts = manifest.tally.get("classes", {})
     whole = len(counts) > 1 and sum(counts.values()) == manifest.num_records
     return sorted(counts.items(), key=lambda one: (-one[1], one[0])) if whole else []
-
-
-def _longest_name(what: str, manifest: Manifest) -> str:
-    return what if what == "caption" else max(manifest.max_tokens, key=lambda name: name.count("|"), default="")
 
 
 def remarks(manifest: Manifest) -> list[str]:

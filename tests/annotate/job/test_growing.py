@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kaleido_jax.annotate import registry
 from kaleido_jax.annotate.annotator import Failure
 from kaleido_jax.annotate.job import run
 from kaleido_jax.annotate.job.journal import open_journal
-from kaleido_jax.annotate.job.report import summary, write_report
+from kaleido_jax.annotate.job.report import content_rows, summary, write_report
 from kaleido_jax.annotate.job.run import annotate
 from kaleido_jax.annotate.job.shards import LARGEST_VIEW_PX
 from kaleido_jax.annotate.vokens.annotator import QuantizerTokenizer
@@ -449,6 +450,15 @@ def test_summary_and_report_say_what_the_records_hold_and_what_they_lost(tmp_pat
         assert said.replace("<", "&lt;").replace(">", "&gt;") in page, said
     longest = max(int(n) for n in manifest.tally["too_long"]["caption"])
     assert f"{longest} tokens at most: data.max_caption_tokens = {longest} keeps all" in text
+
+
+@pytest.mark.parametrize(
+    "lengths", [{"caption": 40, "bbox": 12}, {"bbox": 12, "text": 5, "bbox | text": 9, "caption": 40}]
+)
+def test_the_longest_latents_are_no_captions_and_may_have_fewer_segments(tmp_path, lengths):
+    [manifest] = made(config_of(album(tmp_path / "data", range(20))), tmp_path / "work").values()
+    rows = dict(content_rows(replace(manifest, max_tokens=lengths)))
+    assert rows["longest caption"].startswith("40 tokens; ") and rows["longest latents"].startswith("12 tokens; ")
 
 
 def json_with(config, group, field, value):
