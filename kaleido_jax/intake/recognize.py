@@ -4,7 +4,8 @@ import codecs
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,9 @@ from kaleido_jax.runtime.files import LFS_POINTER, refuse_lfs_pointer
 from kaleido_jax.runtime.text import readable
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+# Cells of a row; an image in one of them is maybe followed by the number of its caption, as in Flickr8k.token.txt.
+_CELLS = re.compile(r"[,;\t|]")
+_NUMBERED = re.compile(r"#[0-9]+\Z")
 _SEPARATORS = (",", ";", "\t", "|")
 _ROWS = 50  # of a table that are looked at
 _HEAD_BYTES = 1_000_000  # and of its text
@@ -93,11 +97,25 @@ def _listed(folder: Path, *suffixes: str) -> list[Path]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    """Files that may be tables: of their suffixes, and those of JSON that begin as a list and are not of one image."""
-    images = {path.stem for path in _listed(folder, *IMAGE_SUFFIXES)}
+    """Files that may be tables: of their suffixes, and others that are not of one image.
+
+    These are files of JSON that begin as a list, and of text of which most lines have an image in one of their cells.
+    """
+    images = {name for path in _listed(folder, *IMAGE_SUFFIXES) for name in (path.stem, path.name)}
     of_json = (path for path in _listed(folder, ".json") if path.stem not in images)
     lists = [path for path in of_json if _head(path).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["]
-    return sorted([*_listed(folder, *TABLE_SUFFIXES), *lists])
+    texts = [path for path in _listed(folder, ".txt") if path.stem not in images and _has_image_rows(_text(path))]
+    return sorted([*_listed(folder, *TABLE_SUFFIXES), *lists, *texts])
+
+
+def _has_image_rows(text: str) -> bool:
+    rows = [_CELLS.split(line) for line in text.splitlines()[1 : _ROWS + 1] if line.strip()]  # behind a header
+    named = sum(1 for cells in rows if len(cells) > 1 and any(map(_is_image_name, cells)))
+    return named > 0 and named >= _ENOUGH * len(rows)
+
+
+def _is_image_name(cell: str) -> bool:
+    return _NUMBERED.sub("", cell.strip().strip('"')).lower().endswith(IMAGE_SUFFIXES)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -215,6 +233,8 @@ def _table(root: Path, split: str, columns: Sequence[str]) -> Found | None:
 def _read_table(root: Path, path: Path, columns: Sequence[str]) -> _Table | None:
     """A table with a column of images that are there, and one of captions; None if it is not one."""
     for separator, rows in _readings(path):
+        if path.suffix.lower() == ".txt" and any(map(_is_image_name, rows[0])):  # no header: it is told
+            continue
         named = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
         names = [name for name in named if readable(name) == name]  # others, half characters, fit into no config
         cells = {name: [row.get(name) for row in rows] for name in names}
@@ -353,6 +373,9 @@ def _why_unread(path: Path, shown: str) -> UserError:
     if not readings and len(head) < _HEAD_BYTES and (error := _first_error(path, text)):
         return error
     names = max(([*rows[0]] for rows in readings), key=len, default=[])
+    if any(map(_is_image_name, names)):
+        do = "add one, and correct names such as 1.jpg#0" if any(map(_NUMBERED.search, names)) else "add one"
+        return user_error(f"{shown} without a header", "the names of its columns, e.g. image,caption", do)
     return user_error(
         f"{shown} with the columns {readable(', '.join(names))[:200] or 'nothing'}",
         "a column of image files, as paths below --data, and one of captions",
@@ -495,10 +518,24 @@ def _photos(root: Path, split: str) -> Found | None:
     places = dict.fromkeys((*between, top, *classes))
     paths = [path for look in (_tables, _coco_files) for folder in places for path in look(folder)]
     unused = [(path, _why_unused(root, path, split)) for path in paths]
+    stems = {path.stem for folder in (top, *classes) for path in _listed(folder, *IMAGE_SUFFIXES)} if unused else set()
     for path, error in unused if one_caption else ():
-        if _names_images(_head(path)) or (path.suffix.lower() == ".json" and _file_names(path)):
+        if column := _column_of_stems(path, stems):
+            found_ones = f"{readable(str(path))} with images without their suffix in the column {readable(column)!r}"
+            error = user_error(found_ones, "file names such as 1.jpg", "write the suffixes")
+        if column or _names_images(_head(path)) or (path.suffix.lower() == ".json" and _file_names(path)):
             raise UserError(f"{error}, or take it away to do without its captions")
     return replace(found, notes=found.notes + _noted([error for _, error in unused]))
+
+
+def _column_of_stems(path: Path, stems: Container[str]) -> str:
+    """The column of a table of which most cells are names of images without their suffix, or ""."""
+    for _, rows in _readings(path) if path.suffix.lower() in (*TABLE_SUFFIXES, ".json") else ():
+        for name in rows[0] if rows else ():
+            there = [cell for row in rows if (cell := str(row.get(name)).strip()) in stems]
+            if isinstance(name, str) and len({*there}) > 1 and len(there) >= _ENOUGH * len(rows):  # one is by chance
+                return name
+    return ""
 
 
 def _names_images(head: bytes) -> bool:

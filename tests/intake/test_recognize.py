@@ -112,6 +112,40 @@ def test_text_files_in_folders_are_captions_if_nearly_all_photos_have_one(tmp_pa
     assert found.data.source == "folder" and found.notes == ("not used: 6 text files, since 4 photos have none",)
 
 
+@pytest.mark.parametrize("image, text", [("1.JPG", "1.TXT"), ("1.jpg", "1.jpg.txt"), ("1.Png", "1.Caption")])
+def test_text_files_are_found_whatever_the_case_and_behind_the_suffix_too(image, text, tmp_path):
+    write(photos(tmp_path, image) / text, "a tulip")
+    found = recognize(tmp_path)
+    assert found.data.source == "text_files" and captions(found) == ["a tulip"]
+
+
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_a_table_in_a_text_file_as_kaggle_ships_flickr8k(mark, tmp_path):
+    root = photos(tmp_path, "Images/1_a.jpg", "Images/2_b.jpg")
+    rows = [["image", "caption"], ["1_a.jpg", "a child"], ["1_a.jpg", "a girl"], ["2_b.jpg", "two dogs"]]
+    write(root / "captions.txt", "".join(mark.join(row) + "\n" for row in rows))
+    write(root / "readme.txt", "Photos, see 1_a.jpg,\nof Flickr,\nby their owners,\nfor research\n")
+    found = recognize(root)
+    assert fields(root) == {"source": "table", "labels": ("captions.txt",), "images": "Images"}
+    assert captions(found) == ["a child", "a girl", "two dogs"] and found.notes == ()
+    write(root / "captions.txt", "1_a.jpg#0\ta child\n1_a.jpg#1\ta girl\n")
+    with pytest.raises(UserError, match="captions.txt without a header; .*correct names such as 1.jpg#0, or take it"):
+        recognize(root)
+
+
+@pytest.mark.parametrize("folder", ["", "photos"])
+@pytest.mark.parametrize("table", ["t.csv", "t.jsonl"])
+def test_a_table_of_images_without_their_suffix_is_no_reason_to_take_a_folders_name(table, folder, tmp_path):
+    root = photos(tmp_path / "data", *(str(Path(folder, f"{n}.jpg")) for n in range(2)))
+    rows = {
+        "t.csv": "id,caption\n0,cap 0\n1,cap 1\n",
+        "t.jsonl": '{"id": 0, "caption": "a"}\n{"id": 1, "caption": "b"}',
+    }
+    write(root / table, rows[table])
+    with pytest.raises(UserError, match=f"{table} with images without their suffix in the column 'id'; expected file"):
+        recognize(root)
+
+
 def test_boxes_in_yolos_form_are_no_captions(tmp_path):
     root = photos(tmp_path / "street", "1.jpg", "2.jpg")
     write(root / "1.txt", "0 0.5 0.5 0.2 0.2\n11 0.1 .2 1e-3 0.4\n")

@@ -1,4 +1,4 @@
-"""Photos with their captions in text files beside them: FOLDER/1.jpg and FOLDER/1.txt."""
+"""Photos with their captions in text files beside them: FOLDER/1.jpg and FOLDER/1.txt or FOLDER/1.jpg.txt."""
 
 import itertools
 import re
@@ -12,7 +12,8 @@ from kaleido_jax.errors import UserError, user_error
 from kaleido_jax.runtime.files import fingerprint
 from kaleido_jax.runtime.text import readable_name
 
-TEXT_SUFFIXES = (".txt", ".caption")
+# As written, tried one after the other: a folder of a million photos is not listed for each of them.
+TEXT_SUFFIXES = (".txt", ".caption", ".TXT", ".CAPTION", ".Txt", ".Caption")
 # A line of YOLO's labels: the number of a class, then a box or a polygon in fractions of the image.
 _YOLO = re.compile(r"\s*\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*", re.IGNORECASE)
 
@@ -71,8 +72,9 @@ class TextFilesSource:
 
 
 def text_file(image: Path) -> Path | None:
-    """The text file beside an image; None if there is none."""
-    return next((path for suffix in TEXT_SUFFIXES if (path := image.with_suffix(suffix)).is_file()), None)
+    """The text file beside an image, NAME.txt or NAME.jpg.txt; None if there is none."""
+    named = (image.with_name(stem + suffix) for stem in (image.stem, image.name) for suffix in TEXT_SUFFIXES)
+    return next((path for path in named if path.is_file()), None)
 
 
 def read_text(image: Path) -> str:
