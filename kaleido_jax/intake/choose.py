@@ -16,6 +16,7 @@ from kaleido_jax.data.records import DEFAULT_CAPTIONS, spread
 from kaleido_jax.errors import user_error
 from kaleido_jax.intake.recognize import Found
 from kaleido_jax.intake.survey import LABELED, MOST, Survey
+from kaleido_jax.latents import segments as registry
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.grammar import serialize
 from kaleido_jax.latents.tokenizer import load_tokenizer, round_up
@@ -44,13 +45,29 @@ _VIEW_PX = 512  # what detectors see; more costs time and finds little in photos
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the person said; None and "" leave it to us."""
+    """What the person said; None, () and "" leave it to us.
+
+    Raises:
+      UserError: a segment that is none or in another order, a size that is no variant of BASE, or no time at all.
+    """
 
     segments: tuple[str, ...] = ()
     image_size: int | None = None  # px
     minutes: float | None = None  # of training
     detector: str = ""  # a YOLOX's .onnx file
     masks: str = ""  # an .onnx file or a folder of SAM
+
+    def __post_init__(self) -> None:
+        wanted = {registry.get(name).name for name in self.segments}
+        in_order = tuple(name for name in registry.names() if name in wanted)
+        if self.segments != in_order:
+            found = f"--segments={','.join(self.segments)}"
+            raise user_error(found, f"{','.join(in_order)}, once each in this order", "reorder them")
+        if self.image_size is not None and self.image_size not in SIZES:
+            found = f"--image_size={self.image_size}"
+            raise user_error(found, " or ".join(map(str, SIZES)), "choose one, or write a config by hand")
+        if self.minutes is not None and not self.minutes > 0:
+            raise user_error(f"--minutes={self.minutes:g}", "more than 0", "correct it, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +100,11 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
       accelerated: whether the machine has a GPU or TPU.
 
     Raises:
-      UserError: too few images, a size that is no variant of the base, or segments that nothing makes.
+      UserError: too few images, or segments that nothing makes.
     """
     _check_number(len(survey.looks), "that can be used", "add some, or write a config by hand")
     machine = "accelerator" if accelerated else "cpu"
-    size = wishes.image_size or _size(survey, accelerated)
-    if size not in SIZES:
-        raise user_error(f"--image_size={size}", " or ".join(map(str, SIZES)), "choose one, or write a config by hand")
+    size = _size(survey, accelerated) if wishes.image_size is None else wishes.image_size
     base = f"{BASE}:{size}" + ("-accelerator" if accelerated else "")
     fields = _data_fields(found) | _segment_fields(survey, wishes)
     labels, labeled = _labeled(survey, fields["latents.segments"], wishes)
@@ -109,7 +124,8 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
         flops = _image_flops(config, path)
     where, reference, measured = MEASURED[machine]
     rate = measured * _image_flops(load_config(reference)) / flops
-    steps, minutes = _steps(config, usable, rate, wishes.minutes or MINUTES[machine])
+    allowed = MINUTES[machine] if wishes.minutes is None else wishes.minutes
+    steps, minutes = _steps(config, usable, rate, allowed)
     share = _held_out_share(usable)
     fields |= {"train.num_steps": steps, "annotate.held_out_share": share}
     fields["sample.captions"] = tuple(_rows(survey))

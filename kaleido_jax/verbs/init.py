@@ -91,6 +91,8 @@ def _wishes(flags: Mapping[str, Any]) -> "Wishes":
     detector, masks, columns = flags["detector"], flags["masks"], flags["columns"]
     if columns and not 2 <= len(_names(columns)) <= 3:
         raise user_error(f"--columns={columns}", "IMAGE,CAPTION or IMAGE,CAPTION,DESCRIPTION", "correct it")
+    if flags["segments"] and not _names(flags["segments"]):
+        raise user_error(f"--segments={flags['segments']}", "names, e.g. text,voken", "correct it, or leave it out")
     if masks and not detector:
         raise user_error("--masks without --detector", "boxes, inside which masks are made", "name a detector too")
     if detector:  # opened, so that a wrong one is not found only by `annotate`

@@ -127,6 +127,11 @@ REFUSED = {
     "columns": (["--columns=image"], "expected IMAGE,CAPTION"),
     "segment": (["--segments=text,bbox"], "--segments with bbox; expected images with such labels"),
     "order": (["--segments=voken,text"], "in this order"),
+    "twice": (["--segments=text,text"], "--segments=text,text; expected text, once each"),
+    "no segment": (["--segments=,"], "--segments=,; expected names, e.g. text,voken"),
+    "no pixel": (["--image_size=0"], "--image_size=0; expected 32 or 64"),
+    "no minute": (["--minutes=0"], "--minutes=0; expected more than 0"),
+    "no number": (["--minutes=nan"], "--minutes=nan; expected"),
 }
 
 
@@ -138,6 +143,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(case, made, tmp_pa
         init(data, tmp_path / "w", *flags)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_segment_that_is_none_is_refused_before_anything_is_read(made, tmp_path, capsys):
+    with pytest.raises(UserError, match="segment 'box'; expected one of text, .*; did you mean 'bbox'?"):
+        init(made[0], tmp_path / "w", "--segments=text,box")
+    assert not capsys.readouterr().out and not (tmp_path / "w").exists()
 
 
 def test_a_few_pictures_are_too_few(tmp_path):
