@@ -33,6 +33,7 @@ from kaleido_jax.latents.nodes import (
 )
 from kaleido_jax.latents.segments.base import Vocabulary
 from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.validity import is_writable
 
 REGISTER = {None: 0, "a": 1, "b": 2}
 _KINDS = {"\u2581": SPACE, ",": COMMA, "(": OPEN, ")": CLOSE, SEPARATOR: BAD, " ": BAD}
@@ -132,7 +133,7 @@ def _characters(tokenizer: Tokenizer) -> tuple[Int[np.ndarray, "v w"], Int[np.nd
 
 
 def _class_of(ch: str) -> int:
-    return DIGIT if ch in "0123456789" else _KINDS.get(ch, OTHER if ch.isprintable() else BAD)
+    return DIGIT if ch in "0123456789" else _KINDS.get(ch, OTHER if is_writable(ch) else BAD)
 
 
 def _lift(numbers: Numbers, classes: Int[np.ndarray, "v w"]) -> tuple[UInt[np.ndarray, "n v"], Bool[np.ndarray, "n v"]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kaleido_jax.errors import UserError
+from kaleido_jax.runtime.text import JOINERS, without_format
 
 MAX_COORDINATE = 1000
 HALF_TURN = 180  # degrees; it maps an ellipse to itself
@@ -36,12 +37,20 @@ def nearest_multiple(value: int, step: int) -> int:
 
 # ----------------------------------------------------------------------------------------------- words
 def single_spaced(string: str) -> str:
-    """The string with one space for each run of spaces and unprintable characters, none at the ends."""
-    return " ".join("".join(ch if ch.isprintable() else " " for ch in string).split())
+    """The string with one space for each run of spaces and unprintable characters, none at the ends.
+
+    Characters that are neither letters nor spaces, as a soft hyphen, are left out without one (`without_format`).
+    """
+    return " ".join("".join(ch if is_writable(ch) else " " for ch in without_format(string)).split())
+
+
+def is_writable(character: str) -> bool:
+    """Whether words may hold the character, as far as vocabularies have it: printable, or joining others in a word."""
+    return character.isprintable() or character in JOINERS
 
 
 def clean_text(string: str) -> str:
-    """The nearest valid text: runs of spaces and unprintable characters become one space, "|" becomes "/".
+    """The nearest valid text: as single_spaced, and "|" becomes "/".
 
     Raises:
       LatentsError: nothing is left.
@@ -79,7 +88,7 @@ def check_words(string: Any, forbidden: str, name: str) -> None:
         raise latents_error(f"{name} of type {type(string).__name__}", "a string", "quote it")
     if not string:
         raise latents_error(f"empty {name}", "at least one word", "write some or leave the segment out")
-    bad = sorted({ch for ch in string if ch in forbidden or not ch.isprintable()})
+    bad = sorted({ch for ch in string if ch in forbidden or not is_writable(ch)})
     if bad:
         raise latents_error(f"{name} with {', '.join(map(ascii, bad))}", "none of these", "remove them")
     if string != " ".join(string.split()):

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import sentencepiece
 
-from kaleido_jax.latents.validity import MAX_COORDINATE
+from kaleido_jax.latents.validity import MAX_COORDINATE, is_writable
 
 # Characters that a typed caption may contain. "|" and "#" only separate segments and vokens.
 CHARACTERS = string.ascii_letters + string.digits + ".,'-#():;!?\"&/+%"
@@ -35,7 +35,7 @@ def vocabulary_of(sentences: Sequence[str]) -> bytes:
     Args:
       sentences: its captions, class names and lines of latents, without vokens.
     """
-    written = {c for sentence in sentences for c in sentence if c.isprintable() and not c.isspace()}
+    written = {c for sentence in sentences for c in sentence if is_writable(c) and not c.isspace()}
     characters = sorted(written - {*CHARACTERS, "|", "▁", _RESERVED})
     words = Counter(word for sentence in sentences for word in re.findall(r"[^\W\d_]+", sentence))
     whole = {word: count for word, count in words.most_common(_MOST_WORDS) if 1 < len(word) <= _LONGEST_WORD}

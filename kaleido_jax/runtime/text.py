@@ -8,6 +8,10 @@ import unicodedata
 # Halves of characters. Python keeps a byte 0xNN that a locale could not decode as the lone half U+DCNN.
 _LONE_HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
+# They decide how letters of Persian or Hindi and the parts of an emoji join, so words are other words without them.
+JOINERS = "\u200c\u200d"
+_OUTSIDE_WORDS = re.compile(rf"(?<!\S)[{JOINERS}]+|[{JOINERS}]+(?!\S)")
+
 _SPACES = re.compile(r"[^\S\x0b\x1c-\x1f\x85]+")
 
 
@@ -31,13 +35,25 @@ def readable_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def without_format(text: str) -> str:
+    """The text without what shows nothing and is no space: soft hyphens, zero-width spaces, marks of direction.
+
+    These are Unicode's format characters. JOINERS stay inside words.
+    """
+    if text.isascii():
+        return text
+    kept = "".join(ch for ch in text if ch in JOINERS or unicodedata.category(ch) != "Cf")
+    return _OUTSIDE_WORDS.sub("", kept)
+
+
 def uniform(text: str) -> str:
     """The text in the one form that vocabularies learn: NFC, one space for each run of white space, none at the ends.
 
-    Keyboards, file names and tables write one caption with no-break spaces or accents apart, which look the same. The
-    few control characters that Python takes for white space and T5's vocabulary does not stay as they are.
+    Keyboards, file names and tables write one caption with no-break spaces, soft hyphens or accents apart, which look
+    the same. The few control characters that Python takes for white space and T5's vocabulary does not stay as they
+    are, and so do JOINERS inside words.
     """
-    return unicodedata.normalize("NFC", _SPACES.sub(" ", text).strip(" "))
+    return unicodedata.normalize("NFC", _SPACES.sub(" ", without_format(text)).strip(" "))
 
 
 def file_stem(text: str) -> str:

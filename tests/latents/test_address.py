@@ -42,7 +42,7 @@ APPLE, PEAR = Z.bbox
         ),
         ("bbox.1", "plum (1, 2, 3, 5),", {"bbox": (APPLE, Box("plum", (1, 2, 3, 5)))}),
         ("bbox.1.phrase", " green\u00a0 pear\n", {"bbox": (APPLE, Box("green pear", PEAR.box))}),
-        ("bbox.1", " green\u200bpear (5, 6, 7, 8) ", {"bbox": (APPLE, Box("green pear", PEAR.box))}),
+        ("bbox.1", " green\u200b pe\u00adar (5, 6, 7, 8) ", {"bbox": (APPLE, Box("green pear", PEAR.box))}),
         ("text", " a  green\u200b pear, (ripe), so;", {"text": "a green pear, (ripe), so;"}),
         ("bbox.0", "(100,420,480,900)", {"bbox": (Box("apple", (100, 420, 480, 900)), PEAR)}),
         ("bbox.0", "[1, 2, 9, 9]", {"bbox": (Box("apple", (1, 2, 9, 9)), PEAR)}),

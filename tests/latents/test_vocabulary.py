@@ -4,8 +4,9 @@ import pytest
 
 from kaleido_jax.latents.codec import Codec
 from kaleido_jax.latents.segments.bbox import Box
-from kaleido_jax.latents.tokenizer import Tokenizer
+from kaleido_jax.latents.tokenizer import Tokenizer, load_tokenizer
 from kaleido_jax.latents.types import Latents
+from kaleido_jax.latents.validity import clean_phrase, clean_text
 from kaleido_jax.latents.vocabulary import CHARACTERS, train_vocabulary, vocabulary_of
 
 CAPTIONS = ("Käfer auf Blüte", "grand piano", "schöner Tag – ½ Liter …", "一只猫")
@@ -66,3 +67,24 @@ def test_of_no_words_the_vocabulary_is_that_of_the_characters(sentences, tmp_pat
     own = of(sentences, tmp_path)
     text = "a red dog (10, 20, 30, 40)"
     assert own.decode(own.encode(text)) == text
+
+
+JOINED = ("او می\u200cخواند", "क्\u200dष dog", "👩\u200d🚀 in space")
+
+
+def test_joiners_are_written_where_the_captions_have_them(tmp_path):
+    codec = Codec(tokenizer=of(JOINED, tmp_path), segments=("text", "bbox"))
+    for words in JOINED:
+        z = Latents(text=clean_text(words), bbox=(Box(phrase=clean_phrase(f"({words}\u200d)"), box=(0, 0, 1, 1)),))
+        assert z.text == z.bbox[0].phrase == words
+        assert codec.decode(codec.encode(z)) == codec.fit(z) == z
+    pieces = {codec.tokenizer.piece(i) for i in range(codec.tokenizer.num_pieces)}
+    assert {"\u200c", "\u200d"} <= pieces and codec.constraint is not None
+
+
+@pytest.mark.parametrize("name", ["t5", "emoji"])
+def test_what_a_vocabulary_lacks_of_joiners_and_hidden_characters_is_no_space(name):
+    codec = Codec(tokenizer=load_tokenizer(name, 64), segments=("text",))
+    text = clean_text("a soft\u200d\u200cly s\xadhaded \u200b dog\ufeff")
+    assert text == "a soft\u200d\u200cly shaded dog"
+    assert codec.fit(Latents(text=text)).text == "a softly shaded dog"

@@ -17,6 +17,18 @@ def test_captions_that_look_the_same_are_the_same(caption):
     assert uniform(caption) == "un café"
 
 
+@pytest.mark.parametrize("hidden", ["\xad", "\u200b", "\u200e", "\u202b", "\u2060", "\ufeff", "\U000e0067"])
+def test_what_shows_nothing_is_no_part_of_a_caption_and_no_space(hidden):
+    assert uniform(f"{hidden}ca{hidden}fe{hidden}\u0301 {hidden} noir") == "café noir"
+
+
+@pytest.mark.parametrize(
+    "word", ["\u0645\u06cc\u200c\u062e\u0648", "\u0915\u094d\u200d\u0937", "\U0001f469\u200d\U0001f680"]
+)
+def test_joiners_stay_inside_words_and_only_there(word):
+    assert uniform(f"{word}\u200d \u200c {word}") == f"{word} {word}" and uniform("\u200d") == ""
+
+
 def test_t5_reads_the_uniform_form_as_it_reads_the_text():
     spaces = [chr(code) for code in range(0x3001) if chr(code).isspace()]
     assert len(spaces) > 20

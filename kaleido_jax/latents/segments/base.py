@@ -7,6 +7,7 @@ from kaleido_jax.latents.nodes import Nodes, Part
 from kaleido_jax.latents.render.shapes import Drawing
 from kaleido_jax.latents.tokenizer import Tokenizer
 from kaleido_jax.latents.validity import latents_error
+from kaleido_jax.runtime.text import JOINERS
 
 MOST_QUOTED = 8  # characters that an error names
 
@@ -108,7 +109,8 @@ def fit_words(words: str, clean: Callable[[str], str], tokenizer: Tokenizer) -> 
     Raises:
       LatentsError: nothing is left, or what is left changes with every reading.
     """
-    left = words
+    # A vocabulary without joiners may read them as spaces, T5's among them, which would cut words.
+    left = "".join(ch for ch in words if ch not in JOINERS or ch in tokenizer.decode(tokenizer.encode(ch)))
     # Dropping a character can join its neighbors into something new, so this repeats until nothing changes.
     for _ in range(8):
         ids = [i for i in tokenizer.encode(clean(left)) if i != tokenizer.unk_id]
