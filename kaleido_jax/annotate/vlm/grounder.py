@@ -14,7 +14,7 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "grounder/3"  # stored with every record; raise it when a rule for reading answers changes
+VERSION = "grounder/4"  # stored with every record; raise it when a rule for reading answers changes
 MAX_TOKENS = 1024  # of an answer; a JSON entry is about 40
 # What a model writes if it finds nothing: an empty list or object, or a list of empty objects, on its own lines or
 # after a colon; or no list under a key that should have one.

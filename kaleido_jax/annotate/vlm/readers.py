@@ -261,8 +261,9 @@ class Collector:
             self.remark("boxes without a phrase, left out")
             return
         scale = (1.0, 1.0) if thousandths else self._scale
-        if not thousandths and 0 < max(map(abs, box)) <= 1:
-            # Within one pixel, or one thousandth, nobody finds an object.
+        largest = max(map(abs, box))
+        if not thousandths and (0 < largest <= 1 or (largest < 2 and any(value % 1 for value in box))):
+            # Within one or two pixels, or thousandths, nobody finds an object; 1.001 is the edge, missed.
             self.remark("boxes in fractions of the image, scaled")
             scale = (MAX_COORDINATE, MAX_COORDINATE)
         ordered = _ordered(box)

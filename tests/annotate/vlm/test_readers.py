@@ -309,6 +309,16 @@ def test_what_is_mended_or_left_out_is_remarked(answer, boxes, remark):
     assert remark is None or any(remark in one for one in reading.remarks)
 
 
+@pytest.mark.parametrize(
+    "answer", ['{"label": "dog", "bbox_2d": [0.1, 0.2, 0.5, 1.001]}', "<ref>dog</ref><box>(0.1,0.2),(0.5,1.9)</box>"]
+)
+@pytest.mark.parametrize("seen_px", [None, (640, 480)])
+def test_fractions_a_little_beyond_the_image_are_scaled_and_clipped(answer, seen_px):
+    reading = readers.read(answer, seen_px=seen_px)
+    assert reading.boxes() == (Box(phrase="dog", box=(100, 200, 500, 1000)),)
+    assert reading.remarks == ("boxes beyond the image, clipped: 1", "boxes in fractions of the image, scaled: 1")
+
+
 def test_an_image_without_pixels_is_refused():
     with pytest.raises(UserError, match="a size above 0"):
         readers.read("a", seen_px=(0, 10))
