@@ -51,9 +51,15 @@ _KEYS = (r"description", r"caption", r"text", r".*(?:description|caption)", r"an
 _HERE = r"here(?:'s|\u2019s| is)\b[^\n:.]{0,100}"
 _TITLE = r"(?:\w+ ){0,2}(?:description|caption)(?: (?:of|for) (?:the|this|your) \w+)?"
 _HEADING = re.compile(
-    r"(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[!.,]\s+)?"
+    # The caption, before the description of it.
+    r"[*#_ ]{0,10}(?:\w+ ){0,2}(?:caption|title|label)[*_ ]{0,4}:[^\n]{0,400}\n\s*+"
+    r"(?=[*#_ ]{0,10}(?:\w+ ){0,2}description\b)"
+    r"|[*#_ ]{0,10}(?:final )?(?:answer|assistant|response|output)[*_ ]{0,4}:[*_]*\s+"
+    r"|(?:(?:sure|certainly|of course|okay|ok)\b[^\n:]{0,80}[!.,]\s+)?"
     rf"(?:{_HERE}:\s*\n|{_HERE}\b(?:description|caption|paragraph)\b[^\n:.]{{0,60}}:\s"
     rf"|[*#_ ]{{0,10}}{_TITLE}[*_ ]{{0,4}}(?::[*_]*\s|\n)"
+    # A dash is one in the text itself, unless a sentence begins behind it.
+    rf"|[*#_ ]{{0,10}}{_TITLE}[*_]{{0,3}} ?[-\u2013\u2014]{{1,2}} (?=(?-i:[A-Z]))"
     # A title without a colon that text follows on the same line: only one in bold or after "#" is sure to be one.
     rf"|(?:#{{1,6}} |[*_]{{2}}){_TITLE}[*_]{{0,2}} (?=(?-i:[A-Z])))\s*",
     re.IGNORECASE,
@@ -68,11 +74,13 @@ _AFTERWORD = re.compile(
     r"(?<=[.!?\"\u201d*_]) (?:"
     r"[(\[*_]{0,3}(?:total )?word count[*_: ]{0,6}(?:about |approximately |~)?[0-9]{1,4}(?: words)?[)\]*_.]{0,4}"
     r"|[*_]{0,2}[(\[][*_]{0,2}(?:total:? |about |approximately |exactly |~)?[0-9]{1,4} words[*_.]{0,3}[)\]][*_.]{0,3}"
+    r"|[(\[*_]{0,3}(?:please )?note[*_]{0,3}(?::[*_]{0,3}| that) (?:[^.!?]{0,200}[.!?]++ ?){1,3}[)\]*_]{0,3}"
     r"|i hope (?:this|that|it) [^.!?]{0,100}[.!]"
     r"|(?:please )?(?:let me know|feel free to) [^.!?]{0,100}[.!]"
     r"|would you like [^.!?]{0,100}\?)\Z",
     re.IGNORECASE,
 )
+_BOXED, _IN_BOX = "\\boxed{", "\\text{"
 _PLACEHOLDER = re.compile(r"<\s*/?\s*[A-Za-z][A-Za-z_ ]{0,30}>|\[[A-Z][A-Z_ ]{2,30}\]")
 _WILL_NOT = r"(?:can(?:no|')t|can not|unable|not able|won't|will not|am not|'m not|apologi[sz]e)"
 _REFUSAL = re.compile(
@@ -156,6 +164,7 @@ def description_of(answer: Answer) -> str:
 
 def _unwrap(text: str) -> str:
     """The description in a final text: of its JSON, else of its longest fence, else all of it."""
+    text = _unboxed(text)
     blocks = fenced_blocks(text)
     for block in (*blocks, text):
         found = _from_json(block)
@@ -166,6 +175,15 @@ def _unwrap(text: str) -> str:
     if len(longest.split()) >= MIN_WORDS:
         text = longest
     return text
+
+
+def _unboxed(text: str) -> str:
+    """What stands in LaTeX's \\boxed{...}, as models of mathematics write answers; a few words there are no text."""
+    start, end = text.rfind(_BOXED), text.rfind("}")
+    inner = text[start + len(_BOXED) : end].strip() if 0 <= start < end else ""
+    if inner.startswith(_IN_BOX) and inner.endswith("}"):
+        inner = inner[len(_IN_BOX) : -1].strip()
+    return inner if len(inner.split()) >= MIN_WORDS else text
 
 
 def _bare(text: str) -> str:

@@ -11,7 +11,7 @@ from kaleido_jax.config.schema import Annotate
 from kaleido_jax.data.sources.base import Example
 from kaleido_jax.latents.types import Latents
 
-VERSION = "captioner/3"  # stored with every record; raise it when a rule for reading answers changes
+VERSION = "captioner/4"  # stored with every record; raise it when a rule for reading answers changes
 MAX_TOKENS = 256  # of an answer; 80 words are about 110, and much longer answers are rejected anyway
 
 

@@ -41,6 +41,17 @@ _BRACKETS = re.compile(
 )
 _NUMBER_START = re.compile(r"(?<![\w.])[+-]?[0-9]", re.ASCII)
 _LIST_MARK = re.compile(r"\s*+(?:[-*\u2022]|[0-9]{1,3}[.)])\s++")
+# Between a phrase and its box, before a phrase in a list, and around either: none of them is part of it.
+_JOINTS = " ,.;:|*\"'`=~>-\u2013\u2014\u2192\u21d2\uff0c\u3002\uff1a"
+_TITLE_MARK = re.compile(r"#{1,6}\s++")
+# Of the box before, on the same line.
+_SCORE = re.compile(
+    r"[\s,;(\[]*+(?:score|conf(?:idence)?|prob(?:ability)?)\b\s*+[:=]?\s*+[0-9.]++\s*+%?[)\];,.\s]*+", re.IGNORECASE
+)
+_BOX_WORD = r"(?:bounding[ _-]?box(?:es)?|bbox(?:_2d)?)(?: coordinates)?"
+_BOX_BEFORE = re.compile(rf"(?:the )?{_BOX_WORD}(?: (?:of|for|around)\b|(?=\s*+[:=]|\Z))", re.IGNORECASE)
+_BOX_AFTER = re.compile(rf"(?:\A|(?<=[\s(:,*-])){_BOX_WORD}(?: is| are)?(?: at)?\Z", re.IGNORECASE)
+_IS = re.compile(r" (?:is|are)(?: at)?\Z", re.IGNORECASE)
 _OTHER_KEY = re.compile(
     r"\b(?:box_2d|bbox|box|bounding_?box|x1|x_?min|left)[\"'\u201d\u2019]?+\s*+[:\uff1a]", re.IGNORECASE
 )
@@ -286,10 +297,25 @@ def _ordered(box: list[float]) -> list[float]:
 
 
 def _last_line(text: str) -> str:
-    """The phrase before a box: the last line that says something, without list mark and joining punctuation."""
-    line = text.strip(" \t\r\n,.;:([\uff0c\u3002\uff1a").rpartition("\n")[2].lstrip("])")
-    mark = _LIST_MARK.match(line)
-    return line[mark.end() if mark else 0 :].strip(" ,.;:|*\"'`\uff0c\u3002\uff1a")
+    """The phrase before a box: the last line that says something, without what joins or introduces the two."""
+    for line in reversed(text.split("\n")):
+        if phrase := _bare_phrase(line):
+            return phrase
+    return ""
+
+
+def _bare_phrase(line: str) -> str:
+    line = line.strip("([)] \t\r" + _JOINTS.replace("-", "").replace("*", ""))
+    if len(line) > MAX_PHRASE:  # it names no object
+        return line
+    while score := _SCORE.match(line):
+        line = line[score.end() :]
+    for mark in (_TITLE_MARK, _LIST_MARK):
+        line = line[found.end() :] if (found := mark.match(line)) else line
+    line = line.strip(_JOINTS)
+    if before := _BOX_BEFORE.match(line):
+        line = _IS.sub("", line[before.end() :])
+    return _BOX_AFTER.sub("", line.strip(_JOINTS)).rstrip("(").strip(_JOINTS)
 
 
 def _cells_to_box(first: int, last: int) -> list[float]:

@@ -91,6 +91,18 @@ USABLE = {
     "good wishes": f"{GOOD}\n\nI hope this helps!",
     "offer": f"{GOOD} Let me know if you need anything else.",
     "all of it": f"Sure! Here's one:\n\n### Description\n\n**“{GOOD}”**\n\n*(73 words)*\n\nI hope this helps!",
+    "answer": f"Answer: {GOOD}",
+    "final answer in bold": f"**Final Answer:** {GOOD}",
+    "role": f"Assistant: {GOOD}",
+    "title with a dash": f"Description - {GOOD}",
+    "title in bold with a dash": f"**Image description** — {GOOD}",
+    "caption first": f"Caption: a dog\n\nDescription: {GOOD}",
+    "caption first, in bold": f"**Caption:** A dog: asleep.\n**Detailed Description:**\n{GOOD}",
+    "note": f"{GOOD}\n\nNote: I kept the names of the caption.",
+    "note in parentheses": f"{GOOD} (Note: I kept the names. The caption has them.)",
+    "note in bold": f"{GOOD}\n\n**Note:** The logo is hidden.",
+    "boxed": f"\\boxed{{{GOOD}}}",
+    "boxed text": f"The final answer is: $\\boxed{{\\text{{{GOOD}}}}}$",
     "bold in json": json.dumps({"description": f"**{GOOD}** (73 words)"}),
 }
 
@@ -157,6 +169,10 @@ def test_useless_answers_are_refused_with_the_reason(text):
         "**Open** says the sign over the door, and a man with a red cap sweeps under a second one that is **red**",
         "The description board at the door of the shop shows a map of the town, and a man with a red cap reads it.",
         "A man with a red cap stands at the door of the shop, and a sign next to him says that he has 18 words.",
+        "The caption - of a red and blue sign over the door - is large, and a man with a red cap sweeps before it.",
+        OTHERS + "and a note: a small yellow one on the door of the fridge, with the words to buy milk and eggs.",
+        "Answer phones stand in a row along the table of the shop, and a man with a red cap looks at the last one.",
+        OTHERS + "and a blackboard with the words \\boxed{x = 1} in white chalk, under which a small dog sleeps.",
         "[Open] says the sign over the door of the shop, and a man with a red cap sweeps the pavement before it.",
     ],
 )
@@ -187,6 +203,11 @@ def test_an_answer_that_was_cut_off_is_no_description():
 @case("sure " + " " * 20_000)
 @case("Description:\n" * 2_000)
 @case("a. I hope this is it." * 1_000)
+@case("a. Note: b. " * 2_000)
+@case("a. Note: " + "." * 20_000 + "b")
+@case("\\boxed{" * 5_000 + "}" * 5_000)
+@case("Caption: a\n" * 2_000)
+@case("a - " * 5_000)
 @case("*_" * 5_000 + "a" + "_*" * 5_000)
 def test_any_string_is_a_valid_text_or_unusable(text):
     try:

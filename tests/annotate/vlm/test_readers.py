@@ -309,6 +309,45 @@ def test_what_is_mended_or_left_out_is_remarked(answer, boxes, remark):
     assert remark is None or any(remark in one for one in reading.remarks)
 
 
+BOX = "[10, 20, 300, 400]"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"1. dog - {BOX}",
+        "- dog \u2013 (10, 20, 300, 400)",
+        f"dog -> {BOX}",
+        f"dog \u2192 {BOX}",
+        f"**dog** = {BOX}",
+        f"Bounding box of dog: {BOX}",
+        f"The bounding box for dog is {BOX}.",
+        f"Bbox of dog: {BOX}",
+        f"dog bbox: {BOX}",
+        f"dog (bounding box: {BOX})",
+        f"1. **dog** - Bounding Box: {BOX}",
+        f"### dog\n{BOX}",
+        f"### 1. dog\n- Bounding box: {BOX}",
+        f"dog:\n  - bbox_2d coordinates = {BOX}",
+        f"(1) dog {BOX}",
+    ],
+)
+def test_what_joins_or_introduces_phrase_and_box_is_no_part_of_the_phrase(answer):
+    assert [(o.phrase, o.box) for o in read_as("plain", answer).objects] == [("dog", (10, 20, 300, 400))]
+
+
+@pytest.mark.parametrize("score", [", score: 0.9; ", " (confidence 0.9), ", " - conf=90%\n", ", probability 0.9\n2. "])
+def test_a_score_behind_a_box_is_no_part_of_the_next_phrase(score):
+    assert found(f"dog: {BOX}{score}cat: [1, 2, 30, 40]") == [("dog", (10, 20, 300, 400)), ("cat", (1, 2, 30, 40))]
+
+
+@pytest.mark.parametrize(
+    "phrase", ["#5 jersey", "box of chocolates", "t-shirt", "a score board", "what is left", "bboxing glove", "-"]
+)
+def test_phrases_that_only_look_like_joints_are_kept(phrase):
+    assert [o.phrase for o in readers.read(f"{phrase} {BOX}").objects] == [phrase] * (phrase != "-")
+
+
 @pytest.mark.parametrize(
     "answer", ['{"label": "dog", "bbox_2d": [0.1, 0.2, 0.5, 1.001]}', "<ref>dog</ref><box>(0.1,0.2),(0.5,1.9)</box>"]
 )
