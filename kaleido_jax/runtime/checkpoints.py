@@ -289,9 +289,9 @@ def _in_all_processes(act: Callable[[], _T]) -> _T:
     told = distributed.gather("a whole checkpoint", mine, WAIT_SEC)
     for index, other in enumerate(told):
         if other is not None and other[1]:
-            where = f"process {index} cannot" if len(told) > 1 else "cannot"
+            found = f"a checkpoint that process {index} cannot read" if len(told) > 1 else "a checkpoint cannot be read"
             do = "mend that, and the same command goes on; or move this checkpoint away, to go on from the one before"
-            raise user_error(f"a checkpoint that {where} be read ({other[0]})", "a file system that reads it", do)
+            raise user_error(f"{found} ({other[0]})", "a file system that reads it", do)
     if error is not None:
         raise error
     for index, other in enumerate(told):

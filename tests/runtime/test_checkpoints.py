@@ -154,7 +154,7 @@ def test_processes_read_the_same_checkpoint_beside_a_training_that_saves(whole, 
         assert checkpoints.restore_ema(whole, ABSTRACT["ema"])[1] == 5
         with pytest.raises(UserError, match="no checkpoint 10 in .*; expected one of the steps 5"):
             checkpoints.restore_ema(whole, ABSTRACT["ema"], step=10)
-    others = ["OSError: [Errno 5] Input/output error", None, None]  # of reading step 10, then of step 5 and its sums
+    others = [["ValueError: cut", False], None, None]  # of reading step 10, then of step 5 and its sums
     monkeypatch.setattr(checkpoints.distributed, "gather", lambda name, mine, timeout_s: [mine, others.pop(0)])
     assert checkpoints.restore_ema(whole, ABSTRACT["ema"])[1] == 5
 
