@@ -1,11 +1,12 @@
 """evaluate: the measures of the workdir's latest checkpoint, in eval/<protocol>.json; or those of a whole sweep."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, Sample
 from kaleido_jax.config.stored import check_workdir
 from kaleido_jax.config.sweep import load_sweep
 from kaleido_jax.errors import user_error
@@ -36,6 +37,7 @@ PART = Flag(
     "part, share a sweep; --sweep alone then collects them",
 )
 FLAGS = (CONFIG, SWEEP, PART, BASELINE, WORKDIR, *PROCESSES)
+_DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Sample())))
 OTHERS = {  # parts of a report with the same measures -> heading of their column
     "baseline": "baseline",
     "real": "real images",
@@ -124,7 +126,10 @@ def _settings(of: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _setting(of: Mapping[str, Any], key: str) -> Any:
-    return of.get(key, of.get("sample", {}).get(key, of.get("model", {}).get(key)))
+    sample = of.get("sample")
+    if sample is not None:
+        sample = _DEFAULTS | sample  # a report lacks settings that are younger than it, or do nothing in it
+    return of.get(key, (sample or {}).get(key, of.get("model", {}).get(key)))
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ def test_a_run_stands_beside_others_with_its_settings_first():
 
 def test_settings_in_which_runs_differ_are_told():
     sample = {"gamma": 4.0, "sampler": "ddpm", "top_p": 0.98, "guidance_interval": [0.8, 1e9], "grammar": False}
-    other = sample | {"sampler": "heun", "guidance_interval": None, "grammar": True}
+    other = sample | {"sampler": "heun", "guidance_interval": None, "grammar": True, "sigma_min": 0.0}  # a default
     lines = table({"this run": {"of": {"sample": other}, "a": 1.0}, "emoji-tiny": {"of": {"sample": sample}, "a": 2.0}})
     rows = [line.split(maxsplit=1) for line in lines.splitlines()]
     assert [row[0] for row in rows[1:]] == [
