@@ -126,6 +126,7 @@ class _Run:
         self.ending, self.lost = False, None  # while the last checkpoint is written; why it was not
         self.averages = Averages()
         self.shapes: dict[tuple, int] = {}  # of batches whose step is compiled -> its FLOPs
+        self.flops = 0  # of the step that was dispatched last
         known = accelerator(jax.devices()[0].device_kind)
         self.stopwatch = Stopwatch(known and jax.device_count() * known.tflops)
 

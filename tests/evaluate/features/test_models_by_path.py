@@ -126,6 +126,16 @@ def test_a_folder_without_all_of_clip_is_refused(clip_folder, monkeypatch):
     with pytest.raises(UserError, match="no file .*preprocessor_config.json"):
         open_clip(clip_folder)
     preprocessor(clip_folder, 0.5, 0.5)
+
+    class Damaged:
+        @staticmethod
+        def from_file(path):
+            raise Exception("EOF while parsing")  # as the library does
+
+    monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=Damaged))
+    with pytest.raises(UserError, match=r"tokenizer.json cannot be read \(EOF while parsing\)"):
+        open_clip(clip_folder)
+    monkeypatch.setitem(sys.modules, "tokenizers", types.SimpleNamespace(Tokenizer=LetterTokenizer))
     onnx_files.pooled_features(clip_folder / "onnx/text_model.onnx", random(6, 3, 8, 8))
     with pytest.raises(UserError, match=r"takes \['pixel_values'\]; expected input_ids"):
         open_clip(clip_folder).texts(["a bird"])
