@@ -2,10 +2,10 @@
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny/sweep
           ":cpu" is of those that a CPU has trained, --workdir=runs/tiny_cpu/sweep, with 1,500 images a cell;
-          ":cpu-first" of the first two of them, in the same folder.
+          ":cpu-compared" of the two with three trainings alone, in the same folder.
           --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
           models' size and quality (examples/tiny_imagenet.py).
-Hardware: one GPU, on which nobody has run it yet; docs/results/tiny-imagenet.md has ":cpu-first"
+Hardware: one GPU, on which nobody has run it yet; docs/results/tiny-imagenet.md has ":cpu-compared"
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from kaleido_jax.config import base_config
 from kaleido_jax.config.sweep import Sweep, SweptModel, SweptRule
 from kaleido_jax.errors import user_error
 
-VARIANTS = ("all", "cpu", "cpu-first")
+VARIANTS = ("all", "cpu", "cpu-compared")
 NAMES = {"baseline": "baseline", "both": "boxes and vokens", "voken": "vokens", "bbox": "boxes"}
 SEVERAL = ("baseline", "both")  # trained with three seeds
 
@@ -48,12 +48,6 @@ def get_config(variant: str = "all") -> ConfigDict:
     if cpu:  # six guided images a second
         few = {"protocol": "classes-1500", "num_samples": 1_500, "num_reference": 1_500}
         sweep = dataclasses.replace(sweep, **few, gammas=(1.0, 2.0, 4.0), chunk=50)
-    if variant == "cpu-first":
-        compared = tuple(
-            dataclasses.replace(model, paths=model.paths[:1], worse=model.worse[:1])
-            for model in models
-            if len(model.paths) > 1
-        )
-        rules = tuple(rule for rule in sweep.rules if rule.name in ("CFG", "interval"))
-        sweep = dataclasses.replace(sweep, models=compared, rules=rules, gammas=(1.0, 4.0))
+    if variant == "cpu-compared":
+        sweep = dataclasses.replace(sweep, models=tuple(model for model in models if len(model.paths) > 1))
     return ConfigDict(dataclasses.asdict(sweep))
