@@ -54,7 +54,7 @@ ROOMS = {
 
 # ------------------------------------------------------------------------------------------------- pages
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds the pages that do not stand in docs/."""
+    """Adds the pages that are made here; of some of them docs/ has a line for those who read the repository."""
     made = {
         "reference/command-line.md": command_line(),
         "reference/config.md": config_reference(),
@@ -69,6 +69,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     made |= {page: (REPO / name).read_text() for name, page in PAGES.items() if name != "README.md"}
     made |= {f"results/{path.name}": path.read_text() for path in (REPO / "benchmarks/results").glob("*.md")}
     for name, text in made.items():
+        if (in_repository := files.get_file_from_path(name)) is not None:  # says where to read the same there
+            files.remove(in_repository)
         files.append(File.generated(config, name, content=text))
     return files
 

@@ -96,6 +96,20 @@ def test_commands_that_cannot_run_here_have_flags_that_are_known():
     assert checked > 10
 
 
+def test_links_of_a_page_lead_to_files_of_the_repository_and_to_their_headings():
+    checked = 0
+    for path in [*PAGES, REPO / "README.md"]:
+        for target in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", BLOCK.sub("", path.read_text())):
+            name, _, anchor = target.partition("#")
+            file = path.parent / name if name else path
+            assert file.exists(), f"{path.relative_to(REPO)}: {target}"
+            if anchor and file.suffix == ".md":
+                headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", file.read_text()), re.MULTILINE)
+                assert anchor in map(site().slug, headings), f"{path.relative_to(REPO)}: {target}"
+            checked += 1
+    assert checked > 100
+
+
 def run(command, folder, code=0):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(REPO)}
