@@ -31,7 +31,7 @@ def get_config(variant: str = "32") -> ConfigDict:
     config.annotate.segments = ("text", "voken")
     config.annotate.voken.quantizer = "fsq"
     config.annotate.bbox.max_boxes = 3  # what a small prior can learn, and a small picture can show
-    config.annotate.shard_size = 128  # the most that an interrupted annotation loses
+    config.annotate.shard_size = 128  # the most that are annotated again where a picture was changed
 
     train = config.train
     train.batch_size, train.num_steps, train.learning_rate = 16, 1_200, 2e-3

@@ -161,7 +161,7 @@ class DataCoco:
 
 @dataclass(frozen=True, kw_only=True)
 class DataTable:
-    """Tables of captions: CSV, TSV or JSONL."""
+    """Tables of captions: CSV, TSV, JSONL or a list in JSON."""
 
     columns: tuple[str, str, str] = ("image", "caption", "description")  # the last may be absent
     separator: str = ""  # character between the cells; "" = a comma in CSV, a tab in TSV files
@@ -281,8 +281,8 @@ class AnnotateVoken:
 class Annotate:
     """How images get their latents, and how that work is distributed."""
 
-    shard_size: Count = 2048  # images per shard, the unit of work and the most that a killed run can lose
-    batch_size: MayChange[Count] = 16  # images given to an annotator at once
+    shard_size: Count = 2048  # images per shard, the unit of work
+    batch_size: MayChange[Count] = 16  # images given to an annotator at once, and the most that a killed run loses
     segments: tuple[str, ...] = ("text", "bbox", "blob", "voken")  # the latents to make
     required: tuple[str, ...] = ()  # an image without one of these is left out; () = all of segments
     image_size: Whole = 0  # px of the records; 0 = that of the outermost denoiser
