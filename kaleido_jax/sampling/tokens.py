@@ -57,7 +57,7 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
         ids = [*tokenizer.encode(uniform(caption)), EOS]
         if len(ids) > max_tokens:
             raise user_error(
-                f"caption '{caption[:40]}...' of {len(ids)} tokens",
+                f"caption '{caption[:40]}{'...' * (len(caption) > 40)}' of {len(ids)} tokens",
                 f"at most {max_tokens} (config.data.max_caption_tokens)",
                 "shorten it",
             )

@@ -163,6 +163,14 @@ def test_a_caption_is_read_in_the_form_that_records_have(tmp_path):
     assert (rows == rows[0]).all() and tokenizer.unk_id not in rows
 
 
+def test_a_caption_that_is_too_long_is_shown_whole_if_it_has_few_characters():
+    tokenizer = load_tokenizer("emoji", 64)
+    with pytest.raises(UserError, match="caption 'dinosaur' of 10 tokens; expected at most 8"):
+        caption_tokens(["dinosaur"], tokenizer, 8)
+    with pytest.raises(UserError, match=r"caption '(bird ){8}\.\.\.' of"):
+        caption_tokens(["bird " * 200], tokenizer, 8)
+
+
 def test_a_caption_that_is_too_long_is_told_before_anything_is_sampled(small, tmp_path):
     with pytest.raises(UserError, match="max_caption_tokens"):
         write_samples(small(), tmp_path, captions=["bird", "bird " * 200])
