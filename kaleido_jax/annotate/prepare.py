@@ -16,7 +16,7 @@ def prepare_records(config: Config, workdir: Path, codec: Codec) -> Records:
     Raises:
       UserError: records are missing, damaged, or made for other latents or another vocabulary.
     """
-    if _generated(config):
+    if makes_records(config):
         annotate(config, workdir, codec.tokenizer)
     else:
         check_records(config, workdir)
@@ -30,7 +30,7 @@ def check_records(config: Config, workdir: Path) -> None:
       UserError: there are none; says how to make or where to fetch them.
     """
     folder = records_folder(config, workdir)
-    if not (_generated(config) or (find_records(folder) / MANIFEST).exists()):
+    if not (makes_records(config) or (find_records(folder) / MANIFEST).exists()):
         raise user_error(
             f"no records in {folder}",
             f"ArrayRecord shards of {config.name} with the latents {', '.join(config.latents.segments) or 'none'}",
@@ -38,7 +38,8 @@ def check_records(config: Config, workdir: Path) -> None:
         )
 
 
-def _generated(config: Config) -> bool:
+def makes_records(config: Config) -> bool:
+    """Whether training makes its records itself, from a source that generates its images."""
     return config.data.source != "records" and bool(source_kind(config.data.source).splits)
 
 

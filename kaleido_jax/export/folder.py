@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kaleido_jax.annotate.prepare import makes_records
 from kaleido_jax.config.schema import AnnotateEndpoint, Config, Init, Mesh, Sample
 from kaleido_jax.errors import user_error
 from kaleido_jax.export.stablehlo import write_stablehlo
@@ -217,6 +218,8 @@ def model_card(pipeline: KaleidoPipeline, reports: dict[str, Any], sigma_rel: fl
         ("weights", "EMA of training" if sigma_rel is None else f"post-hoc EMA with sigma_rel {sigma_rel:g}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    needed = "" if makes_records(config) else " --config.data.records=RECORDS"
+    needed += "" if config.model.t5.encoder.trainable else " --config.model.t5.checkpoint=T5"
     measured = "\n".join(_measured(name, report) for name, report in reports.items()) or "Nothing was measured.\n"
     return f"""---
 library_name: kaleido_jax
@@ -247,7 +250,7 @@ pipe(["a caption"] * 4).grid().save("grid.png")
 `config.json` is the config that it was trained with, without paths. The command that trains it again:
 
 ```bash
-python -m kaleido_jax.main --config=config.json --workdir=DIR
+python -m kaleido_jax.main --config=config.json --workdir=DIR{needed}
 ```
 """
 

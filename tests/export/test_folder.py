@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from kaleido_jax.config import load
 from kaleido_jax.config.codec import open_codec
-from kaleido_jax.config.schema import Config, Init
+from kaleido_jax.config.schema import Config, Init, T5Encoder
 from kaleido_jax.errors import UserError
 from kaleido_jax.evaluate import protocols
 from kaleido_jax.export import folder
@@ -167,6 +167,19 @@ def test_the_folder_is_laid_out_as_a_repository_of_the_hub(workdir, tmp_path):
     assert Tokenizer(out / "spiece.model", 0, CONFIG.latents.codebook_size).fingerprint == (
         open_codec(CONFIG).tokenizer.fingerprint
     )
+
+
+def test_the_command_that_trains_a_model_again_names_what_the_folder_lacks(workdir):
+    config = Config.from_json(workdir)
+    told = {}
+    for source in ("emoji", "folder"):
+        t5 = dataclasses.replace(config.model.t5, encoder=T5Encoder(trainable=source == "emoji"))
+        data = dataclasses.replace(config.data, source=source)
+        own = dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, t5=t5))
+        card = folder.model_card(KaleidoPipeline.from_pretrained(workdir, own), {})
+        (told[source],) = (line for line in card.splitlines() if "--config=config.json" in line)
+    assert told["emoji"].endswith(" --workdir=DIR")  # its records are drawn
+    assert told["folder"].endswith(" --workdir=DIR --config.data.records=RECORDS --config.model.t5.checkpoint=T5")
 
 
 def test_what_is_exported_needs_nothing_that_stays_behind(workdir, tmp_path):
