@@ -1,7 +1,8 @@
 """The paper's class-conditional model: ImageNet 256x256, latents text | bbox | voken (appendix B).
 
-Command:  python -m kaleido_jax.main --config=configs/imagenet_combined.py --workdir=DIR
-Hardware: the paper trains on A100 80 GB with 4 to 8 images a device. Not yet trained with this code.
+Command:  python -m kaleido_jax.main --config=configs/imagenet_combined.py --workdir=DIR --config.mesh.fsdp=8
+Hardware: the paper trains on A100 80 GB with 4 to 8 images a device; 16 fit by the compiler, so 32 devices, or fewer
+          and config.train.accumulate (docs/scale.md). Not yet trained with this code.
 Needs:    records of ImageNet with the three latents (config.data.records) and the weights of flan-t5-xl
           (config.model.t5.checkpoint).
 """

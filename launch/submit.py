@@ -1,6 +1,7 @@
 """One run, or one for each of several seeds, as SLURM jobs through submitit (pip install "submitit>=1.5").
 
-    python launch/submit.py --nodes=2 --partition=gpu --config=imagenet_combined --workdir=/shared/runs/imagenet
+    python launch/submit.py --nodes=4 --partition=gpu --config=imagenet_combined --workdir=/shared/runs/imagenet \\
+        --config.mesh.fsdp=8
     python launch/submit.py --seeds=0,1,2 --config=emoji_combined --workdir=/shared/runs/emoji   # runs/emoji-0, ...
 
 Everything that is not an option here goes to `python -m kaleido_jax.main`. A job that was stopped by a signal after

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One run on all hosts of a TPU VM or pod slice. Arguments behind the options are those of `python -m kaleido_jax.main`:
 #   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a setup
-#   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a train --config=imagenet_combined --workdir=/mnt/runs/a
+#   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a train --config=imagenet_combined --workdir=/mnt/runs/a \
+#     --config.mesh.data=1 --config.mesh.fsdp=-1
 #   bash launch/tpu_vm.sh --name=my-v5p --zone=us-east5-a stop
 # `setup` copies this checkout (its last commit) to every host and installs it there with JAX for TPU, for which each
 # needs Python 3.11, 3.12 or 3.13 (Ubuntu 22.04 itself has 3.10); `stop` sends

@@ -2,7 +2,8 @@
 
     python launch/xmanager.py --config=emoji_combined --workdir=runs/emoji              # on this machine
     python launch/xmanager.py --executor=kubernetes --image=gcr.io/mine/kaleido --accelerator=h100 --count=8 \\
-        --seeds=0,1,2 --config=imagenet_combined --workdir=/runs/imagenet               # runs/imagenet-0, ...
+        --seeds=0,1,2 --config=imagenet_combined --workdir=/runs/imagenet \\
+        --config.mesh.fsdp=8 --config.train.accumulate=4                                # runs/imagenet-0, ...
 
 Everything that is not an option here goes to `python -m kaleido_jax.main`. Each work unit is one host; for runs over
 several hosts use gke_jobset.yaml or slurm.sbatch. Without --image one is built from launch/Dockerfile, which needs
