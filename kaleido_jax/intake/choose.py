@@ -125,8 +125,9 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
     where, reference, measured = MEASURED[machine]
     rate = measured * _image_flops(load_config(reference)) / flops
     allowed = MINUTES[machine] if wishes.minutes is None else wishes.minutes
-    steps, minutes = _steps(config, usable, rate, allowed)
     share = _held_out_share(usable)
+    training = round(usable * (1 - share))
+    steps, minutes = _steps(config, training, rate, allowed)
     fields |= {"train.num_steps": steps, "annotate.held_out_share": share}
     fields["sample.captions"] = tuple(_rows(survey))
     fields["eval.protocol"] = "records"
@@ -141,7 +142,7 @@ def choose(found: Found, survey: Survey, wishes: Wishes, *, accelerated: bool) -
         longest_caption=max(captions),
         labels=labels,
         labeled=labeled,
-        training=round(usable * (1 - share)),
+        training=training,
         too_long=sum(n > caption_bucket or length > latents_bucket for (n, _), length in fits),
         image_flops=flops,
         minutes=minutes,
@@ -273,9 +274,9 @@ def _image_flops(config: Config, vocabulary: Path | None = None) -> float:
     return sum_parts(step_flops(config, rows)).total / config.train.batch_size
 
 
-def _steps(config: Config, usable: int, rate: float, minutes: float) -> tuple[int, float]:
+def _steps(config: Config, training: int, rate: float, minutes: float) -> tuple[int, float]:
     """(steps, minutes), as many as the time allows and the number of images deserves."""
-    images = min(60 * minutes * rate, EPOCHS * usable)
+    images = min(60 * minutes * rate, EPOCHS * training)
     steps = max(100, round(images / config.train.batch_size / 100) * 100)
     return steps, steps * config.train.batch_size / rate / 60
 

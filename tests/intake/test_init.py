@@ -87,7 +87,7 @@ def test_what_was_found_is_told(made, capsys, tmp_path):
         "folder/red fox/broken.jpg",
         "files of other kinds are ignored: .DS_Store",
         "images/s follow from a measured rate",
-        "1,000 steps, which see each picture 444 times",  # of 42, 15 % are held out
+        "900 steps, which see each picture 400 times",  # of 42, 15 % are held out
         f"annotate --workdir={tmp_path / 'again'}",
     ):
         assert words in out
