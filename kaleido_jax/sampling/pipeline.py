@@ -559,9 +559,10 @@ class KaleidoPipeline:
             messages = [*messages, "nothing was changed: the same image"]
         else:
             tokens, settings = self.latents_tokens(z), edit["settings"]
-            after = self.draw(
-                edited_recipe(before.recipe, caption=caption, tokens=tokens, z=z, settings=settings, edit=edit), watch
-            )
+            edited = edited_recipe(before.recipe, caption=caption, tokens=tokens, z=z, settings=settings, edit=edit)
+            # The settings may have turned autoguidance on or off, and with it the worse model.
+            edited["model"] = edited["model"] | {"worse": self._identity(settings_in(edited))["worse"]}
+            after = self.draw(edited, watch)
         return Edited(
             before=before.images[0][0],
             after=after.images[0][0],

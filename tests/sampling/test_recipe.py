@@ -136,6 +136,18 @@ def test_autoguidance_is_part_of_the_model(pipe):  # noqa: F811
         pipe.draw(worse)
 
 
+def test_an_edit_turns_autoguidance_on_and_off(pipe, out):  # noqa: F811
+    config = dataclasses.replace(CONFIG, sample=dataclasses.replace(CONFIG.sample, autoguidance_step=1))
+    guided = KaleidoPipeline(config, pipe.params, pipe.codec, step=7, bad_params=random_params(pipe.codec, 1))
+    plain = out.recipe_of(0, 0)
+    on = guided.edit(plain, guidance="autoguidance")
+    assert on.recipe["model"]["worse"] == weights_checksum(guided.bad_params) and not plain["model"]["worse"]
+    for settings in ({"guidance": "cfg"}, {"gamma": 1.0}):
+        off = guided.edit(on.recipe, **settings)
+        assert off.recipe["model"] == plain["model"] and off.recipe_before == on.recipe
+    assert guided.draw(off.recipe).recipe == off.recipe
+
+
 def test_latents_that_do_not_parse_and_a_hand_written_recipe_are_drawn(pipe, spoiled):  # noqa: F811
     free = pipe("fruit", seed=0, grammar=False)
     assert free.latents == [None]
