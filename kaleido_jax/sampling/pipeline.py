@@ -180,7 +180,7 @@ class KaleidoPipeline:
 
         Raises:
           UserError: captions, latents or prefixes that are invalid or too long; an override that is unknown or out of
-            range.
+            range; autoguidance without a worse model.
           FloatingPointError: the model's samples are not finite.
         """
         captions = _list_of(captions)
@@ -272,6 +272,7 @@ class KaleidoPipeline:
         row, old = self._editable(recipe)
         given, settings = _parted(changes, self.codec.segments)
         sample = self.override({**recipe["sample"], "grammar": True} | settings)
+        self._check_worse(sample)
         new_caption = row["caption"] if caption is None else caption
         plan = plan_edit(
             old,
@@ -395,6 +396,7 @@ class KaleidoPipeline:
             raise user_error(f"{len(given)} latents for {len(captions)} captions", "one for each", "correct the list")
         keys = sample_keys(check_seed(seed), "image", 0, _indices(indices, _some(captions)))
         vocab_size = self.codec.tokenizer.vocab_size
+        self._check_worse(sample or self.config.sample)
         z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
         if foreign := [token for one in z for token in one.tokens if not 0 <= token < vocab_size]:
             raise user_error(f"token {foreign[0]} in latents", f"ids 0..{vocab_size - 1}", "take them from this model")
@@ -407,8 +409,9 @@ class KaleidoPipeline:
         """The recipe of a call before its latents are sampled, or with `given` of one whose latents are given.
 
         Raises:
-          UserError: no captions, or a number out of range.
+          UserError: no captions, a number out of range, or autoguidance without a worse model.
         """
+        self._check_worse(sample)
         has_z = self._batched.model.has_prior and not given
         model = self._identity(sample)
         return new_recipe(model, captions, images_per_caption=images_per_caption, seed=seed, sample=sample, has_z=has_z)
@@ -462,8 +465,21 @@ class KaleidoPipeline:
         check_same_model(recipe, self._identity(sample := settings_in(recipe)))
         return self.override({n: getattr(sample, n) for n in SETTINGS})
 
+    def _check_worse(self, sample: Sample) -> None:
+        """Checks that the model has what autoguidance needs, before anything is sampled or compiled.
+
+        Raises:
+          UserError: autoguidance without the parameters of a worse model.
+        """
+        if _needs_worse(sample) and self.bad_params is None:
+            raise user_error(
+                "guidance = 'autoguidance' for a model that was loaded without a worse one",
+                "another rule, or gamma = 1",
+                "load the model by a config with config.sample.guidance = 'autoguidance'",
+            )
+
     def _identity(self, sample: Sample) -> ModelRecipe:
-        worse = sample.guidance == "autoguidance" and sample.gamma != 1 and self.bad_params is not None
+        worse = _needs_worse(sample) and self.bad_params is not None
         return {
             "name": self.config.name,
             "step": self.step,
@@ -760,6 +776,10 @@ class KaleidoPipeline:
                     ]
                     advance(fresh)
         return found, np.concatenate(images), batches
+
+
+def _needs_worse(sample: Sample) -> bool:
+    return sample.guidance == "autoguidance" and sample.gamma != 1
 
 
 def _row(watch: Watch | None, row: int) -> Watch | None:

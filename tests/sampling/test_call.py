@@ -157,6 +157,20 @@ def test_what_cannot_be_is_refused_in_one_line(pipe, arguments, message):
     assert "\n" not in str(error.value)
 
 
+def test_autoguidance_without_a_worse_model_is_told_before_anything_is_sampled(pipe, out, monkeypatch):
+    sample = dataclasses.replace(CONFIG.sample, autoguidance_step=1)  # but the model was loaded for another rule
+    loaded = KaleidoPipeline(dataclasses.replace(CONFIG, sample=sample), pipe.params, pipe.codec, step=7)
+    monkeypatch.setattr(batched, "_encode_captions", None)
+    settings = {"guidance": "autoguidance"}
+    for call in (
+        lambda: loaded("fruit", **settings),
+        lambda: loaded.edit(out.recipe_of(0, 0), **settings),
+        lambda: loaded.sample_images(["fruit"], [(5, 1)], seed=0, sample=dataclasses.replace(sample, **settings)),
+    ):
+        with pytest.raises(UserError, match="loaded without a worse one; expected another rule, or gamma = 1; load"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
