@@ -314,8 +314,10 @@ class KaleidoPipeline:
           follow: as in `edit`.
 
         Raises:
-          UserError: latents that are invalid or do not fit.
+          UserError: latents that are invalid or do not fit; not latents, edits and an index for each caption.
         """
+        _check_count("latents", latents, captions)
+        _check_count("edits", edits, captions)
         plans = [
             plan_edit(
                 old,
@@ -351,10 +353,14 @@ class KaleidoPipeline:
           prefix: what each z must begin with: latents of its first segments, or tokens; None locks nothing.
 
         Raises:
-          UserError: a prefix is not one of these latents, or is too long; no captions, or not an index for each.
+          UserError: a prefix is not one of these latents, or is too long; no captions, or not an index, settings or a
+            prefix for each.
         """
         tokens, found = self.caption_tokens(_some(captions)), []
         seed, numbers = check_seed(seed), _indices(indices, captions)
+        for name, given in (("settings", sample), ("prefixes", prefix)):
+            if isinstance(given, list):
+                _check_count(name, given, captions)
         inputs = self._prior_inputs(seed, numbers, sample or self.config.sample, prefix)
         with progress("latents", len(captions), "sample", wanted=len(captions) > 1) as advance:
             for rows, real in self._batched.rows(len(captions), len(captions)):
@@ -388,13 +394,13 @@ class KaleidoPipeline:
           UserError: latents for a baseline, none for another model, or not one for each caption; tokens of another
             vocabulary; no captions, or not an index for each; autoguidance without the parameters of a worse model.
         """
+        _some(captions)
         if self._batched.model.has_prior != (latents is not None):
             found = "no latents for a model with them" if latents is None else "latents for a model without"
             raise user_error(found, "None for a baseline alone", "pass those of `sample_latents`, or None")
         given = [()] * len(captions) if latents is None else latents
-        if len(given) != len(captions):
-            raise user_error(f"{len(given)} latents for {len(captions)} captions", "one for each", "correct the list")
-        keys = sample_keys(check_seed(seed), "image", 0, _indices(indices, _some(captions)))
+        _check_count("latents", given, captions)
+        keys = sample_keys(check_seed(seed), "image", 0, _indices(indices, captions))
         vocab_size = self.codec.tokenizer.vocab_size
         self._check_worse(sample or self.config.sample)
         z = [SampledLatents(tokens=tuple(ids), latents=None) for ids in given]
@@ -799,6 +805,8 @@ def _fingerprints(x: Float[np.ndarray, "k ..."]) -> list[str] | None:
 
 
 def _some(captions: Sequence[str]) -> Sequence[str]:
+    if isinstance(captions, str):  # each of its letters would be a caption
+        raise user_error(f"captions = {captions!r:.40}", "a list of texts", "write it as [...]")
     if not len(captions):
         raise user_error("no captions", "at least one", "give some")
     return captions
@@ -806,8 +814,7 @@ def _some(captions: Sequence[str]) -> Sequence[str]:
 
 def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.ndarray, "b"]:
     numbers = range(len(captions)) if indices is None else indices
-    if len(numbers) != len(captions):
-        raise user_error(f"{len(numbers)} indices for {len(captions)} captions", "one for each", "correct the list")
+    _check_count("indices", numbers, captions)
     whole = numbers.tolist() if isinstance(numbers, np.ndarray | jax.Array) else numbers
     return np.asarray([check_index(number) for number in whole], np.int32)
 
@@ -853,12 +860,20 @@ def _list_of(captions: str | Sequence[str]) -> list[str]:
 
 
 def _one_each(name: str, given: Latents | Sequence[Latents | None], captions: list[str]) -> list[Latents | None]:
+    if isinstance(given, str | Mapping) or not isinstance(given, Latents | Iterable):
+        raise user_error(
+            f"{name} of type {type(given).__name__}", "Latents, or a list of them", "write kj.Latents(...)"
+        )
     each = [given] * len(captions) if isinstance(given, Latents) else list(given)
-    if len(each) != len(captions):
-        raise user_error(f"{len(each)} {name} for {len(captions)} captions", "one for each", "correct the list")
+    _check_count(name, each, captions)
     for i, z in enumerate(each):
         if not isinstance(z, Latents) and (name == "latents" or z is not None):
             raise user_error(
                 f"{name} {i} of type {type(z).__name__}", "Latents", "leave this caption out or write them"
             )
     return each
+
+
+def _check_count(name: str, given: Sequence[Any], captions: Sequence[str]) -> None:
+    if len(given) != len(captions):
+        raise user_error(f"{len(given)} {name} for {len(captions)} captions", "one for each", "correct the list")

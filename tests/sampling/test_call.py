@@ -192,6 +192,28 @@ def test_parts_of_a_call_refuse_what_it_refuses(pipe, out, given, message):
             call(**given)
 
 
+@pytest.mark.parametrize("name", ["latents", "prefix"])
+@pytest.mark.parametrize("given", [5, True, "a fruit", {"text": "a fruit"}])
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_latents_is_told_by_its_type(pipe, name, given):
+    with pytest.raises(UserError, match=f"{name} of type {type(given).__name__}; expected Latents, or a list of them"):
+        pipe(CAPTIONS, **{name: given})
+
+
+def test_parts_of_a_call_want_as_many_of_each_as_captions(pipe, out):
+    z, tokens = out.latents[0], out.samples[0].tokens
+    for call, message in (
+        (lambda: pipe.sample_latents("fruit", seed=0), "captions = 'fruit'; expected a list of texts"),
+        (lambda: pipe.sample_images("fruit", [tokens], seed=0), "captions = 'fruit'; expected a list of texts"),
+        (lambda: pipe.sample_latents(["fruit"], seed=0, prefix=[]), "0 prefixes for 1 captions"),
+        (lambda: pipe.sample_latents(CAPTIONS, seed=0, sample=[CONFIG.sample]), "1 settings for 2 captions"),
+        (lambda: pipe.edit_latents(["fruit"], [z, z], [{}, {}], seed=0), "2 latents for 1 captions"),
+        (lambda: pipe.edit_latents(CAPTIONS, [z, z], [{}], seed=0), "1 edits for 2 captions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_indices_may_be_an_array(pipe):
     plain = pipe.sample_latents(["fruit", "bird"], seed=0, indices=[1, 4])
