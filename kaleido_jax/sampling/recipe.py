@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import types
 import typing
 import warnings
@@ -194,11 +195,14 @@ def load_recipe(source: str | Path | bytes | Mapping[str, Any]) -> Recipe:
       source: a path, the content of such a file, or a recipe as a mapping, which is copied.
 
     Raises:
-      UserError: no such file, one without a recipe, one that is too large, or a recipe of another form: a wrong type,
-        a number out of range, an unknown field, latents or settings that are not valid.
+      UserError: another type, no such file, one without a recipe, one that is too large, or a recipe of another form:
+        a wrong type, a number out of range, an unknown field, latents or settings that are not valid.
     """
     if isinstance(source, Mapping):
         return _checked(source, "the recipe")
+    if not isinstance(source, str | os.PathLike | bytes):
+        found = f"a recipe of type {type(source).__name__}"
+        raise user_error(found, "a recipe, or the path of one", "give e.g. `recipe_of(0, 0)` of an output")
     path = None if isinstance(source, bytes) else Path(expand(str(source), "recipe"))
     name = "the file" if path is None else str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
     try:

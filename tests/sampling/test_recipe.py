@@ -289,6 +289,14 @@ def test_a_hostile_file_is_refused_in_one_line(recipe, tmp_path):
             load_recipe(path)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_recipe_is_told_by_its_type(pipe, out):  # noqa: F811
+    for given, name in ((out, "KaleidoOutput"), (None, "NoneType"), (5, "int"), ([out.recipe], "list")):
+        for call in (pipe.draw, pipe.edit):
+            with pytest.raises(UserError, match=f"a recipe of type {name}; expected a recipe, or the path of one; "):
+                call(given)
+
+
 def test_a_picture_that_would_fill_the_memory_is_refused(recipe, tmp_path):
     bomb = PngImagePlugin.PngInfo()
     bomb.add_text(CHUNK, " " * 2**25, zip=True)
