@@ -56,8 +56,9 @@ def caption_tokens(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: in
             raise user_error(f"caption {caption!r:.60}", "text of Unicode characters", "correct it")
         ids = [*tokenizer.encode(uniform(caption)), EOS]
         if len(ids) > max_tokens:
+            quoted = caption if len(caption) <= 40 else f"{caption[:40]}..."
             raise user_error(
-                f"caption '{caption[:40]}{'...' * (len(caption) > 40)}' of {len(ids)} tokens",
+                f"caption {quoted!r} of {len(ids)} tokens",
                 f"at most {max_tokens} (config.data.max_caption_tokens)",
                 "shorten it",
             )

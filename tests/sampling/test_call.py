@@ -262,6 +262,12 @@ def test_captions_that_cannot_be_are_refused(pipe, captions):
         pipe(captions)
 
 
+def test_a_caption_that_is_too_long_is_quoted_without_its_control_characters(pipe):
+    with pytest.raises(UserError, match=r"caption 'a\\x00\\x1b\[31mred") as error:
+        pipe("a\0\x1b[31mred " * 40)
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.parametrize("captions", [None, 5])
 @pytest.mark.usefixtures("unchecked_types")
 def test_captions_of_another_type_are_refused(pipe, captions):
