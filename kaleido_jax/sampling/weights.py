@@ -1,5 +1,6 @@
 """Trained parameters for sampling: from a workdir's checkpoints or snapshots, or from an exported folder."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kaleido_jax.config.checks import mesh_sizes
-from kaleido_jax.config.schema import Config
+from kaleido_jax.config.schema import Config, identity
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import Safetensors
 from kaleido_jax.interop.source import check_tensors, read_weight
@@ -22,10 +23,14 @@ from kaleido_jax.runtime import checkpoints, distributed
 from kaleido_jax.runtime.files import read_json
 from kaleido_jax.runtime.mesh import make_mesh, shardings_of
 from kaleido_jax.runtime.posthoc_ema import coefficients
+from kaleido_jax.runtime.workdir import CONFIG
 
 log = logging.getLogger(__name__)
 
 _AS_EXPORTED = ("the file as exported", "export again, or delete it")
+# Where weights and vocabulary are, and how networks compute, may differ between a model and its worse one.
+_OWN = ("model.t5.checkpoint", "model.t5.vocabulary", "model.precision")
+_PROCESS = tuple(f"diffusion.{name}" for name in ("schedule", "num_steps", "prediction", "shift_power"))
 EXPORT = "export.json"  # in an exported folder: the step, the dtype of the stored weights, sigma_rel of a post-hoc EMA
 LARGE_ERROR = 0.1  # of a profile made of others; worth a warning
 
@@ -65,7 +70,7 @@ def load_workdir(
     With config.sample.guidance = "autoguidance" also a worse model, the EMA of `autoguidance_step` or an export.
 
     Raises:
-      UserError: no such checkpoint or snapshot, or no T5 weights for a frozen encoder.
+      UserError: no such checkpoint or snapshot, no T5 weights for a frozen encoder, or a worse model of another kind.
     """
     factors, step = ({}, step) if sigma_rel is None else _plan(config, folder, sigma_rel, step)
     boxed = _boxed(config, base_vocab_size)
@@ -137,10 +142,30 @@ def _worse(config: Config, folder: Path, boxed: dict[str, Any]) -> dict[str, Any
     if config.sample.guidance != "autoguidance":
         return None
     bad = Path(config.sample.autoguidance_workdir or folder).expanduser()
+    _check_alike(config, bad)
     if is_export(bad):
         return split_frozen(_read_export(config, bad, boxed), config)[0]
     trainable = _placed(config, split_frozen(boxed, config)[0])
     return checkpoints.restore_ema(bad, trainable, config.sample.autoguidance_step)[0]
+
+
+def _check_alike(config: Config, bad: Path) -> None:
+    """Checks that a worse model predicts the same as the model: the rule extrapolates from one to the other.
+
+    Raises:
+      UserError: its config, if it has one, has other networks, latents or another process.
+    """
+    if not (bad / CONFIG).is_file():
+        return
+    mine, theirs = (identity(dataclasses.asdict(one)) for one in (config, Config.from_json(bad)))
+    for key in sorted(theirs | mine):
+        alike = key in _PROCESS or key.startswith(("model.", "latents."))
+        if alike and key not in _OWN and theirs.get(key) != mine.get(key):
+            raise user_error(
+                f"the worse model {bad} with {key} = {theirs.get(key)!r:.80}",
+                f"{mine.get(key)!r:.80}, that of the model",
+                "set config.sample.autoguidance_workdir to a run of the same networks and process",
+            )
 
 
 def load_export(config: Config, folder: Path, base_vocab_size: int) -> Weights:
@@ -149,7 +174,7 @@ def load_export(config: Config, folder: Path, base_vocab_size: int) -> Weights:
     With config.sample.guidance = "autoguidance" also a worse model, as `load_workdir`.
 
     Raises:
-      UserError: a file is missing or damaged, or its tensors do not match the config.
+      UserError: a file is missing or damaged, its tensors do not match the config, or a worse model of another kind.
     """
     boxed = _boxed(config, base_vocab_size)
     params, bad = _read_export(config, folder, boxed), _worse(config, folder, boxed)

@@ -15,6 +15,7 @@ from kaleido_jax.runtime import distributed
 from kaleido_jax.sampling import weights
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from tests.sampling.test_pipeline import CONFIG, random_params
+from tests.tiny import single_net_config
 
 
 def export(config, folder):
@@ -71,3 +72,24 @@ def test_tensors_of_another_model_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"model\.safetensors"):
         KaleidoPipeline.from_pretrained(tmp_path)
+
+
+def test_a_worse_model_that_predicts_something_else_is_refused(tmp_path):
+    """Its tensors have the same shapes, so only the config tells that v would be extrapolated from eps."""
+    folder, worse = tmp_path / "good", tmp_path / "worse"
+    folder.mkdir()
+    worse.mkdir()
+    export(CONFIG, folder)
+    config = single_net_config(sample__guidance="autoguidance", sample__autoguidance_workdir=str(worse))
+    for other, message in (
+        ({"diffusion__prediction": "eps"}, "diffusion.prediction = 'eps'; expected 'v', that of the model"),
+        ({"diffusion__shift_power": 2.0}, "diffusion.shift_power = 2.0; expected 1.0"),
+        ({"latents__coordinate_step": 1}, "latents.coordinate_step = 1; expected 10"),
+    ):
+        export(single_net_config(**other), worse)
+        with pytest.raises(UserError, match=f"the worse model {worse} with {message}"):
+            KaleidoPipeline.from_pretrained(folder, config)
+    export(single_net_config(diffusion__p_uncond=0.5, train__num_steps=1), worse)
+    assert KaleidoPipeline.from_pretrained(folder, config).bad_params
+    (worse / "config.json").unlink()
+    assert KaleidoPipeline.from_pretrained(folder, config).bad_params
