@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,10 @@ class KaleidoPipeline:
         `bad_params` are those of a worse model, for autoguidance.
 
         Raises:
-          UserError: a chunk below 1.
+          UserError: a chunk that is no whole number, or is below 1.
         """
         warn_of_wrong_reductions(jax.default_backend())
-        if chunk < 1:
-            raise user_error(f"chunk = {chunk}", "at least 1", "raise it")
+        _check_chunk(chunk)
         self.config, self.params, self.codec = config, params, codec
         self.step, self.bad_params = step, bad_params
         self._batched = BatchedModel(
@@ -130,9 +130,10 @@ class KaleidoPipeline:
           chunk: the largest batch, samples.
 
         Raises:
-          UserError: no such folder, no checkpoint or a damaged one, no such step or snapshots, or no T5 weights for a
-            frozen encoder.
+          UserError: a chunk as in `__init__`; no such folder, no checkpoint or a damaged one, no such step or
+            snapshots, or no T5 weights for a frozen encoder.
         """
+        _check_chunk(chunk)  # before the weights are read
         folder = find_model(path_or_name) if config is None else folder_of(path_or_name)
         if config is None:
             config = dataclasses.replace(Config.from_json(folder), mesh=Mesh())
@@ -817,6 +818,11 @@ def _indices(indices: Sequence[int] | None, captions: Sequence[str]) -> Int[np.n
     _check_count("indices", numbers, captions)
     whole = numbers.tolist() if isinstance(numbers, np.ndarray | jax.Array) else numbers
     return np.asarray([check_index(number) for number in whole], np.int32)
+
+
+def _check_chunk(chunk: int) -> None:
+    if isinstance(chunk, bool) or not isinstance(chunk, Integral) or chunk < 1:
+        raise user_error(f"chunk = {chunk!r:.40}", "at least 1, a whole number", "correct it")
 
 
 def folder_of(path_or_name: str | Path) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.errors import UserError
 from kaleido_jax.latents.types import Latents
-from kaleido_jax.sampling import batched
+from kaleido_jax.sampling import batched, pipeline
 from kaleido_jax.sampling.functional import _bit_sum, _compiled_bit_sum, weights_checksum
 from kaleido_jax.sampling.pipeline import KaleidoPipeline
 from kaleido_jax.sampling.recipe import load_recipe
@@ -227,9 +227,14 @@ def test_tokens_of_another_vocabulary_draw_nothing(pipe, token):
         pipe.sample_images(["fruit", "bird"], [(5, 1), (5, token, 1)], seed=0)
 
 
-def test_a_batch_has_a_row(pipe):
-    with pytest.raises(UserError, match="chunk = 0; expected at least 1"):
-        KaleidoPipeline(CONFIG, pipe.params, pipe.codec, chunk=0)
+@pytest.mark.parametrize("chunk", [0, 2.5, "2", True])
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_batch_has_a_row(pipe, chunk, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_export", None)  # it is told before weights are read
+    bundled = functools.partial(KaleidoPipeline.from_pretrained, "emoji-tiny")
+    for load in (lambda **given: KaleidoPipeline(CONFIG, pipe.params, pipe.codec, **given), bundled):
+        with pytest.raises(UserError, match=f"chunk = {chunk!r}; expected at least 1, a whole number"):
+            load(chunk=chunk)
 
 
 @pytest.mark.usefixtures("unchecked_types")
