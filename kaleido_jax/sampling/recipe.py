@@ -24,8 +24,8 @@ from kaleido_jax.sampling.batched import SETTINGS
 FORMAT = 1  # raise it when a field gets another meaning; older recipes are then refused by their number
 CHUNK = "kaleido_jax"  # keyword of the PNG text chunk that holds the recipe
 SAVED = "a PNG or JSON that kaleido_jax saved"
-# Limits of what is read, far above what is written.
-LARGEST_FILE, LARGEST_RECIPE, LARGEST_LATENTS = 2**28, 2**24, 2**16  # bytes; characters of JSON
+# Limits of what is read, far above what is written: 2**26 characters are those of 7,000 captions with the longest z.
+LARGEST_FILE, LARGEST_RECIPE, LARGEST_LATENTS = 2**28, 2**26, 2**16  # bytes; characters of JSON
 LARGEST_IMAGE_PX, LONGEST_LIST, LONGEST_TEXT, LONGEST_MESSAGE = 2**26, 2**16, 2**16, 500
 
 _Index = Annotated[int, Range(0, 2**31 - 1)]

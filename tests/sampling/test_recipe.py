@@ -270,7 +270,7 @@ def test_a_hostile_file_is_refused_in_one_line(recipe, tmp_path):
         "digits.json": (b'{"rows": ' + b"9" * 5000 + b"}", "damaged"),
         "infinite.json": (text.replace('"seed": 3', '"seed": 1e999').encode(), "no JSON"),
         "latin.json": (b'{"rows": "\xff"}', "damaged"),
-        "big.json": (b" " * (2**24 + 1), "a recipe of 16,777,217 characters"),
+        "big.json": (b" " * (2**26 + 1), "a recipe of 67,108,865 characters"),
         "empty.json": (b"", "damaged"),
         "null.json": (b"null", "no recipe; expected a PNG or JSON that kaleido_jax saved; "),
         "cut.png": (b"\x89PNG\r\n\x1a\n\0\0", "damaged"),
