@@ -1,9 +1,11 @@
 """Stored config of a workdir, config.json, and whether a config belongs to the same experiment."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+from kaleido_jax.config.fields import field_type, read_type
 from kaleido_jax.config.schema import Config, identity
 from kaleido_jax.errors import user_error
 from kaleido_jax.runtime.files import make_folder, write_atomically
@@ -41,7 +43,9 @@ def check_workdir(config: Config, workdir: Path) -> None:
         return
     stored = identity(values)
     mine, defaults = (identity(dataclasses.asdict(c)) for c in (config, Config()))
-    stored = {key: defaults[key] for key in mine if key in defaults} | stored
+    groups = {key.rpartition(".")[0] for key in stored}  # also those that are None by default, such as an inner net
+    young = [key for key in mine if key in defaults or key.rpartition(".")[0] in groups]
+    stored = {key: _default(key) for key in young} | stored
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
     different = [key for key in different if not _only_moved(key, stored.get(key), mine.get(key), workdir)]
     if different:
@@ -53,6 +57,13 @@ def check_workdir(config: Config, workdir: Path) -> None:
             f"{mine.get(key)!r}",
             f"{samples}use another --workdir, or the config it was made with (--config={workdir / CONFIG})",
         )
+
+
+def _default(key: str) -> Any:
+    """The default of a field in its own group, as JSON has it."""
+    group, _, name = key.rpartition(".")
+    kind = read_type(field_type(Config, group)).group if group else Config
+    return json.loads(json.dumps(getattr(kind(), name)))
 
 
 def _only_moved(key: str, was: Any, now: Any, workdir: Path) -> bool:

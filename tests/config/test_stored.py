@@ -22,6 +22,17 @@ def test_a_field_younger_than_the_workdir_has_its_default_there(tmp_path):
         check_workdir(tiny_config(diffusion__vdm_weights=True), tmp_path)
 
 
+def test_a_field_younger_than_the_workdir_has_its_default_in_an_inner_net_too(tmp_path):
+    open_workdir(tiny_config(), tmp_path)
+    stored = json.loads((tmp_path / CONFIG).read_text())
+    for net in (stored["model"]["denoiser"], stored["model"]["denoiser"]["inner"]):
+        del net["patch"], net["micro"]
+    (tmp_path / CONFIG).write_text(json.dumps(stored))
+    check_workdir(tiny_config(), tmp_path)
+    with pytest.raises(UserError, match=r"model.denoiser.inner.micro = \[\] there"):
+        check_workdir(tiny_config(model__denoiser__inner__micro=(("scale", 8.0),)), tmp_path)
+
+
 def test_how_it_is_sampled_may_change_in_a_workdir(tmp_path):
     open_workdir(tiny_config(), tmp_path)
     check_workdir(tiny_config(sample__sampler="heun", sample__guidance="apg"), tmp_path)
