@@ -1,6 +1,5 @@
 """Trained networks of a workdir (EMA of its newest whole checkpoint) as sources, like those of files."""
 
-import dataclasses
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from kaleido_jax.config.fields import build
 from kaleido_jax.config.schema import T5
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.mdm.load import OurDenoiser, trained_settings
@@ -41,12 +41,11 @@ def trained_t5(path: Path) -> KaleidoCheckpoint:
 
 
 def _frozen_encoder(values: dict[str, Any], folder: Path) -> dict:
-    t5 = values["model"]["t5"]
-    tokenizer = load_tokenizer(vocabulary_path(t5["vocabulary"], folder), values["latents"]["codebook_size"])
-    sizes = T5(**{field.name: t5[field.name] for field in dataclasses.fields(T5) if field.name != "encoder"})
-    encoder, _ = t5_shapes(sizes, tokenizer.base_vocab_size)
+    t5 = build(T5, values["model"]["t5"], "model.t5")  # which may lack fields that are younger than the run
+    tokenizer = load_tokenizer(vocabulary_path(t5.vocabulary, folder), values["latents"]["codebook_size"])
+    encoder, _ = t5_shapes(t5, tokenizer.base_vocab_size)
     given = {"num_pieces": tokenizer.num_pieces, "base_vocab_size": tokenizer.base_vocab_size, "seed": values["seed"]}
-    return load_t5(t5["checkpoint"], {"encoder": encoder}, **given)["encoder"]
+    return load_t5(t5.checkpoint, {"encoder": encoder}, **given)["encoder"]
 
 
 class _InMemory:

@@ -199,6 +199,20 @@ def test_a_field_of_the_diffusion_younger_than_the_run_has_its_default_there(run
         _check_settings(config_from(run, diffusion__schedule="cosine"), tmp_path / "run", settings)
 
 
+def test_a_field_of_the_net_younger_than_the_run_has_its_default_there(run, tmp_path):
+    path = tmp_path / "config.json"
+    values = json.loads((run / "config.json").read_text())
+    values["model"]["denoiser"]["inner"] = dict(values["model"]["denoiser"])
+    del values["model"]["denoiser"]["patch"], values["model"]["denoiser"]["inner"]["patch"]
+    settings = trained_settings(values, path)
+    assert settings["denoiser"]["patch"] == settings["denoiser"]["inner"]["patch"] == 1
+    del values["model"]["denoiser"]["inner"]
+    _check_settings(config_from(run), tmp_path, trained_settings(values, path))
+    with pytest.raises(UserError, match="has model.denoiser.patch = 1; expected 2"):
+        changes = {"model__denoiser__inner__patch": 2, "model__denoiser__image_size": 8}
+        _check_settings(config_from(run, **changes), tmp_path, trained_settings(values, path))
+
+
 @pytest.fixture(scope="module")
 def exported(ema, tmp_path_factory):
     """The same weights as `export` writes them."""
@@ -297,5 +311,8 @@ def test_a_frozen_encoder_comes_along_from_its_file(run, ema, tmp_path):
     )
     with checkpoints.open_manager(folder, checkpoints.Settings(config.train.keep_checkpoints)) as manager:
         manager.save(2, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
+    values = json.loads((folder / "config.json").read_text())
+    del values["model"]["t5"]["attention"], values["model"]["t5"]["remat"]  # as of a run that is older than these
+    (folder / "config.json").write_text(json.dumps(values))
     convert.run(folder, tmp_path / "out", "t5x")
     equal(stored_t5(ema, tmp_path / "out"), {"encoder": ema["encoder"], "prior": trained["prior"]})

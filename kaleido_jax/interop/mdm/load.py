@@ -4,13 +4,15 @@ The formats are ml-mdm's .pth, safetensors with its names, and our own safetenso
 `convert` and `export` write them.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kaleido_jax.config.schema import Diffusion
+from kaleido_jax.config.schema import Diffusion, UNet
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickle
 from kaleido_jax.interop.files.torch_zip import TorchZip
@@ -81,9 +83,17 @@ def trained_settings(values: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         stored, default = values["diffusion"], Diffusion()  # of a field younger than the run
         diffusion = {name: stored.get(name, getattr(default, name)) for name in PARAMETRIZATION}
-        return {PART: values["model"][PART], "diffusion": {"shift_power": stored["shift_power"]} | diffusion}
+        return {PART: _whole(values["model"][PART]), "diffusion": {"shift_power": stored["shift_power"]} | diffusion}
     except (KeyError, TypeError, AttributeError) as error:
         raise user_error(f"{path} is missing or damaged", "the config of a run", "name another run") from error
+
+
+def _whole(net: Any) -> Any:
+    """A stored net with the defaults of the fields that are younger than it, at every depth."""
+    if not isinstance(net, dict):
+        return net
+    whole = json.loads(json.dumps(dataclasses.asdict(UNet()))) | net
+    return whole | {"inner": _whole(whole["inner"])}
 
 
 def _of_converted(folder: Path) -> dict[str, Any] | None:
@@ -91,7 +101,8 @@ def _of_converted(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     refuse_lfs_pointer(path)
-    return read_json(path, "what the verb convert wrote", "convert the weights again")
+    values = read_json(path, "what the verb convert wrote", "convert the weights again")
+    return values | {PART: _whole(values[PART])} if PART in values else values
 
 
 def _of_export(folder: Path) -> dict[str, Any]:
