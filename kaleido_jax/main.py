@@ -227,6 +227,10 @@ def _read_flags(
             expected = [f"{name}.{flag.value}" if flag.keyed else f"{name}=" for name, flag in known.items()]
             expected += ["--config.KEY=VALUE"] if CONFIG in verb.FLAGS else []
             raise user_error(f"unknown flag {arg}", ", ".join(expected), "see --help")
+        elif equals and not value:  # as of a shell's variable that is not set
+            flag = known[name]
+            do = flag.missing or "write it, or leave the flag out"
+            raise user_error(f"{arg} without a value", f"{name}={flag.value}", do)
         elif known[name].sets:
             overrides.append(f"--config.{known[name].sets}={value or known[name].bare}")
         else:
@@ -237,7 +241,7 @@ def _read_flags(
 def _typed(flag: Flag, value: Any) -> Any:
     if flag.keyed or flag.repeated:
         return value
-    if flag.kind is int and not value.isdecimal():
+    if flag.kind is int and not (value.isdecimal() and len(value) < 20):  # Python reads 4300 digits at most
         raise user_error(f"--{flag.name}={value}", "a whole number", "correct it")
     if flag.kind is float and not value.replace(".", "", 1).isdecimal():
         raise user_error(f"--{flag.name}={value}", "a number such as 0.08", "correct it")

@@ -87,11 +87,26 @@ def test_a_repeated_flag_comes_as_a_list(called, capsys):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--to=", "--to= without a value; expected --to=NAME; name somebody"),
+        ("--few=", "--few= without a value; expected --few=N; write it, or leave the flag out"),
+        ("--workdir=", "--workdir= without a value; expected --workdir=DIR; write it, or leave the flag out"),
+        ("--config=", "--config= without a value; expected --config=NAME; name a config"),
+    ],
+)
+def test_a_flag_whose_value_is_empty_is_not_taken_for_one_that_is_left_out(flag, message, called):
+    with pytest.raises(UserError, match=message):
+        main.main(["greet", EMOJI, "--to=me", flag])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
         ("--gamma=1;4", "--gamma=1;4; expected a number or several, such as 1,4,8"),
         ("--gamma=4,", "expected a number or several"),
         ("--gamma=4,inf", "sample.gamma"),
         ("--seed=-1", "--seed=-1; expected a whole number"),
         ("--seed=4294967296", "seed = 4294967296; expected"),
+        ("--seed=" + "1" * 5000, "expected a whole number"),
         ("--config.sample.captions=(car,sunflower)", "expected a tuple such as ('a', 'b')"),
         ("--captions=car", "unknown flag --captions=car; expected"),
     ],
