@@ -112,7 +112,9 @@ def load_values(spec: str) -> dict[str, Any]:
     else:
         raise _no_config(spec.split(":")[0])
     argument = spec[end + 1 :] if end < len(spec) else None
-    if path.suffix == ".json" and argument is None:
+    if path.suffix == ".json":
+        if argument is not None:
+            raise _takes_none(spec[:end], argument)
         return _with_own_vocabulary(json_values(path), path.parent)
     return _run(path, spec[:end], argument)
 
@@ -196,24 +198,29 @@ def _run(path: Path, name: str, argument: str | None) -> dict[str, Any]:
             raise user_error(f"{name} without get_config()", "def get_config(): ... return config", "add it")
         arguments = _arguments(get_config, name, argument)
         config = get_config(*arguments)
+        if isinstance(config, type) or not hasattr(config, "to_dict"):
+            found = f"get_config() of {name} returns {str(config)[:40]}"
+            raise user_error(found, "a config", "end it with return config")
+        return config.to_dict()  # raises where a required placeholder has no value
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         found = f"{_location(error, path, name)}: {type(error).__name__}: {_reason(error)}".rstrip(": ")
         raise user_error(found, "a config file whose get_config() runs", "correct it") from error
-    if not hasattr(config, "to_dict"):
-        raise user_error(f"get_config() of {name} returns {str(config)[:40]}", "a config", "end it with return config")
-    return config.to_dict()
 
 
 def _arguments(get_config: FunctionType, name: str, argument: str | None) -> list[str]:
     taken = inspect.signature(get_config).parameters
     if argument is not None and not taken:
-        raise user_error(f"{name}:{argument}", f"{name}, which takes no argument", f"remove ':{argument}'")
+        raise _takes_none(name, argument)
     needed = [p for p in taken.values() if p.default is p.empty]
     if argument is None and needed:
         raise user_error(name, f"{name}:{needed[0].name.upper()}", "name the argument")
     return [] if argument is None else [argument]
+
+
+def _takes_none(name: str, argument: str) -> UserError:
+    return user_error(f"{name}:{argument}", f"{name}, which takes no argument", f"remove ':{argument}'")
 
 
 def _location(error: BaseException, path: Path, name: str) -> str:

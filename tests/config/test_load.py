@@ -107,6 +107,8 @@ RAISES = {
     "from kaleido_jax.config import nothing": "line 3: ImportError: cannot import name 'nothing' from 'kaleido_jax.",
     "return None": "returns None; expected a config; end it with return config",
     "default_config().train.batch_size = '16'": "line 3: TypeError: Could not override field 'batch_size'",
+    "return type(default_config())": "returns <class 'ml_collections.",
+    "return config_dict.create(x=config_dict.required_placeholder(int))": "RequiredValueError: None value found",
     "return base_config('cc12m:none')": "cc12m.py:none; expected one of text",
 }
 
@@ -114,7 +116,8 @@ RAISES = {
 @pytest.mark.parametrize("statement", RAISES)
 def test_a_config_file_that_raises_is_one_line_with_its_place(statement, tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(f"from kaleido_jax.config import base_config, default_config\ndef get_config():\n    {statement}\n")
+    imports = "from ml_collections import config_dict; from kaleido_jax.config import base_config, default_config"
+    file.write_text(f"{imports}\ndef get_config():\n    {statement}\n")
     message = refusal(file)
     assert RAISES[statement] in message
     assert "Traceback" not in message and "site-packages" not in message and "/kaleido_jax/" not in message
@@ -131,6 +134,7 @@ def test_a_misspelled_field_in_a_file_names_the_nearest(tmp_path):
 
 def test_arguments_of_get_config(tmp_path):
     assert "which takes no argument; remove ':foo'" in refusal("configs/imagenet_combined.py:foo")
+    assert "emoji-tiny, which takes no argument; remove ':64'" in refusal("emoji-tiny:64")  # a config.json
     assert "expected one of text, bbox, blob, voken, combined" in refusal("configs/cc12m.py:foo")
     (tmp_path / "needs.py").write_text("def get_config(size): ...\n")
     assert "needs.py:SIZE; name the argument" in refusal(tmp_path / "needs.py")
