@@ -61,7 +61,8 @@ class Safetensors:
             places = read_json(self.path, "an index with a weight_map", FETCH_AGAIN)["weight_map"]
             wanted = {str(file): [name for name in places if places[name] == file] for file in set(places.values())}
         except (KeyError, AttributeError, TypeError) as error:
-            raise user_error(f"{self.path} is damaged", "an index with a weight_map", FETCH_AGAIN) from error
+            do = f"name the folder or file of the weights, or {FETCH_AGAIN}"  # a config.json may have been named
+            raise user_error(f"{self.path} is damaged or no index", "an index with a weight_map", do) from error
         stored = {}
         for file, names in sorted(wanted.items()):
             if Path(file).name != file or len(file.encode("utf-8", "replace")) > LONGEST_NAME:
@@ -111,6 +112,13 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
                 raise dtype_error(path, name, entry.get_dtype())
             shapes[name] = tuple(entry.get_shape())
     return shapes
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors, by its name or first bytes: in the Hub's cache a hash is its name."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (head[8:] == b"{" and not is_pickle(path))
 
 
 def is_pickle(path: Path) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kaleido_jax.config.schema import Diffusion, UNet
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickle
+from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickle, is_safetensors
 from kaleido_jax.interop.files.torch_zip import TorchZip
 from kaleido_jax.interop.mdm import layout as mdm
 from kaleido_jax.interop.source import Source
@@ -31,7 +31,7 @@ def holds_denoiser(path: Path) -> bool:
     """Whether `open_denoiser` can read a file or folder, by its first bytes or its tensors' names."""
     if path.is_file() and is_pickle(path):
         return True
-    if path.suffix != ".safetensors" and not (path.is_dir() and any(path.glob("*.safetensors"))):
+    if not (is_safetensors(path) if path.is_file() else any(path.glob("*.safetensors"))):
         return False
     return any(name.startswith(f"{PART}/") or _is_mdm(name) for name in Safetensors(path).names)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from kaleido_jax.config.schema import Config
 from kaleido_jax.errors import user_error
-from kaleido_jax.interop.files.safetensors import INDEX, PICKLES, Safetensors, is_pickle, pickle_error
+from kaleido_jax.interop.files.safetensors import INDEX, PICKLES, Safetensors, is_pickle, is_safetensors, pickle_error
 from kaleido_jax.interop.source import Source, read_weight
 from kaleido_jax.interop.t5.huggingface import HuggingFaceCheckpoint
 from kaleido_jax.interop.t5.kaleido import KaleidoCheckpoint
@@ -29,6 +29,7 @@ from kaleido_jax.runtime.workdir import VOCABULARY
 
 log = logging.getLogger(__name__)
 
+PATH = "correct config.model.t5.checkpoint, or --input of convert"
 NEW_ROW_STD = 0.02  # in standard deviations of the old rows, so that new ids start similar and near the mean
 
 
@@ -41,11 +42,12 @@ def open_t5(path: str | Path) -> Source:
     """
     path = Path(path)
     if not path.exists():
-        raise user_error(f"no T5 checkpoint at {path}", "a file or folder", "correct config.model.t5.checkpoint")
+        raise user_error(f"no T5 checkpoint at {path}", "a file or folder", PATH)
     if path.is_file():
         if is_pickle(path):
             raise pickle_error(path)
-        return _open_safetensors(path) if path.suffix in (".safetensors", ".json") else T5xCheckpoint(path)
+        shards = path.suffix == ".json"
+        return _open_safetensors(path) if shards or is_safetensors(path) else T5xCheckpoint(path)
     if (path / "checkpoint").is_file() or any(path.glob("checkpoint_*/checkpoint")):
         return T5xCheckpoint(path)
     if any(path.glob("*.safetensors")) or (path / INDEX).is_file() or any(f.suffix in PICKLES for f in path.iterdir()):
@@ -53,7 +55,7 @@ def open_t5(path: str | Path) -> Source:
     raise user_error(
         f"{path} holds no T5 checkpoint",
         "checkpoint_<step>/checkpoint (t5x) or *.safetensors (Hugging Face, kaleido)",
-        "correct config.model.t5.checkpoint",
+        PATH,
     )
 
 

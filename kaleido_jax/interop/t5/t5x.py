@@ -177,9 +177,9 @@ def _restore(path: Path) -> dict[str, Any]:
                 raise ValueError("a name that no folder can have")
         return flat
     except (*_NO_MSGPACK, msgpack.UnpackException) as error:
-        raise user_error(
-            f"{path} is not a t5x checkpoint ({type(error).__name__})", "a msgpack file with a target", FETCH_AGAIN
-        ) from error
+        found = f"{path} is not a t5x checkpoint ({type(error).__name__})"
+        do = f"take t5x's files or safetensors of this model; if it should be t5x's, {FETCH_AGAIN}"
+        raise user_error(found, "a msgpack file with a target", do) from error
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from kaleido_jax import main
 from kaleido_jax.config.checks import mesh_sizes, validate
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.files import safetensors
+from kaleido_jax.interop.mdm.load import holds_denoiser
 from kaleido_jax.interop.source import read_weight
 from kaleido_jax.interop.t5 import convert as convert_module
 from kaleido_jax.interop.t5 import huggingface, t5x
@@ -723,8 +724,28 @@ def test_t5_golden_where_nothing_can_be_written_is_one_line(tmp_path):
 def test_nothing_at_the_path_is_reported(tmp_path):
     with pytest.raises(UserError, match="no T5 checkpoint at .*gone"):
         checkpoint.open_t5(tmp_path / "gone")
-    with pytest.raises(UserError, match="holds no T5 checkpoint"):
+    with pytest.raises(UserError, match="holds no T5 checkpoint.* or --input of convert"):
         checkpoint.open_t5(tmp_path)
+
+
+def test_t5_golden_safetensors_under_another_name_are_recognized(tmp_path):
+    shutil.copy(hf_folder() / "model.safetensors", tmp_path / "0a1b2c")  # as a blob of the Hub's cache
+    assert checkpoint.open_t5(tmp_path / "0a1b2c").names == checkpoint.open_t5(hf_folder()).names
+    assert not holds_denoiser(tmp_path / "0a1b2c") and not holds_denoiser(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("flax_model.msgpack", b"\x81\xa6shared\x01", "not a t5x checkpoint .*; take t5x's files or safetensors"),
+        ("model.gguf", b"GGUF" + bytes(50), "not a t5x checkpoint .*; take t5x's files or safetensors"),
+        ("config.json", b"{}", "no index; expected an index with a weight_map; name the folder or file of the weights"),
+    ],
+)
+def test_files_of_other_formats_are_told_what_is_read(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        checkpoint.open_t5(tmp_path / name)
 
 
 # ----------------------------------------------------------------------------- the start of a model
