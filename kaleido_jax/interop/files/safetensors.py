@@ -79,7 +79,8 @@ def _find(folder: Path) -> Path:
     for name in (INDEX, MODEL):
         if (folder / name).is_file():
             return folder / name
-    found = sorted(folder.glob("*.safetensors"))
+    # macOS puts ._NAME beside each file on a disk of another system.
+    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
     if len(found) == 1:
         return found[0]
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)

@@ -39,7 +39,7 @@ class KaleidoCheckpoint:
             part, *path = name.split("/")
             if part == "denoiser":
                 continue
-            stack, stacked = STACKS.get(part, part), path[:1] == ["layers"]
+            stack, stacked = STACKS.get(part, part), path[:1] == ["layers"] and files.shape(name) != ()
             length = files.shape(name)[0] if stacked else 1
             names = t5x_names(stack, path, length, f"{stack}/{TABLE}") if path else [name]
             self._stored |= {n: (name, i if stacked else ...) for i, n in enumerate(names)}

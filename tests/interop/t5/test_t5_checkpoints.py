@@ -734,6 +734,18 @@ def test_t5_golden_safetensors_under_another_name_are_recognized(tmp_path):
     assert not holds_denoiser(tmp_path / "0a1b2c") and not holds_denoiser(tmp_path / "gone")
 
 
+def test_t5_golden_hidden_files_beside_the_weights_are_none(tmp_path):
+    shutil.copy(hf_folder() / "model.safetensors", tmp_path / "t5.safetensors")
+    (tmp_path / "._t5.safetensors").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert checkpoint.open_t5(tmp_path).names == checkpoint.open_t5(hf_folder()).names
+
+
+def test_a_stack_of_layers_without_an_axis_is_refused(tmp_path):
+    save_file({"encoder/layers/x": np.zeros((), np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="without a matrix"):
+        convert_t5(tmp_path, tmp_path / "out", "t5x")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
