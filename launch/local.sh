@@ -50,9 +50,13 @@ gpus=0
 if [[ "${JAX_PLATFORMS:-cuda}" == *cuda* ]] && command -v nvidia-smi >/dev/null; then
   gpus="$(nvidia-smi -L | grep -c '^GPU' || true)"
   if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then # JAX counts those that it sees, from 0
-    visible=()
-    IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
-    ((gpus = ${#visible[@]} < gpus ? ${#visible[@]} : gpus)) || true
+    visible=0
+    IFS=, read -ra named <<<"$CUDA_VISIBLE_DEVICES"
+    for gpu in "${named[@]}"; do # CUDA ignores what follows a device that is not there; NoDevFiles is SLURM's
+      [[ "$gpu" == -* || "$gpu" == NoDevFiles ]] && break
+      visible=$((visible + 1))
+    done
+    gpus=$((visible < gpus ? visible : gpus))
   fi
 fi
 if ((gpus)); then

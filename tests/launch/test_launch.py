@@ -91,6 +91,16 @@ def test_local_shares_the_gpus_that_are_visible(visible, taken, tmp_path, monkey
     assert sorted(done.stdout.splitlines()) == [f"[{i}] {ids}" for i, ids in enumerate(taken)], done.stderr
 
 
+@pytest.mark.parametrize("visible", ["-1", "", "NoDevFiles"])
+def test_local_takes_the_cpu_where_no_gpu_is_visible(visible, tmp_path):
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "GPU 0: H100"\necho "GPU 1: H100"\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    source = "print(os.environ['JAX_NUM_CPU_DEVICES'], os.environ.get('JAX_LOCAL_DEVICE_IDS'))"
+    done = run(*local(source), PATH=path, JAX_PLATFORMS="", CUDA_VISIBLE_DEVICES=visible)
+    assert sorted(done.stdout.splitlines()) == ["[0] 1 None", "[1] 1 None"], done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_a_signal_to_all_and_waits_for_them(number):
     source = "def save(*_):\n    time.sleep(0.3 * me)\n    print('saved', flush=True)\n    sys.exit(75)\n"
