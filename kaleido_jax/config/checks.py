@@ -171,6 +171,12 @@ def _check_protocol(config: Config, path: str) -> None:
             "the scenes of emoji, which this protocol reads",
             "set config.eval.protocol to 'none'",
         )
+    if protocol in _OF_SCENES and config.model.denoiser is None:
+        found = f"config.eval.protocol = {protocol!r} with a model of points"
+        raise user_error(found, "a model of images", "set config.eval.protocol to 'none'")
+    if protocol == "edits" and (lacking := [name for name in ("text", "bbox") if name not in config.latents.segments]):
+        found = f"config.eval.protocol = 'edits' with config.latents.segments without {' and '.join(lacking)}"
+        raise user_error(found, "both, which it edits", "set config.eval.protocol to 'emoji'")
 
 
 # --------------------------------------------------------------------------------- training and sampling
@@ -281,6 +287,26 @@ def _check_guidance(sample: Sample, path: str) -> None:
             f"config.{path}.guidance = 'autoguidance' without a worse model",
             f"config.{path}.autoguidance_step, or autoguidance_workdir with an exported folder",
             "set it to the step of an early checkpoint",
+        )
+
+
+def check_worse_model(config: Config) -> None:
+    """Checks that a training keeps the checkpoint that is autoguidance's worse model until its end.
+
+    Raises:
+      UserError: that step is not written, or is deleted before training ends.
+    """
+    sample, train = config.sample, config.train
+    if sample.guidance != "autoguidance" or sample.autoguidance_workdir is not None:
+        return
+    step, every, last = sample.autoguidance_step, train.checkpoint_every_steps, train.num_steps
+    later = last // every - step // every + (last % every > 0)  # checkpoints after it
+    kept = later < train.keep_checkpoints or (train.keep_every_steps and step % train.keep_every_steps == 0)
+    if step != last and (step > last or step % every or not kept):
+        raise user_error(
+            f"config.sample.autoguidance_step = {step}, of which there is no checkpoint when training ends",
+            f"a multiple of config.train.checkpoint_every_steps = {every} that is kept, up to {last}",
+            f"correct it, or set config.train.keep_every_steps to it (now {train.keep_every_steps})",
         )
 
 

@@ -11,7 +11,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from kaleido_jax.annotate.prepare import check_records, open_prepared, prepare_records
-from kaleido_jax.config.checks import check_devices, mesh_sizes
+from kaleido_jax.config.checks import check_devices, check_worse_model, mesh_sizes
 from kaleido_jax.config.codec import open_codec
 from kaleido_jax.config.schema import Config, Train
 from kaleido_jax.config.stored import check_workdir, open_workdir
@@ -23,6 +23,7 @@ from kaleido_jax.runtime.files import refuse_address
 from kaleido_jax.runtime.mesh import make_mesh
 from kaleido_jax.runtime.workdir import locked
 from kaleido_jax.sampling.gallery import captions_to_sample
+from kaleido_jax.sampling.tokens import caption_tokens
 from kaleido_jax.train import loop
 from kaleido_jax.train.batches import make_batches
 from kaleido_jax.train.metrics import check_wandb
@@ -46,9 +47,10 @@ def fit(config: Config, workdir: str | Path) -> bool:
     SIGTERM and Ctrl-C end it after a checkpoint; in another thread than the main one it does not hear them.
 
     Raises:
-      UserError: weights, records, captions to sample or a package are missing, sizes do not fit the devices or
-        checkpoints the disk, the workdir belongs to another config or cannot hold checkpoints, or processes of the run
-        have other configs or do not share it.
+      UserError: weights, records, captions to sample or a package are missing, a caption is too long, autoguidance's
+        checkpoint would be deleted before the end, sizes do not fit the devices or checkpoints the disk, the workdir
+        belongs to another config or cannot hold checkpoints, or processes of the run have other configs or do not
+        share it.
     """
     refuse_address(workdir, "workdir")
     workdir = Path(workdir).expanduser()
@@ -69,13 +71,14 @@ def fit(config: Config, workdir: str | Path) -> bool:
         records = open_prepared(config, workdir, codec)
         # The main process read them while it prepared them; the others may hash them for hours, from a cold cache.
         distributed.barrier("records are open", RECORDS_SEC)
-        if config.train.sample_at_end:
-            captions_to_sample(config, workdir)  # a lack of them must not be found only after training
+        if config.train.sample_at_end:  # that there are none, or one is too long, must not be found only after training
+            caption_tokens(captions_to_sample(config, workdir), codec.tokenizer, config.data.max_caption_tokens)
         steps = distributed.tell("checkpoints", lambda: checkpoints.steps_of(workdir), distributed.START_SEC)
         if max(steps, default=0) >= config.train.num_steps:
             if distributed.is_main():
                 open_workdir(config, workdir)
             return False
+        check_worse_model(config)
         if distributed.is_main():
             check_disk(config, workdir, codec)
             _warn_of_start(config.train)

@@ -3,6 +3,7 @@ from operator import attrgetter
 import pytest
 
 from kaleido_jax.config import Config, fields
+from kaleido_jax.config.checks import check_worse_model
 from kaleido_jax.config.fields import MAY_CHANGE, PATH, hints_of, marked, read_type
 from kaleido_jax.config.schema import Mesh, allow
 from kaleido_jax.errors import UserError
@@ -15,6 +16,10 @@ from tests.tiny import single_net_config, tiny_config
         ({"sample__sampler": "dpmpp2m"}, "did you mean 'dpmpp_2m'"),
         ({"sample__guidance": "cad"}, "did you mean 'cads'"),
         ({"sample__guidance": "autoguidance"}, "config.sample.autoguidance_step"),
+        (
+            {"eval__protocol": "edits", "data__source": "emoji", "latents__segments": ("text", "voken")},
+            "protocol = 'edits' with config.latents.segments without bbox",
+        ),
         ({"sample__guidance_interval": (1.0,)}, "config.sample.guidance_interval = "),
         ({"sample__guidance_interval": (2.0, 1.0)}, "0 <= low < high"),
         ({"sample__cads_tau": (0.9, 0.6)}, "config.sample.cads_tau = "),
@@ -76,6 +81,30 @@ def test_what_can_work_is_taken():
     for ratio in ((2, 1), (0,)):
         with pytest.raises(UserError, match="1 numbers"):
             single_net_config(train__mixed_ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    ("step", "keep", "is_kept"),
+    [
+        (100, {}, True),
+        (75, {}, True),  # the second newest
+        (80, {}, False),  # not written
+        (125, {}, False),
+        (50, {}, False),  # deleted
+        (50, {"train__keep_every_steps": 25}, True),
+        (50, {"train__keep_every_steps": 100}, False),
+        (50, {"train__keep_checkpoints": 3}, True),
+        (50, {"sample__autoguidance_workdir": "exported"}, True),
+    ],
+)
+def test_autoguidances_worse_model_must_be_there_when_training_ends(step, keep, is_kept):
+    few = {"train__num_steps": 100, "train__checkpoint_every_steps": 25, "train__keep_checkpoints": 2} | keep
+    config = tiny_config(sample__guidance="autoguidance", sample__autoguidance_step=step, **few)
+    if is_kept:
+        check_worse_model(config)
+    else:
+        with pytest.raises(UserError, match=f"autoguidance_step = {step}, of which there is no checkpoint when"):
+            check_worse_model(config)
 
 
 @pytest.mark.parametrize(

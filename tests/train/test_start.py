@@ -72,6 +72,21 @@ def test_a_lack_of_captions_is_found_before_training(annotated, no_training, mon
     assert not (workdir / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"captions": ("fruit", "a bird " * 200)}, "of .* tokens; expected at most .*max_caption_tokens"),
+        ({"guidance": "autoguidance", "autoguidance_step": 1}, "no checkpoint when training ends"),
+    ],
+)
+def test_a_grid_that_cannot_be_drawn_is_found_before_training(annotated, no_training, changes, message):
+    config, workdir = annotated
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **changes))
+    with pytest.raises(UserError, match=message):
+        fit(config, workdir)
+    assert not (workdir / "config.json").exists()
+
+
 def test_a_disk_without_room_for_the_checkpoints_is_found_before_training(annotated, no_training, monkeypatch):
     config, workdir = annotated
     usage = shutil.disk_usage(workdir)
