@@ -46,6 +46,10 @@ def run() -> None:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 3)
+    except BrokenPipeError:
+        sys.stdout = None  # Python would flush it at the end, and fail again
+        what = "broken pipe: the program that read the output has ended"
+        _fail(str(user_error(what, "one that reads it all", "write the output to a file")), 2)
     except OSError as error:  # what the system says of a path that the user gave: missing, full, read-only, ...
         found = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _fail(str(user_error(found, "a readable and writable path", "correct the path or its permissions")), 2)

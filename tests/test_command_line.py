@@ -167,6 +167,15 @@ def test_what_the_machine_refuses_is_one_line(error, monkeypatch, capsys):
     assert error.filename is None or message.startswith(f"kaleido_jax: error: /x: {error.strerror};")
 
 
+def test_output_that_nobody_reads_any_more_is_one_line():
+    command = [sys.executable, "-m", "kaleido_jax.main", "--help"]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as `| head` does, before anything is written
+        message = process.stderr.read()
+    assert process.returncode == 2 and message.count("\n") == 1
+    assert message.startswith("kaleido_jax: error: broken pipe: the program that read the output has ended; expected")
+
+
 def test_places_where_nothing_can_be_written_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "sub", tmp_path / ("x" * 300)):
