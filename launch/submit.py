@@ -85,11 +85,19 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def commands(seeds: str | None, argv: list[str]) -> list[list[str]]:
-    """The command line of each job."""
-    if not seeds:
+    """The command line of each job; exits with one line where --seeds cannot be."""
+    if seeds is None:
         return [argv]
-    found = []
-    for seed in seeds.split(","):
+    found, names = [], [seed.strip() for seed in seeds.split(",")]
+    wrong = ""
+    if not all(name.isdecimal() for name in names) or len({*names}) < len(names):
+        wrong = f"--seeds={seeds}; expected whole numbers, each once, such as 0,1,2; correct it"
+    elif not any(word.startswith("--workdir=") for word in argv):
+        wrong = "--seeds without --workdir; expected --workdir=DIR, of which each seed gets its own; name it"
+    if wrong:
+        sys.stderr.write(f"error: {wrong}\n")
+        sys.exit(2)
+    for seed in names:
         own = [f"{word.rstrip('/')}-{seed}" if word.startswith("--workdir=") else word for word in argv]
         found.append([*own, f"--config.seed={seed}"])
     return found

@@ -268,6 +268,21 @@ def test_submit_says_what_it_would_submit():
     assert json.loads(done.stdout)["commands"] == [["--workdir=runs/a-3", "--config.seed=3"]]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds=0,,1", *WORDS], "--seeds=0,,1; expected whole numbers, each once"),
+        (["--seeds=0,0", *WORDS], "--seeds=0,0; expected"),
+        (["--seeds=", *WORDS], "--seeds=; expected"),
+        (["--seeds=0,1", "--config=emoji_combined"], "--seeds without --workdir; expected --workdir=DIR"),
+    ],
+)
+@pytest.mark.parametrize("script", ["submit.py", "xmanager.py"])
+def test_seeds_that_cannot_be_are_refused_before_a_job_waits_for_its_turn(script, options, message):
+    done = run(sys.executable, LAUNCH / script, "--dry_run", *options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
 FAKE = """import sys, pathlib
 runs = pathlib.Path(sys.argv[1])
 runs.write_text(runs.read_text() + "run ")
