@@ -6,7 +6,7 @@ import numpy as np
 
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.npz import Npz
-from kaleido_jax.interop.files.safetensors import Safetensors
+from kaleido_jax.interop.files.safetensors import Safetensors, is_safetensors
 from kaleido_jax.interop.files.torch_legacy import HEAD, TorchLegacy
 from kaleido_jax.interop.files.torch_zip import TorchZip
 from kaleido_jax.interop.source import Source, read_weight
@@ -22,8 +22,15 @@ def open_weights(path: Path, what: str) -> Source:
         raise user_error(f"no file {path}", what, "correct the path or fetch the weights")
     if path.suffix == ".npz":
         return Npz(path)
-    if path.suffix == ".safetensors":
-        return Safetensors(path)
+    return Safetensors(path) if is_safetensors(path) else open_torch(path)
+
+
+def open_torch(path: Path) -> Source:
+    """The state dict of a file of torch.save, of any age.
+
+    Raises:
+      UserError: damaged, or not such a file.
+    """
     with path.open("rb") as file:
         old = file.read(len(HEAD)) == HEAD
     return TorchLegacy(path) if old else TorchZip(path)

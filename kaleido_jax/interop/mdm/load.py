@@ -15,7 +15,7 @@ import numpy as np
 from kaleido_jax.config.schema import Diffusion, UNet
 from kaleido_jax.errors import user_error
 from kaleido_jax.interop.files.safetensors import PICKLES, Safetensors, is_pickle, is_safetensors
-from kaleido_jax.interop.files.torch_zip import TorchZip
+from kaleido_jax.interop.files.weights import open_torch
 from kaleido_jax.interop.mdm import layout as mdm
 from kaleido_jax.interop.source import Source
 from kaleido_jax.runtime.files import read_json, refuse_lfs_pointer
@@ -49,7 +49,7 @@ def open_denoiser(path: Path) -> Source:
         raise user_error(
             f"{path} is a folder without safetensors", "a file", f"name {pickles[0] if pickles else 'one'}"
         )
-    source = TorchZip(path) if path.is_file() and is_pickle(path) else Safetensors(path)
+    source = open_torch(path) if path.is_file() and is_pickle(path) else Safetensors(path)
     leaves = {tuple(n.split("/")[1:]): n for n in source.names if n.startswith(f"{PART}/")}
     if leaves:
         shapes = {path: source.shape(name) for path, name in leaves.items()}

@@ -5,6 +5,7 @@ import os
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from kaleido_jax.errors import UserError
 from kaleido_jax.interop.files.torch_legacy import TorchLegacy
@@ -39,7 +40,8 @@ def test_the_format_is_recognized_by_its_first_bytes(tmp_path):
     old = torch_files.write_legacy(tmp_path / "old.pth", STATE)
     new = torch_files.write(tmp_path / "new.pth", STATE)
     np.savez(tmp_path / "x.npz", **STATE)
-    opened = {path: open_weights(path, "weights") for path in (old, new, tmp_path / "x.npz")}
+    save_file(STATE, tmp_path / "x.sft")
+    opened = {path: open_weights(path, "weights") for path in (old, new, tmp_path / "x.npz", tmp_path / "x.sft")}
     assert isinstance(opened[old], TorchLegacy) and isinstance(opened[new], TorchZip)
     for source in opened.values():
         for name, array in read_float32(source).items():

@@ -101,6 +101,12 @@ def test_a_pth_becomes_ours_and_ml_mdms_again(pth, params, state, tmp_path, caps
     same(load_file(tmp_path / "again" / "model.safetensors"), ours)
 
 
+def test_a_pth_of_an_older_torch_is_read_too(state, tmp_path):
+    path = torch_files.write_legacy(tmp_path / "old.pth", state)
+    convert(path, tmp_path / "mdm", "mdm")
+    same(load_file(tmp_path / "mdm" / "model.safetensors"), state)
+
+
 def test_the_config_beside_the_weights_is_that_of_the_net(pth, tmp_path):
     convert(pth, tmp_path / "ours", "kaleido")
     written = json.loads((tmp_path / "ours" / "denoiser.json").read_text())
