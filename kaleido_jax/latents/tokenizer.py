@@ -207,8 +207,11 @@ def _read(path: Path | Traversable | str) -> bytes:
 
 def _load(model: bytes, path: Path | Traversable | str) -> sentencepiece.SentencePieceProcessor:
     pieces = sentencepiece.SentencePieceProcessor()
-    is_pointer = model.startswith(b"version https://git-lfs")
-    do = "it is a git-LFS pointer: run `git lfs pull`" if is_pointer else "download the raw file again"
+    do = "download the raw file again"
+    if model.startswith(b"version https://git-lfs"):
+        do = "it is a git-LFS pointer: run `git lfs pull`"
+    elif model.startswith(b"{"):
+        do = "it is JSON, as Hugging Face's tokenizer.json: name the spiece.model beside it"
     expected = "a sentencepiece model"
     try:
         # Empty bytes mean "no model yet" to the library and would fail only later.

@@ -95,7 +95,11 @@ def test_half_a_surrogate_pair_is_refused_in_one_line(t5):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<!DOCTYPE html><html>Sign in</html>", b"", b"version https://git-lfs.github.com/spec/v1\n"]
+    "content",
+    [
+        *(b"<!DOCTYPE html><html>Sign in</html>", b"", b"version https://git-lfs.github.com/spec/v1\n"),
+        b'{\n  "version": "1.0",\n  "model": {"type": "Unigram"}\n}',  # tokenizer.json
+    ],
 )
 def test_file_that_is_no_model_is_reported_in_one_line(tmp_path, content):
     path = tmp_path / "spiece.model"
@@ -103,5 +107,6 @@ def test_file_that_is_no_model_is_reported_in_one_line(tmp_path, content):
     with pytest.raises(UserError, match=r"is not a model file; expected a sentencepiece model") as error:
         Tokenizer(path)
     assert "\n" not in str(error.value) and ("git lfs pull" in str(error.value)) == (b"git-lfs" in content)
+    assert ("name the spiece.model beside it" in str(error.value)) == content.startswith(b"{")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(str(tmp_path / "absent"), 8)
