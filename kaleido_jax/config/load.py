@@ -4,6 +4,7 @@ import ast
 import inspect
 import io
 import itertools
+import os
 import re
 import runpy
 import tokenize
@@ -161,13 +162,13 @@ def _with_own_vocabulary(values: dict[str, Any], folder: Path) -> dict[str, Any]
 
 def _no_config(name: str) -> UserError:
     folder = Path(name).parent
-    if "/" in name and folder.is_dir():
-        known = {path.stem: str(path) for path in sorted(folder.glob("*.py"))}
-    else:
-        known = {path.stem: path.stem for path in sorted(SHIPPED.glob("*.py"))}
+    if os.path.isdir(name):  # also of a name too long for a file
+        return user_error(f"no config in the folder {name[:200]}", f"{CONFIG} in it", "name a config's file")
+    known = {path.stem: str(path) for path in sorted(folder.glob("*.py"))} if "/" in name and folder.is_dir() else {}
+    known = known or {path.stem: path.stem for path in sorted(SHIPPED.glob("*.py"))}
     near = nearest(Path(name).stem, known)
     do = f"did you mean {known[near]}?" if near else "correct --config"
-    return user_error(f"no config {name[:200]}", f"a file or a name such as {', '.join(known.values()) or 'none'}", do)
+    return user_error(f"no config {name[:200]}", f"a file or a name such as {', '.join(known.values())}", do)
 
 
 def check_model(name: str) -> None:

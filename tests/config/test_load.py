@@ -24,6 +24,8 @@ def test_a_config_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
     assert load_config("emoji_combined") == by_path
     assert load_config("cc12m:text").latents.segments == ("text",)
     assert "did you mean emoji_combined?" in refusal("emojy_combined")
+    assert f"no config in the folder {tmp_path}; expected config.json in it" in refusal(tmp_path)
+    assert "did you mean emoji_combined?" in refusal(tmp_path / "emojy_combined")  # beside no config at all
 
 
 def test_keywords_change_fields_and_unknown_ones_name_the_nearest():
