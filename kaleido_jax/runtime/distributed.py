@@ -358,7 +358,8 @@ def _place(coordinator: str | None, count: int | None, index: int | None) -> Pla
         raise user_error(
             f"--process_id={index} with --num_processes={count}", f"0 to {count - 1}", "number the processes from 0"
         )
-    if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdigit():
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
         raise user_error(f"--coordinator={coordinator}", "HOST:PORT", "name process 0's machine and a free port of it")
     return Place(coordinator=coordinator, count=count, index=index, devices=devices)
 

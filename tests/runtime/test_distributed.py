@@ -103,6 +103,8 @@ def test_a_coordinator_completes_what_a_launcher_tells(place):
         ({}, (None, 2, 0), "without --coordinator; expected"),
         ({}, ("a:1", 2, 2), "--process_id=2 with --num_processes=2; expected 0 to 1"),
         ({}, ("a", 2, 1), "--coordinator=a; expected HOST:PORT"),
+        ({}, ("a:99999", 2, 0), "--coordinator=a:99999; expected HOST:PORT"),
+        ({}, ("a:0", 2, 0), "--coordinator=a:0; expected HOST:PORT"),
         ({"JAX_NUM_PROCESSES": "two"}, (None, None, None), "JAX_NUM_PROCESSES=two; expected a whole number"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, (None, None, None), "(started by Open MPI) without --coordinator"),
         (
