@@ -5,7 +5,7 @@ Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --w
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
           emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-exported" and
           ":claim-exported-kinds" are of what `export` made of them and another machine has in runs/claim/MODEL-SEED and
-          with --step=1500 in runs/claim/half-MODEL-SEED, or of a short training on a CPU in runs/claim/short-MODEL-SEED.
+          with --step=1500 in runs/claim/half-MODEL-SEED, or of a short training in runs/claim/short-MODEL-SEED.
           ":claim-cpu" and ":claim-cpu-controls" are of those that a CPU has trained (emoji_cpu, emoji_cpu_controls),
           and ":claim-cpu-first" of the first of them. docs/results/emoji.md has the results, and how the models were
           made. Fields change by --sweep.KEY=VALUE.
