@@ -5,10 +5,9 @@ Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_emoji.py --w
           emoji-tiny. ":claim" and ":claim-controls" are of the models that `python launch/experiments.py emoji
           emoji_controls` trains by configs/claim_emoji.py, and want an accelerator; ":claim-exported" and
           ":claim-exported-kinds" are of what `export` made of them and another machine has in runs/claim/MODEL-SEED and
-          with --step=1500 in runs/claim/half-MODEL-SEED, or of a short training in runs/claim/short-MODEL-SEED.
-          ":claim-cpu" and ":claim-cpu-controls" are of those that a CPU has trained (emoji_cpu, emoji_cpu_controls),
-          and ":claim-cpu-first" of the first of them. docs/results/emoji.md has the results, and how the models were
-          made. Fields change by --sweep.KEY=VALUE.
+          with --step=1500 in runs/claim/half-MODEL-SEED. ":claim-cpu" and ":claim-cpu-controls" are of those that a CPU
+          has trained (emoji_cpu, emoji_cpu_controls), and ":claim-cpu-first" of the first of them.
+          docs/results/emoji.md has the results. Fields change by --sweep.KEY=VALUE.
 Hardware: one CPU core draws about six guided images a second
 """
 
@@ -140,10 +139,9 @@ def claim_exported_kinds() -> tuple[SweptModel, ...]:
     return (
         exported("Kaleido, text", "text", worse=("runs/claim/half-text-0",)),
         exported("Kaleido, bbox", "bbox", worse=("runs/claim/half-bbox-0",)),
-        # Of these no early checkpoint was kept: the worse one is a short training of its own.
-        exported("Kaleido, blob", "blob", worse=("runs/claim/short-blob-0",)),
-        exported("Kaleido, voken", "voken", worse=("runs/claim/short-voken-0",)),
-        exported("oracle", "oracle", worse=("runs/claim/short-oracle-0",)),
+        exported("Kaleido, blob", "blob", worse=("runs/claim/half-blob-0",)),
+        exported("Kaleido, voken", "voken", worse=("runs/claim/half-voken-0",)),
+        exported("oracle", "oracle", worse=("runs/claim/half-oracle-0",)),
         exported("Kaleido, z of another", "combined", rules=("CFG",), shuffled=True),
         exported("Kaleido, temperature 0.7", "combined", rules=("CFG",), sample=("temperature=0.7",)),
         exported("Kaleido, temperature 1.3", "combined", rules=("CFG",), sample=("temperature=1.3",)),
