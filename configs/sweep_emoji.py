@@ -92,6 +92,7 @@ def claim_models(cpu: bool) -> tuple[SweptModel, ...]:
         ("Kaleido, voken", "voken", {}),
         ("oracle", "oracle", {}),
         ("Kaleido, z of another", "combined", {"shuffled": True}),
+        ("Kaleido, one z", "combined", {"same_z": True}),
         ("Kaleido, temperature 0.7", "combined", {"sample": ("temperature=0.7",)}),
         ("Kaleido, temperature 1.3", "combined", {"sample": ("temperature=1.3",)}),
     )
@@ -143,6 +144,7 @@ def claim_exported_kinds() -> tuple[SweptModel, ...]:
         exported("Kaleido, voken", "voken", worse=("runs/claim/half-voken-0",)),
         exported("oracle", "oracle", worse=("runs/claim/half-oracle-0",)),
         exported("Kaleido, z of another", "combined", rules=("CFG",), shuffled=True),
+        exported("Kaleido, one z", "combined", rules=("CFG",), same_z=True),
         exported("Kaleido, temperature 0.7", "combined", rules=("CFG",), sample=("temperature=0.7",)),
         exported("Kaleido, temperature 1.3", "combined", rules=("CFG",), sample=("temperature=1.3",)),
     )
@@ -157,6 +159,7 @@ BUNDLED = (
 CONTROLS = (
     BUNDLED[1],
     SweptModel(name="z of another", paths=("emoji-tiny",), shuffled=True),
+    SweptModel(name="one z", paths=("emoji-tiny",), same_z=True),
     SweptModel(name="temperature 0.7", paths=("emoji-tiny",), sample=("temperature=0.7",)),
     SweptModel(name="temperature 1.3", paths=("emoji-tiny",), sample=("temperature=1.3",)),
 )

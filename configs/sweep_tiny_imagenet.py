@@ -2,7 +2,7 @@
 
 Command:  python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny/sweep
           ":cpu" is of those that a CPU has trained, --workdir=runs/tiny_cpu/sweep, with 1,500 images a cell;
-          ":cpu-compared" of the two with three trainings alone, under two rules, in the same folder.
+          ":cpu-compared" of those with three trainings alone, under two rules, in the same folder.
           --sweep.reference=DIR names the real images, SUPERCLASS/SUBCLASS/IMAGE, which should be at the
           models' size and quality (examples/tiny_imagenet.py).
 Hardware: one GPU, on which nobody has run it yet; docs/results/tiny-imagenet.md has ":cpu-compared"
@@ -32,6 +32,8 @@ def get_config(variant: str = "all") -> ConfigDict:
         paths = tuple(f"runs/tiny{'_cpu' * cpu}/{model}-{seed}" for seed in range(3 if model in SEVERAL else 1))
         few = {"rules": ("CFG", "interval")} if cpu and model not in SEVERAL else {}
         models.append(SweptModel(name=name, paths=paths, worse=paths, worse_step=first, **few))
+        if model == "both":
+            models.append(SweptModel(name=f"{name}, one z", paths=paths, rules=("CFG",), same_z=True))
     sweep = Sweep(
         name="Tiny ImageNet, 10 superclasses of 5 classes",
         protocol="classes",
@@ -49,6 +51,7 @@ def get_config(variant: str = "all") -> ConfigDict:
         few = {"protocol": "classes-1500", "num_samples": 1_500, "num_reference": 1_500}
         sweep = dataclasses.replace(sweep, **few, gammas=(1.0, 2.0, 4.0), chunk=50)
     if variant == "cpu-compared":
-        compared = [dataclasses.replace(model, rules=("CFG", "interval")) for model in models if len(model.paths) > 1]
-        sweep = dataclasses.replace(sweep, models=tuple(compared))
+        compared = [model for model in models if len(model.paths) > 1]
+        few = [dataclasses.replace(model, rules=model.rules or ("CFG", "interval")) for model in compared]
+        sweep = dataclasses.replace(sweep, models=tuple(few))
     return ConfigDict(dataclasses.asdict(sweep))

@@ -21,6 +21,7 @@ class SweptModel:
     worse_step: Whole = 0  # the checkpoint of `worse`, where it is a workdir; a rule's autoguidance_step names another
     sample: tuple[str, ...] = ()  # "FIELD=VALUE" of config.sample for this model, e.g. ("temperature=0.7",)
     shuffled: bool = False  # each image gets the z of another one of its caption: a control
+    same_z: bool = False  # all images of a caption get the z of its first one: another control
     rules: tuple[str, ...] = ()  # names of those it is drawn under; () = all
 
 
@@ -102,6 +103,9 @@ def _check(sweep: Sweep, path: str) -> None:
         if not model.paths or len(model.worse) not in (0, len(model.paths)):
             found = f"model {model.name!r} with {len(model.paths)} paths and {len(model.worse)} worse ones"
             raise user_error(found, "one path or more, and as many worse ones or none", "correct sweep.models")
+        if model.shuffled and model.same_z:
+            found = f"model {model.name!r} with shuffled and with same_z"
+            raise user_error(found, "one of them at most", "make two models of it")
         if unknown := {*model.rules} - {rule.name for rule in sweep.rules}:
             known = f"names among {', '.join(rule.name for rule in sweep.rules)}"
             raise user_error(f"model {model.name!r} under {', '.join(sorted(unknown))}", known, "correct its rules")

@@ -44,6 +44,7 @@ def draw(
     folder: Path,
     shuffled: bool = False,
     chunk: int = 0,
+    same_z: bool = False,
 ) -> Drawn:
     """`number` images of the captions in turn; what the folder holds already is not drawn again.
 
@@ -56,6 +57,7 @@ def draw(
       folder: of the samples of all cells.
       shuffled: each image gets the z of another image of its caption.
       chunk: images that the pipeline samples at once.
+      same_z: all images of a caption get the z of its first one.
 
     Raises:
       FloatingPointError: samples are not finite.
@@ -70,6 +72,8 @@ def draw(
     z = _latents(pipeline, sample, [captions[kind] for kind in kinds], seed, folder / "latents" / source, part)
     if shuffled and z:
         z, source = [z[i] for i in _other_of_caption(kinds, seed)], f"{source} of {number}, shuffled"
+    if same_z and z:
+        z, source = [z[kind] for kind in kinds], f"{source}, the first of each"
     tokens = [row.spelled(pipeline.codec) for row in z]
     name = fingerprint(json.dumps([recipe["model"], recipe["sample"], source if z else "", *common]))
 

@@ -151,7 +151,8 @@ class SweepRun:
             "captions": self.measure.captions,
             "modes": fingerprint(json.dumps(modes), self.measure.identity),
         }
-        return json.loads(json.dumps(of | measured_by | {"shuffled": model.shuffled, "shown": self.sweep.shown}))
+        control = {"shuffled": model.shuffled} | ({"same_z": True} if model.same_z else {})
+        return json.loads(json.dumps(of | measured_by | control | {"shown": self.sweep.shown}))
 
     def _stamp(self, cell: Cell, of: dict[str, Any]) -> dict[str, Any]:
         sample, prior = cell.sample, ""
@@ -159,6 +160,7 @@ class SweepRun:
         if config.latents.segments:
             prior = f"temperature {sample.temperature:g}, top_k {sample.top_k}, top_p {sample.top_p:g}"
             prior += ", grammar" * sample.grammar + ", shuffled" * cell.model.shuffled
+            prior += ", one for each caption" * cell.model.same_z
         return {
             "checkpoint": of["model"]["weights"],
             "prior": prior,
@@ -193,7 +195,7 @@ class SweepRun:
     def _drawn(self, model: SweptModel, training: int, sample: Sample, number: int, seed: int) -> Drawn:
         pipeline = self._pipeline(model, training, sample)
         captions, chunk = self.measure.captions, self.sweep.chunk
-        return draw(pipeline, sample, captions, number, seed, self.folder, model.shuffled, chunk)
+        return draw(pipeline, sample, captions, number, seed, self.folder, model.shuffled, chunk, model.same_z)
 
     def _pipeline(self, model: SweptModel, training: int, sample: Sample) -> KaleidoPipeline:
         """One model is loaded at a time, with the worse one that the sample needs."""

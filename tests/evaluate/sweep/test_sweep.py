@@ -304,6 +304,15 @@ def test_shuffled_latents_are_those_of_other_images_of_the_same_caption(tmp_path
     assert len(list(tmp_path.glob("images/*"))) == 2 and len(list(tmp_path.glob("latents/*"))) == 1
 
 
+def test_a_caption_has_one_z_where_that_is_asked_for_and_other_noise_for_each_image(tmp_path):
+    model, captions = PretendedModel(), ("fruit", "bird", "heart")
+    sample = model.override({"gamma": 2.0})
+    own = draw(model, sample, captions, 30, 0, tmp_path)
+    same = draw(model, sample, captions, 30, 0, tmp_path, same_z=True)
+    assert [z.tokens for z in same.z] == [own.z[kind].tokens for kind in same.captions]
+    assert len(list(tmp_path.glob("images/*"))) == 2 and len(list(tmp_path.glob("latents/*"))) == 1
+
+
 def test_more_samples_of_the_same_settings_keep_those_that_are_there(pretending, tmp_path):
     model = PretendedModel()
     sample = model.override({})
@@ -500,6 +509,7 @@ def test_flags_that_do_not_go_together_are_refused(flags, said):
             {"models": (SweptModel(name="a", paths=("b",), rules=("CFG", "APG")),)},
             "model 'a' under APG",
         ),
+        ({"models": (SweptModel(name="a", paths=("b",), shuffled=True, same_z=True),)}, "'a' with shuffled and"),
         ({"gammas": (1.0, 1.0)}, "sweep.gammas"),
         ({"sample": ("num_stepz=3",)}, "num_stepz"),
         ({"sample": ("num_steps",)}, "FIELD=VALUE"),
