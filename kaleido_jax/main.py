@@ -40,6 +40,7 @@ def run() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not stop the run
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()  # what fails there, Python would tell in its own words as it ends
     except MissingProcess as error:
         _fail(str(error), 4)
     except UserError as error:
@@ -47,7 +48,7 @@ def run() -> None:
     except FloatingPointError as error:
         _fail(str(error), 3)
     except BrokenPipeError:
-        sys.stdout = None  # Python would flush it at the end, and fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is buffered, which Python flushes as it ends
         what = "broken pipe: the program that read the output has ended"
         _fail(str(user_error(what, "one that reads it all", "write the output to a file")), 2)
     except OSError as error:  # what the system says of a path that the user gave: missing, full, read-only, ...

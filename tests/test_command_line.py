@@ -167,9 +167,11 @@ def test_what_the_machine_refuses_is_one_line(error, monkeypatch, capsys):
     assert error.filename is None or message.startswith(f"kaleido_jax: error: /x: {error.strerror};")
 
 
-def test_output_that_nobody_reads_any_more_is_one_line():
-    command = [sys.executable, "-m", "kaleido_jax.main", "--help"]
-    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_any_more_is_one_line(unbuffered):
+    command, env = [sys.executable, "-m", "kaleido_jax.main", "--help"], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPO, env=env, **pipes) as process:
         process.stdout.close()  # as `| head` does, before anything is written
         message = process.stderr.read()
     assert process.returncode == 2 and message.count("\n") == 1
