@@ -55,7 +55,7 @@ def check_files(folder):
     assert recipe["rows"][0]["latents"]["text"] == "a small red apple, lower left, upright, on blue"
     assert recipe == {**recipe, "seed": 1} and recipe["rows"][0]["noise_indices"] == [0]
     assert Image.open(folder / "edit.png").width > 3 * 256
-    assert (folder / "runs" / "mine" / "checkpoints" / "2").is_dir()
+    assert (folder / "runs" / "python" / "checkpoints" / "2").is_dir()
 
 
 # Run behind the script, on its variables.

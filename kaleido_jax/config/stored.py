@@ -60,10 +60,10 @@ def check_workdir(config: Config, workdir: Path) -> None:
 
 
 def _default(key: str) -> Any:
-    """The default of a field in its own group, as JSON has it."""
+    """The default of a field in its own group, as JSON has it; None for a whole group, such as a net."""
     group, _, name = key.rpartition(".")
     kind = read_type(field_type(Config, group)).group if group else Config
-    return json.loads(json.dumps(getattr(kind(), name)))
+    return json.loads(json.dumps(getattr(kind(), name), default=lambda group: None))
 
 
 def _only_moved(key: str, was: Any, now: Any, workdir: Path) -> bool:

@@ -51,6 +51,14 @@ def test_nets_of_another_depth_are_still_different(tmp_path):
         check_workdir(single_net_config(), tmp_path / "two")
 
 
+def test_a_workdir_of_points_has_no_images_net(tmp_path):
+    points = tiny_config(model__denoiser=None, model__point_denoiser={"dim": 2, "width": 16, "num_layers": 2})
+    open_workdir(points, tmp_path)
+    check_workdir(points, tmp_path)
+    with pytest.raises(UserError, match="belongs to another config"):
+        check_workdir(tiny_config(), tmp_path)
+
+
 # ------------------------------------------------------------------------- a vocabulary of one's own
 def own_vocabulary(path):
     path.write_bytes(resources.files("kaleido_jax").joinpath("assets/emoji/spiece.model").read_bytes())
