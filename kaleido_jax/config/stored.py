@@ -44,8 +44,8 @@ def check_workdir(config: Config, workdir: Path) -> None:
     stored = identity(values)
     mine, defaults = (identity(dataclasses.asdict(c)) for c in (config, Config()))
     groups = {key.rpartition(".")[0] for key in stored}  # also those that are None by default, such as an inner net
-    young = [key for key in mine if key in defaults or key.rpartition(".")[0] in groups]
-    stored = {key: _default(key) for key in young} | stored
+    young = [key for key in mine.keys() - stored.keys() if key in defaults or key.rpartition(".")[0] in groups]
+    stored |= {key: _default(key) for key in young}
     different = sorted(key for key in stored | mine if stored.get(key) != mine.get(key))
     different = [key for key in different if not _only_moved(key, stored.get(key), mine.get(key), workdir)]
     if different:
