@@ -8,7 +8,7 @@ Command:  python examples/tiny_imagenet.py --npz=TRAIN.npz --out=data/train --si
           python -m kaleido_jax.main evaluate --sweep=configs/sweep_tiny_imagenet.py --workdir=runs/tiny/sweep
           `python launch/experiments.py tiny_imagenet` (or tiny_imagenet_cpu) does all of it but the first.
 Data:     50 classes of Tiny ImageNet in ten superclasses, 25,000 photographs of 64 px; non-commercial research alone
-Hardware: one GPU, on which nobody has run it yet. "cpu-": a core takes some 30 (baseline) to 50 minutes for a model,
+Hardware: one GPU, on which nobody has run it yet. "cpu-": a core took 9 (baseline) to 33 minutes for a model,
           which is too short for photographs (docs/results/tiny-imagenet.md)
 """
 
